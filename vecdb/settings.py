@@ -1,0 +1,98 @@
+"""One table of settings: name, type, default, bounds, and a sentence for people.
+
+The engine's settings are `ENGINE`. The server adds its own rows to the same form, so that keyword,
+flag, environment variable, TOML key and documentation all come from one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import InvalidSetting
+
+SettingValue = str | int | float | bool
+
+_KIND_NAMES = {str: "a text", int: "an integer", float: "a number", bool: "true or false"}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of a settings table. `low` and `high` are inclusive bounds of numbers."""
+
+    name: str
+    kind: type[str | int | float | bool]
+    default: SettingValue
+    doc: str
+    low: float | None = None
+    high: float | None = None
+
+    def check(self, value: Any) -> SettingValue:
+        """`value` in this setting's type; InvalidSetting says what is wrong with it."""
+        given = value
+        if self.kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if not isinstance(value, self.kind) or (self.kind is int and isinstance(value, bool)):
+            raise InvalidSetting(
+                f"setting {self.name!r} takes {_KIND_NAMES[self.kind]}, given {given!r}",
+                setting=self.name,
+            )
+        too_low = self.low is not None and not isinstance(value, str) and not value >= self.low
+        too_high = self.high is not None and not isinstance(value, str) and not value <= self.high
+        if too_low or too_high:
+            low = "any" if self.low is None else f"{self.low:g}"
+            high = "any" if self.high is None else f"{self.high:g}"
+            raise InvalidSetting(
+                f"setting {self.name!r} must be from {low} to {high}, given {given!r}",
+                setting=self.name,
+            )
+        return value
+
+    def parse(self, text: str) -> SettingValue:
+        """`check` for a value that arrives as text: a flag or an environment variable."""
+        text = text.strip()
+        try:
+            if self.kind is bool:
+                return {"1": True, "true": True, "yes": True, "on": True,
+                        "0": False, "false": False, "no": False, "off": False}[text.lower()]  # fmt: skip
+            if self.kind is int:
+                return self.check(int(text.replace("_", "")))
+            if self.kind is float:
+                return self.check(float(text))
+        except (KeyError, ValueError) as error:
+            if isinstance(error, InvalidSetting):
+                raise
+            raise InvalidSetting(
+                f"setting {self.name!r} takes {_KIND_NAMES[self.kind]}, given {text!r}",
+                setting=self.name,
+            ) from None
+        return self.check(text)
+
+
+def resolve(table: tuple[Setting, ...], given: Mapping[str, Any]) -> dict[str, SettingValue]:
+    """All settings of `table`, from `given` where named and from the defaults elsewhere."""
+    known = {row.name: row for row in table}
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise InvalidSetting(
+            f"unknown setting {unknown[0]!r}; known are: {', '.join(sorted(known))}",
+            setting=unknown[0],
+        )
+    return {row.name: row.check(given.get(row.name, row.default)) for row in table}
+
+
+GIB = 1024**3
+
+ENGINE: tuple[Setting, ...] = (
+    Setting("map_initial_bytes", int, GIB, "Size a new collection's LMDB map starts with. The file is sparse: it takes only what is written.", 1 << 20, 1 << 46),
+    Setting("map_limit_bytes", int, 1 << 42, "Size the LMDB map of one collection may grow to; beyond it writes answer STORAGE_FULL.", 1 << 20, 1 << 46),
+    Setting("exact_max_scalars", int, 8_000_000, "An `auto` collection is searched exactly while rows x dimension stays at or below this.", 0, 1 << 40),
+    Setting("index_tail_share", float, 0.25, "A build starts when fresh rows exceed this share of the indexed ones (and 10,000 rows).", 0.01, 10.0),
+    Setting("index_dead_share", float, 0.25, "The main index is built anew when this share of its rows is dead.", 0.01, 1.0),
+    Setting("build_threads", int, 0, "Threads of an index build, which runs at low priority; 0: one a core.", 0, 1024),
+    Setting("auto_build", bool, True, "Build indexes in the background as collections grow; off: only when asked.", ),
+    Setting("filter_cache_entries", int, 32, "Filter results kept a collection; each takes one byte a row.", 0, 10_000),
+    Setting("max_fields", int, 1_000, "Distinct metadata paths a collection may have.", 1, 65_535),
+)  # fmt: skip
+"""Settings of `vecdb.open(path, **settings)`."""
