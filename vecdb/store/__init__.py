@@ -1,0 +1,21 @@
+"""The only door to LMDB: what is stored, and the transactions that read and write it."""
+
+from .catalog import Catalog, not_found
+from .check import problems
+from .collection_store import CollectionStore
+from .reader import Commit, Reader, Shape, State
+from .writer import EncodedRows, Writer, checksums
+
+__all__ = [
+    "Catalog",
+    "CollectionStore",
+    "Commit",
+    "EncodedRows",
+    "Reader",
+    "Shape",
+    "State",
+    "Writer",
+    "checksums",
+    "not_found",
+    "problems",
+]

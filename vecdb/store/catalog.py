@@ -1,0 +1,147 @@
+"""Which collections and aliases a database has: names to tokens of folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import AliasNotFound, CollectionExists, CollectionNotFound, FormatMismatch
+from ..layout import CATALOG_FOLDER, CATALOG_FORMAT, CATALOG_TABLES, META_FORMAT
+from .environment import Environment
+
+_MAP_BYTES = 1 << 28
+
+
+class Catalog:
+    """Every change is one durable commit. Reads from any thread; changes from one at a time."""
+
+    def __init__(self, root: Path, *, create: bool, read_only: bool) -> None:
+        self._env = Environment(
+            root / CATALOG_FOLDER,
+            CATALOG_TABLES,
+            create=create,
+            read_only=read_only,
+            map_initial_bytes=_MAP_BYTES,
+            map_limit_bytes=1 << 40,
+        )
+        try:
+            if create:
+                self._env.write(self._stamp)
+            with self._env.read() as transaction:
+                raw = transaction.get(META_FORMAT, db=self._env.table("meta"))
+                found = 0 if raw is None else int(bytes(raw))
+            if found != CATALOG_FORMAT:
+                raise FormatMismatch(
+                    f"{root} has catalog format {found}, this version reads {CATALOG_FORMAT}; open it "
+                    "with the version of vecdb that wrote it",
+                    given=found,
+                    expected=CATALOG_FORMAT,
+                )
+        except BaseException:
+            self._env.close()
+            raise
+
+    def collections(self) -> dict[str, str]:
+        """Name to token, ordered by name."""
+        return self._all("collections")
+
+    def aliases(self) -> dict[str, str]:
+        """Alias to name of the collection, ordered by alias."""
+        names = {token: name for name, token in self.collections().items()}
+        return {a: names[t] for a, t in self._all("aliases").items() if t in names}
+
+    def token(self, name: str) -> str | None:
+        """Token of the collection with this name or alias."""
+        key = name.encode()
+        with self._env.read() as transaction:
+            for table in ("collections", "aliases"):
+                raw = transaction.get(key, db=self._env.table(table))
+                if raw is not None:
+                    return bytes(raw).decode()
+        return None
+
+    def add(self, name: str, token: str) -> None:
+        def work(transaction: Any) -> None:
+            self._refuse_taken(transaction, name)
+            transaction.put(name.encode(), token.encode(), db=self._env.table("collections"))
+
+        self._env.write(work)
+
+    def remove(self, name: str) -> str:
+        """Forgets a collection and its aliases; the token of the folder to delete."""
+
+        def work(transaction: Any) -> str:
+            token = self._pop(transaction, name)
+            aliases = self._env.table("aliases")
+            stale = [key for key, held in transaction.cursor(db=aliases) if held == token]
+            for key in stale:
+                transaction.delete(key, db=aliases)
+            return token.decode()
+
+        return self._env.write(work)
+
+    def rename(self, name: str, new_name: str) -> None:
+        def work(transaction: Any) -> None:
+            token = self._pop(transaction, name)
+            if new_name != name:
+                self._refuse_taken(transaction, new_name)
+            transaction.put(new_name.encode(), token, db=self._env.table("collections"))
+
+        self._env.write(work)
+
+    def set_alias(self, alias: str, name: str) -> None:
+        def work(transaction: Any) -> None:
+            collections = self._env.table("collections")
+            token = transaction.get(name.encode(), db=collections)
+            if token is None:
+                raise not_found(name)
+            if transaction.get(alias.encode(), db=collections) is not None:
+                raise _taken(alias, "a collection")
+            transaction.put(alias.encode(), token, db=self._env.table("aliases"))
+
+        self._env.write(work)
+
+    def drop_alias(self, alias: str) -> None:
+        def work(transaction: Any) -> None:
+            if not transaction.delete(alias.encode(), db=self._env.table("aliases")):
+                raise AliasNotFound(
+                    f"no alias {alias!r}; `list_aliases()` shows those there are", alias=alias
+                )
+
+        self._env.write(work)
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _all(self, table: str) -> dict[str, str]:
+        with self._env.read() as transaction:
+            cursor = transaction.cursor(db=self._env.table(table))
+            return {bytes(k).decode(): bytes(v).decode() for k, v in cursor}
+
+    def _pop(self, transaction: Any, name: str) -> bytes:
+        token = transaction.pop(name.encode(), db=self._env.table("collections"))
+        if token is None:
+            raise not_found(name)
+        return bytes(token)
+
+    def _refuse_taken(self, transaction: Any, name: str) -> None:
+        for table, what in (("collections", "a collection"), ("aliases", "an alias")):
+            if transaction.get(name.encode(), db=self._env.table(table)) is not None:
+                raise _taken(name, what)
+
+    def _stamp(self, transaction: Any) -> None:
+        meta = self._env.table("meta")
+        if transaction.get(META_FORMAT, db=meta) is None:
+            transaction.put(META_FORMAT, str(CATALOG_FORMAT).encode(), db=meta)
+
+
+def not_found(name: str) -> CollectionNotFound:
+    return CollectionNotFound(
+        f"no collection {name!r}; `list_collections()` shows those there are", collection=name
+    )
+
+
+def _taken(name: str, what: str) -> CollectionExists:
+    return CollectionExists(
+        f"the name {name!r} is taken by {what}; choose another or drop that first", name=name
+    )

@@ -1,0 +1,216 @@
+"""One LMDB environment: opening, short transactions, growth of the map, errors in our own words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lmdb
+
+from ..errors import Closed, Corrupted, FormatMismatch, Internal, StorageFull, VecdbError
+from ..layout import DATA_FILE
+
+Result = TypeVar("Result")
+
+_MAX_READERS = 1_024
+_LITTLE_ROOM_BYTES = 16 << 20
+
+
+class Environment:
+    """An LMDB environment with named tables.
+
+    Any thread may read; the caller sees to it that one thread at a time writes. Transactions must be
+    short: an open one keeps LMDB from reusing pages, and the map cannot grow while one is open.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        tables: tuple[str, ...],
+        *,
+        create: bool,
+        read_only: bool,
+        map_initial_bytes: int,
+        map_limit_bytes: int,
+    ) -> None:
+        self.folder = folder
+        self.map_limit_bytes = map_limit_bytes
+        self._pid = os.getpid()
+        self._gate = threading.Condition()
+        self._open_transactions = 0
+        self._mine = threading.local()
+        self._growing = False
+        self._closed = False
+        data_file = folder / DATA_FILE
+        if not create and not data_file.is_file():
+            raise Corrupted(f"{data_file} is missing; restore it from a backup")
+        # LMDB takes the larger of the file's own size and this one.
+        size = min(map_initial_bytes, map_limit_bytes)
+        if data_file.is_file():
+            size = max(size, data_file.stat().st_size)
+        with _in_our_words(folder):
+            self._env = lmdb.open(
+                str(folder),
+                map_size=size,
+                max_dbs=len(tables),
+                max_readers=_MAX_READERS,
+                readonly=read_only,
+                create=create,
+                meminit=False,
+                # The kernel's read-ahead doubles the memory of random reads of single records.
+                readahead=False,
+            )
+            try:
+                self._tables = {t: self._env.open_db(t.encode(), create=create) for t in tables}
+            except lmdb.NotFoundError:
+                self._env.close()
+                raise FormatMismatch(
+                    f"{data_file} is not a file of this version of vecdb: a table is missing"
+                ) from None
+            except BaseException:
+                self._env.close()
+                raise
+
+    def table(self, name: str) -> Any:
+        return self._tables[name]
+
+    @contextmanager
+    def read(self) -> Iterator[Any]:
+        """A read transaction whose values are buffers into the map, valid until it ends."""
+        self._enter()
+        try:
+            with _in_our_words(self.folder):
+                try:
+                    transaction = self._env.begin(buffers=True)
+                except lmdb.MapResizedError:
+                    # Another process has made the file larger than our map.
+                    self._leave()
+                    self._resize(0)
+                    self._enter()
+                    transaction = self._env.begin(buffers=True)
+                with transaction:
+                    yield transaction
+        finally:
+            self._leave()
+
+    def write(self, work: Callable[[Any], Result]) -> Result:
+        """Runs `work(transaction)` and commits durably; if it raises, nothing is written.
+
+        `work` runs again from the start when the map had to grow, so it must keep its results to
+        itself until it returns. Raises StorageFull when the disk or the map limit is reached.
+        """
+        while True:
+            self._enter()
+            try:
+                with _in_our_words(self.folder), self._env.begin(write=True) as transaction:
+                    return work(transaction)
+            except _MapFull:
+                pass
+            finally:
+                self._leave()
+            size = self._env.info()["map_size"]
+            if size >= self.map_limit_bytes:
+                raise StorageFull(
+                    f"the LMDB map of {self.folder} is full at {size} bytes, its limit; nothing was "
+                    "written. Raise map_limit_bytes, or delete records and compact",
+                    limit_bytes=size,
+                )
+            self._resize(min(2 * size, self.map_limit_bytes))
+
+    def map_bytes(self) -> tuple[int, int]:
+        """(bytes of the map in use, bytes it may grow to)."""
+        self._enter()
+        try:
+            info, stat = self._env.info(), self._env.stat()
+        finally:
+            self._leave()
+        return (info["last_pgno"] + 1) * stat["psize"], self.map_limit_bytes
+
+    def close(self) -> None:
+        """Waits for running transactions, then closes. Later calls raise Closed."""
+        with self._gate:
+            if self._closed:
+                return
+            self._closed = True
+            self._gate.wait_for(lambda: self._open_transactions == 0)
+            self._env.close()
+
+    def _enter(self) -> None:
+        depth = getattr(self._mine, "depth", 0)
+        with self._gate:
+            # A thread inside a transaction must not wait for the growth that waits for that transaction.
+            if self._growing and not depth:
+                self._gate.wait_for(lambda: not self._growing)
+            if self._closed:
+                raise Closed(f"{self.folder} is closed; open the database again")
+            if os.getpid() != self._pid:
+                raise Closed("the database was opened before a fork; open it again in this process")
+            self._open_transactions += 1
+        self._mine.depth = depth + 1
+
+    def _leave(self) -> None:
+        self._mine.depth -= 1
+        with self._gate:
+            self._open_transactions -= 1
+            if not self._open_transactions:
+                self._gate.notify_all()
+
+    def _resize(self, map_size_bytes: int) -> None:
+        with self._gate:
+            self._growing = True
+            try:
+                self._gate.wait_for(lambda: self._open_transactions == 0)
+                if not self._closed:
+                    self._env.set_mapsize(map_size_bytes)
+            finally:
+                self._growing = False
+                self._gate.notify_all()
+
+
+class _MapFull(Exception):
+    pass
+
+
+@contextmanager
+def _in_our_words(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (VecdbError, lmdb.MapResizedError, lmdb.NotFoundError):
+        raise
+    except lmdb.MapFullError:
+        raise _MapFull from None
+    except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError) as error:
+        raise Corrupted(f"{folder / DATA_FILE} is damaged ({error}); restore a backup") from error
+    except (lmdb.VersionMismatchError, lmdb.InvalidError) as error:
+        raise FormatMismatch(
+            f"{folder / DATA_FILE} is not a file of this LMDB version ({error})"
+        ) from error
+    except lmdb.DiskError as error:
+        raise _full_or_internal(folder, str(error)) from error
+    except lmdb.Error as error:
+        raise _full_or_internal(folder, str(error)) from error
+
+
+def _full_or_internal(folder: Path, text: str) -> VecdbError:
+    full = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), os.strerror(errno.EFBIG))
+    # LMDB reports a write that was cut short as EIO, whatever cut it.
+    cut_short = os.strerror(errno.EIO) in text and _room_bytes(folder) < _LITTLE_ROOM_BYTES
+    if cut_short or any(words in text for words in full):
+        return StorageFull(f"no space left for {folder}; nothing was written. Free some and repeat")
+    return Internal(f"LMDB refused: {text} ({folder})")
+
+
+def _room_bytes(folder: Path) -> int:
+    """How far the data file can still grow, by the disk and by the process's limit of file sizes."""
+    disk = os.statvfs(folder)
+    room = disk.f_bavail * disk.f_frsize
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY:
+        room = min(room, limit - (folder / DATA_FILE).stat().st_size)
+    return room
