@@ -1,0 +1,244 @@
+"""Metadata as typed columns in memory, one per dotted path: what filters are evaluated on.
+
+Derived data: built from the stored metadata at open, extended by each commit. A value is a tag (its
+type, one byte) and 64 bits (the int, the float's bits, microseconds since 1970, or the code of a
+string), so a field costs 9 bytes a row plus its distinct strings, each about 150 bytes and its text.
+Null and missing are the same and take nothing. A list marks its row; its elements lie in arrays of
+their own, 17 bytes each.
+
+Threads: one writer extends, any number of readers evaluate rows below an `n_rows` they read, without
+a lock. It holds because nothing a reader may look at ever changes: values are written behind
+`n_rows`, which is published last; a full array is replaced by a longer copy; strings are only added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import Internal, LimitExceeded
+from .pivot import LIST, MISSING, N_TAGS, STRING, ColumnBatch, Values
+
+__all__ = ["Cells", "Column", "ColumnBatch", "Columns"]
+
+_T = TypeVar("_T", np.uint8, np.int64)
+_SMALLEST = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """A run of values of one column, as a predicate sees them; views that must not be written.
+
+    Values whose tag is not the wanted one hold any bits, so every test must ask the tag too.
+    """
+
+    tags: NDArray[np.uint8]
+    """Shape (n,)."""
+    data: NDArray[np.int64]
+    """Shape (n,)."""
+    counts: NDArray[np.int64]
+    """Values by tag, shape (N_TAGS,), of the whole column; 0 means that the tag does not occur."""
+    strings: list[str]
+    """The column's distinct strings by code; longer than needed when the writer is at work."""
+    codes: Mapping[str, int]
+    wanted: Callable[[], NDArray[np.bool_]]
+    """Makes a mask, shape (n,): where the answer matters; elsewhere it may be anything."""
+    interrupt: Callable[[], None]
+    """Called now and then in long loops; raises to give up, as at a deadline."""
+
+
+class _Store:
+    """Tags and data that grow; `counts` by tag, of all that was written."""
+
+    def __init__(self) -> None:
+        self.tags = np.zeros(0, np.uint8)
+        self.data = np.zeros(0, np.int64)
+        self.counts = np.zeros(N_TAGS, np.int64)
+
+    def reserve(self, n: int) -> None:
+        if n > len(self.tags):
+            capacity = _capacity(n)
+            self.tags = _grown(self.tags, capacity)
+            self.data = _grown(self.data, capacity)
+
+    def write(
+        self, at: slice | NDArray[np.int64], values: Values, codes: NDArray[np.int64]
+    ) -> None:
+        data = values.data
+        if len(codes):
+            strings = values.tags == STRING
+            data = np.where(strings, codes.take(data, mode="clip"), data)
+        self.counts += np.bincount(values.tags, minlength=N_TAGS)
+        self.tags[at] = values.tags
+        self.data[at] = data
+
+
+class Column:
+    """One path. Only `Columns` writes it."""
+
+    def __init__(self) -> None:
+        self._rows = _Store()
+        self._elements = _Store()
+        self._element_rows = np.zeros(0, np.int64)
+        self._n_elements = 0
+        self._strings: list[str] = []
+        self._codes: dict[str, int] = {}
+
+    @property
+    def n_present(self) -> int:
+        """Rows that have the field, null excluded."""
+        return int(self._rows.counts[MISSING + 1 :].sum())
+
+    @property
+    def has_lists(self) -> bool:
+        return bool(self._rows.counts[LIST])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays, spare room included; strings are not counted."""
+        stores = (self._rows, self._elements)
+        return self._element_rows.nbytes + sum(s.tags.nbytes + s.data.nbytes for s in stores)
+
+    def cells(
+        self, start: int, stop: int, wanted: NDArray[np.bool_], interrupt: Callable[[], None]
+    ) -> Cells:
+        """Values of rows [start, stop), or of fewer: the field is missing in the rest.
+
+        `wanted` has shape (stop - start,). Takes no time worth mention.
+        """
+        # The writer may replace either array between the two reads. Both hold all published rows
+        # that have the field, so what one of them lacks is missing.
+        tags = self._rows.tags[start:stop]
+        data = self._rows.data[start:stop]
+        n = min(len(tags), len(data))
+        return Cells(tags[:n], data[:n], self._rows.counts, self._strings, self._codes,
+                     lambda: wanted[:n], interrupt)  # fmt: skip
+
+    def elements(
+        self, start: int, stop: int, wanted: NDArray[np.bool_], interrupt: Callable[[], None]
+    ) -> tuple[NDArray[np.int64], Cells]:
+        """Elements of the lists in rows [start, stop), and the row of each, ascending."""
+        n = self._n_elements  # Read first: every array seen after it is at least this long.
+        rows = self._element_rows[:n]
+        low, high = np.searchsorted(rows, [start, stop])
+        rows = rows[low:high]
+        elements = self._elements
+        return rows, Cells(
+            elements.tags[low:high], elements.data[low:high], elements.counts, self._strings,
+            self._codes, lambda: wanted[rows - start], interrupt,
+        )  # fmt: skip
+
+    def reserve(self, n_rows: int, values: Values) -> None:
+        """Makes room, so that `extend` cannot fail half-way for want of memory."""
+        self._rows.reserve(n_rows)
+        if values.elements is not None:
+            n = self._n_elements + len(values.elements.tags)
+            self._elements.reserve(n)
+            if n > len(self._element_rows):
+                self._element_rows = _grown(self._element_rows, _capacity(n))
+
+    def extend(self, values: Values, first_row: int, n_rows: int) -> None:
+        codes = self._coded(values.strings)
+        if values.elements is not None:
+            elements = values.elements
+            n = self._n_elements
+            at = slice(n, n + len(elements.tags))
+            self._element_rows[at] = elements.offsets + first_row
+            self._elements.write(at, elements, codes)
+            self._n_elements = at.stop
+        if len(values.offsets) == n_rows:
+            self._rows.write(slice(first_row, first_row + n_rows), values, codes)
+        else:
+            self._rows.write(values.offsets + first_row, values, codes)
+
+    def _coded(self, strings: list[str]) -> NDArray[np.int64]:
+        known, codes = self._strings, self._codes
+        result = np.empty(len(strings), np.int64)
+        for i, text in enumerate(strings):
+            code = codes.get(text)
+            if code is None:
+                # The string first: a reader that finds the code looks it up in the list.
+                code = len(known)
+                known.append(text)
+                codes[text] = code
+            result[i] = code
+        return result
+
+
+class Columns:
+    """All columns of a collection, at most `max_fields` distinct paths."""
+
+    def __init__(self, max_fields: int) -> None:
+        self.n_rows = 0
+        """Rows that readers may evaluate. Read it once, before anything else."""
+        self._max_fields = max_fields
+        self._columns: dict[str, Column] = {}
+
+    def would_exceed(self, *batches: ColumnBatch) -> bool:
+        """Whether these batches together would bring more distinct paths than allowed."""
+        return self._n_paths(batches) > self._max_fields
+
+    def check(self, *batches: ColumnBatch) -> None:
+        """LimitExceeded where `would_exceed`; to be called before anything is written."""
+        n = self._n_paths(batches)
+        if n > self._max_fields:
+            new = next(p for batch in batches for p in batch.fields if p not in self._columns)
+            raise LimitExceeded(
+                f"the collection would have {n:,} distinct metadata paths, {new!r:.60} among them; "
+                f"at most {self._max_fields:,} are allowed: keep values out of keys, put varying "
+                "names into a list, or raise the setting max_fields",
+                path=new,
+                limit=self._max_fields,
+            )
+
+    def extend(self, batch: ColumnBatch, first_row: int) -> None:
+        """Adds the batch as rows [first_row, first_row + batch.n_rows) and publishes them.
+
+        The writer only. Rows come in order; rows left out have no metadata. LimitExceeded and
+        MemoryError leave everything as it was. About 50 ns a value, and 300 ns a new string.
+        """
+        if first_row < self.n_rows:
+            raise Internal(f"columns hold {self.n_rows:,} rows, given row {first_row:,} again")
+        self.check(batch)
+        n_rows = first_row + batch.n_rows
+        columns = dict(self._columns)
+        for path, values in batch.fields.items():
+            columns.setdefault(path, Column()).reserve(n_rows, values)
+        for path, values in batch.fields.items():
+            columns[path].extend(values, first_row, batch.n_rows)
+        # A new dict each time, so that no reader walks one that changes.
+        self._columns = columns
+        self.n_rows = n_rows
+
+    def column(self, path: str) -> Column | None:
+        """The column of a dotted path; None if no row ever had it."""
+        return self._columns.get(path)
+
+    def fields(self) -> dict[str, int]:
+        """Path to the number of rows that have it, null excluded and dead rows included."""
+        return {path: column.n_present for path, column in self._columns.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays, spare room included; strings are not counted."""
+        return sum(column.nbytes for column in self._columns.values())
+
+    def _n_paths(self, batches: tuple[ColumnBatch, ...]) -> int:
+        return len(self._columns) + len(
+            {path for batch in batches for path in batch.fields if path not in self._columns}
+        )
+
+
+def _capacity(n: int) -> int:
+    return max(_SMALLEST, 1 << (n - 1).bit_length())
+
+
+def _grown(old: NDArray[_T], capacity: int) -> NDArray[_T]:
+    # Zeroed memory that nobody has touched takes no space, so spare room is nearly free.
+    new = np.zeros(capacity, old.dtype)
+    new[: len(old)] = old
+    return new
