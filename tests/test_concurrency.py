@@ -1,0 +1,221 @@
+"""Many threads at once: group commit, reads that see one moment, nothing lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import vecdb
+from vecdb import errors
+from vecdb.lane import Lane
+
+
+def run_all(*functions):
+    """Runs functions in threads of their own and raises what any of them raised."""
+    failures = []
+
+    def guarded(function):
+        try:
+            function()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(f,)) for f in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+@pytest.fixture
+def docs(data_folder):
+    with vecdb.open(data_folder) as db:
+        yield db.create_collection("docs", dimension=4, metric="l2")
+
+
+def test_writers_that_wait_share_a_commit(docs):
+    """Sixteen writers of single records need far fewer commits than records, and lose none."""
+    writers, each = 16, 40
+    results = [[] for _ in range(writers)]
+
+    def write(n):
+        for i in range(each):
+            results[n].append(docs.insert([f"{n}-{i}"], [[n, i, 0, 1]]))
+
+    run_all(*[lambda n=n: write(n) for n in range(writers)])
+    assert docs.count() == writers * each
+    commits = docs.stats().sequence
+    assert commits == max(r.sequence for rs in results for r in rs)
+    assert commits < writers * each / 2
+    for own in results:
+        assert [r.sequence for r in own] == sorted(r.sequence for r in own)
+    assert docs.check().ok
+
+
+def test_one_refused_write_does_not_take_others_down(docs):
+    """In a shared commit a write that is refused writes nothing, the others succeed."""
+    outcomes, named = [], []
+
+    def write(n):
+        for i in range(30):
+            try:
+                docs.insert([f"shared-{i}", f"{n}-{i}"], np.ones((2, 4)))
+                outcomes.append((n, i))
+            except errors.RecordExists as error:
+                named.append((error.details["ids"], [f"shared-{i}"]))
+
+    run_all(*[lambda n=n: write(n) for n in range(8)])
+    assert sorted(i for _, i in outcomes) == list(range(30))
+    assert all(given == expected for given, expected in named)
+    assert docs.count() == 60
+    assert sorted(docs.get([f"{n}-{i}" for n, i in outcomes]).ids) == sorted(
+        f"{n}-{i}" for n, i in outcomes
+    )
+
+
+def test_a_write_that_breaks_takes_nobody_with_it(data_folder):
+    """When one write of a group fails with a bug, the others are committed without it."""
+
+    class Broken:
+        alone = False
+
+        def apply(self, writer, sequence):
+            raise RuntimeError("bug")
+
+    with vecdb.open(data_folder) as db:
+        docs = db.create_collection("docs", dimension=4)
+        core = docs._core
+        gate = threading.Event()
+        errors_seen = []
+
+        def broken():
+            gate.wait()
+            try:
+                core.write(Broken())
+            except RuntimeError as error:
+                errors_seen.append(error)
+
+        def good(n):
+            gate.wait()
+            docs.insert([f"g{n}"], [[1, 2, 3, 4]])
+
+        with core.exclusive():
+            # All of them queue up behind us, so that one group holds them together.
+            threads = [threading.Thread(target=broken)] + [
+                threading.Thread(target=good, args=(n,)) for n in range(6)
+            ]
+            for thread in threads:
+                thread.start()
+            gate.set()
+            deadline = time.monotonic() + 10
+            while len(core._lane._waiting) < 7 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert len(core._lane._waiting) == 7
+        for thread in threads:
+            thread.join()
+        assert len(errors_seen) == 1
+        assert docs.count() == 6
+        assert docs.check().ok
+
+
+def test_an_update_never_hides_a_record(docs):
+    """While records are replaced without pause, each query and get sees every one exactly once."""
+    n = 50
+    ids = [f"r{i}" for i in range(n)]
+    docs.insert(ids, np.eye(4)[np.arange(n) % 4], metadata=[{"version": 0}] * n)
+    stop = threading.Event()
+
+    def write():
+        for version in range(1, 120):
+            docs.upsert(ids, np.eye(4)[np.arange(n) % 4], metadata=[{"version": version}] * n)
+        stop.set()
+
+    def read():
+        while not stop.is_set():
+            assert docs.count() == n
+            assert docs.count({"version": {"$gte": 0}}) == n
+            found = docs.query([[1, 0, 0, 0]], k=100, include=["metadata"])
+            assert sorted(found.ids[0]) == sorted(ids)
+            assert len({m["version"] for m in found.metadata[0]}) == 1
+            page = docs.get(limit=100)
+            assert sorted(page.ids) == sorted(ids)
+            assert len({m["version"] for m in page.metadata}) == 1
+            assert docs.get(["r7"]).ids == ["r7"]
+
+    run_all(write, read, read)
+    assert docs.check().ok
+
+
+def test_a_write_is_visible_to_the_next_read(docs):
+    """Whoever has an acknowledgement sees the write, in every verb, from any thread."""
+
+    def work(n):
+        for i in range(60):
+            record_id, vector = f"{n}-{i}", [n, i, 7, 7]
+            sequence = docs.insert([record_id], [vector], metadata=[{"n": n, "i": i}]).sequence
+            assert docs.get([record_id]).ids == [record_id]
+            found = docs.query([vector], k=1)
+            assert (found.ids, found.distances[0, 0]) == ([[record_id]], 0.0)
+            assert found.sequence >= sequence
+            assert docs.count({"n": n, "i": i}) == 1
+            if i % 3 == 0:
+                docs.delete([record_id])
+                assert docs.get([record_id]).ids == []
+                assert record_id not in docs.query([vector], k=5).ids[0]
+                assert docs.count({"n": n, "i": i}) == 0
+
+    run_all(*[lambda n=n: work(n) for n in range(6)])
+    assert docs.count() == 6 * 40
+    assert docs.check().ok
+
+
+def test_delete_by_filter_takes_what_matches_at_its_moment(docs):
+    """Beside inserts, deletes by filter count each record once and none twice."""
+    inserted, deleted = [], []
+    done = threading.Event()
+
+    def insert():
+        for i in range(150):
+            docs.insert([f"r{i}"], [[i, 0, 0, 1]], metadata=[{"kind": i % 2}])
+            inserted.append(i)
+        done.set()
+
+    def delete():
+        while not done.is_set():
+            deleted.append(docs.delete(filter={"kind": 1}).count)
+
+    run_all(insert, delete)
+    deleted.append(docs.delete(filter={"kind": 1}).count)
+    assert sum(deleted) == 75
+    assert docs.count() == 75
+    assert docs.check().ok
+
+
+def test_the_lane_commits_in_order_of_arrival(docs, monkeypatch):
+    """A write that must run alone sees everything that was queued before it."""
+    core = docs._core
+    groups = []
+    plain = Lane._commit
+    monkeypatch.setattr(
+        Lane, "_commit", lambda lane, group: (groups.append(len(group)), plain(lane, group))[1]
+    )
+    with core.exclusive():
+        threads = []
+        for n in range(3):
+            threads.append(threading.Thread(target=docs.insert, args=([f"a{n}"], [[1, 1, 1, 1]])))
+        threads.append(threading.Thread(target=docs.delete, kwargs={"filter": {}}))
+        threads.append(threading.Thread(target=docs.insert, args=(["late"], [[1, 1, 1, 1]])))
+        for count, thread in enumerate(threads, 1):
+            thread.start()
+            deadline = time.monotonic() + 10
+            while len(core._lane._waiting) < count and time.monotonic() < deadline:
+                time.sleep(0.002)
+    for thread in threads:
+        thread.join()
+    assert groups == [3, 1, 1]
+    assert docs.get(limit=10).ids == ["late"]

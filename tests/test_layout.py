@@ -1,0 +1,67 @@
+"""The bytes on disk: sizes, order of keys, and that no two ids share a key."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vecdb import layout
+
+IDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1).map(
+    str.encode
+)
+
+
+def test_sizes_of_fixed_forms_never_change():
+    """A file written today is read by the same forms tomorrow."""
+    assert (layout.STATE.size, layout.ROW.size, layout.SEQUENCE.size) == (24, 8, 8)
+    assert (layout.VECTOR_KEY.size, layout.LOG.size, layout.CRC.size) == (10, 24, 4)
+    assert layout.VECTOR_KEY.pack(1, 2) == b"\x00\x01" + b"\x00" * 7 + b"\x02"
+    assert layout.STATE.pack(1, 2, 3)[:8] == b"\x01" + b"\x00" * 7
+    assert (layout.CATALOG_FORMAT, layout.COLLECTION_FORMAT) == (1, 1)
+
+
+def test_rows_in_a_block():
+    """Blocks hold a power of two of rows near 96 KiB, and at least one."""
+    cases = {
+        (384, "float32"): 64,
+        (384, "float16"): 128,
+        (768, "float32"): 32,
+        (1, "float32"): 16384,
+    }
+    for (dimension, storage), rows in cases.items():
+        assert layout.rows_per_block(dimension, storage) == rows
+    assert layout.rows_per_block(65_535, "float32") == 1
+    assert layout.rows_per_block(24_576, "float32") == 1
+    assert layout.rows_per_block(24_577, "float32") == 1
+
+
+@given(st.lists(st.integers(0, 2**63 - 1), min_size=2))
+def test_row_keys_sort_like_rows(rows):
+    """LMDB's byte order is the order of rows."""
+    keys = layout.keys_of_rows(np.asarray(rows))
+    assert sorted(keys) == layout.keys_of_rows(sorted(rows))
+    assert [int.from_bytes(k, "big") for k in keys] == rows
+
+
+@given(st.integers(0, 2**40), st.integers(0, 50))
+def test_consecutive_row_keys(first, count):
+    """`row_keys` is `keys_of_rows` of a range."""
+    assert layout.row_keys(first, count) == layout.keys_of_rows(list(range(first, first + count)))
+
+
+@given(IDS, IDS)
+def test_different_ids_have_different_keys(one, other):
+    """Short ids are their own keys, long ones are hashed; both fit LMDB and never meet."""
+    for record_id in (one, other, one * 300):
+        assert 1 <= len(layout.id_key(record_id)) <= layout.LMDB_MAX_KEY_BYTES
+    assert (layout.id_key(one) == layout.id_key(other)) == (one == other)
+    assert layout.id_key(one * 600)[:1] == b"\0"
+
+
+@given(st.binary(max_size=255).map(lambda b: b.hex()[:255]), st.binary())
+def test_content_round_trip(media_type, data):
+    """A content comes back with its media type."""
+    packed = layout.pack_content(media_type.encode(), data)
+    assert layout.unpack_content(packed) == (media_type, data)

@@ -1,0 +1,269 @@
+"""Opening a folder: locks, readers beside the writer, strangers, other versions, litter."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+
+import lmdb
+import numpy as np
+import pytest
+
+import vecdb
+from vecdb import errors, layout
+
+
+def child(code, *arguments):
+    """Starts Python on `code` in a process of its own, with pipes."""
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+HOLD = """
+    import sys, vecdb
+    db = vecdb.open(sys.argv[1])
+    docs = db.create_collection("docs", dimension=2, exist_ok=True)
+    print("open", flush=True)
+    for line in sys.stdin:
+        exec(line)
+        print("done", flush=True)
+"""
+
+
+class Writer:
+    """A child process that has the folder open and runs lines of Python when told."""
+
+    def __init__(self, folder):
+        self.process = child(HOLD, folder)
+        assert self.process.stdout.readline() == "open\n"
+
+    def run(self, line):
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == "done\n"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.wait()
+
+
+def test_a_second_writer_is_refused_by_name(data_folder):
+    """While one process writes, another gets DatabaseLocked with its pid, and reads still work."""
+    with Writer(data_folder) as writer:
+        with pytest.raises(errors.DatabaseLocked, match=str(writer.process.pid)):
+            vecdb.open(data_folder)
+        vecdb.open(data_folder, read_only=True).close()
+    vecdb.open(data_folder).close()
+
+
+def test_one_process_opens_a_folder_once(data_folder):
+    """A second open in the same process is refused, under any spelling of the path, until closed."""
+    with vecdb.open(data_folder):
+        for again in (data_folder, str(data_folder) + "/.", os.path.relpath(data_folder)):
+            with pytest.raises(errors.DatabaseLocked, match="this process"):
+                vecdb.open(again, read_only=True)
+    vecdb.open(data_folder).close()
+
+
+def test_a_reader_follows_the_writer(data_folder):
+    """A read-only database beside the writer sees each commit, with exact counts and answers."""
+    with Writer(data_folder) as writer:
+        writer.run("docs.insert(['a', 'b'], [[1, 0], [0, 1]], metadata=[{'x': 1}, {'x': 2}])")
+        with vecdb.open(data_folder, read_only=True) as db:
+            docs = db.get_collection("docs")
+            assert docs.count() == 2
+            assert docs.count({"x": 2}) == 1
+            writer.run("docs.upsert(['b', 'c'], [[5, 5], [1, 1]], metadata=[{'x': 1}, {'x': 1}])")
+            assert docs.count(min_sequence=2) == 3
+            assert docs.count({"x": 1}) == 3
+            writer.run("docs.delete(['a'])")
+            assert sorted(docs.query([[1, 0]], k=5, min_sequence=3).ids[0]) == ["b", "c"]
+            writer.run("docs.insert([str(i) for i in range(2000)], [[i, 1] for i in range(2000)])")
+            assert docs.count(min_sequence=4) == 2002
+            assert docs.check().ok
+            with pytest.raises(errors.DeadlineExceeded):
+                docs.count(min_sequence=99, timeout_s=0.1)
+
+
+def test_a_reader_follows_a_new_index(data_folder):
+    """When the writer has built an index, the reader goes over to it."""
+    with Writer(data_folder) as writer:
+        writer.run("h = db.create_collection('h', dimension=2, index='hnsw')")
+        writer.run("h.insert([str(i) for i in range(1500)], [[i, 1] for i in range(1500)])")
+        with vecdb.open(data_folder, read_only=True) as db:
+            docs = db.get_collection("h")
+            assert docs.stats().index.kind == "exact"
+            writer.run("h.build_index()")
+            writer.run("h.upsert(['7'], [[1, 0]])")
+            assert docs.count(min_sequence=2) == 1500
+            assert docs.stats().index.kind == "hnsw"
+            assert docs.query([[1, 0]], k=1).ids == [["7"]]
+
+
+def test_a_read_only_database_refuses_writes(data_folder):
+    """Every verb that writes raises ReadOnly."""
+    with vecdb.open(data_folder) as db:
+        db.create_collection("docs", dimension=2).insert(["a"], [[1, 2]])
+    with vecdb.open(data_folder, read_only=True) as db:
+        docs = db.get_collection("docs")
+        writes = [
+            lambda: docs.insert(["b"], [[1, 2]]),
+            lambda: docs.upsert(["b"], [[1, 2]]),
+            lambda: docs.update(["a"], metadata=[{"x": 1}]),
+            lambda: docs.delete(["a"]),
+            lambda: docs.delete(filter={}),
+            lambda: docs.build_index(),
+            lambda: db.create_collection("more", dimension=2),
+            lambda: db.drop_collection("docs"),
+            lambda: db.rename_collection("docs", "more"),
+            lambda: db.set_alias("more", "docs"),
+            lambda: db.drop_alias("more"),
+        ]
+        for write in writes:
+            with pytest.raises(errors.ReadOnly):
+                write()
+        assert docs.get(["a"]).ids == ["a"]
+
+
+def test_a_missing_database(data_folder):
+    """Read-only never makes one; writing makes the folder and its parents."""
+    with pytest.raises(errors.DatabaseNotFound, match="data"):
+        vecdb.open(data_folder, read_only=True)
+    assert not data_folder.exists()
+    vecdb.open(data_folder / "deep" / "er").close()
+
+
+def test_a_folder_of_something_else_is_left_alone(data_folder):
+    """A folder with other files in it is refused, and nothing is added to it."""
+    data_folder.mkdir()
+    (data_folder / "thesis.txt").write_text("do not touch")
+    with pytest.raises(errors.VecdbError, match="thesis"):
+        vecdb.open(data_folder)
+    assert [p.name for p in data_folder.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("which", ["catalog", "collection"])
+def test_another_version_of_the_format_is_refused(data_folder, which):
+    """Files of another format version are refused with both numbers, and not changed."""
+    with vecdb.open(data_folder) as db:
+        db.create_collection("docs", dimension=2).insert(["a"], [[1, 2]])
+    folder = data_folder / layout.CATALOG_FOLDER
+    if which == "collection":
+        folder = next((data_folder / layout.COLLECTIONS_FOLDER).iterdir())
+    with lmdb.open(str(folder), max_dbs=10, map_size=1 << 24) as env, env.begin(write=True) as txn:
+        txn.put(layout.META_FORMAT, b"99", db=env.open_db(b"meta", txn=txn))
+    with pytest.raises(errors.FormatMismatch, match="99") as caught, vecdb.open(data_folder) as db:
+        db.get_collection("docs")
+    assert caught.value.details == {"given": 99, "expected": 1}
+
+
+def test_a_file_that_is_no_database_is_refused(data_folder):
+    """Garbage in the place of the LMDB file is a typed error, and closing works after it."""
+    with vecdb.open(data_folder) as db:
+        db.create_collection("docs", dimension=2)
+    folder = next((data_folder / layout.COLLECTIONS_FOLDER).iterdir())
+    (folder / layout.DATA_FILE).write_bytes(b"\x07garbage" * 4096)
+    with vecdb.open(data_folder) as db:
+        with pytest.raises((errors.FormatMismatch, errors.Corrupted)):
+            db.get_collection("docs")
+        assert db.create_collection("other", dimension=2).count() == 0
+
+
+def test_litter_of_a_crash_is_swept(data_folder):
+    """A folder that no name points to is removed at the next open; named ones stay."""
+    with vecdb.open(data_folder) as db:
+        db.create_collection("docs", dimension=2).insert(["a"], [[1, 2]])
+    litter = data_folder / layout.COLLECTIONS_FOLDER / "0123456789abcdef"
+    litter.mkdir()
+    (litter / layout.DATA_FILE).write_bytes(b"half made")
+    with vecdb.open(data_folder) as db:
+        assert not litter.exists()
+        assert db.get_collection("docs").count() == 1
+
+
+def test_an_interrupted_first_open_is_finished(data_folder):
+    """A folder in which the making of the database was cut short opens as an empty database."""
+    (data_folder / layout.CATALOG_FOLDER).mkdir(parents=True)
+    (data_folder / layout.LOCK_FILE).write_text("12345")
+    with vecdb.open(data_folder) as db:
+        assert db.list_collections() == []
+
+
+def test_unknown_and_bad_engine_settings(data_folder):
+    """A setting of the engine that is unknown or out of range is refused before a folder is made."""
+    with pytest.raises(errors.InvalidSetting, match="cache_size"):
+        vecdb.open(data_folder, cache_size=5)
+    with pytest.raises(errors.InvalidSetting, match="build_threads"):
+        vecdb.open(data_folder, build_threads=-1)
+    assert not data_folder.exists()
+
+
+def test_everything_raises_closed_after_close(data_folder):
+    """A closed database and its collections raise Closed, and closing twice is fine."""
+    db = vecdb.open(data_folder)
+    docs = db.create_collection("docs", dimension=2)
+    db.close()
+    db.close()
+    for call in (
+        docs.count,
+        docs.stats,
+        docs.check,
+        db.list_collections,
+        lambda: docs.insert(["a"], [[1, 2]]),
+    ):
+        with pytest.raises(errors.Closed):
+            call()
+
+
+def test_a_fork_is_refused(data_folder):
+    """A forked child gets a typed error instead of a damaged map."""
+    code = """
+        import os, sys, warnings, vecdb
+        warnings.simplefilter("ignore")
+        docs = vecdb.open(sys.argv[1]).create_collection("docs", dimension=2)
+        docs.insert(["a"], [[1, 2]])
+        if os.fork() == 0:
+            try:
+                docs.get(["a"])
+            except vecdb.errors.Closed as error:
+                print("refused:", "fork" in str(error), flush=True)
+            os._exit(0)
+        os.wait()
+        print(docs.count())
+    """
+    process = child(code, data_folder)
+    assert process.communicate(timeout=60)[0] == "refused: True\n1\n"
+
+
+def test_the_settings_in_the_store_explain_it(data_folder):
+    """The LMDB file alone says what it holds, as JSON."""
+    with vecdb.open(data_folder) as db:
+        db.create_collection(
+            "docs", dimension=5, metric="ip", description="tea", schema={"a": "int"}
+        )
+    folder = next((data_folder / layout.COLLECTIONS_FOLDER).iterdir())
+    with lmdb.open(str(folder), max_dbs=10, map_size=1 << 24) as env, env.begin() as txn:
+        held = json.loads(txn.get(layout.META_SETTINGS, db=env.open_db(b"meta", txn=txn)))
+    assert (held["dimension"], held["metric"], held["description"]) == (5, "ip", "tea")
+    assert held["schema"] == {"a": "int"}
+
+
+def test_opening_is_quick(data_folder):
+    """Opening 20,000 records and answering takes well under a second."""
+    with vecdb.open(data_folder) as db:
+        docs = db.create_collection("docs", dimension=64, index="exact")
+        vectors = np.random.default_rng(1).standard_normal((20_000, 64), dtype=np.float32)
+        docs.insert([str(i) for i in range(20_000)], vectors)
+    started = time.monotonic()
+    with vecdb.open(data_folder) as db:
+        assert db.get_collection("docs").query(vectors[77], k=1).ids == [["77"]]
+    assert time.monotonic() - started < 3

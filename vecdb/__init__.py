@@ -1,0 +1,47 @@
+"""vecdb: a vector database engine for one machine.
+
+import vecdb
+
+with vecdb.open("./data") as db:
+    docs = db.create_collection("docs", dimension=384, metric="cosine")
+    docs.insert(ids=["a"], vectors=[[0.1] * 384], metadata=[{"lang": "en"}], documents=["…"])
+    hits = docs.query([[0.1] * 384], k=10, filter={"lang": "en"}, include=["document"])
+    print(hits.ids[0], hits.distances[0])
+"""
+
+from . import errors
+from .collection import Collection
+from .database import Database, open
+from .errors import VecdbError
+from .types import (
+    CheckReport,
+    CollectionInfo,
+    CollectionStats,
+    Content,
+    Hit,
+    IndexStats,
+    QueryResult,
+    Record,
+    Records,
+    WriteResult,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckReport",
+    "Collection",
+    "CollectionInfo",
+    "CollectionStats",
+    "Content",
+    "Database",
+    "Hit",
+    "IndexStats",
+    "QueryResult",
+    "Record",
+    "Records",
+    "VecdbError",
+    "WriteResult",
+    "errors",
+    "open",
+]

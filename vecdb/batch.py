@@ -1,0 +1,315 @@
+"""Checks what a caller hands in and turns it into columns of bytes: the one place of validation.
+
+Embedded use, the server and imports all come through here. Nothing below checks again, and nothing
+above needs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import metadata as meta
+from .errors import InvalidBatch, InvalidId, InvalidMetadata, InvalidVector, VecdbError
+from .layout import VECTOR_DTYPES, pack_content
+from .types import (
+    MAX_BATCH_ROWS,
+    MAX_CONTENT_BYTES,
+    MAX_DOCUMENT_BYTES,
+    MAX_ID_BYTES,
+    MAX_MEDIA_TYPE_BYTES,
+    MAX_URI_BYTES,
+    CollectionInfo,
+    Content,
+)
+
+_SMALLEST_SQUARED_NORM = 1e-36
+"""Below it a float32 vector has lost its direction: squares of its parts are denormal."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedBatch:
+    """What a caller gave for n ids, checked and encoded; a column not given is None.
+
+    `vectors` is (n, dimension) in the collection's stored dtype, C-contiguous. `metadata` are JSON
+    texts beside `metadata_values`, the same as mappings. None inside a column means: not given.
+    """
+
+    ids: list[bytes]
+    vectors: NDArray[Any] | None
+    metadata: list[bytes | None] | None
+    metadata_values: list[dict[str, Any]] | None
+    documents: list[bytes | None] | None
+    contents: list[bytes | None] | None
+    uris: list[bytes | None] | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def check_columns(
+    info: CollectionInfo,
+    ids: Iterable[str],
+    vectors: Any,
+    metadata: Any,
+    documents: Any,
+    contents: Any,
+    uris: Any,
+) -> CheckedBatch:
+    """Checks a batch for insert and upsert, vectors included. About 6 us a record with metadata."""
+    checked = check_ids(ids)
+    n = len(checked)
+    if vectors is None:
+        raise InvalidBatch(f"{n} ids were given without vectors; give one vector an id")
+    schema = dict(info.schema)
+    texts: list[bytes | None] | None = None
+    values: list[dict[str, Any]] | None = None
+    if metadata is not None:
+        texts, values = [], []
+        for i, entry in enumerate(_column("metadata", metadata, n)):
+            text, value = meta.encode(entry, where(checked, i))
+            if schema:
+                meta.conform(value, schema, where(checked, i))
+            texts.append(text or None)
+            values.append(value)
+    return CheckedBatch(
+        checked,
+        check_vectors(info, vectors, checked),
+        texts,
+        values,
+        _texts("documents", documents, checked, MAX_DOCUMENT_BYTES),
+        _contents(contents, checked),
+        _texts("uris", uris, checked, MAX_URI_BYTES),
+    )
+
+
+def check_patch(
+    info: CollectionInfo,
+    ids: Iterable[str],
+    vectors: Any,
+    metadata: Any,
+    documents: Any,
+    contents: Any,
+    uris: Any,
+) -> CheckedBatch:
+    """Checks a batch for update: every column may be missing, and so may its entries."""
+    checked = check_ids(ids)
+    patches: list[dict[str, Any]] | None = None
+    if metadata is not None:
+        patches = []
+        for i, entry in enumerate(_column("metadata", metadata, len(checked))):
+            patches.append({} if entry is None else _patch(entry, where(checked, i)))
+    return CheckedBatch(
+        checked,
+        None if vectors is None else check_vectors(info, vectors, checked),
+        None,
+        patches,
+        _texts("documents", documents, checked, MAX_DOCUMENT_BYTES),
+        _contents(contents, checked),
+        _texts("uris", uris, checked, MAX_URI_BYTES),
+    )
+
+
+def _patch(entry: Any, place: str) -> dict[str, Any]:
+    if isinstance(entry, bytes | bytearray | memoryview):
+        return meta.encode(bytes(entry), place)[1]
+    return meta.check(entry, place)
+
+
+def where(ids: Sequence[bytes], position: int) -> str:
+    return f"record {ids[position].decode()!r} (position {position} of the batch)"
+
+
+def check_ids(ids: Iterable[str]) -> list[bytes]:
+    """Ids as UTF-8; refuses an empty batch, a wrong type, a bad id, and an id given twice."""
+    if isinstance(ids, str | bytes):
+        raise InvalidBatch(f"ids must be a list of texts, given the single text {ids!r}")
+    given = list(ids)
+    if not given:
+        raise InvalidBatch("the batch is empty; give at least one id")
+    if len(given) > MAX_BATCH_ROWS:
+        raise InvalidBatch(
+            f"the batch has {len(given)} records, at most {MAX_BATCH_ROWS} are taken; split it",
+            given=len(given),
+            limit=MAX_BATCH_ROWS,
+        )
+    try:
+        checked = [i.encode() for i in given]
+        fine = all(0 < len(i) <= MAX_ID_BYTES and 0 not in i for i in checked)
+    except (AttributeError, UnicodeEncodeError, TypeError):
+        fine = False
+    if not fine:
+        for position, record_id in enumerate(given):
+            _check_id(record_id, position)
+    if len(set(checked)) != len(checked):
+        seen: set[bytes] = set()
+        twice = sorted({i.decode() for i in checked if i in seen or seen.add(i)})  # type: ignore[func-returns-value]
+        raise InvalidBatch(
+            f"id {twice[0]!r} is given more than once in the batch ({len(twice)} such ids); an id may "
+            "stand once in a batch",
+            ids=twice[:100],
+        )
+    return checked
+
+
+def _check_id(record_id: Any, position: int) -> None:
+    if not isinstance(record_id, str):
+        raise InvalidId(
+            f"id at position {position} is {type(record_id).__name__} {record_id!r}; ids are texts",
+            position=position,
+        )
+    try:
+        size = len(record_id.encode())
+    except UnicodeEncodeError:
+        raise InvalidId(
+            f"id at position {position} holds a lone surrogate, which UTF-8 cannot express",
+            position=position,
+        ) from None
+    if not 0 < size <= MAX_ID_BYTES or "\0" in record_id:
+        shown = record_id if len(record_id) < 80 else record_id[:77] + "..."
+        raise InvalidId(
+            f"id {shown!r} at position {position} has {size} bytes; an id has 1 to {MAX_ID_BYTES} "
+            "bytes of UTF-8 without NUL",
+            position=position,
+        )
+
+
+def to_matrix(vectors: Any, what: str) -> NDArray[Any]:
+    """Anything numpy can view as numbers, as a 2-d float array; one vector becomes one row."""
+    try:
+        matrix = np.asarray(vectors)
+    except (ValueError, TypeError) as error:
+        raise InvalidVector(f"{what} are ragged or not numbers ({error})") from None
+    if matrix.dtype.kind not in "fiu":
+        raise InvalidVector(
+            f"{what} have dtype {matrix.dtype}; expected rows of equal length holding numbers "
+            "(float16, float32, float64 or integers)"
+        )
+    if matrix.ndim == 1:
+        matrix = matrix[np.newaxis, :]
+    if matrix.ndim != 2:
+        raise InvalidVector(f"{what} have shape {matrix.shape}; expected (n, dimension)")
+    return matrix
+
+
+def check_vectors(info: CollectionInfo, vectors: Any, ids: Sequence[bytes]) -> NDArray[Any]:
+    """(len(ids), dimension) in stored dtype, C-contiguous, finite, not zero under cosine."""
+    matrix = to_matrix(vectors, "vectors")
+    if len(matrix) != len(ids):
+        raise InvalidBatch(f"{len(ids)} ids and {len(matrix)} vectors were given; give one an id")
+    return check_matrix(info, matrix, lambda i: where(ids, i), VECTOR_DTYPES[info.storage])
+
+
+def check_matrix(
+    info: CollectionInfo, matrix: NDArray[Any], place: Any, dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """Width, range and direction of every row; `place(i)` names row i in messages."""
+    if matrix.shape[1] != info.dimension:
+        raise InvalidVector(
+            f"{place(0)}: vector has {matrix.shape[1]} dimensions, collection {info.name!r} has "
+            f"{info.dimension}",
+            given=matrix.shape[1],
+            expected=info.dimension,
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        out = np.ascontiguousarray(matrix, dtype=dtype)
+        wide = out if dtype.itemsize == 4 else out.astype(np.float32)
+        squared = np.einsum("ij,ij->i", wide, wide)
+    # One pass finds everything: NaN and infinity carry over into the squared norm.
+    bad = ~np.isfinite(squared)
+    if info.metric == "cosine":
+        bad |= squared < _SMALLEST_SQUARED_NORM
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise _vector_fault(info, matrix[row], place(row), row, dtype)
+    return out
+
+
+def _vector_fault(
+    info: CollectionInfo, vector: NDArray[Any], place: str, row: int, dtype: np.dtype[Any]
+) -> VecdbError:
+    if np.isnan(vector).any():
+        fault = f"NaN at dimension {int(np.flatnonzero(np.isnan(vector))[0])}"
+    elif np.isinf(vector).any():
+        fault = f"infinity at dimension {int(np.flatnonzero(np.isinf(vector))[0])}"
+    elif info.metric == "cosine" and np.abs(vector).max() < 1:
+        fault = (
+            "a length of zero, or too near zero to have a direction, which cosine cannot compare"
+        )
+    else:
+        fault = f"values too large for {dtype.name}, or for their squares to be added in float32"
+    return InvalidVector(f"{place}: vector has {fault}", position=row)
+
+
+def _column(name: str, column: Any, n: int) -> list[Any]:
+    if isinstance(column, str | bytes | Mapping) or not isinstance(column, Iterable):
+        raise InvalidBatch(
+            f"{name} must be a list with one entry an id, given {type(column).__name__}"
+        )
+    entries = list(column)
+    if len(entries) != n:
+        raise InvalidBatch(f"{n} ids and {len(entries)} {name} were given; give one an id")
+    return entries
+
+
+def _texts(
+    name: str, column: Any, ids: Sequence[bytes], limit_bytes: int
+) -> list[bytes | None] | None:
+    if column is None:
+        return None
+    encoded: list[bytes | None] = []
+    for i, text in enumerate(_column(name, column, len(ids))):
+        if text is None:
+            encoded.append(None)
+            continue
+        if not isinstance(text, str):
+            raise InvalidMetadata(
+                f"{where(ids, i)}: {name} takes texts or None, given {type(text).__name__}"
+            )
+        try:
+            value = text.encode()
+        except UnicodeEncodeError:
+            raise InvalidMetadata(
+                f"{where(ids, i)}: {name} holds a lone surrogate, which UTF-8 cannot express"
+            ) from None
+        if len(value) > limit_bytes:
+            raise InvalidMetadata(
+                f"{where(ids, i)}: {name} has {len(value)} bytes, at most {limit_bytes} are taken",
+                given=len(value),
+                limit=limit_bytes,
+            )
+        encoded.append(value)
+    return encoded
+
+
+def _contents(column: Any, ids: Sequence[bytes]) -> list[bytes | None] | None:
+    if column is None:
+        return None
+    encoded: list[bytes | None] = []
+    for i, entry in enumerate(_column("contents", column, len(ids))):
+        if entry is None:
+            encoded.append(None)
+            continue
+        if isinstance(entry, bytes | bytearray | memoryview):
+            entry = Content(bytes(entry))
+        elif isinstance(entry, tuple) and len(entry) == 2:
+            entry = Content(*entry)
+        if not isinstance(entry, Content) or not isinstance(entry.data, bytes):
+            raise InvalidMetadata(
+                f"{where(ids, i)}: contents takes Content, (bytes, media type) or bytes, given "
+                f"{type(entry).__name__}"
+            )
+        media_type = str(entry.media_type).encode(errors="replace")
+        if len(entry.data) > MAX_CONTENT_BYTES or len(media_type) > MAX_MEDIA_TYPE_BYTES:
+            raise InvalidMetadata(
+                f"{where(ids, i)}: content has {len(entry.data)} bytes and a media type of "
+                f"{len(media_type)}; at most {MAX_CONTENT_BYTES} and {MAX_MEDIA_TYPE_BYTES} are taken",
+                given=len(entry.data),
+                limit=MAX_CONTENT_BYTES,
+            )
+        encoded.append(pack_content(media_type, entry.data))
+    return encoded

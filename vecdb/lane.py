@@ -1,0 +1,138 @@
+"""The writer lane of a collection: writers that wait share the next commit.
+
+LMDB has one writer, and a durable commit costs an fsync. Whoever gets the lane commits for all who
+wait behind it; they find their work done when their turn comes. So the rate of small writes grows
+with the number of writers, and nobody waits for longer than one commit plus its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .columns import ColumnBatch
+from .errors import VecdbError
+from .store import CollectionStore, Writer
+
+_NO_ROWS = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What one write did to the rows, for the copies of the store in memory.
+
+    `killed` rows died; then `vectors` (n, dimension, stored dtype) and `columns` were appended.
+    """
+
+    count: int
+    killed: NDArray[np.int64] = field(default_factory=lambda: _NO_ROWS)
+    vectors: NDArray[Any] | None = None
+    columns: ColumnBatch | None = None
+
+
+class Write(Protocol):
+    """A prepared write. All that can be done outside the lane has been done."""
+
+    @property
+    def alone(self) -> bool:
+        """Whether it must see all earlier writes published, so that it shares no commit."""
+
+    def apply(self, writer: Writer, sequence: int) -> Applied:
+        """Writes into the open transaction. Refuses with a VecdbError before its first change."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    write: Write
+    applied: Applied | None = None
+    sequence: int = 0
+    error: BaseException | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.applied is not None or self.error is not None
+
+
+class Lane:
+    """Any thread may call. `publish(applied, sequence)` runs in the lane, after each commit."""
+
+    def __init__(
+        self, store: CollectionStore, publish: Callable[[Sequence[Applied], int], None]
+    ) -> None:
+        self._store = store
+        self._publish = publish
+        self._lane = threading.RLock()
+        self._mutex = threading.Lock()
+        self._waiting: list[_Entry] = []
+
+    def submit(self, write: Write) -> tuple[Applied, int]:
+        """Commits a write, with others or alone; (what it did, sequence of its commit).
+
+        Returns when it is durable and published. Raises what the write raised; then nothing of it
+        was written.
+        """
+        entry = _Entry(write)
+        with self._mutex:
+            self._waiting.append(entry)
+        with self._lane:
+            while not entry.done:
+                self._commit(self._take_group())
+        if entry.error is not None:
+            raise entry.error
+        assert entry.applied is not None
+        return entry.applied, entry.sequence
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keeps writers out, for changes of the copies in memory. Re-entrant."""
+        with self._lane:
+            yield
+
+    def _take_group(self) -> list[_Entry]:
+        with self._mutex:
+            end = next(
+                (n for n, e in enumerate(self._waiting) if e.write.alone), len(self._waiting)
+            )
+            end = max(end, 1)
+            group, self._waiting = self._waiting[:end], self._waiting[end:]
+        return group
+
+    def _commit(self, group: list[_Entry]) -> None:
+        def work(writer: Writer, sequence: int) -> list[Applied | VecdbError]:
+            outcomes: list[Applied | VecdbError] = []
+            for entry in group:
+                try:
+                    outcomes.append(entry.write.apply(writer, sequence))
+                except VecdbError as refusal:
+                    outcomes.append(refusal)
+            return outcomes
+
+        try:
+            outcomes, sequence = self._store.commit(work)
+        except BaseException as error:
+            if len(group) > 1 and not isinstance(error, VecdbError):
+                # One write broke in the middle and took the commit down; the others are innocent.
+                for entry in group:
+                    self._commit([entry])
+                return
+            for entry in group:
+                entry.error = error
+            return
+        try:
+            self._publish([o for o in outcomes if isinstance(o, Applied)], sequence)
+        except BaseException as error:
+            for entry in group:
+                entry.error = error
+            return
+        for entry, outcome in zip(group, outcomes, strict=True):
+            entry.sequence = sequence
+            if isinstance(outcome, VecdbError):
+                entry.error = outcome
+            else:
+                entry.applied = outcome

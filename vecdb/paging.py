@@ -1,0 +1,237 @@
+"""Reading records: by ids, in pages by filter and order, and as a stream of everything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import metadata as meta
+from .batch import check_ids
+from .columns import ColumnBatch, Columns
+from .core import Core
+from .cursor import Cursor, purpose
+from .errors import InvalidCursor, InvalidQuery
+from .fetching import Fetched, check_include, fetch
+from .filters import Filter, evaluate
+from .masks import Moment, StoredTexts
+from .ordering import sort_ranks
+from .store import Reader
+from .types import MAX_PAGE, Records
+
+SCAN_STRIPE_ROWS = 64
+"""Rows are dealt to the slices of a scan in stripes of this many, so that a slice is the same rows
+whenever it is read, however much the collection has grown in between."""
+MAX_SLICES = 65_536
+_FETCH_BYTES = 32 * 1024 * 1024
+
+Rows = NDArray[np.int64]
+
+
+def get_by_ids(
+    core: Core,
+    ids: Iterable[str],
+    expression: Filter | None,
+    include: Iterable[str],
+    min_sequence: int | None,
+    timeout_s: float | None,
+    *,
+    raw_metadata: bool = False,
+) -> Records:
+    """The stored ones of these ids, in their order; one moment, about 1 us an id and column."""
+    names = check_ids(ids)
+    wanted = check_include(include)
+    core.wait_for(min_sequence, timeout_s)
+    with core.read() as reader:
+        sequence = reader.state().sequence
+        rows = reader.rows_of_ids(names)
+        stored = rows >= 0
+        if expression is not None:
+            stored[stored] = _few_matching(core, reader, rows[stored], expression)
+        held = [n.decode() for n, keep in zip(names, stored.tolist(), strict=True) if keep]
+        got = fetch(reader, rows[stored], held, wanted, raw_metadata=raw_metadata)
+    return _records(got, None, sequence)
+
+
+def _few_matching(core: Core, reader: Reader, rows: Rows, expression: Filter) -> NDArray[np.bool_]:
+    """Evaluates a filter on some rows only, through columns made for them."""
+    columns = Columns(core.options["max_fields"])
+    columns.extend(ColumnBatch.from_metadata([meta.decode(m) for m in reader.metadata(rows)]), 0)
+    ids = [i or "" for i in reader.ids(rows)]
+    documents = reader.documents(rows)
+
+    class Given:
+        def rows_of_ids(self, wanted: Any) -> Rows:
+            return np.asarray([n for n, i in enumerate(ids) if i in set(wanted)], np.int64)
+
+        def ids(self, some: Rows) -> list[str]:
+            return [ids[n] for n in some.tolist()]
+
+        def documents(self, some: Rows) -> list[str | None]:
+            return [documents[n] for n in some.tolist()]
+
+    return evaluate(expression, columns, Given(), 0, len(rows))
+
+
+def get_page(
+    core: Core,
+    expression: Filter | None,
+    order_by: str | None,
+    limit: int,
+    cursor: str | None,
+    include: Iterable[str],
+    min_sequence: int | None,
+    timeout_s: float | None,
+    *,
+    raw_metadata: bool = False,
+) -> Records:
+    """One page. All pages of a walk show the moment of the first one."""
+    wanted = check_include(include)
+    _check_count("limit", limit, MAX_PAGE)
+    view = core.wait_for(min_sequence, timeout_s)
+    text = "" if expression is None else expression.text
+    call = purpose("get", core.store.folder.name, text, order_by)
+    at = Cursor.decode(cursor, call) if cursor else Cursor(call, view.sequence, view.n_rows, 0)
+    moment = _moment(core, at)
+    rows = np.flatnonzero(_selected(core, moment, expression))
+    if order_by:
+        rows = _ordered(core, moment, rows, order_by)[at.position :]
+    else:
+        rows = rows[np.searchsorted(rows, at.position) :]
+    got, n = _fetch_some(core, rows[:limit], wanted, raw_metadata)
+    following = None
+    if n < len(rows):
+        position = at.position + n if order_by else int(rows[n - 1]) + 1
+        following = Cursor(call, at.sequence, at.n_rows, position).encode()
+    return _records(got, following, at.sequence)
+
+
+def scan(
+    core: Core,
+    expression: Filter | None,
+    include: Iterable[str],
+    batch_size: int,
+    cursor: str | None,
+    slice_index: int,
+    slices: int,
+    min_sequence: int | None,
+    timeout_s: float | None,
+    *,
+    raw_metadata: bool = False,
+) -> Iterator[Records]:
+    """Everything in row order, as of the moment the scan began; see `Collection.scan`.
+
+    Checks its arguments at once; no transaction is open between two batches. A scan that finds
+    nothing gives one empty batch.
+    """
+    wanted = check_include(include)
+    _check_count("batch_size", batch_size, MAX_PAGE)
+    _check_count("slices", slices, MAX_SLICES)
+    if isinstance(slice_index, bool) or not isinstance(slice_index, int):
+        raise InvalidQuery(f"slice_index must be an integer, given {slice_index!r}")
+    if not 0 <= slice_index < slices:
+        raise InvalidQuery(f"slice_index must be from 0 to {slices - 1}, given {slice_index}")
+    view = core.wait_for(min_sequence, timeout_s)
+    text = "" if expression is None else expression.text
+    call = purpose("scan", core.store.folder.name, text, slice_index, slices)
+    at = Cursor.decode(cursor, call) if cursor else Cursor(call, view.sequence, view.n_rows, 0)
+    moment = _moment(core, at)
+    selected = _selected(core, moment, expression)
+    if slices > 1:
+        stripe = np.arange(moment.n_rows) // SCAN_STRIPE_ROWS
+        selected = selected & (stripe % slices == slice_index)
+    rows = np.flatnonzero(selected)
+    rows = rows[np.searchsorted(rows, at.position) :]
+    return _batches(core, at, rows, wanted, batch_size, raw_metadata)
+
+
+def _batches(
+    core: Core, at: Cursor, rows: Rows, wanted: frozenset[str], batch_size: int, raw_metadata: bool
+) -> Iterator[Records]:
+    done = 0
+    while True:
+        got, n = _fetch_some(core, rows[done : done + batch_size], wanted, raw_metadata)
+        done += n
+        following = None
+        if done < len(rows):
+            position = int(rows[done - 1]) + 1
+            following = Cursor(at.purpose, at.sequence, at.n_rows, position).encode()
+        yield _records(got, following, at.sequence)
+        if following is None:
+            return
+
+
+def _fetch_some(
+    core: Core, rows: Rows, include: frozenset[str], raw_metadata: bool
+) -> tuple[Fetched, int]:
+    """The first rows, as many as fit in memory for one message; (columns, rows taken, at least 1)."""
+    with core.read() as reader:
+        n = len(rows)
+        if include & {"document", "content", "metadata"}:
+            n = _fitting(reader, rows, include)
+        names = reader.ids(rows[:n])
+        known = [name is not None for name in names]
+        held = rows[:n] if all(known) else rows[:n][np.asarray(known)]
+        ids = [name for name in names if name is not None]
+        return fetch(reader, held, ids, include, raw_metadata=raw_metadata), n
+
+
+def _fitting(reader: Reader, rows: Rows, include: frozenset[str]) -> int:
+    """How many of the rows have their texts and contents in `_FETCH_BYTES` together."""
+    sizes = np.zeros(len(rows), np.int64)
+    for part, table in (
+        ("metadata", "metadata"),
+        ("document", "documents"),
+        ("content", "contents"),
+    ):
+        if part in include:
+            sizes += reader.sizes(table, rows)
+    return max(1, int(np.searchsorted(np.cumsum(sizes), _FETCH_BYTES, side="right")))
+
+
+def _moment(core: Core, at: Cursor) -> Moment:
+    view = core.view
+    if at.sequence > view.sequence or at.n_rows > view.n_rows or at.position > at.n_rows:
+        raise InvalidCursor(
+            "the cursor is of a later state than this database; start again without it"
+        )
+    if at.sequence == view.sequence:
+        return core.moment(view)
+    return core.as_of(at.sequence, at.n_rows)
+
+
+def _selected(core: Core, moment: Moment, expression: Filter | None) -> NDArray[np.bool_]:
+    if expression is None:
+        return moment.live
+    return moment.live & core.matching(expression, moment)
+
+
+def _ordered(core: Core, moment: Moment, rows: Rows, order_by: str) -> Rows:
+    """Rows by a field, those without it last, equal ones by row; n log n in the rows that match."""
+    field = order_by.removeprefix("-")
+    descending = order_by.startswith("-")
+    if not field or field.startswith("$"):
+        raise InvalidQuery(
+            f"order_by takes a metadata path or id, with - before it to descend; given {order_by!r}"
+        )
+    if field == "id":
+        ids = np.asarray(StoredTexts(core.store, moment).ids(rows), dtype=object)
+        order = sorted(range(len(rows)), key=ids.__getitem__, reverse=descending)
+        return rows[np.asarray(order, np.int64)]
+    ranks, present = sort_ranks(core.ready_columns(), field, rows)
+    if descending:
+        ranks = -ranks
+    return rows[np.lexsort((rows, ranks, ~present))]
+
+
+def _check_count(name: str, value: Any, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= high:
+        raise InvalidQuery(f"{name} must be an integer from 1 to {high}, given {value!r}")
+
+
+def _records(got: Fetched, cursor: str | None, sequence: int) -> Records:
+    return Records(
+        got.ids, got.vectors, got.metadata, got.documents, got.contents, got.uris, cursor, sequence
+    )

@@ -1,0 +1,185 @@
+"""A query: filter to mask, search of the view, rows to ids and fields."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .batch import check_ids, check_matrix, to_matrix
+from .core import Core
+from .errors import InvalidQuery
+from .fetching import check_include, fetch
+from .filters import Filter
+from .index import View, distances
+from .store import Reader
+from .types import DEFAULT_K, MAX_K, QueryResult
+from .writes import not_stored
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+
+def query(
+    core: Core,
+    vectors: Any,
+    ids: Iterable[str] | None,
+    k: int | None,
+    expression: Filter | None,
+    exact: bool,
+    max_distance: float | None,
+    target_recall: float | None,
+    include: Iterable[str],
+    min_sequence: int | None,
+    timeout_s: float | None,
+    *,
+    raw_metadata: bool = False,
+) -> QueryResult:
+    """See `Collection.query`."""
+    if (vectors is None) == (ids is None):
+        raise InvalidQuery("give either vectors or ids to query by, not both and not neither")
+    wanted = check_include(include)
+    limit = check_k(k, max_distance)
+    check_bound(max_distance)
+    check_recall(target_recall)
+    # Without a k a distance bound asks for all that lie within: the index cannot know how many.
+    exact = exact or (max_distance is not None and k is None)
+    view = core.wait_for(min_sequence, timeout_s)
+    if ids is None:
+        queries, own = _given(core, vectors), None
+    else:
+        queries, own = _stored(core, ids)
+    allowed = None
+    if expression is not None:
+        allowed = core.matching(expression, core.moment(view))
+    found = view.search(
+        queries,
+        limit + (own is not None),
+        allowed=allowed,
+        exact=exact,
+        target_recall=target_recall,
+    )
+    near, rows = found.distances, found.rows
+    with core.read() as reader:
+        if view.lossy:
+            near, rows = _rescored(core, reader, queries, rows)
+        near, rows = _cut(near, rows, own, max_distance, limit)
+        return _answer(reader, view, near, rows, wanted, None if k is None else limit, raw_metadata)
+
+
+def _given(core: Core, vectors: Any) -> Floats:
+    matrix = to_matrix(vectors, "query vectors")
+    if not len(matrix):
+        raise InvalidQuery("no query vectors were given; give at least one")
+    return check_matrix(core.info, matrix, lambda i: f"query vector {i}", np.dtype(np.float32))
+
+
+def _stored(core: Core, ids: Iterable[str]) -> tuple[Floats, Rows]:
+    names = check_ids(ids)
+    with core.read() as reader:
+        rows = reader.rows_of_ids(names)
+        absent = [n.decode() for n, row in zip(names, rows.tolist(), strict=True) if row < 0]
+        if absent:
+            raise not_stored(absent, "query by ids takes stored records")
+        return reader.vectors(rows).astype(np.float32, copy=False), rows
+
+
+def check_k(k: int | None, max_distance: float | None) -> int:
+    if k is None:
+        return DEFAULT_K if max_distance is None else MAX_K
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
+        raise InvalidQuery(f"k must be an integer from 1 to {MAX_K}, given {k!r}", limit=MAX_K)
+    return int(k)
+
+
+def check_bound(max_distance: float | None) -> None:
+    if max_distance is None:
+        return
+    if isinstance(max_distance, bool) or not isinstance(max_distance, int | float | np.floating):
+        raise InvalidQuery(f"max_distance must be a number, given {max_distance!r}")
+    if math.isnan(max_distance):
+        raise InvalidQuery("max_distance must be a number, given NaN")
+
+
+def check_recall(target_recall: float | None) -> None:
+    if target_recall is None:
+        return
+    fine = isinstance(target_recall, int | float) and not isinstance(target_recall, bool)
+    if not fine or not 0.5 <= target_recall <= 1.0:
+        raise InvalidQuery(f"target_recall must be from 0.5 to 1.0, given {target_recall!r}")
+
+
+def _rescored(core: Core, reader: Reader, queries: Floats, rows: Rows) -> tuple[Floats, Rows]:
+    """Distances from the stored vectors, where the index holds rounded ones; sorted again."""
+    near = np.full(rows.shape, np.nan, np.float32)
+    for i, candidates in enumerate(rows):
+        n = int((candidates >= 0).sum())
+        if n:
+            vectors = reader.vectors(candidates[:n]).astype(np.float32, copy=False)
+            near[i, :n] = distances(queries[i : i + 1], vectors, core.info.metric)[0]
+    order = np.lexsort((rows, near), axis=1)
+    return np.take_along_axis(near, order, 1), np.take_along_axis(rows, order, 1)
+
+
+def _cut(
+    near: Floats, rows: Rows, own: Rows | None, max_distance: float | None, limit: int
+) -> tuple[Floats, Rows]:
+    """Without the queried record itself and what lies too far; at most `limit` wide."""
+    keep = rows >= 0
+    if own is not None:
+        keep &= rows != own[:, np.newaxis]
+    if max_distance is not None:
+        keep &= near <= max_distance
+    if not keep[:, :limit].all():
+        order = np.argsort(~keep, axis=1, kind="stable")
+        near = np.take_along_axis(np.where(keep, near, np.float32(np.nan)), order, 1)
+        rows = np.take_along_axis(np.where(keep, rows, -1), order, 1)
+    return near[:, :limit], rows[:, :limit]
+
+
+def _answer(
+    reader: Reader,
+    view: View,
+    near: Floats,
+    rows: Rows,
+    include: frozenset[str],
+    width: int | None,
+    raw_metadata: bool,
+) -> QueryResult:
+    """Rows to columns. The transaction has the last word: a row it does not know is left out."""
+    flat = rows[rows >= 0]
+    names = reader.ids(flat)
+    if None in names:
+        known = dict(zip(flat.tolist(), names, strict=True))
+        unknown = np.asarray([row for row, name in known.items() if name is None], np.int64)
+        near, rows = _cut(
+            near, np.where(np.isin(rows, unknown), -1, rows), None, None, rows.shape[1]
+        )
+        flat = rows[rows >= 0]
+        names = reader.ids(flat)
+    counts = (rows >= 0).sum(axis=1)
+    got = fetch(reader, flat, [n or "" for n in names], include, raw_metadata=raw_metadata)
+    if width is None:
+        width = int(counts.max(initial=0))
+    out = np.full((len(rows), width), np.nan, np.float32)
+    out[:, : near.shape[1]] = near[:, :width]
+    ends = np.cumsum(counts).tolist()
+    starts = [0, *ends[:-1]]
+    spans = list(zip(starts, ends, strict=True))
+
+    def nested(column: Sequence[Any] | None) -> Any:
+        return None if column is None else [column[a:b] for a, b in spans]
+
+    return QueryResult(
+        nested(got.ids),
+        out,
+        nested(got.vectors),  # type: ignore[arg-type]
+        nested(got.metadata),
+        nested(got.documents),
+        nested(got.contents),
+        nested(got.uris),
+        view.sequence,
+    )

@@ -1,0 +1,168 @@
+"""The verbs that write, as prepared writes for the lane."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import metadata as meta
+from .batch import CheckedBatch, where
+from .columns import ColumnBatch, Columns
+from .errors import RecordExists, RecordNotFound
+from .lane import Applied
+from .store import EncodedRows, Writer, checksums
+from .types import CollectionInfo
+
+_SHOWN_IDS = 100
+
+
+class Put:
+    """insert (`replace=False`) or upsert (`replace=True`) of whole records."""
+
+    alone = False
+
+    def __init__(self, batch: CheckedBatch, columns: Columns, *, replace: bool) -> None:
+        assert batch.vectors is not None
+        self._ids = batch.ids
+        self._rows = EncodedRows(
+            batch.ids, batch.vectors, batch.metadata, batch.documents, batch.contents, batch.uris
+        )
+        self._checksums = checksums(self._rows)
+        self._column_batch = ColumnBatch.from_metadata(batch.metadata_values or [{}] * len(batch))
+        self._columns = columns
+        self._replace = replace
+
+    def apply(self, writer: Writer, sequence: int) -> Applied:
+        held = writer.rows_of_ids(self._ids)
+        stored = held >= 0
+        if stored.any() and not self._replace:
+            raise _exists(self._ids, stored)
+        self._columns.check(self._column_batch)
+        killed = held[stored]
+        writer.kill(killed, sequence)
+        writer.append(self._rows, self._checksums)
+        return Applied(len(self._ids), killed, self._rows.vectors, self._column_batch)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Partial change of stored records: each is read, merged and written as a new row."""
+
+    batch: CheckedBatch
+    info: CollectionInfo
+    columns: Columns
+    clear: frozenset[str]
+    alone: bool = False
+
+    def apply(self, writer: Writer, sequence: int) -> Applied:
+        batch = self.batch
+        held = writer.rows_of_ids(batch.ids)
+        if (held < 0).any():
+            raise _missing(batch.ids, held < 0)
+        vectors = writer.vectors(held) if batch.vectors is None else batch.vectors
+        texts, values = self._merged(writer, held)
+        rows = EncodedRows(
+            batch.ids,
+            vectors,
+            texts,
+            self._patched(writer, "documents", "document", held, batch.documents),
+            self._patched(writer, "contents", "content", held, batch.contents),
+            self._patched(writer, "uris", "uri", held, batch.uris),
+        )
+        column_batch = ColumnBatch.from_metadata(values)
+        self.columns.check(column_batch)
+        writer.kill(held, sequence)
+        writer.append(rows, checksums(rows))
+        return Applied(len(batch), held, vectors, column_batch)
+
+    def _merged(
+        self, writer: Writer, held: NDArray[np.int64]
+    ) -> tuple[list[bytes | None], list[dict[str, Any]]]:
+        batch, schema = self.batch, dict(self.info.schema)
+        cleared = "metadata" in self.clear
+        texts: list[bytes | None] = []
+        values: list[dict[str, Any]] = []
+        for i, raw in enumerate(writer.metadata(held)):
+            text: bytes = b"" if cleared else raw
+            value = meta.decode(text) if text else {}
+            patch = batch.metadata_values[i] if batch.metadata_values is not None else {}
+            if patch:
+                text, value = meta.encode(meta.merge(value, patch), where(batch.ids, i))
+                if schema:
+                    meta.conform(value, schema, where(batch.ids, i))
+            texts.append(text or None)
+            values.append(value)
+        return texts, values
+
+    def _patched(
+        self,
+        writer: Writer,
+        table: str,
+        part: str,
+        held: NDArray[np.int64],
+        given: Sequence[bytes | None] | None,
+    ) -> list[bytes | None]:
+        before: Sequence[bytes | None] = (
+            [None] * len(held) if part in self.clear else writer.raw(table, held)
+        )
+        if given is None:
+            return list(before)
+        return [b if g is None else g for b, g in zip(before, given, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Delete by ids, or of the rows that `matching()` names when the lane reaches it, or of both.
+
+    `matching` is asked inside the lane with every earlier write published: what matches at that
+    moment is deleted, no more and no less.
+    """
+
+    ids: Sequence[bytes] | None
+    matching: Callable[[], NDArray[np.int64]] | None
+
+    @property
+    def alone(self) -> bool:
+        return self.matching is not None
+
+    def apply(self, writer: Writer, sequence: int) -> Applied:
+        if self.ids is not None:
+            rows = writer.rows_of_ids(self.ids)
+            rows = rows[rows >= 0]
+            if self.matching is not None:
+                rows = rows[np.isin(rows, self.matching())]
+        else:
+            assert self.matching is not None
+            rows = self.matching()
+        writer.forget([i.encode() for i in writer.ids(rows) if i is not None])
+        writer.kill(rows, sequence)
+        return Applied(len(rows), rows)
+
+
+def _exists(ids: Sequence[bytes], stored: NDArray[np.bool_]) -> RecordExists:
+    names = [ids[i].decode() for i in np.flatnonzero(stored).tolist()]
+    more = f" and {len(names) - 1} more ids" if len(names) > 1 else ""
+    return RecordExists(
+        f"record {names[0]!r}{more} exist already; nothing of the batch was written. Use upsert to "
+        "replace them",
+        ids=names[:_SHOWN_IDS],
+        count=len(names),
+    )
+
+
+def _missing(ids: Sequence[bytes], absent: NDArray[np.bool_]) -> RecordNotFound:
+    names = [ids[i].decode() for i in np.flatnonzero(absent).tolist()]
+    return not_stored(names, "nothing of the batch was written. Use upsert to add them")
+
+
+def not_stored(names: Sequence[str], advice: str) -> RecordNotFound:
+    more = f" and {len(names) - 1} more ids" if len(names) > 1 else ""
+    return RecordNotFound(
+        f"record {names[0]!r}{more} not found; {advice}",
+        ids=list(names[:_SHOWN_IDS]),
+        count=len(names),
+    )
