@@ -1,0 +1,24 @@
+"""The index of a collection: the only door to FAISS.
+
+It knows rows by number, vectors and bitmaps; nothing of ids, metadata or LMDB. The store is the
+truth: whatever is in here can be made again from it.
+"""
+
+from .build import ReadVectors
+from .distance import distances
+from .door import device
+from .files import IndexRecord
+from .index import BuiltIndex, Index, IndexFigures
+from .view import Found, View
+
+__all__ = [
+    "BuiltIndex",
+    "Found",
+    "Index",
+    "IndexFigures",
+    "IndexRecord",
+    "ReadVectors",
+    "View",
+    "device",
+    "distances",
+]

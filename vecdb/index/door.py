@@ -1,0 +1,137 @@
+"""The one place that imports `faiss`, and the rules for calling it.
+
+FAISS aborts the process on wrong shapes and dtypes, so every call of this package goes through
+functions that take only C-contiguous arrays of stated dtype; callers make them so.
+
+FAISS ships no type stubs: `faiss` is `Any` here; results get their types where they enter.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import threading
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import MissingDependency
+
+DISTRIBUTIONS = {"faiss-cpu": "cpu", "faiss-gpu": "gpu", "faiss-gpu-cuvs": "gpu-cuvs"}
+"""Wheels that all install the module `faiss`, each with the extra of ours that asks for it."""
+
+PARALLEL_QUERIES = 8
+"""Batches from this size on may use every core; below it the threads cost more than they give."""
+
+
+def _load() -> Any:
+    installed = []
+    for name in DISTRIBUTIONS:
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        installed.append(name)
+    try:
+        module = importlib.import_module("faiss")
+    except ImportError as error:
+        if len(installed) > 1:
+            raise MissingDependency(
+                f"FAISS does not load ({error}): {' and '.join(installed)} are both installed and "
+                "overwrite each other; uninstall all of them, then install one",
+                installed=installed,
+            ) from error
+        raise MissingDependency(
+            f"no usable FAISS is installed ({error}); run: pip install 'vecdb[cpu]' "
+            "(or 'vecdb[gpu]', 'vecdb[gpu-cuvs]' for an NVIDIA GPU)",
+            installed=installed,
+        ) from error
+    if len(installed) > 1:
+        warnings.warn(
+            f"{' and '.join(installed)} are both installed and overwrite each other; "
+            "uninstall all of them, then install one",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return module
+
+
+faiss: Any = _load()
+
+L2: int = faiss.METRIC_L2
+INNER_PRODUCT: int = faiss.METRIC_INNER_PRODUCT
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+_thread = threading.local()
+
+
+def faiss_metric(metric: str) -> int:
+    """FAISS's number for one of ours; cosine is the inner product of unit vectors."""
+    return L2 if metric == "l2" else INNER_PRODUCT
+
+
+def device() -> str:
+    """What serves searches: "cpu". No GPU index is built by this version, whatever the wheel."""
+    return "cpu"
+
+
+def use_threads(count: int) -> None:
+    """Set the number of OpenMP threads for calls from this thread.
+
+    The setting belongs to the calling thread; it is kept beside it, because asking OpenMP each time
+    costs more than the comparison.
+    """
+    if getattr(_thread, "count", 0) != count:
+        faiss.omp_set_num_threads(count)
+        _thread.count = count
+
+
+def limit_threads(count: int) -> None:
+    """Let no later call from this thread use more than `count` threads."""
+    _thread.limit = count
+    use_threads(count)
+
+
+def use_threads_for(queries: int) -> None:
+    """One thread for a few queries, so that n callers do not start n x n; all cores for a batch."""
+    use_threads(getattr(_thread, "limit", CORES) if queries >= PARALLEL_QUERIES else 1)
+
+
+def bitmap_selector(mask: NDArray[np.bool_]) -> tuple[Any, NDArray[np.uint8]]:
+    """A selector of the True positions of `mask`, and the array that must outlive it."""
+    packed = np.packbits(mask, bitorder="little")
+    return faiss.IDSelectorBitmap(mask.size, faiss.swig_ptr(packed)), packed
+
+
+def through_blas(queries: int, dimension: int) -> bool:
+    """Whether `knn` without a selector computes l2 by expansion, which loses digits.
+
+    FAISS 1.15 does so when queries x dimension reach its threshold of 128,000 (tried out: 500 x 256
+    does, 499 x 256 does not), earlier versions when the number of queries reaches 20. Then BLAS is
+    2 to 5 times as fast as FAISS's own loops.
+    """
+    threshold = int(faiss.cvar.distance_compute_blas_threshold)
+    return queries * dimension >= threshold if threshold > 1_000 else queries >= threshold
+
+
+def knn(
+    queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int, metric: int, sel: Any = None
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The k best of `vectors` (n, d) for each of `queries` (q, d), both float32 and C-contiguous.
+
+    Returns FAISS's scores (q, k), best first, and positions (q, k), -1 where there are fewer. `sel`
+    must be alive during the call. Without it large batches go through BLAS, see `through_blas`.
+    """
+    q, d = queries.shape
+    scores = np.empty((q, k), np.float32)
+    positions = np.empty((q, k), np.int64)
+    x, y, out, ids = map(faiss.swig_ptr, (queries, vectors, scores, positions))
+    if metric == L2:
+        faiss.knn_L2sqr(x, y, d, q, len(vectors), k, out, ids, None, sel)
+    else:
+        faiss.knn_inner_product(x, y, d, q, len(vectors), k, out, ids, sel)
+    return scores, positions

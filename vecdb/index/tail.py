@@ -1,0 +1,200 @@
+"""The tail: rows that no main index covers, as pieces that are searched exactly.
+
+Full pieces are never written again. Behind them is one float32 buffer with spare room that the
+writer fills in place: a view sees only the rows that were there when it was made.
+
+An update leaves a dead row behind, so a small collection under steady updates would grow without
+end; pieces that are mostly dead are copied down to their live rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .blocks import Block, FloatBlock, HalfBlock
+from .distance import Floats, Rows
+
+PIECE_BYTES = 32 << 20
+MIN_PIECE_ROWS = 256
+MAX_PIECE_ROWS = 16_384
+"""Rows of a full piece. Fewer cost more calls a search (about 10 us each), more cost more when a
+piece is cut or copied down; 16,384 x 384 takes 0.6 ms to search."""
+
+_FIRST_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows of the tail: `start` and on, or those in `rows` (ascending) once dead ones are gone."""
+
+    block: Block
+    start: int
+    stop: int
+    rows: Rows | None = None
+
+    def row_numbers(self, positions: Rows) -> Rows:
+        """Row numbers of positions in the block; -1 stays -1."""
+        numbers = positions + self.start if self.rows is None else self.rows[positions]
+        return np.where(positions < 0, -1, numbers)
+
+    def pick(self, positions: Rows, start: int) -> Piece:
+        """A piece with copies of these positions (ascending) only."""
+        rows = positions + self.start if self.rows is None else self.rows[positions]
+        smaller: Block
+        if isinstance(self.block, HalfBlock):
+            smaller = self.block.pick(positions)
+        else:
+            smaller = FloatBlock(self.block.take(positions), self.block.metric)
+        return Piece(smaller, start, self.stop, rows)
+
+
+def trim(pieces: tuple[Piece, ...], row: int, cut: dict[int, Piece | None]) -> tuple[Piece, ...]:
+    """`pieces` without rows below `row`. `cut` holds cut pieces by `id` of the whole one, and is
+    added to, so that two lists of the same pieces share the cut ones."""
+    kept = []
+    for piece in pieces:
+        left: Piece | None = piece
+        if piece.start < row:
+            if id(piece) not in cut:
+                rows = np.arange(piece.start, piece.stop) if piece.rows is None else piece.rows
+                positions = np.flatnonzero(rows >= row)
+                cut[id(piece)] = piece.pick(positions, row) if positions.size else None
+            left = cut[id(piece)]
+        if left is not None:
+            kept.append(left)
+    return tuple(kept)
+
+
+class Tail:
+    """The writer's side of the tail; one thread at a time."""
+
+    def __init__(self, dimension: int, metric: int, half: bool, start: int = 0) -> None:
+        self.dimension = dimension
+        self.metric = metric
+        self.half = half
+        self.start = start
+        fit = PIECE_BYTES // (4 * dimension)
+        self.piece_rows = max(MIN_PIECE_ROWS, min(MAX_PIECE_ROWS, fit))
+        self._full: tuple[Piece, ...] = ()
+        self._buffer: Floats = np.empty((0, dimension), np.float32)
+        self._buffer_start = start
+        self._filled = 0
+
+    @property
+    def stop(self) -> int:
+        return self._buffer_start + self._filled
+
+    @property
+    def nbytes(self) -> int:
+        return sum(piece.block.nbytes for piece in self._full) + self._buffer.nbytes
+
+    def append(self, vectors: NDArray[np.floating]) -> None:
+        """Add (n, d) vectors, float32 or float16, already in the index's space."""
+        done = 0
+        while done < len(vectors):
+            if self._filled == self.piece_rows:
+                self._seal()
+            room = min(len(vectors) - done, self.piece_rows - self._filled)
+            self._reserve(self._filled + room)
+            part = vectors[done : done + room]
+            if self.half and part.dtype != np.float16:
+                part = part.astype(np.float16)
+            self._buffer[self._filled : self._filled + room] = part
+            self._filled += room
+            done += room
+
+    def _reserve(self, rows: int) -> None:
+        if rows <= len(self._buffer):
+            return
+        size = min(self.piece_rows, max(_FIRST_ROWS, 2 * len(self._buffer), rows))
+        larger = np.empty((size, self.dimension), np.float32)
+        larger[: self._filled] = self._buffer[: self._filled]
+        self._buffer = larger
+
+    def _seal(self) -> None:
+        block: Block = (
+            HalfBlock.of(self._buffer, self.metric)
+            if self.half
+            else FloatBlock(self._buffer, self.metric)
+        )
+        self._full = (*self._full, Piece(block, self._buffer_start, self.stop))
+        self._buffer_start = self.stop
+        self._filled = 0
+        self._buffer = np.empty((0, self.dimension), np.float32)
+
+    def pieces(self) -> tuple[Piece, ...]:
+        """All pieces at this moment; appending later does not change them."""
+        if not self._filled:
+            return self._full
+        block = FloatBlock(self._buffer[: self._filled], self.metric)
+        return (*self._full, Piece(block, self._buffer_start, self.stop))
+
+    def trim(self, row: int) -> dict[int, Piece | None]:
+        """Let go of rows below `row`, which the main index covers now.
+
+        Returns the cut pieces by `id` of the whole ones, for `trim` of a view's pieces.
+        """
+        cut: dict[int, Piece | None] = {}
+        self._full = trim(self._full, row, cut)
+        gone = min(max(row - self._buffer_start, 0), self._filled)
+        if gone:
+            self._buffer = self._buffer[gone : self._filled].copy()
+            self._buffer_start += gone
+            self._filled -= gone
+        if not self._filled:
+            self._buffer_start = max(self._buffer_start, row)
+        self.start = max(self.start, row)
+        return cut
+
+    def compact(self, live: NDArray[np.bool_]) -> None:
+        """Copy full pieces down whose rows are mostly dead; `live` is by row.
+
+        Copies at most half a piece's rows for each piece that dies, so the cost is spread over the
+        deletes that caused it. Neighbours that became small are put together.
+        """
+        kept: list[Piece] = []
+        changed = False
+        for piece in self._full:
+            where = slice(piece.start, piece.stop) if piece.rows is None else piece.rows
+            alive = np.flatnonzero(live[where])
+            if alive.size * 2 > piece.block.n:
+                kept.append(piece)
+                continue
+            changed = True
+            if alive.size:
+                kept.append(piece.pick(alive, piece.start))
+        if changed:
+            self._full = tuple(self._join(kept))
+
+    def _join(self, pieces: list[Piece]) -> list[Piece]:
+        out: list[Piece] = []
+        group: list[Piece] = []
+
+        def flush() -> None:
+            if len(group) > 1:
+                rows = np.concatenate([p.rows for p in group if p.rows is not None])
+                vectors = np.concatenate([p.block.take(np.arange(p.block.n)) for p in group])
+                block: Block = (
+                    HalfBlock.of(vectors, self.metric)
+                    if self.half
+                    else FloatBlock(vectors, self.metric)
+                )
+                out.append(Piece(block, group[0].start, group[-1].stop, rows))
+            else:
+                out.extend(group)
+            group.clear()
+
+        for piece in pieces:
+            small = piece.rows is not None and piece.block.n * 2 <= self.piece_rows
+            if not small:
+                flush()
+                out.append(piece)
+                continue
+            if sum(p.block.n for p in group) + piece.block.n > self.piece_rows:
+                flush()
+            group.append(piece)
+        flush()
+        return out
