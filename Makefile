@@ -1,0 +1,68 @@
+# `make` prints the targets. Everything runs in .venv, which the first target makes.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/made-in
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
+TESTS  ?= tests
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check format stubs bench clean FORCE
+
+help: ## Print this list.
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+venv: $(STAMP) ## Make .venv with all three distributions, FAISS for the CPU, and the tools.
+
+# A checkout that was copied elsewhere has a .venv that points back to the old place.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+$(STAMP): FORCE
+endif
+
+# setuptools comes first and builds are not isolated: an isolated build would fetch whatever version
+# of it is newest that day, because pip does not apply constraints there (since 25.3 not even those
+# of PIP_CONSTRAINT).
+$(STAMP): pyproject.toml server/pyproject.toml clients/python/pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "vecdb needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	       "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@echo "making $(VENV) (once; takes a minute or two)"
+	@rm -f $(STAMP)
+	@$(PYTHON) -m venv --clear $(VENV) || { \
+	  echo "no virtual environment could be made; on Debian and Ubuntu install python3-venv" >&2; \
+	  exit 1; }
+	@$(PIP) setuptools
+	@$(PIP) --no-build-isolation -e '.[cpu,dev]' -e clients/python -e server
+	@printf '%s\n' '$(CURDIR)' > $(STAMP)
+
+demo: $(STAMP) ## The main job on the sample: serve, load, query, update, restart, verify.
+	@$(BIN)/python examples/demo.py
+
+test: $(STAMP) ## Run the tests. Some only: make test TESTS=tests/test_cli.py ARGS='-k import'
+	@$(BIN)/python -m pytest -q $(TESTS) $(ARGS)
+
+check: $(STAMP) ## Format, lint, types, contract, generated files, house rules.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/buf lint proto
+	$(BIN)/python tools/generate.py --check
+	$(BIN)/python -m pytest -q tests/test_house.py
+
+format: $(STAMP) ## Format the code and mend what the linter can mend.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+stubs: $(STAMP) ## Make the generated files anew from proto/ and vecdb/.
+	$(BIN)/python tools/generate.py
+
+bench: $(STAMP) ## Measure; writes to bench/results. Smaller: make bench ARGS='--rows 5000'
+	$(BIN)/python -m bench first $(ARGS)
+
+clean: ## Remove .venv and everything that can be made again.
+	rm -rf $(VENV) build server/build clients/python/build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	find . -name '*.egg-info' -prune -exec rm -rf {} +
+
+FORCE:

@@ -1,0 +1,274 @@
+"""What tests share: hypothesis profiles, data folders, the full WordNet set, and the three backends."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import hypothesis
+import numpy as np
+import pytest
+
+CLI_DIMENSION = 8
+BACKENDS = ("embedded", "client", "aio")
+WORDNET = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "wordnet"
+
+# Random examples on every run: each failure prints a blob that replays it. HYPOTHESIS_PROFILE=many
+# for a long search. No deadline: the machine may be busy with other things.
+hypothesis.settings.register_profile(
+    "default", max_examples=50, stateful_step_count=30, deadline=None, print_blob=True
+)
+hypothesis.settings.register_profile(
+    "many", max_examples=2_000, stateful_step_count=60, deadline=None, print_blob=True
+)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    # Chosen here instead of by hypothesis, so that the header can name it: --hypothesis-seed=N with
+    # the same number replays a run.
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = str(int.from_bytes(os.urandom(4), "little"))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"hypothesis seed: {config.option.hypothesis_seed}"
+
+
+@pytest.fixture(scope="session")
+def wordnet() -> Path:
+    """Folder of the full WordNet set: 116,659 embeddings, too large for the repository."""
+    if not WORDNET.is_dir():
+        pytest.skip("the full WordNet set is not at ../shared/data/wordnet")
+    return WORDNET
+
+
+@pytest.fixture
+def data_folder(tmp_path: Path) -> Path:
+    """A folder that does not exist yet, for a database."""
+    return tmp_path / "data"
+
+
+class AioProxy:
+    """An asyncio client with synchronous verbs: coroutines run on one event loop of their own.
+
+    Values that are neither verbs nor objects of the client pass through as they are, so that tests
+    see exactly what the asyncio client returns.
+    """
+
+    def __init__(self, target: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._target = target
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._target, name)
+        return self._verb(value) if inspect.ismethod(value) else self._wrapped(value)
+
+    def _verb(self, verb: Any) -> Any:
+        def call(*args: Any, **keywords: Any) -> Any:
+            async def on_loop() -> Any:
+                # Called on the loop: a client may need the running loop when it makes a call.
+                value = verb(*args, **keywords)
+                return await value if inspect.isawaitable(value) else value
+
+            return self._wrapped(self._wait(on_loop()))
+
+        return call
+
+    def _wait(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=120)
+
+    def _wrapped(self, value: Any) -> Any:
+        if hasattr(value, "__anext__"):
+            return self._iterated(value)
+        if type(value).__module__.startswith("vecdb_client.aio"):
+            return AioProxy(value, self._loop)
+        return value
+
+    def _iterated(self, values: AsyncIterator[Any]) -> Iterator[Any]:
+        try:
+            while True:
+                try:
+                    yield self._wait(_next(values))
+                except StopAsyncIteration:
+                    return
+        finally:
+            if hasattr(values, "aclose"):
+                self._wait(values.aclose())
+
+
+async def _next(values: AsyncIterator[Any]) -> Any:
+    return await anext(values)
+
+
+@contextmanager
+def event_loop_thread() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop that runs in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="test-event-loop")
+    thread.start()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to the same verbs. `errors` and `types` are the modules whose classes it uses."""
+
+    name: str
+    db: Any
+    errors: ModuleType
+    types: ModuleType
+    folder: Path
+
+
+@contextmanager
+def open_backend(name: str, folder: Path, **engine_settings: Any) -> Iterator[Backend]:
+    """A database in `folder`, reached as `name` says; the server runs in this process."""
+    with ExitStack() as stack:
+        if name == "embedded":
+            import vecdb
+            from vecdb import errors, types
+
+            db: Any = stack.enter_context(vecdb.open(folder, **engine_settings))
+            yield Backend(name, db, errors, types, folder)
+            return
+        import vecdb_client
+        from vecdb_client import aio
+        from vecdb_client import errors as client_errors
+        from vecdb_client import types as client_types
+
+        address = stack.enter_context(serving(folder, **engine_settings))
+        if name == "client":
+            db = stack.enter_context(vecdb_client.connect(address))
+        else:
+            loop = stack.enter_context(event_loop_thread())
+            db = stack.enter_context(_aio_connected(aio, address, loop))
+        yield Backend(name, db, client_errors, client_types, folder)
+
+
+@contextmanager
+def _aio_connected(aio: Any, address: str, loop: asyncio.AbstractEventLoop) -> Iterator[Any]:
+    async def connected() -> Any:
+        made = aio.connect(address)
+        return await made if inspect.isawaitable(made) else made
+
+    client = asyncio.run_coroutine_threadsafe(connected(), loop).result(timeout=60)
+    proxy = AioProxy(client, loop)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
+@contextmanager
+def serving(folder: Path, **settings: Any) -> Iterator[str]:
+    """A server in this process on a free port of the loopback device; yields its address."""
+    from vecdb_server.server import Server
+
+    server = Server({"data": str(folder), "port": 0, "drain_timeout_s": 5.0, **settings})
+    server.start()
+    try:
+        yield server.address
+    finally:
+        stopped = server.stop()
+    assert stopped, "calls were still running when the test had ended"
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest, data_folder: Path) -> Iterator[Backend]:
+    """Each test that takes it runs embedded, through the client and through the asyncio client."""
+    with open_backend(request.param, data_folder) as opened:
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("VECDB_")]:
+        monkeypatch.delenv(name)
+
+
+class Done(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture(params=["embedded", "server"])
+def run(
+    request: pytest.FixtureRequest, data_folder: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> Iterator[Run]:
+    """Runs a command in this process against a folder, and against a server of that folder."""
+
+    from vecdb_server import __main__ as command_line
+
+    def call(*words: str, target: list[str]) -> Done:
+        try:
+            code = command_line.main([*words, *target])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        out, err = capfdbinary.readouterr()
+        return Done(code, out.decode(), err.decode())
+
+    if request.param == "embedded":
+        yield lambda *words: call(*words, target=["--data", str(data_folder)])
+        return
+    with serving(data_folder) as address:
+        yield lambda *words: call(*words, target=["--server", address])
+
+
+def rows_file(folder: Path, count: int, name: str = "rows.jsonl") -> Path:
+    """A file with every kind of value that a record can hold."""
+    rng = np.random.default_rng(7)
+    lines = []
+    for i in range(count):
+        row: dict[str, Any] = {
+            "id": f"r{i}",
+            "vector": rng.standard_normal(CLI_DIMENSION).astype(np.float32).tolist(),
+            "metadata": {
+                "n": i,
+                "big": 2**62 + i,
+                "x": i / 7,
+                "whole": float(i),
+                "even": i % 2 == 0,
+                "tags": [f"t{i % 3}", "ä"],
+                "deep": {"er": {"value": i}},
+                "at": {"$date": f"2025-01-01T00:00:{i % 60:02}.000125Z"},
+            },
+        }
+        if i % 2:
+            row["document"] = f"text {i} ✓"
+        if i % 3 == 0:
+            row["uri"] = f"file:///{i}"
+        if i % 4 == 0:
+            row |= {"content": "AAEC/w==", "media_type": "image/png"}
+        lines.append(json.dumps(row, ensure_ascii=False))
+    path = folder / name
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
