@@ -336,3 +336,19 @@ def test_stats_and_check(docs):
     assert stats.disk_bytes > 0
     report = docs.check()
     assert (report.ok, report.records, list(report.problems)) == (True, 9, [])
+
+
+def test_a_costly_filter_ends_at_the_deadline(backend):
+    """A filter that would take longer than the caller waits is given up, and others go on."""
+    docs = backend.db.create_collection("texts", dimension=1, metric="l2")
+    text = "abcdefghij" * 2_000
+    docs.insert(
+        [f"r{i}" for i in range(3_000)],
+        np.ones((3_000, 1)),
+        metadata=[{"t": f"{i}{text[:600]}"} for i in range(3_000)],
+    )
+    slow = {"$and": [{"t": {"$regex": f"(a.*?){{60}}{i}z"}} for i in range(30)]}
+    slow = {"$or": slow["$and"]}
+    with pytest.raises(backend.errors.DeadlineExceeded):
+        docs.count(slow, timeout_s=0.05)
+    assert docs.count({"t": {"$contains": "7a"}}, timeout_s=10) > 0

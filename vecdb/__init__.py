@@ -1,12 +1,14 @@
 """vecdb: a vector database engine for one machine.
 
-import vecdb
+Start here:
 
-with vecdb.open("./data") as db:
-    docs = db.create_collection("docs", dimension=384, metric="cosine")
-    docs.insert(ids=["a"], vectors=[[0.1] * 384], metadata=[{"lang": "en"}], documents=["…"])
-    hits = docs.query([[0.1] * 384], k=10, filter={"lang": "en"}, include=["document"])
-    print(hits.ids[0], hits.distances[0])
+    import vecdb
+
+    with vecdb.open("./data") as db:
+        docs = db.create_collection("docs", dimension=384, metric="cosine")
+        docs.insert(ids=["a"], vectors=[[0.1] * 384], metadata=[{"lang": "en"}], documents=["…"])
+        hits = docs.query([[0.1] * 384], k=10, filter={"lang": "en"}, include=["document"])
+        print(hits.ids[0], hits.distances[0])
 """
 
 from . import errors

@@ -71,9 +71,14 @@ def check_columns(
     if metadata is not None:
         texts, values = [], []
         for i, entry in enumerate(_column("metadata", metadata, n)):
-            text, value = meta.encode(entry, where(checked, i))
-            if schema:
-                meta.conform(value, schema, where(checked, i))
+            try:
+                text, value = meta.encode(entry, "")
+                if schema:
+                    meta.conform(value, schema, "")
+            except InvalidMetadata:
+                # Again for the message: to name each record up front would cost more than encoding it.
+                meta.conform(meta.encode(entry, where(checked, i))[1], schema, where(checked, i))
+                raise
             texts.append(text or None)
             values.append(value)
     return CheckedBatch(
@@ -102,7 +107,7 @@ def check_patch(
     if metadata is not None:
         patches = []
         for i, entry in enumerate(_column("metadata", metadata, len(checked))):
-            patches.append({} if entry is None else _patch(entry, where(checked, i)))
+            patches.append({} if entry is None else meta.check(entry, where(checked, i)))
     return CheckedBatch(
         checked,
         None if vectors is None else check_vectors(info, vectors, checked),
@@ -112,12 +117,6 @@ def check_patch(
         _contents(contents, checked),
         _texts("uris", uris, checked, MAX_URI_BYTES),
     )
-
-
-def _patch(entry: Any, place: str) -> dict[str, Any]:
-    if isinstance(entry, bytes | bytearray | memoryview):
-        return meta.encode(bytes(entry), place)[1]
-    return meta.check(entry, place)
 
 
 def where(ids: Sequence[bytes], position: int) -> str:

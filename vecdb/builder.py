@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 
-from .core import Core
+from .core import Core, sweep_files
 from .errors import Closed, DeadlineExceeded, Internal, ReadOnly, VecdbError
 
 log = logging.getLogger("vecdb")
@@ -159,9 +159,8 @@ def _build(job: _Job) -> None:
     if built is None:
         return
     record = core.index.save(built, core.store.folder)
-    before = core.install(built, record)
-    for name in () if before is None else before.files():
-        (core.store.folder / name).unlink(missing_ok=True)
+    core.install(built, record)
+    sweep_files(core)
     figures = core.index.stats()
     log.info(
         "collection %s: %s index of %d rows built in %.1f s, recall@10 %.3f",

@@ -10,7 +10,7 @@ import numpy as np
 from . import paging, searching
 from .batch import check_columns, check_ids, check_patch
 from .builder import Builder
-from .core import Core, folder_bytes
+from .core import Core, deadline, folder_bytes
 from .errors import Corrupted, InvalidBatch, InvalidQuery
 from .filters import Filter, parse
 from .store import problems
@@ -245,11 +245,14 @@ class Collection:
         """`count`, and the sequence of the commit that was counted."""
         core = self._core
         expression = _filter(filter)
+        interrupt = deadline(timeout_s)
         view = core.wait_for(min_sequence, timeout_s)
         if expression is None:
             return view.n_live, view.sequence
         moment = core.moment(view)
-        return int((core.matching(expression, moment) & moment.live).sum()), view.sequence
+        return int(
+            (core.matching(expression, moment, interrupt) & moment.live).sum()
+        ), view.sequence
 
     def scan(
         self,

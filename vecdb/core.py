@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,16 @@ from . import metadata as meta
 from .columns import ColumnBatch, Columns
 from .errors import Closed, Corrupted, DeadlineExceeded, ReadOnly
 from .filters import Filter, evaluate
-from .index import Index, IndexRecord, View
+from .index import BuiltIndex, Index, IndexRecord, View
 from .lane import Applied, Lane, Write
+from .layout import DATA_FILE, LMDB_LOCK_FILE
 from .masks import Deaths, FilterMasks, Moment, StoredTexts
-from .store import CollectionStore, Reader
+from .store import CollectionStore
 from .types import CollectionInfo
 
 log = logging.getLogger("vecdb")
+
+Interrupt = Callable[[], None]
 
 _LOAD_ROWS = 8_192
 _FOLLOW_S = 0.02
@@ -178,14 +181,13 @@ class Core:
         """Keeps writers of this collection out, as a context manager."""
         return self._lane.exclusive()
 
-    def install(self, built: Any, record: IndexRecord) -> IndexRecord | None:
-        """Puts a saved build into service; the record that it replaces."""
+    def install(self, built: BuiltIndex, record: IndexRecord) -> None:
+        """Puts a saved build into service. The store names it first: a crash leaves litter at most."""
         with self._lane.exclusive():
             self.store.set_index_record(record.to_json())
-            before, self.record = self.record, record
+            self.record = record
             self.index.install(built)
             self.last_error = ""
-        return before
 
     def wait_for(self, sequence: int | None, timeout_s: float | None) -> View:
         """The first view that shows commit `sequence`. DeadlineExceeded after `timeout_s` (None: 30)."""
@@ -236,18 +238,25 @@ class Core:
                     values[row - first] = meta.decode(raw)
             columns.extend(ColumnBatch.from_metadata(values), first)
 
-    def matching(self, expression: Filter, moment: Moment) -> NDArray[np.bool_]:
-        """Mask of `moment.n_rows` rows, right wherever `moment.live` is set. Read only."""
+    def matching(
+        self, expression: Filter, moment: Moment, interrupt: Interrupt = lambda: None
+    ) -> NDArray[np.bool_]:
+        """Mask of `moment.n_rows` rows, right wherever `moment.live` is set. Read only.
+
+        `interrupt` is called every few milliseconds of a long evaluation and may raise.
+        """
         columns = self.ready_columns()
         source = StoredTexts(self.store, moment)
         n_rows = moment.n_rows
         if expression.uses_id or expression.uses_document:
-            return evaluate(expression, columns, source, 0, n_rows, moment.live)
+            return evaluate(
+                expression, columns, source, 0, n_rows, moment.live, interrupt=interrupt
+            )
         # Rows never change, so neither does whether a row matches: only new rows are evaluated.
         return self.masks.get(
             expression.text,
             n_rows,
-            lambda start: evaluate(expression, columns, source, start, n_rows),
+            lambda start: evaluate(expression, columns, source, start, n_rows, interrupt=interrupt),
         )
 
     def moment(self, view: View) -> Moment:
@@ -275,6 +284,30 @@ class Core:
             self._news.notify_all()
 
 
+def deadline(timeout_s: float | None) -> Interrupt:
+    """Raises DeadlineExceeded when called more than `timeout_s` from now; never for None."""
+    if timeout_s is None:
+        return lambda: None
+    end = time.monotonic() + timeout_s
+
+    def check() -> None:
+        if time.monotonic() > end:
+            raise DeadlineExceeded(
+                f"the filter was not evaluated within {timeout_s:g} s; give more time, or put a cheaper "
+                "condition beside it"
+            )
+
+    return check
+
+
+def sweep_files(core: Core) -> None:
+    """Removes index files that the store does not name: replaced ones, and what a crash left behind."""
+    keep = {DATA_FILE, LMDB_LOCK_FILE, *(() if core.record is None else core.record.files())}
+    for path in core.store.folder.iterdir():
+        if path.name not in keep:
+            path.unlink(missing_ok=True)
+
+
 def folder_bytes(folder: Path) -> int:
     """Bytes that the files of a folder take on disk; sparse parts count nothing."""
     total = 0
@@ -286,4 +319,4 @@ def folder_bytes(folder: Path) -> int:
     return total
 
 
-__all__ = ["Core", "Reader", "folder_bytes"]
+__all__ = ["Core", "Interrupt", "deadline", "folder_bytes", "sweep_files"]

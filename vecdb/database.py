@@ -1,43 +1,28 @@
-"""A folder of collections: lock, create, open, drop, rename, alias."""
+"""A folder of collections: create, open, drop, rename, alias."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
-import errno
-import fcntl
 import os
-import re
 import secrets
 import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-import msgspec
-
+from . import folder
 from .builder import Builder
 from .collection import Collection
-from .core import Core
-from .errors import (
-    Closed,
-    CollectionExists,
-    Corrupted,
-    DatabaseLocked,
-    DatabaseNotFound,
-    InvalidName,
-    InvalidSetting,
-    ReadOnly,
-)
-from .layout import CATALOG_FOLDER, COLLECTIONS_FOLDER, DATA_FILE, LOCK_FILE
-from .metadata import check_schema
+from .collection_info import check_info, check_name, from_json, shape_of, to_json
+from .core import Core, sweep_files
+from .errors import Closed, CollectionExists, DatabaseLocked, ReadOnly
+from .layout import COLLECTIONS_FOLDER
 from .settings import ENGINE, resolve
 from .store import Catalog, CollectionStore, Shape, not_found
-from .types import INDEX_KINDS, MAX_DIMENSION, METRICS, STORAGES, CollectionInfo
+from .types import CollectionInfo
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_MAX_DESCRIPTION_BYTES = 65_536
 _open_here: dict[str, Database] = {}
 _open_lock = threading.Lock()
 
@@ -54,14 +39,21 @@ def open(path: str | os.PathLike[str], *, read_only: bool = False, **settings: A
 
 
 class Database:
-    """An open database; a context manager. Any thread may use it. Not usable after a fork."""
+    """An open database; a context manager. Any thread may use it. Not usable after a fork.
+
+    Locks are taken in this order: `_changes` (one change of names at a time), then the lock of a
+    collection (one thread opens or drops it), then `_lock` (the dicts in here, never for long).
+    """
 
     def __init__(self, path: Path, *, read_only: bool, settings: Mapping[str, Any]) -> None:
         self._options = resolve(ENGINE, settings)
         self.path = path.absolute()
         self.read_only = read_only
-        self._lock = threading.RLock()
+        self._changes = threading.Lock()
+        self._lock = threading.Lock()
+        self._collection_locks: dict[str, threading.Lock] = {}
         self._cores: dict[str, Core] = {}
+        self._infos: dict[str, CollectionInfo] = {}
         self._closed = False
         self._key = str(path.resolve())
         with _open_lock:
@@ -70,8 +62,8 @@ class Database:
                 raise DatabaseLocked(
                     f"{self.path} is open in this process already; use that Database, or close it first"
                 )
-            new = _check_folder(self.path, read_only)
-            self._lock_file = None if read_only else _take_lock(self.path)
+            new = folder.prepare(self.path, read_only)
+            self._lock_file = None if read_only else folder.take_lock(self.path)
             try:
                 self._catalog = Catalog(self.path, create=new, read_only=read_only)
             except BaseException:
@@ -114,94 +106,90 @@ class Database:
         Raises CollectionExists if the name is taken, unless `exist_ok` is set and all settings are
         equal; InvalidName, InvalidSetting.
         """
-        self._check_writable()
-        info = _check_info(
+        info = check_info(
             name, dimension, metric, storage, index, target_recall, schema, description
         )
-        with self._lock:
-            self._check_open()
-            held = self._catalog.collections().get(name)
+        with self._change():
+            names = self._catalog.names()
+            held = names.collections.get(name)
             if held is not None and exist_ok:
-                return self._existing(name, held, info)
+                _must_agree(info, self._info(name, held))
+                return self._collection(name, held)
             token = secrets.token_hex(8)
-            if held is None and name not in self._catalog.aliases():
+            if held is None and name not in names.aliases:
                 self._make_folder(token, info)
             self._catalog.add(name, token)
             return self._collection(name, token)
 
     def get_collection(self, name: str) -> Collection:
         """The collection with this name or alias. Raises CollectionNotFound."""
-        with self._lock:
-            self._check_open()
-            token = self._catalog.token(name) if isinstance(name, str) else None
-            if token is None:
-                raise not_found(str(name))
-            names = {t: n for n, t in self._catalog.collections().items()}
-            return self._collection(names[token], token)
+        self._check_open()
+        names = self._catalog.names()
+        token = names.token(name) if isinstance(name, str) else None
+        if token is None:
+            raise not_found(str(name))
+        return self._collection(names.of[token], token)
 
     def list_collections(self) -> list[CollectionInfo]:
-        """Settings of all collections, ordered by name."""
-        with self._lock:
-            self._check_open()
-            held = self._catalog.collections()
-            return [self._collection(name, token).info for name, token in sorted(held.items())]
+        """Settings of all collections, ordered by name. Loads none of them."""
+        self._check_open()
+        return [
+            self._info(name, token) for name, token in self._catalog.names().collections.items()
+        ]
 
     def drop_collection(self, name: str) -> None:
         """Removes a collection, its records, and aliases that point to it; takes no alias."""
-        self._check_writable()
-        with self._lock:
-            self._check_open()
+        with self._change():
             token = self._catalog.remove(name)
-            core = self._cores.pop(token, None)
-            if core is not None:
-                self._builder.cancel(core)
-                core.close(f"collection {name!r} was dropped")
-            shutil.rmtree(self._folder(token), ignore_errors=True)
+            with self._collection_lock(token):
+                with self._lock:
+                    core = self._cores.pop(token, None)
+                    self._infos.pop(token, None)
+                if core is not None:
+                    self._builder.cancel(core)
+                    core.close(f"collection {name!r} was dropped")
+                shutil.rmtree(self._folder(token), ignore_errors=True)
 
     def rename_collection(self, name: str, new_name: str) -> None:
         """Renames; aliases follow, open handles go on. Raises CollectionExists, CollectionNotFound."""
-        self._check_writable()
-        _check_name(new_name)
-        with self._lock:
-            self._check_open()
+        check_name(new_name)
+        with self._change():
             self._catalog.rename(name, new_name)
-            token = self._catalog.collections()[new_name]
-            if token in self._cores:
-                self._cores[token].info = dataclasses.replace(
-                    self._cores[token].info, name=new_name
-                )
+            core = self._cores.get(self._catalog.names().collections[new_name])
+            if core is not None:
+                core.info = dataclasses.replace(core.info, name=new_name)
 
     # -- aliases
 
     def set_alias(self, alias: str, collection: str) -> None:
         """Makes an alias, or points an existing one elsewhere in one step."""
-        self._check_writable()
-        _check_name(alias)
-        with self._lock:
-            self._check_open()
+        check_name(alias)
+        with self._change():
             self._catalog.set_alias(alias, collection)
 
     def drop_alias(self, alias: str) -> None:
         """Removes an alias. Raises AliasNotFound."""
-        self._check_writable()
-        with self._lock:
-            self._check_open()
+        with self._change():
             self._catalog.drop_alias(alias)
 
     def list_aliases(self) -> dict[str, str]:
         """Alias to collection name, ordered by alias."""
-        with self._lock:
-            self._check_open()
-            return self._catalog.aliases()
+        self._check_open()
+        return dict(self._catalog.names().aliases)
 
     # -- the end
 
     def close(self) -> None:
         """Stops builds, waits for running calls, releases the folder. May be called again."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
+        with self._changes:
+            with self._lock:
+                if self._closed:
+                    return
+                self._closed = True
+                opening = list(self._collection_locks.values())
+            for lock in opening:
+                with lock:
+                    pass  # whoever was opening a collection has seen that we are closed
             self._builder.close()
             for core in self._cores.values():
                 core.close("the database is closed; open it again")
@@ -215,187 +203,102 @@ class Database:
 
     # -- inside
 
-    def _folder(self, token: str) -> Path:
-        return self.path / COLLECTIONS_FOLDER / token
-
-    def _make_folder(self, token: str, info: CollectionInfo) -> None:
-        """A complete and durable collection folder that nothing points to yet."""
-        folder = self._folder(token)
-        folder.mkdir(parents=True)
-        shape = Shape(info.dimension, info.storage)
-        CollectionStore.create(folder, _settings_json(info), shape, self._options).close()
-        for path in (folder, folder.parent, self.path):
-            _sync_folder(path)
-
-    def _collection(self, name: str, token: str) -> Collection:
-        core = self._cores.get(token)
-        if core is None:
-            store = CollectionStore.open(
-                self._folder(token), _shape_of, self._options, read_only=self.read_only
-            )
-            try:
-                core = Core(
-                    _info_of(name, store.settings), store, self._options, read_only=self.read_only
-                )
-            except BaseException:
-                store.close()
-                raise
-            self._cores[token] = core
-        elif core.info.name != name:
-            core.info = dataclasses.replace(core.info, name=name)
-        return Collection(core, self._builder)
-
-    def _existing(self, name: str, token: str, wanted: CollectionInfo) -> Collection:
-        found = self._collection(name, token)
-        given, held = dataclasses.asdict(wanted), dataclasses.asdict(found.info)
-        differing = [k for k in held if k != "created_at" and held[k] != given[k]]
-        if differing:
-            k = differing[0]
-            raise CollectionExists(
-                f"collection {name!r} exists with {k}={held[k]!r}, asked for {k}={given[k]!r}; drop it or "
-                "choose another name",
-                name=name,
-                setting=k,
-            )
-        return found
-
-    def _sweep(self) -> None:
-        """Removes folders and files that a crash left behind and nothing points to."""
-        root = self.path / COLLECTIONS_FOLDER
-        known = set(self._catalog.collections().values())
-        for folder in root.iterdir() if root.is_dir() else ():
-            if folder.name not in known:
-                shutil.rmtree(folder, ignore_errors=True)
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """One change of names at a time, on a database that is open for writing."""
+        if self.read_only:
+            raise ReadOnly("the database was opened with read_only=True; open it for writing")
+        with self._changes:
+            self._check_open()
+            yield
 
     def _check_open(self) -> None:
         if self._closed:
             raise Closed(f"the database {str(self.path)!r} is closed; open it again")
 
-    def _check_writable(self) -> None:
-        if self.read_only:
-            raise ReadOnly("the database was opened with read_only=True; open it for writing")
+    def _collection_lock(self, token: str) -> threading.Lock:
+        with self._lock:
+            return self._collection_locks.setdefault(token, threading.Lock())
+
+    def _folder(self, token: str) -> Path:
+        return self.path / COLLECTIONS_FOLDER / token
+
+    def _make_folder(self, token: str, info: CollectionInfo) -> None:
+        """A complete and durable collection folder that nothing points to yet."""
+        made = self._folder(token)
+        made.mkdir(parents=True)
+        shape = Shape(info.dimension, info.storage)
+        CollectionStore.create(made, to_json(info), shape, self._options).close()
+        for path in (made, made.parent, self.path):
+            folder.sync(path)
+
+    def _open_store(self, name: str, token: str) -> CollectionStore:
+        path = self._folder(token)
+        if not path.is_dir() and token not in self._catalog.names().of:
+            raise not_found(name)  # dropped since its name was looked up
+        return CollectionStore.open(path, shape_of, self._options, read_only=self.read_only)
+
+    def _info(self, name: str, token: str) -> CollectionInfo:
+        """Settings of a collection, without loading it."""
+        info = self._infos.get(token)
+        if info is None:
+            with self._collection_lock(token):
+                core = self._cores.get(token)
+                if core is not None:
+                    info = core.info
+                else:
+                    store = self._open_store(name, token)
+                    store.close()
+                    info = from_json(name, store.settings)
+            self._infos[token] = info
+        return info if info.name == name else dataclasses.replace(info, name=name)
+
+    def _collection(self, name: str, token: str) -> Collection:
+        core = self._cores.get(token)
+        if core is None:
+            core = self._open_core(name, token)
+        if core.info.name != name:
+            # Renamed by the writer, and we read beside it.
+            core.info = dataclasses.replace(core.info, name=name)
+        return Collection(core, self._builder)
+
+    def _open_core(self, name: str, token: str) -> Core:
+        """Loads a collection. Others go on meanwhile; those who want the same one wait for us."""
+        with self._collection_lock(token):
+            core = self._cores.get(token)
+            if core is not None:
+                return core
+            store = self._open_store(name, token)
+            try:
+                info = from_json(name, store.settings)
+                core = Core(info, store, self._options, read_only=self.read_only)
+                with self._lock:
+                    self._check_open()
+                    self._cores[token] = core
+            except BaseException:
+                store.close()
+                raise
+            if not self.read_only:
+                sweep_files(core)
+                self._builder.consider(core)
+            return core
+
+    def _sweep(self) -> None:
+        """Removes folders that a crash left behind and nothing points to."""
+        root = self.path / COLLECTIONS_FOLDER
+        known = self._catalog.names().of
+        for path in root.iterdir() if root.is_dir() else ():
+            if path.name not in known:
+                shutil.rmtree(path, ignore_errors=True)
 
 
-def _check_folder(path: Path, read_only: bool) -> bool:
-    """Whether a database must be made there."""
-    if (path / CATALOG_FOLDER / DATA_FILE).is_file():
-        return False
-    if read_only:
-        raise DatabaseNotFound(
-            f"{path} holds no vecdb database; open it for writing once to make one"
-        )
-    path.mkdir(parents=True, exist_ok=True)
-    # What an interrupted first opening leaves is ours too.
-    strangers = {p.name for p in path.iterdir()} - {LOCK_FILE, CATALOG_FOLDER, COLLECTIONS_FOLDER}
-    if strangers:
-        raise Corrupted(
-            f"{path} holds other files ({sorted(strangers)[0]!r}) and no vecdb database; give an empty "
-            "folder or a new one"
-        )
-    (path / CATALOG_FOLDER).mkdir(exist_ok=True)
-    return True
-
-
-def _take_lock(path: Path) -> Any:
-    file = (path / LOCK_FILE).open("a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read().strip() or "unknown"
-        file.close()
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise
-        raise DatabaseLocked(
-            f"{path} is open for writing in process {holder}; stop that process, talk to its server, or "
-            "open with read_only=True",
-            pid=holder,
-        ) from None
-    file.seek(0)
-    file.truncate()
-    file.write(str(os.getpid()))
-    file.flush()
-    return file
-
-
-def _sync_folder(path: Path) -> None:
-    """Makes the names in a folder durable, not only what the files hold."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _check_name(name: Any) -> None:
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise InvalidName(
-            f"name {name!r}; a name has 1 to 128 characters of A-Z a-z 0-9 _ . - and starts with a letter "
-            "or digit"
-        )
-
-
-def _check_info(
-    name: str,
-    dimension: int,
-    metric: str,
-    storage: str,
-    index: str,
-    target_recall: float,
-    schema: Mapping[str, str] | None,
-    description: str,
-) -> CollectionInfo:
-    _check_name(name)
-    if (
-        isinstance(dimension, bool)
-        or not isinstance(dimension, int)
-        or not 1 <= dimension <= MAX_DIMENSION
-    ):
-        raise InvalidSetting(
-            f"dimension must be an integer from 1 to {MAX_DIMENSION}, given {dimension!r}"
-        )
-    for what, given, choices in (
-        ("metric", metric, METRICS),
-        ("storage", storage, STORAGES),
-        ("index", index, INDEX_KINDS),
-    ):
-        if given not in choices:
-            raise InvalidSetting(
-                f"{what} must be one of {', '.join(choices)}, given {given!r}", setting=what
+def _must_agree(wanted: CollectionInfo, found: CollectionInfo) -> None:
+    given, held = dataclasses.asdict(wanted), dataclasses.asdict(found)
+    for setting, value in held.items():
+        if setting != "created_at" and value != given[setting]:
+            raise CollectionExists(
+                f"collection {found.name!r} exists with {setting}={value!r}, asked for "
+                f"{setting}={given[setting]!r}; drop it or choose another name",
+                name=found.name,
+                setting=setting,
             )
-    number = isinstance(target_recall, int | float) and not isinstance(target_recall, bool)
-    if not number or not 0.5 <= target_recall <= 1.0:
-        raise InvalidSetting(f"target_recall must be from 0.5 to 1.0, given {target_recall!r}")
-    if not isinstance(description, str) or len(description.encode()) > _MAX_DESCRIPTION_BYTES:
-        raise InvalidSetting(
-            f"description must be a text of at most {_MAX_DESCRIPTION_BYTES} bytes"
-        )
-    return CollectionInfo(
-        name,
-        dimension,
-        metric,  # type: ignore[arg-type]
-        storage,  # type: ignore[arg-type]
-        index,  # type: ignore[arg-type]
-        float(target_recall),
-        check_schema(schema or {}),
-        description,
-        dt.datetime.now(dt.UTC),
-    )
-
-
-def _settings_json(info: CollectionInfo) -> bytes:
-    """The settings as stored; the name is the catalog's."""
-    return msgspec.json.format(msgspec.json.encode(info))
-
-
-def _info_of(name: str, settings: bytes) -> CollectionInfo:
-    try:
-        info = msgspec.json.decode(settings, type=CollectionInfo)
-    except msgspec.MsgspecError as error:
-        raise Corrupted(f"the settings of collection {name!r} cannot be read: {error}") from error
-    return dataclasses.replace(info, name=name)
-
-
-def _shape_of(settings: bytes) -> Shape:
-    info = _info_of("", settings)
-    return Shape(info.dimension, info.storage)

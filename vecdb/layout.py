@@ -55,6 +55,7 @@ LOCK_FILE = "vecdb.lock"
 CATALOG_FOLDER = "catalog"
 COLLECTIONS_FOLDER = "collections"
 DATA_FILE = "data.mdb"
+LMDB_LOCK_FILE = "lock.mdb"
 
 CATALOG_TABLES = ("meta", "collections", "aliases")
 COLLECTION_TABLES = (

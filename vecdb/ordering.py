@@ -48,7 +48,8 @@ def _dense(
 ) -> Ranks:
     """Ranks 0, 1, … of the values of one type."""
     if group == (FALSE, TRUE):
-        return (tags == TRUE).astype(np.int64)
+        ones: Ranks = (tags == TRUE).astype(np.int64)
+        return ones
     if group == (INT, FLOAT) and (tags == FLOAT).any():
         # Wide enough on Linux for every int64 and every float64 at once.
         wide = data.astype(np.longdouble)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from . import metadata as meta
 from .batch import check_ids
 from .columns import ColumnBatch, Columns
-from .core import Core
+from .core import Core, Interrupt, deadline
 from .cursor import Cursor, purpose
 from .errors import InvalidCursor, InvalidQuery
 from .fetching import Fetched, check_include, fetch
@@ -90,12 +90,13 @@ def get_page(
     """One page. All pages of a walk show the moment of the first one."""
     wanted = check_include(include)
     _check_count("limit", limit, MAX_PAGE)
+    interrupt = deadline(timeout_s)
     view = core.wait_for(min_sequence, timeout_s)
     text = "" if expression is None else expression.text
     call = purpose("get", core.store.folder.name, text, order_by)
     at = Cursor.decode(cursor, call) if cursor else Cursor(call, view.sequence, view.n_rows, 0)
     moment = _moment(core, at)
-    rows = np.flatnonzero(_selected(core, moment, expression))
+    rows = np.flatnonzero(_selected(core, moment, expression, interrupt))
     if order_by:
         rows = _ordered(core, moment, rows, order_by)[at.position :]
     else:
@@ -133,12 +134,13 @@ def scan(
         raise InvalidQuery(f"slice_index must be an integer, given {slice_index!r}")
     if not 0 <= slice_index < slices:
         raise InvalidQuery(f"slice_index must be from 0 to {slices - 1}, given {slice_index}")
+    interrupt = deadline(timeout_s)
     view = core.wait_for(min_sequence, timeout_s)
     text = "" if expression is None else expression.text
     call = purpose("scan", core.store.folder.name, text, slice_index, slices)
     at = Cursor.decode(cursor, call) if cursor else Cursor(call, view.sequence, view.n_rows, 0)
     moment = _moment(core, at)
-    selected = _selected(core, moment, expression)
+    selected = _selected(core, moment, expression, interrupt)
     if slices > 1:
         stripe = np.arange(moment.n_rows) // SCAN_STRIPE_ROWS
         selected = selected & (stripe % slices == slice_index)
@@ -202,10 +204,12 @@ def _moment(core: Core, at: Cursor) -> Moment:
     return core.as_of(at.sequence, at.n_rows)
 
 
-def _selected(core: Core, moment: Moment, expression: Filter | None) -> NDArray[np.bool_]:
+def _selected(
+    core: Core, moment: Moment, expression: Filter | None, interrupt: Interrupt
+) -> NDArray[np.bool_]:
     if expression is None:
         return moment.live
-    return moment.live & core.matching(expression, moment)
+    return moment.live & core.matching(expression, moment, interrupt)
 
 
 def _ordered(core: Core, moment: Moment, rows: Rows, order_by: str) -> Rows:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .batch import check_ids, check_matrix, to_matrix
-from .core import Core
+from .core import Core, deadline
 from .errors import InvalidQuery
 from .fetching import check_include, fetch
 from .filters import Filter
@@ -47,6 +47,7 @@ def query(
     check_recall(target_recall)
     # Without a k a distance bound asks for all that lie within: the index cannot know how many.
     exact = exact or (max_distance is not None and k is None)
+    interrupt = deadline(timeout_s)
     view = core.wait_for(min_sequence, timeout_s)
     if ids is None:
         queries, own = _given(core, vectors), None
@@ -54,7 +55,7 @@ def query(
         queries, own = _stored(core, ids)
     allowed = None
     if expression is not None:
-        allowed = core.matching(expression, core.moment(view))
+        allowed = core.matching(expression, core.moment(view), interrupt)
     found = view.search(
         queries,
         limit + (own is not None),

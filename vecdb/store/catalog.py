@@ -12,6 +12,24 @@ from .environment import Environment
 _MAP_BYTES = 1 << 28
 
 
+class Names:
+    """The names of a database; tokens name the folders of collections."""
+
+    def __init__(self, collections: dict[str, str], aliases: dict[str, str]) -> None:
+        self.collections = collections
+        """Name to token, ordered by name."""
+        self.of = {token: name for name, token in collections.items()}
+        """Token to name of the collection."""
+        self._tokens = {**aliases, **collections}
+        self.aliases = {alias: self.of[t] for alias, t in aliases.items() if t in self.of}
+        """Alias to name of the collection, ordered by alias."""
+
+    def token(self, name: str) -> str | None:
+        """Token of the collection with this name or alias."""
+        token = self._tokens.get(name)
+        return token if token in self.of else None
+
+
 class Catalog:
     """Every change is one durable commit. Reads from any thread; changes from one at a time."""
 
@@ -24,6 +42,7 @@ class Catalog:
             map_initial_bytes=_MAP_BYTES,
             map_limit_bytes=1 << 40,
         )
+        self._seen: tuple[int, Names] = (-1, Names({}, {}))
         try:
             if create:
                 self._env.write(self._stamp)
@@ -41,24 +60,14 @@ class Catalog:
             self._env.close()
             raise
 
-    def collections(self) -> dict[str, str]:
-        """Name to token, ordered by name."""
-        return self._all("collections")
-
-    def aliases(self) -> dict[str, str]:
-        """Alias to name of the collection, ordered by alias."""
-        names = {token: name for name, token in self.collections().items()}
-        return {a: names[t] for a, t in self._all("aliases").items() if t in names}
-
-    def token(self, name: str) -> str | None:
-        """Token of the collection with this name or alias."""
-        key = name.encode()
-        with self._env.read() as transaction:
-            for table in ("collections", "aliases"):
-                raw = transaction.get(key, db=self._env.table(table))
-                if raw is not None:
-                    return bytes(raw).decode()
-        return None
+    def names(self) -> Names:
+        """All names at this moment. Read from LMDB only after a change, by whichever process."""
+        last = self._env.last_transaction()
+        held, names = self._seen
+        if held != last:
+            names = Names(self._all("collections"), self._all("aliases"))
+            self._seen = (last, names)
+        return names
 
     def add(self, name: str, token: str) -> None:
         def work(transaction: Any) -> None:

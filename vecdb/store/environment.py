@@ -132,6 +132,14 @@ class Environment:
             self._leave()
         return (info["last_pgno"] + 1) * stat["psize"], self.map_limit_bytes
 
+    def last_transaction(self) -> int:
+        """Number of the last commit of any process; about 2 us."""
+        self._enter()
+        try:
+            return int(self._env.info()["last_txnid"])
+        finally:
+            self._leave()
+
     def close(self) -> None:
         """Waits for running transactions, then closes. Later calls raise Closed."""
         with self._gate:

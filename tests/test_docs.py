@@ -1,0 +1,133 @@
+"""The documents tell the truth: their examples run, their tables agree with the code."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import serving
+
+import vecdb
+from vecdb import errors
+from vecdb.filters import parse
+from vecdb.settings import ENGINE
+from vecdb_server.settings import SERVER
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
+NEEDS_SERVER = "# server: running\n"
+
+
+def blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def run_python(code, folder):
+    """Runs one example as a user would, in an empty folder and a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder, capture_output=True, text=True, timeout=120, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / p) for p in (".", "server", "clients/python"))},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_embedded_example_runs(tmp_path):
+    """What README shows for embedded use works as it stands."""
+    examples = [b for b in blocks(README, "python") if NEEDS_SERVER not in b]
+    assert len(examples) == 1
+    assert "Moos am Stein" in run_python(examples[0], tmp_path)
+
+
+def test_the_client_examples_run(tmp_path):
+    """What README shows for the clients works as it stands, one example after the other."""
+    examples = [b for b in blocks(README, "python") if NEEDS_SERVER in b]
+    assert len(examples) == 2
+    with serving(tmp_path / "data") as address:
+        code = "\n".join(examples).replace("127.0.0.1:7700", address)
+        code += "\nassert len(hits.ids[0]) == 10 and hits.distances.shape == (2, 10)\n"
+        code += "assert hits.metadata[0][0]['shelf'] in (0, 1)\n"
+        assert run_python(code, tmp_path) == "100 1000\n"
+
+
+def test_the_command_line_examples_run(tmp_path):
+    """Every line of the command-line example does what it says, on the sample."""
+    (commands,) = [b for b in blocks(README, "sh") if "vecdb import" in b]
+    for name, source in (("rows.jsonl.gz", "rows.jsonl.gz"), ("vectors.npy", "vectors.f16.npy")):
+        (tmp_path / name).symlink_to(ROOT / "examples" / "wordnet" / source)
+    outputs = []
+    with serving(tmp_path / "data") as address:
+        for line in commands.splitlines():
+            arguments = shlex.split(line, comments=True)
+            assert arguments[0] == "vecdb"
+            done = subprocess.run(
+                [sys.executable, "-m", "vecdb_server", *arguments[1:]],
+                cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+                env={**os.environ, "VECDB_SERVER": address, "PYTHONPATH": os.pathsep.join(str(ROOT / p) for p in (".", "server", "clients/python"))},
+            )  # fmt: skip
+            assert done.returncode == 0, (line, done.stderr)
+            outputs.append(done.stdout)
+    assert len(outputs) == 6
+    assert "entity" in outputs[1]
+    assert (tmp_path / "words.jsonl.gz").stat().st_size > 1_000_000
+
+
+def test_the_docstring_of_the_package_is_an_example(tmp_path):
+    """The example in `help(vecdb)` runs."""
+    code = re.search(r"\n((?:    .*\n|\n)+)", vecdb.__doc__).group(1)
+    code = "\n".join(line[4:] for line in code.splitlines())
+    assert run_python(code, tmp_path).startswith("['a']")
+
+
+def test_filters_in_the_docs_are_filters():
+    """Every JSON block of README is a filter that parses."""
+    for block in blocks(README, "json"):
+        parse(block)
+
+
+@pytest.mark.parametrize("row", [*ENGINE, *SERVER], ids=lambda row: row.name)
+def test_settings_are_documented_as_they_are(row):
+    """README names each setting with its default and its sentence."""
+    (line,) = [x for x in README.splitlines() if x.startswith(f"| `{row.name}` |")]
+    default = (
+        str(row.default).lower()
+        if isinstance(row.default, bool)
+        else f"{row.default:,}"
+        if isinstance(row.default, int)
+        else str(row.default)
+    )
+    assert line.split("|")[3].strip() == default
+    assert row.doc in line
+
+
+def test_no_setting_is_documented_that_is_none():
+    """The tables of settings hold no others."""
+    documented = re.findall(r"^\| `([a-z_]+)` \|", README, re.MULTILINE)
+    assert sorted(documented) == sorted(row.name for row in [*ENGINE, *SERVER])
+
+
+def test_all_errors_are_documented():
+    """README's table of errors names every class of the tree, and no other."""
+    section = README.split("## Errors")[1].split("\n## ")[0]
+    named = {
+        n
+        for n in re.findall(r"`([A-Z][A-Za-z]+)`", section)
+        if n not in ("VecdbError", "ValueError", "LookupError", "TimeoutError")
+    }
+    assert named == set(errors.__all__) - {"VecdbError", "by_reason"}
+
+
+@pytest.mark.parametrize("text", [README, ARCHITECTURE], ids=["README", "ARCHITECTURE"])
+def test_paths_in_the_docs_exist(text):
+    """Whatever looks like a path of the project is one."""
+    for path in set(
+        re.findall(r"`((?:vecdb|proto|clients|server|tests|bench|examples|tools)/[\w./-]*)`", text)
+    ):
+        assert (ROOT / path).exists(), path

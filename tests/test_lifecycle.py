@@ -1,0 +1,231 @@
+"""The life of an index inside a collection: built in the background, saved, mapped again, mended."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import vecdb
+from vecdb import errors, layout
+
+D = 16
+SMALL = {"exact_max_scalars": 2_000 * D}
+
+
+def clustered(n, seed=7):
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((40, D)) * 3
+    return (centres[rng.integers(0, 40, n)] + rng.standard_normal((n, D))).astype(np.float32)
+
+
+def fill(docs, vectors, first=0):
+    ids = [f"r{i}" for i in range(first, first + len(vectors))]
+    docs.insert(ids, vectors, metadata=[{"i": i} for i in range(first, first + len(vectors))])
+
+
+def index_files(db):
+    folder = next((db.path / layout.COLLECTIONS_FOLDER).iterdir())
+    return sorted(
+        p for p in folder.iterdir() if p.name not in (layout.DATA_FILE, layout.LMDB_LOCK_FILE)
+    )
+
+
+def settled(docs, timeout_s=60):
+    """Stats once no build is queued or running."""
+    end = time.monotonic() + timeout_s
+    while docs.stats().index.building:
+        assert time.monotonic() < end, "the build did not end"
+        time.sleep(0.02)
+    return docs.stats().index
+
+
+def right(docs, vectors, live=None):
+    """Exact answers equal numpy, and each answer without `exact` has recall of 0.9 at least."""
+    queries = clustered(20, seed=8)
+    near = ((queries[:, None, :] - vectors[None]) ** 2).sum(axis=2)
+    if live is not None:
+        near[:, ~live] = np.inf
+    truth = np.argsort(near, axis=1)[:, :10]
+    exact = docs.query(queries, k=10, exact=True)
+    assert [[int(i[1:]) for i in ids] for ids in exact.ids] == truth.tolist()
+    found = docs.query(queries, k=10)
+    hits = sum(len(set(a) & set(b)) for a, b in zip(found.ids, exact.ids, strict=True))
+    assert hits >= 0.9 * truth.size
+
+
+def test_an_index_is_built_in_the_background(data_folder):
+    """auto stays exact while small, then builds by itself while writes and queries go on."""
+    vectors = clustered(6_000)
+    with vecdb.open(data_folder, **SMALL) as db:
+        docs = db.create_collection("docs", dimension=D, metric="l2")
+        fill(docs, vectors[:1_500])
+        assert settled(docs).kind == "exact"
+        right(docs, vectors[:1_500])
+        for first in range(1_500, 6_000, 500):
+            fill(docs, vectors[first : first + 500], first)
+            assert docs.query(vectors[first], k=1).ids == [[f"r{first}"]]
+        stats = settled(docs)
+        assert stats.kind == "hnsw"
+        assert stats.indexed_rows + stats.tail_rows == 6_000
+        assert stats.measured_recall >= 0.95
+        assert stats.last_error == ""
+        right(docs, vectors)
+        assert len(index_files(db)) == len(docs._core.record.files())
+    with vecdb.open(data_folder, **SMALL) as db:
+        docs = db.get_collection("docs")
+        reopened = docs.stats().index
+        assert (reopened.kind, reopened.indexed_rows) == ("hnsw", stats.indexed_rows)
+        assert reopened.measured_recall == stats.measured_recall
+        right(docs, vectors)
+
+
+def test_auto_build_off_builds_only_when_asked(data_folder):
+    """With auto_build off nothing is built until build_index is called."""
+    vectors = clustered(3_000)
+    with vecdb.open(data_folder, auto_build=False, **SMALL) as db:
+        docs = db.create_collection("docs", dimension=D, metric="l2", index="hnsw")
+        fill(docs, vectors)
+        assert (docs.stats().index.kind, docs.stats().index.building) == ("exact", False)
+        assert docs.build_index().kind == "hnsw"
+        right(docs, vectors)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "empty"])
+def test_a_damaged_index_costs_a_rebuild_not_data(data_folder, damage):
+    """A saved index that is damaged is named, searched around, and built again."""
+    vectors = clustered(3_000)
+    with vecdb.open(data_folder, **SMALL) as db:
+        docs = db.create_collection("docs", dimension=D, metric="l2", index="hnsw")
+        fill(docs, vectors)
+        docs.build_index()
+        settled(docs)
+        path = max(index_files(db), key=lambda p: p.stat().st_size)
+    raw = bytearray(path.read_bytes())
+    if damage == "flipped":
+        raw[len(raw) // 2] ^= 1
+        path.write_bytes(raw)
+    elif damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(raw[: len(raw) // 2] if damage == "truncated" else b"")
+    with vecdb.open(data_folder, auto_build=False, **SMALL) as db:
+        docs = db.get_collection("docs")
+        stats = docs.stats().index
+        assert stats.kind == "exact"
+        assert path.name in stats.last_error
+        right(docs, vectors)
+        docs.build_index()
+        assert (docs.stats().index.kind, docs.stats().index.last_error) == ("hnsw", "")
+        right(docs, vectors)
+    with vecdb.open(data_folder, **SMALL) as db:
+        docs = db.get_collection("docs")
+        assert docs.stats().index.kind == "hnsw"
+        assert docs.check().ok
+        assert len(index_files(db)) == len(docs._core.record.files())
+
+
+def test_writes_and_deletes_during_builds(data_folder):
+    """Whatever is written or deleted while an index builds is right as soon as it is acknowledged."""
+    vectors = clustered(5_000)
+    live = np.ones(5_000, bool)
+    with vecdb.open(data_folder, auto_build=False, **SMALL) as db:
+        docs = db.create_collection("docs", dimension=D, metric="l2", index="hnsw")
+        fill(docs, vectors[:3_000])
+        failures = []
+
+        def build():
+            try:
+                for _ in range(3):
+                    docs.build_index()
+            except BaseException as error:
+                failures.append(error)
+
+        builder = threading.Thread(target=build)
+        builder.start()
+        for first in range(3_000, 5_000, 100):
+            fill(docs, vectors[first : first + 100], first)
+            doomed = list(range(first - 3_000, first - 2_950))
+            docs.delete([f"r{i}" for i in doomed])
+            live[doomed] = False
+            assert docs.count() == first + 100 - 50 * ((first - 3_000) // 100 + 1)
+            found = docs.query(vectors[first], k=5)
+            assert found.ids[0][0] == f"r{first}"
+            assert all(live[int(i[1:])] for i in found.ids[0])
+        builder.join()
+        assert failures == []
+        right(docs, vectors, live)
+        docs.build_index()
+        assert docs.stats().index.dead_rows + docs.count() >= docs.stats().index.indexed_rows
+        right(docs, vectors, live)
+        assert docs.check().ok
+
+
+def test_a_build_is_cancelled_by_close_and_by_drop(data_folder):
+    """Closing or dropping in the middle of a build returns soon and leaves nothing broken."""
+    vectors = clustered(30_000)
+    with vecdb.open(data_folder, **SMALL) as db:
+        for name in ("kept", "dropped"):
+            docs = db.create_collection(name, dimension=D, metric="l2", index="hnsw")
+            fill(docs, vectors)
+            docs.build_index(wait=False)
+        assert docs.stats().index.building
+        started = time.monotonic()
+        db.drop_collection("dropped")
+        assert time.monotonic() - started < 20
+        with pytest.raises(errors.Closed):
+            docs.query(vectors[0])
+    with vecdb.open(data_folder, auto_build=False) as db:
+        docs = db.get_collection("kept")
+        assert docs.count() == 30_000
+        assert docs.query(vectors[5], k=1).ids == [["r5"]]
+        assert docs.check().ok
+
+
+def test_build_index_keeps_its_time_limit(data_folder):
+    """build_index with a limit raises DeadlineExceeded; the build goes on and ends."""
+    with vecdb.open(data_folder, auto_build=False, **SMALL) as db:
+        docs = db.create_collection("docs", dimension=D, metric="l2", index="hnsw")
+        fill(docs, clustered(20_000))
+        with pytest.raises(errors.DeadlineExceeded):
+            docs.build_index(timeout_s=0.01)
+        assert settled(docs).kind == "hnsw"
+
+
+def test_a_build_that_fails_is_reported_and_search_goes_on(data_folder, monkeypatch):
+    """A failing build ends with a typed error and a note in the stats; answers stay exact."""
+    vectors = clustered(2_500)
+    with vecdb.open(data_folder, auto_build=False, **SMALL) as db:
+        docs = db.create_collection("docs", dimension=D, metric="l2", index="hnsw")
+        fill(docs, vectors)
+
+        def broken(start, stop):
+            raise errors.Corrupted("planted")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(docs._core, "vector_range", broken)
+            with pytest.raises(errors.Corrupted, match="planted"):
+                docs.build_index()
+        assert "planted" in docs.stats().index.last_error
+        right(docs, vectors)
+        assert docs.build_index().last_error == ""
+
+
+def test_copies_are_made_anew_after_a_fault(data_folder, monkeypatch):
+    """When following a commit fails in memory, the commit stands and the next call sees it."""
+    with vecdb.open(data_folder) as db:
+        docs = db.create_collection("docs", dimension=D, metric="l2")
+        fill(docs, clustered(10))
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                type(docs._core.index), "publish", lambda *_: (_ for _ in ()).throw(MemoryError())
+            )
+            with pytest.raises(MemoryError):
+                docs.insert(["x"], [np.ones(D)], metadata=[{"i": 99}])
+        assert docs.count() == 11
+        assert docs.count({"i": 99}) == 1
+        assert docs.query(np.ones(D), k=1).ids == [["x"]]
+        assert docs.insert(["y"], [np.ones(D)]).sequence == 3
+        assert docs.check().ok
