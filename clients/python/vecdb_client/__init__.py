@@ -1,0 +1,47 @@
+"""Client of a vecdb server: `connect(target)` gives the nouns and verbs of the engine.
+
+    from vecdb_client import connect
+
+    with connect("127.0.0.1:7700") as db:
+        docs = db.create_collection("docs", dimension=3)
+        docs.insert(ids=["a"], vectors=[[1, 0, 0]])
+        docs.query(vectors=[1, 0, 0], k=1).ids[0]
+
+`vecdb_client.aio` is the same for asyncio.
+"""
+
+from . import errors, types
+from .calls import ServerInfo
+from .client import Client, connect
+from .collection import Collection
+from .types import (
+    CheckReport,
+    CollectionInfo,
+    CollectionStats,
+    Content,
+    Hit,
+    IndexStats,
+    QueryResult,
+    Record,
+    Records,
+    WriteResult,
+)
+
+__all__ = [
+    "CheckReport",
+    "Client",
+    "Collection",
+    "CollectionInfo",
+    "CollectionStats",
+    "Content",
+    "Hit",
+    "IndexStats",
+    "QueryResult",
+    "Record",
+    "Records",
+    "ServerInfo",
+    "WriteResult",
+    "connect",
+    "errors",
+    "types",
+]

@@ -1,0 +1,283 @@
+"""The verbs of one collection, for asyncio; described in `vecdb_client.collection`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from .. import batches, calls, transport
+from ..errors import Unavailable
+from ..types import (
+    CheckReport,
+    CollectionInfo,
+    CollectionStats,
+    IndexStats,
+    QueryResult,
+    Records,
+    WriteResult,
+)
+from .connection import Connection
+
+
+class Collection:
+    """One collection of a server, with the verbs of `vecdb.Collection`.
+
+    `timeout_s` is the deadline of the call in seconds; None takes the client's. Vectors may be
+    numpy, lists, or anything with `__array__` or the buffer protocol; one vector counts as one row.
+    """
+
+    def __init__(self, connection: Connection, info: CollectionInfo) -> None:
+        self._connection = connection
+        self.info = info
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    def __repr__(self) -> str:
+        return f"<Collection {self.name!r} at {self._connection.target}>"
+
+    async def insert(
+        self,
+        ids: Sequence[str],
+        vectors: Any,
+        *,
+        metadata: Sequence[Any] | None = None,
+        documents: Sequence[str | None] | None = None,
+        contents: Sequence[Any] | None = None,
+        uris: Sequence[str | None] | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        timeout_s: float | None = None,
+    ) -> WriteResult:
+        """Adds records. RecordExists names ids that are stored already."""
+        columns = batches.to_columns(ids, vectors, metadata, documents, contents, uris)
+        return await self._write("Insert", columns, batch_size, progress, timeout_s)
+
+    async def upsert(
+        self,
+        ids: Sequence[str],
+        vectors: Any,
+        *,
+        metadata: Sequence[Any] | None = None,
+        documents: Sequence[str | None] | None = None,
+        contents: Sequence[Any] | None = None,
+        uris: Sequence[str | None] | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        timeout_s: float | None = None,
+    ) -> WriteResult:
+        """Adds records, replacing those whose ids are stored; otherwise as `insert`."""
+        columns = batches.to_columns(ids, vectors, metadata, documents, contents, uris)
+        return await self._write("Upsert", columns, batch_size, progress, timeout_s)
+
+    async def _write(
+        self,
+        rpc: str,
+        columns: Any,
+        batch_size: int | None,
+        progress: bool,
+        timeout_s: float | None,
+    ) -> WriteResult:
+        limit = self._connection.max_message_bytes
+        steps = calls.write(rpc, self.name, columns, batch_size, limit, progress)
+        return await self._connection.drive(steps, timeout_s)
+
+    async def update(
+        self,
+        ids: Sequence[str],
+        *,
+        vectors: Any = None,
+        metadata: Sequence[Any] | None = None,
+        documents: Sequence[str | None] | None = None,
+        contents: Sequence[Any] | None = None,
+        uris: Sequence[str | None] | None = None,
+        clear: Iterable[str] = (),
+        timeout_s: float | None = None,
+    ) -> WriteResult:
+        """Changes parts of stored records, all or none. RecordNotFound names ids that are missing."""
+        columns = batches.to_columns(ids, vectors, metadata, documents, contents, uris)
+        return await self._connection.run(calls.update(self.name, columns, clear), timeout_s)
+
+    async def delete(
+        self,
+        ids: Sequence[str] | None = None,
+        *,
+        filter: Mapping[str, Any] | str | None = None,
+        timeout_s: float | None = None,
+    ) -> WriteResult:
+        """Deletes by ids, by filter, or by both together; `count` says how many there were."""
+        return await self._connection.run(calls.delete(self.name, ids, filter), timeout_s)
+
+    async def ingest(
+        self,
+        batch_stream: Iterable[Any] | AsyncIterable[Any],
+        upsert: bool = False,
+        *,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[WriteResult, None]:
+        """Writes a stream of batches, from an iterable or an asynchronous one; yields each
+        message's acknowledgement in order."""
+        connection = self._connection
+        limit_s = transport.checked_timeout(timeout_s, None)
+        stream = connection.method("Ingest")(timeout=limit_s)
+        messages = _messages(self.name, batch_stream, upsert, connection.max_message_bytes)
+        done = WriteResult(0, 0)
+        try:
+            message, failure = await _following(messages)
+            while message is not None:
+                await _send(stream, message)
+                # Made while the server writes the one before. More than one under way, as the
+                # synchronous client has, would lose errors: see `_send`.
+                message, failure = await _following(messages)
+                ack = calls.present(await _read(stream))
+                done = WriteResult(ack.sequence, done.count + ack.count)
+                yield WriteResult(ack.sequence, ack.count)
+            await stream.done_writing()
+        except (grpc.RpcError, Unavailable) as error:
+            raise calls.acknowledged(connection.raised(error), done) from None
+        finally:
+            await messages.aclose()
+            stream.cancel()
+        if failure is not None:
+            raise calls.acknowledged(failure, done)
+
+    async def get(
+        self,
+        ids: Sequence[str] | None = None,
+        *,
+        filter: Mapping[str, Any] | str | None = None,
+        order_by: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+        include: Iterable[str] = ("metadata", "document"),
+        min_sequence: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Records:
+        """Records by ids, in their order and without those not stored; or a page by filter.
+
+        `limit`: records a page, 1 to 10,000; None: 100.
+        """
+        call = calls.get(self.name, ids, filter, order_by, limit, cursor, include, min_sequence)
+        return await self._connection.run(call, timeout_s)
+
+    async def query(
+        self,
+        vectors: Any = None,
+        *,
+        ids: Sequence[str] | None = None,
+        k: int | None = None,
+        filter: Mapping[str, Any] | str | None = None,
+        exact: bool = False,
+        max_distance: float | None = None,
+        target_recall: float | None = None,
+        include: Iterable[str] = (),
+        min_sequence: int | None = None,
+        timeout_s: float | None = None,
+    ) -> QueryResult:
+        """The nearest records to each vector, or to each record named by `ids`."""
+        call = calls.query(
+            self.name, vectors, ids, k, filter, exact, max_distance, target_recall, include,
+            min_sequence,
+        )  # fmt: skip
+        return await self._connection.run(call, timeout_s)
+
+    async def count(
+        self,
+        filter: Mapping[str, Any] | str | None = None,
+        *,
+        min_sequence: int | None = None,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Number of live records that match; exact."""
+        return await self._connection.run(calls.count(self.name, filter, min_sequence), timeout_s)
+
+    def scan(
+        self,
+        *,
+        filter: Mapping[str, Any] | str | None = None,
+        include: Iterable[str] = ("vector", "metadata", "document"),
+        batch_size: int = 1000,
+        cursor: str | None = None,
+        slice_index: int = 0,
+        slices: int = 1,
+        min_sequence: int | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[Records, None]:
+        """Every matching record in row order, as of the moment the scan began."""
+        call = calls.scan(
+            self.name, filter, include, batch_size, cursor, slice_index, slices, min_sequence
+        )
+        limit_s = transport.checked_timeout(timeout_s, None)
+        return self._connection.scan(call, limit_s)
+
+    async def stats(self, *, timeout_s: float | None = None) -> CollectionStats:
+        """Numbers about the collection and its index."""
+        return await self._connection.run(calls.stats(self.name), timeout_s)
+
+    async def check(self, *, timeout_s: float | None = None) -> CheckReport:
+        """Compares all stored structures with each other; seconds for each million records."""
+        return await self._connection.run(calls.check(self.name), timeout_s)
+
+    async def build_index(self, *, wait: bool = True, timeout_s: float | None = None) -> IndexStats:
+        """Indexes what is not indexed yet. `wait` False: answers once the build is queued."""
+        return await self._connection.run(calls.build_index(self.name, wait), timeout_s)
+
+
+async def _messages(
+    collection: str,
+    batch_stream: Iterable[Any] | AsyncIterable[Any],
+    upsert: bool,
+    max_message_bytes: int,
+) -> AsyncGenerator[Any, None]:
+    if isinstance(batch_stream, AsyncIterable):
+        async for batch in batch_stream:
+            for message in calls.ingest(collection, [batch], upsert, max_message_bytes):
+                yield message
+    else:
+        for message in calls.ingest(collection, batch_stream, upsert, max_message_bytes):
+            yield message
+
+
+async def _following(messages: AsyncIterator[Any]) -> tuple[Any, Exception | None]:
+    """The next message, or None with the error that kept it from being made, if one did."""
+    try:
+        return await anext(messages, None), None
+    except Exception as error:
+        # A bad batch, or the caller's iterable: what is under way is still finished.
+        return None, error
+
+
+async def _send(stream: Any, message: Any) -> None:
+    """Writes when nothing is under way.
+
+    A write that fails because the server ended the stream makes grpc.aio forget the status that the
+    server gave (`set_internal_error` in grpc/aio/_call.py). So the answer to each message is read
+    before the next is written, and only a server that goes away in between is met here.
+    """
+    try:
+        await stream.write(message)
+    except (grpc.RpcError, asyncio.InvalidStateError):
+        code = await stream.code()
+        if code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.OK):
+            # The true status after all.
+            await _read(stream)
+        raise Unavailable(
+            "the server ended the ingest; it is shutting down, or takes smaller messages only"
+        ) from None
+
+
+async def _read(stream: Any) -> Any:
+    answer = await stream.read()
+    return None if answer is grpc.aio.EOF else answer

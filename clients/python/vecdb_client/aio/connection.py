@@ -1,0 +1,118 @@
+"""The channel of the asyncio client, and how it drives calls: deadlines, repeats, errors."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Generator
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from .. import calls, transport
+from ..calls import Call
+from ..errors import Closed, VecdbError
+from ..types import Records, WriteResult
+from ..v1 import vecdb_pb2_grpc as pb_grpc
+
+T = TypeVar("T")
+
+
+class Connection:
+    """One channel to one server, made by the first call in the event loop that makes it."""
+
+    def __init__(self, target: str, *, timeout_s: float, max_message_bytes: int) -> None:
+        self.target = transport.normalised_target(target)
+        self.max_message_bytes = max_message_bytes
+        self._timeout_s = transport.checked_timeout(timeout_s, None)
+        self._options = transport.channel_options(max_message_bytes)
+        self._channel: Any = None
+        self._stub: Any = None
+        self._closed = False
+
+    async def close(self) -> None:
+        """Ends the channel and whatever runs on it; later calls raise Closed."""
+        self._closed = True
+        if self._channel is not None:
+            await self._channel.close()
+
+    def method(self, rpc: str) -> Any:
+        if self._closed:
+            raise self._after_close()
+        if self._channel is None:
+            # grpc.aio binds a channel to the running loop, which `connect` need not have.
+            self._channel = grpc.aio.insecure_channel(self.target, options=self._options)
+            self._stub = pb_grpc.VecdbServiceStub(self._channel)
+        return getattr(self._stub, rpc)
+
+    def _after_close(self) -> Closed:
+        return Closed(f"this client of {self.target} was closed; connect again")
+
+    def raised(self, error: Exception) -> VecdbError:
+        if isinstance(error, VecdbError):
+            return error
+        if self._closed:
+            return self._after_close()
+        return transport.read_error(error, self.target)
+
+    async def run(self, call: Call[T], timeout_s: float | None = None) -> T:
+        method = self.method(call.rpc)
+        limit_s = transport.checked_timeout(timeout_s, self._timeout_s)
+        end_s = None if limit_s is None else time.monotonic() + limit_s
+        pauses_s = transport.retry_pauses_s()
+        while True:
+            left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
+            try:
+                answer = await method(call.request, timeout=left_s)
+            except (grpc.RpcError, grpc.aio.UsageError) as error:
+                raised = self.raised(error)
+                if not call.is_read:
+                    raise raised from None
+                pause_s = transport.pause_before_retry_s(raised, pauses_s, end_s)
+            else:
+                return call.read(answer)
+            await asyncio.sleep(pause_s)
+
+    async def drive(
+        self, steps: Generator[Call[WriteResult], WriteResult, WriteResult], timeout_s: float | None
+    ) -> WriteResult:
+        try:
+            call = next(steps)
+            while True:
+                try:
+                    result = await self.run(call, timeout_s)
+                except VecdbError as error:
+                    call = steps.throw(error)
+                else:
+                    call = steps.send(result)
+        except StopIteration as done:
+            total: WriteResult = done.value
+            return total
+        finally:
+            steps.close()
+
+    async def scan(
+        self, call: Call[Records], limit_s: float | None
+    ) -> AsyncGenerator[Records, None]:
+        """A scan that goes on from its last cursor when the server was away for a moment."""
+        end_s = None if limit_s is None else time.monotonic() + limit_s
+        left: Call[Records] | None = call
+        pauses_s = transport.retry_pauses_s()
+        while left is not None:
+            left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
+            stream = self.method(left.rpc)(left.request, timeout=left_s)
+            try:
+                async for answer in stream:
+                    records = left.read(answer)
+                    left = calls.behind(left, records)
+                    pauses_s = transport.retry_pauses_s()
+                    yield records
+                    if left is None:
+                        return
+                return
+            except (grpc.RpcError, grpc.aio.UsageError) as error:
+                pause_s = transport.pause_before_retry_s(self.raised(error), pauses_s, end_s)
+            finally:
+                stream.cancel()
+            await asyncio.sleep(pause_s)

@@ -1,0 +1,88 @@
+"""Arguments of verbs that the wire could not carry, or that would mean something else there.
+
+In the contract 0 and "" stand for the default, so a 0 that the caller wrote is refused here, with
+the same error as the engine's. The engine judges everything else.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from .errors import InvalidArgument, InvalidName, InvalidQuery
+
+UINT64_MAX = 2**64 - 1
+
+
+def text(what: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidName(f"{what} must be a text of at least one character, given {value!r:.80}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidName(f"{what} holds a lone surrogate, which UTF-8 cannot express") from None
+    return value
+
+
+def whole(
+    what: str,
+    value: Any,
+    low: int,
+    high: int,
+    kind: type[InvalidArgument] = InvalidQuery,
+) -> int:
+    # 0 means "default" in the contract, so a 0 that the caller wrote must not get there.
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or not low <= number <= high:
+        raise kind(f"{what} must be a whole number from {low} to {high}, given {value!r:.80}")
+    return number
+
+
+def optional_whole(what: str, value: Any, low: int, high: int) -> int:
+    return 0 if value is None else whole(what, value, low, high)
+
+
+def number(what: str, value: Any, kind: type[InvalidArgument] = InvalidQuery) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise kind(f"{what} must be a number, given {value!r:.80}") from None
+
+
+def recall(value: Any, kind: type[InvalidArgument]) -> float:
+    share = number("target_recall", value, kind)
+    if not 0.5 <= share <= 1.0:
+        raise kind(f"target_recall must be from 0.5 to 1.0, given {value!r:.80}")
+    return share
+
+
+def sequence(value: Any) -> int:
+    return optional_whole("min_sequence", value, 0, UINT64_MAX)
+
+
+def flag(what: str, value: Any, kind: type[InvalidArgument] = InvalidQuery) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise kind(f"{what} must be True or False, given {value!r:.80}")
+    return bool(value)
+
+
+def names(include: Iterable[str]) -> tuple[str, ...]:
+    return (include,) if isinstance(include, str) else tuple(include)
+
+
+def plain_text(what: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str) or not value:
+        raise InvalidQuery(f"{what} must be a text of at least one character, given {value!r:.80}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidQuery(f"{what} holds a lone surrogate, which UTF-8 cannot express") from None
+    return value

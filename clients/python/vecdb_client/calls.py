@@ -1,0 +1,377 @@
+"""What each verb sends and how its answer is read: all that sync and asyncio clients share.
+
+A `Call` is one request with the function that reads its answer. A write that may take several
+messages is a generator that yields calls and is sent their results; `client.py` and `aio.py` only
+drive these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+from . import arguments, batches, json_text, messages, wire
+from .errors import Internal, InvalidArgument, InvalidQuery, InvalidSetting, VecdbError
+from .progress import Progress
+from .types import (
+    MAX_DIMENSION,
+    MAX_K,
+    MAX_PAGE,
+    CheckReport,
+    CollectionInfo,
+    CollectionStats,
+    IndexStats,
+    QueryResult,
+    Records,
+    WriteResult,
+)
+from .v1 import vecdb_pb2 as pb
+
+T = TypeVar("T")
+MAX_SLICES = 65_536
+INGEST_WINDOW = 4
+"""Messages of an ingest that may be under way without acknowledgement."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request. `is_read` says that repeating it does no harm."""
+
+    rpc: str
+    request: Any
+    read: Callable[[Any], T]
+    is_read: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a server says about itself."""
+
+    version: str
+    max_message_bytes: int
+    collections: int
+
+
+def _nothing(_: Any) -> None:
+    return None
+
+
+def _written(answer: Any) -> WriteResult:
+    return WriteResult(answer.sequence, answer.count)
+
+
+# --- collections and aliases ----------------------------------------------------------------------
+
+
+def server_info() -> Call[ServerInfo]:
+    return Call(
+        "GetServerInfo",
+        pb.GetServerInfoRequest(),
+        lambda a: ServerInfo(a.version, a.max_message_bytes, a.collections),
+        True,
+    )
+
+
+def create_collection(
+    name: str,
+    dimension: int,
+    metric: Any,
+    storage: Any,
+    index: Any,
+    target_recall: float,
+    schema: Mapping[str, str] | None,
+    description: str,
+    exist_ok: bool,
+) -> Call[CollectionInfo]:
+    pairs = {} if schema is None else schema
+    if not isinstance(pairs, Mapping):
+        raise InvalidSetting(f"schema must be a mapping, given {type(schema).__name__}")
+    texts = [description, *pairs.keys(), *pairs.values()]
+    if not all(isinstance(text, str) for text in texts):
+        raise InvalidSetting("schema and description take texts only")
+    info = CollectionInfo(
+        name=arguments.text("name", name),
+        dimension=arguments.whole("dimension", dimension, 1, MAX_DIMENSION, InvalidSetting),
+        metric=metric,
+        storage=storage,
+        index=index,
+        target_recall=arguments.recall(target_recall, InvalidSetting),
+        schema=pairs,
+        description=description,
+    )
+    try:
+        message = messages.encode_info(info)
+    except UnicodeEncodeError as error:
+        raise InvalidSetting(f"schema and description must be UTF-8: {error}") from None
+    request = pb.CreateCollectionRequest(
+        collection=message, exist_ok=arguments.flag("exist_ok", exist_ok, InvalidSetting)
+    )
+    return Call("CreateCollection", request, lambda a: messages.decode_info(a.collection), False)
+
+
+def get_collection(name: str) -> Call[CollectionInfo]:
+    request = pb.GetCollectionRequest(name=arguments.text("name", name))
+    return Call("GetCollection", request, lambda a: messages.decode_info(a.collection), True)
+
+
+def list_collections() -> Call[list[CollectionInfo]]:
+    return Call(
+        "ListCollections",
+        pb.ListCollectionsRequest(),
+        lambda a: [messages.decode_info(message) for message in a.collections],
+        True,
+    )
+
+
+def drop_collection(name: str) -> Call[None]:
+    request = pb.DropCollectionRequest(name=arguments.text("name", name))
+    return Call("DropCollection", request, _nothing, False)
+
+
+def rename_collection(name: str, new_name: str) -> Call[None]:
+    request = pb.RenameCollectionRequest(
+        name=arguments.text("name", name), new_name=arguments.text("new_name", new_name)
+    )
+    return Call("RenameCollection", request, _nothing, False)
+
+
+def set_alias(alias: str, collection: str) -> Call[None]:
+    request = pb.SetAliasRequest(
+        alias=arguments.text("alias", alias), collection=arguments.text("collection", collection)
+    )
+    return Call("SetAlias", request, _nothing, False)
+
+
+def drop_alias(alias: str) -> Call[None]:
+    return Call(
+        "DropAlias", pb.DropAliasRequest(alias=arguments.text("alias", alias)), _nothing, False
+    )
+
+
+def list_aliases() -> Call[dict[str, str]]:
+    return Call("ListAliases", pb.ListAliasesRequest(), lambda a: dict(a.aliases), True)
+
+
+# --- writes ---------------------------------------------------------------------------------------
+
+_WRITES = {"Insert": pb.InsertRequest, "Upsert": pb.UpsertRequest}
+
+
+def write(
+    rpc: str,
+    collection: str,
+    columns: wire.Columns,
+    batch_size: int | None,
+    max_message_bytes: int,
+    progress: bool,
+) -> Generator[Call[WriteResult], WriteResult, WriteResult]:
+    """An insert or upsert in as many messages as it takes. Returns last sequence and total count.
+
+    When a message fails, those before it stay; the details of its error then say how many records
+    were `acknowledged` and the last `acknowledged_sequence`.
+    """
+    if batch_size is not None:
+        batch_size = arguments.whole(
+            "batch_size", batch_size, 1, batches.MESSAGE_ROWS * 50, InvalidArgument
+        )
+    parts = batches.cut(columns, batch_size, max_message_bytes)
+    if len(parts) > 1:
+        batches.refuse_twice(columns.ids)
+    bar = Progress(rpc.lower(), len(columns.ids)) if progress else None
+    total = WriteResult(0, 0)
+    try:
+        for start, stop in parts:
+            records = wire.encode_columns(columns, start, stop)
+            request = _WRITES[rpc](collection=collection, records=records)
+            try:
+                result = yield Call(rpc, request, _written, False)
+            except VecdbError as error:
+                raise acknowledged(error, total) if len(parts) > 1 else error from None
+            total = WriteResult(result.sequence, total.count + result.count)
+            if bar is not None:
+                bar.show(stop)
+    finally:
+        if bar is not None:
+            bar.close()
+    return total
+
+
+def update(collection: str, columns: wire.Columns, clear: Iterable[str]) -> Call[WriteResult]:
+    request = pb.UpdateRequest(
+        collection=collection,
+        records=wire.encode_columns(columns),
+        clear=messages.encode_includes(clear, "clear"),
+    )
+    return Call("Update", request, _written, False)
+
+
+def delete(collection: str, ids: Any, where: Any) -> Call[WriteResult]:
+    request = pb.DeleteRequest(
+        collection=collection,
+        ids=[] if ids is None else batches.id_list(ids),
+        filter=json_text.encode_filter(where),
+    )
+    return Call("Delete", request, _written, False)
+
+
+def ingest(
+    collection: str, batch_stream: Iterable[Any], upsert: bool, max_message_bytes: int
+) -> Iterator[Any]:
+    """The messages of an ingest; a batch that is too large for one becomes several."""
+    replaces = arguments.flag("upsert", upsert, InvalidArgument)
+    for batch in batch_stream:
+        columns = batches.of_any(batch)
+        for start, stop in batches.cut(columns, None, max_message_bytes):
+            records = wire.encode_columns(columns, start, stop)
+            yield pb.IngestRequest(collection=collection, records=records, upsert=replaces)
+
+
+def present(acknowledgement: Any) -> Any:
+    """The acknowledgement; Internal when a stream ended without giving the one that was due."""
+    if acknowledgement is None:
+        raise Internal("the server ended the ingest without acknowledging all messages")
+    return acknowledgement
+
+
+ErrorT = TypeVar("ErrorT", bound=Exception)
+
+
+def acknowledged(error: ErrorT, done: WriteResult) -> ErrorT:
+    """`error` with what was acknowledged before it, if it is one of ours."""
+    if isinstance(error, VecdbError):
+        error.details = {
+            **error.details,
+            "acknowledged": done.count,
+            "acknowledged_sequence": done.sequence,
+        }
+    return error
+
+
+# --- reads ----------------------------------------------------------------------------------------
+
+
+def get(
+    collection: str,
+    ids: Any,
+    where: Any,
+    order_by: str | None,
+    limit: int | None,
+    cursor: str | None,
+    include: Iterable[str],
+    min_sequence: int | None,
+) -> Call[Records]:
+    wanted = arguments.names(include)
+    request = pb.GetRequest(
+        collection=collection,
+        ids=[] if ids is None else batches.id_list(ids),
+        filter=json_text.encode_filter(where),
+        order_by=arguments.plain_text("order_by", order_by),
+        limit=arguments.optional_whole("limit", limit, 1, MAX_PAGE),
+        cursor=arguments.plain_text("cursor", cursor),
+        include=messages.encode_includes(wanted),
+        min_sequence=arguments.sequence(min_sequence),
+    )
+    return Call(
+        "Get",
+        request,
+        lambda a: messages.decode_records(a.records, wanted, a.cursor, a.sequence),
+        True,
+    )
+
+
+def query(
+    collection: str,
+    vectors: Any,
+    ids: Any,
+    k: int | None,
+    where: Any,
+    exact: bool,
+    max_distance: float | None,
+    target_recall: float | None,
+    include: Iterable[str],
+    min_sequence: int | None,
+) -> Call[QueryResult]:
+    wanted = arguments.names(include)
+    width = arguments.optional_whole("k", k, 1, MAX_K)
+    request = pb.QueryRequest(
+        collection=collection,
+        ids=[] if ids is None else batches.id_list(ids),
+        k=width,
+        filter=json_text.encode_filter(where),
+        exact=arguments.flag("exact", exact),
+        target_recall=0 if target_recall is None else arguments.recall(target_recall, InvalidQuery),
+        include=messages.encode_includes(wanted),
+        min_sequence=arguments.sequence(min_sequence),
+    )
+    if vectors is not None:
+        request.vectors.CopyFrom(wire.encode_vectors(wire.as_matrix(vectors)))
+    if max_distance is not None:
+        request.max_distance = arguments.number("max_distance", max_distance)
+    return Call(
+        "Query", request, lambda a: messages.decode_query_result(a, wanted, width or None), True
+    )
+
+
+def count(collection: str, where: Any, min_sequence: int | None) -> Call[int]:
+    request = pb.CountRequest(
+        collection=collection,
+        filter=json_text.encode_filter(where),
+        min_sequence=arguments.sequence(min_sequence),
+    )
+    return Call("Count", request, lambda a: int(a.count), True)
+
+
+def scan(
+    collection: str,
+    where: Any,
+    include: Iterable[str],
+    batch_size: int,
+    cursor: str | None,
+    slice_index: int,
+    slices: int,
+    min_sequence: int | None,
+) -> Call[Records]:
+    wanted = arguments.names(include)
+    of = arguments.whole("slices", slices, 1, MAX_SLICES)
+    request = pb.ScanRequest(
+        collection=collection,
+        filter=json_text.encode_filter(where),
+        include=messages.encode_includes(wanted),
+        batch_size=arguments.whole("batch_size", batch_size, 1, MAX_PAGE),
+        cursor=arguments.plain_text("cursor", cursor),
+        slice=arguments.whole("slice_index", slice_index, 0, of - 1),
+        slices=of,
+        min_sequence=arguments.sequence(min_sequence),
+    )
+    return Call(
+        "Scan",
+        request,
+        lambda a: messages.decode_records(a.records, wanted, a.cursor, a.sequence),
+        True,
+    )
+
+
+def behind(call: Call[Records], records: Records) -> Call[Records] | None:
+    """The scan that goes on behind `records`; None when that was all. It shows the same moment."""
+    if records.cursor is None:
+        return None
+    request = pb.ScanRequest()
+    request.CopyFrom(call.request)
+    request.cursor = records.cursor
+    return replace(call, request=request)
+
+
+def stats(collection: str) -> Call[CollectionStats]:
+    return Call("GetStats", pb.GetStatsRequest(collection=collection), messages.decode_stats, True)
+
+
+def check(collection: str) -> Call[CheckReport]:
+    return Call("Check", pb.CheckRequest(collection=collection), messages.decode_check, True)
+
+
+def build_index(collection: str, wait: bool) -> Call[IndexStats]:
+    request = pb.BuildIndexRequest(
+        collection=collection, wait=arguments.flag("wait", wait, InvalidArgument)
+    )
+    return Call("BuildIndex", request, lambda a: messages.decode_index_stats(a.index), True)

@@ -1,0 +1,121 @@
+"""The synchronous client: the nouns and verbs of the engine, over gRPC.
+
+What a verb sends and how its answer is read is in `calls.py`, shared with `aio`; here and in
+`collection.py` are only signatures. Objects are thread-safe: all threads share one channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from . import calls, transport
+from .calls import ServerInfo
+from .collection import Collection
+from .connection import Connection
+from .types import CollectionInfo, IndexKind, Metric, Storage
+
+
+def connect(
+    target: str = "127.0.0.1:7700",
+    *,
+    timeout_s: float = transport.DEFAULT_TIMEOUT_S,
+    max_message_bytes: int = transport.DEFAULT_MESSAGE_BYTES,
+) -> Client:
+    """A client of the server at `target` (host:port; port 7700 when left out). Does not wait.
+
+    The connection is made by the first call and made again whenever it breaks. `timeout_s` is the
+    deadline of calls that name none of their own; infinity for no limit. Messages are refused above
+    `max_message_bytes` in both directions; the server has a limit of its own (64 MiB by default).
+    """
+    return Client(target, timeout_s=timeout_s, max_message_bytes=max_message_bytes)
+
+
+class Client:
+    """A connection to one server, with the verbs of `vecdb.Database`.
+
+    Reads are repeated a few times while the server is unavailable; a write is sent once (see
+    `transport.py`). Errors are those of `vecdb_client.errors`, the same as the engine's.
+    """
+
+    def __init__(self, target: str, *, timeout_s: float, max_message_bytes: int) -> None:
+        self._connection = Connection(
+            target, timeout_s=timeout_s, max_message_bytes=max_message_bytes
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def target(self) -> str:
+        """host:port of the server."""
+        return self._connection.target
+
+    def close(self) -> None:
+        """Ends the connection and whatever runs on it; later calls raise Closed."""
+        self._connection.close()
+
+    def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
+        """Version and limits of the server."""
+        return self._connection.run(calls.server_info(), timeout_s)
+
+    def create_collection(
+        self,
+        name: str,
+        *,
+        dimension: int,
+        metric: Metric = "cosine",
+        storage: Storage = "float32",
+        index: IndexKind = "auto",
+        target_recall: float = 0.95,
+        schema: Mapping[str, str] | None = None,
+        description: str = "",
+        exist_ok: bool = False,
+        timeout_s: float | None = None,
+    ) -> Collection:
+        """Makes a collection. CollectionExists if the name is taken, unless `exist_ok` and equal."""
+        call = calls.create_collection(
+            name, dimension, metric, storage, index, target_recall, schema, description, exist_ok
+        )
+        return Collection(self._connection, self._connection.run(call, timeout_s))
+
+    def get_collection(self, name: str, *, timeout_s: float | None = None) -> Collection:
+        """A collection by name or alias. CollectionNotFound."""
+        return Collection(
+            self._connection, self._connection.run(calls.get_collection(name), timeout_s)
+        )
+
+    def list_collections(self, *, timeout_s: float | None = None) -> list[CollectionInfo]:
+        """All collections, ordered by name."""
+        return self._connection.run(calls.list_collections(), timeout_s)
+
+    def drop_collection(self, name: str, *, timeout_s: float | None = None) -> None:
+        """Removes a collection, its records and its aliases. Takes the name, not an alias."""
+        self._connection.run(calls.drop_collection(name), timeout_s)
+
+    def rename_collection(
+        self, name: str, new_name: str, *, timeout_s: float | None = None
+    ) -> None:
+        """Renames a collection; aliases follow, other clients' `Collection` objects do not."""
+        self._connection.run(calls.rename_collection(name, new_name), timeout_s)
+
+    def set_alias(self, alias: str, collection: str, *, timeout_s: float | None = None) -> None:
+        """Makes an alias, or points it elsewhere in one step."""
+        self._connection.run(calls.set_alias(alias, collection), timeout_s)
+
+    def drop_alias(self, alias: str, *, timeout_s: float | None = None) -> None:
+        """Removes an alias. AliasNotFound."""
+        self._connection.run(calls.drop_alias(alias), timeout_s)
+
+    def list_aliases(self, *, timeout_s: float | None = None) -> dict[str, str]:
+        """All aliases and the collections they stand for."""
+        return self._connection.run(calls.list_aliases(), timeout_s)

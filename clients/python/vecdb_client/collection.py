@@ -1,0 +1,261 @@
+"""The verbs of one collection, synchronous."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Any
+
+import grpc
+
+from . import batches, calls, transport
+from .connection import Connection
+from .types import (
+    CheckReport,
+    CollectionInfo,
+    CollectionStats,
+    IndexStats,
+    QueryResult,
+    Records,
+    WriteResult,
+)
+
+
+class Collection:
+    """One collection of a server, with the verbs of `vecdb.Collection`.
+
+    `timeout_s` is the deadline of the call in seconds; None takes the client's. Vectors may be
+    numpy, lists, or anything with `__array__` or the buffer protocol; one vector counts as one row.
+    """
+
+    def __init__(self, connection: Connection, info: CollectionInfo) -> None:
+        self._connection = connection
+        self.info = info
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    def __repr__(self) -> str:
+        return f"<Collection {self.name!r} at {self._connection.target}>"
+
+    def insert(
+        self,
+        ids: Sequence[str],
+        vectors: Any,
+        *,
+        metadata: Sequence[Any] | None = None,
+        documents: Sequence[str | None] | None = None,
+        contents: Sequence[Any] | None = None,
+        uris: Sequence[str | None] | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        timeout_s: float | None = None,
+    ) -> WriteResult:
+        """Adds records. RecordExists names ids that are stored already.
+
+        A large batch travels in several messages, of `batch_size` rows or else of at most 2,000
+        rows and 8 MiB. Each message is atomic and has its own deadline; when one fails, those
+        before it stay, and the error's details say how many records were `acknowledged`. Returns
+        the last commit and the total count. `progress` draws a bar on standard error if that is a
+        terminal.
+        """
+        columns = batches.to_columns(ids, vectors, metadata, documents, contents, uris)
+        return self._write("Insert", columns, batch_size, progress, timeout_s)
+
+    def upsert(
+        self,
+        ids: Sequence[str],
+        vectors: Any,
+        *,
+        metadata: Sequence[Any] | None = None,
+        documents: Sequence[str | None] | None = None,
+        contents: Sequence[Any] | None = None,
+        uris: Sequence[str | None] | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+        timeout_s: float | None = None,
+    ) -> WriteResult:
+        """Adds records, replacing those whose ids are stored; otherwise as `insert`."""
+        columns = batches.to_columns(ids, vectors, metadata, documents, contents, uris)
+        return self._write("Upsert", columns, batch_size, progress, timeout_s)
+
+    def _write(
+        self,
+        rpc: str,
+        columns: Any,
+        batch_size: int | None,
+        progress: bool,
+        timeout_s: float | None,
+    ) -> WriteResult:
+        limit = self._connection.max_message_bytes
+        steps = calls.write(rpc, self.name, columns, batch_size, limit, progress)
+        return self._connection.drive(steps, timeout_s)
+
+    def update(
+        self,
+        ids: Sequence[str],
+        *,
+        vectors: Any = None,
+        metadata: Sequence[Any] | None = None,
+        documents: Sequence[str | None] | None = None,
+        contents: Sequence[Any] | None = None,
+        uris: Sequence[str | None] | None = None,
+        clear: Iterable[str] = (),
+        timeout_s: float | None = None,
+    ) -> WriteResult:
+        """Changes parts of stored records, all or none. RecordNotFound names ids that are missing.
+
+        None in a column means no change; metadata is a merge patch (RFC 7396); `clear` removes
+        metadata, document, content or uri before the rest applies.
+        """
+        columns = batches.to_columns(ids, vectors, metadata, documents, contents, uris)
+        return self._connection.run(calls.update(self.name, columns, clear), timeout_s)
+
+    def delete(
+        self,
+        ids: Sequence[str] | None = None,
+        *,
+        filter: Mapping[str, Any] | str | None = None,
+        timeout_s: float | None = None,
+    ) -> WriteResult:
+        """Deletes by ids, by filter, or by both together; `count` says how many there were."""
+        return self._connection.run(calls.delete(self.name, ids, filter), timeout_s)
+
+    def ingest(
+        self, batch_stream: Iterable[Any], upsert: bool = False, *, timeout_s: float | None = None
+    ) -> Generator[WriteResult, None, None]:
+        """Writes a stream of batches; yields the acknowledgement of each message, in order.
+
+        A batch is a mapping of columns, a tuple of columns in the order of `insert`, or Records.
+        At most 4 messages are under way at once; batches are taken from the iterable, in the
+        caller's thread, as acknowledgements come back. Nothing happens unless the result is
+        iterated. The first failure ends the stream; batches acknowledged before it stay, and its
+        details count their records. `timeout_s` is for the whole stream; None: no limit.
+        """
+        connection = self._connection
+        limit_s = transport.checked_timeout(timeout_s, None)
+        to_send: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        stream = connection.method("Ingest")(iter(to_send.get, None), timeout=limit_s)
+        messages = calls.ingest(self.name, batch_stream, upsert, connection.max_message_bytes)
+        done = WriteResult(0, 0)
+        under_way = 0
+        failure: Exception | None = None
+        try:
+            while True:
+                try:
+                    message = next(messages, None)
+                except Exception as error:
+                    # A bad batch, or the caller's iterable: what is under way is still finished.
+                    failure, message = error, None
+                if message is None:
+                    break
+                to_send.put(message)
+                under_way += 1
+                if under_way == calls.INGEST_WINDOW:
+                    under_way -= 1
+                    ack = calls.present(next(stream, None))
+                    done = WriteResult(ack.sequence, done.count + ack.count)
+                    yield WriteResult(ack.sequence, ack.count)
+            to_send.put(None)
+            for _ in range(under_way):
+                ack = calls.present(next(stream, None))
+                done = WriteResult(ack.sequence, done.count + ack.count)
+                yield WriteResult(ack.sequence, ack.count)
+        except grpc.RpcError as error:
+            raise calls.acknowledged(connection.raised(error), done) from None
+        finally:
+            to_send.put(None)
+            stream.cancel()
+        if failure is not None:
+            raise calls.acknowledged(failure, done)
+
+    def get(
+        self,
+        ids: Sequence[str] | None = None,
+        *,
+        filter: Mapping[str, Any] | str | None = None,
+        order_by: str | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+        include: Iterable[str] = ("metadata", "document"),
+        min_sequence: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Records:
+        """Records by ids, in their order and without those not stored; or a page by filter.
+
+        `limit`: records a page, 1 to 10,000; None: 100.
+        """
+        call = calls.get(self.name, ids, filter, order_by, limit, cursor, include, min_sequence)
+        return self._connection.run(call, timeout_s)
+
+    def query(
+        self,
+        vectors: Any = None,
+        *,
+        ids: Sequence[str] | None = None,
+        k: int | None = None,
+        filter: Mapping[str, Any] | str | None = None,
+        exact: bool = False,
+        max_distance: float | None = None,
+        target_recall: float | None = None,
+        include: Iterable[str] = (),
+        min_sequence: int | None = None,
+        timeout_s: float | None = None,
+    ) -> QueryResult:
+        """The nearest records to each vector, or to each record named by `ids`.
+
+        `k` None: 10, or 10,000 with `max_distance`. `distances` is float32 of shape (q, k), NaN
+        where fewer match, and without `k` as wide as the longest answer; smaller is nearer.
+        """
+        call = calls.query(
+            self.name, vectors, ids, k, filter, exact, max_distance, target_recall, include,
+            min_sequence,
+        )  # fmt: skip
+        return self._connection.run(call, timeout_s)
+
+    def count(
+        self,
+        filter: Mapping[str, Any] | str | None = None,
+        *,
+        min_sequence: int | None = None,
+        timeout_s: float | None = None,
+    ) -> int:
+        """Number of live records that match; exact."""
+        return self._connection.run(calls.count(self.name, filter, min_sequence), timeout_s)
+
+    def scan(
+        self,
+        *,
+        filter: Mapping[str, Any] | str | None = None,
+        include: Iterable[str] = ("vector", "metadata", "document"),
+        batch_size: int = 1000,
+        cursor: str | None = None,
+        slice_index: int = 0,
+        slices: int = 1,
+        min_sequence: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Generator[Records, None, None]:
+        """Every matching record in row order, as of the moment the scan began.
+
+        Batches hold `batch_size` records, fewer where a message would grow too large. `cursor` of
+        a batch resumes behind it. `timeout_s` is for the whole scan; None: no limit. Closing the
+        iterator ends the scan on the server.
+        """
+        call = calls.scan(
+            self.name, filter, include, batch_size, cursor, slice_index, slices, min_sequence
+        )
+        limit_s = transport.checked_timeout(timeout_s, None)
+        return self._connection.scan(call, limit_s)
+
+    def stats(self, *, timeout_s: float | None = None) -> CollectionStats:
+        """Numbers about the collection and its index."""
+        return self._connection.run(calls.stats(self.name), timeout_s)
+
+    def check(self, *, timeout_s: float | None = None) -> CheckReport:
+        """Compares all stored structures with each other; seconds for each million records."""
+        return self._connection.run(calls.check(self.name), timeout_s)
+
+    def build_index(self, *, wait: bool = True, timeout_s: float | None = None) -> IndexStats:
+        """Indexes what is not indexed yet. `wait` False: answers once the build is queued."""
+        return self._connection.run(calls.build_index(self.name, wait), timeout_s)

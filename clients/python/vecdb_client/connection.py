@@ -1,0 +1,107 @@
+"""The channel of the synchronous client, and how it drives calls: deadlines, repeats, errors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+import grpc
+
+from . import calls, transport
+from .calls import Call
+from .errors import Closed, VecdbError
+from .types import Records, WriteResult
+from .v1 import vecdb_pb2_grpc as pb_grpc
+
+T = TypeVar("T")
+
+
+class Connection:
+    """One channel to one server, shared by all threads."""
+
+    def __init__(self, target: str, *, timeout_s: float, max_message_bytes: int) -> None:
+        self.target = transport.normalised_target(target)
+        self.max_message_bytes = max_message_bytes
+        self._timeout_s = transport.checked_timeout(timeout_s, None)
+        options = transport.channel_options(max_message_bytes)
+        self._channel = grpc.insecure_channel(self.target, options=options)
+        self._stub: Any = pb_grpc.VecdbServiceStub(self._channel)
+        self._closed = False
+
+    def close(self) -> None:
+        """Ends the channel and whatever runs on it; later calls raise Closed."""
+        self._closed = True
+        self._channel.close()
+
+    def method(self, rpc: str) -> Any:
+        if self._closed:
+            raise Closed(f"this client of {self.target} was closed; connect again")
+        return getattr(self._stub, rpc)
+
+    def raised(self, error: Exception) -> VecdbError:
+        if isinstance(error, VecdbError):
+            return error
+        if isinstance(error, ValueError):
+            # What grpc raises on a channel that another thread has just closed.
+            return Closed(f"this client of {self.target} was closed; connect again")
+        return transport.read_error(error, self.target)
+
+    def run(self, call: Call[T], timeout_s: float | None = None) -> T:
+        method = self.method(call.rpc)
+        limit_s = transport.checked_timeout(timeout_s, self._timeout_s)
+        end_s = None if limit_s is None else time.monotonic() + limit_s
+        pauses_s = transport.retry_pauses_s()
+        while True:
+            left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
+            try:
+                answer = method(call.request, timeout=left_s)
+            except (grpc.RpcError, ValueError) as error:
+                raised = self.raised(error)
+                if not call.is_read:
+                    raise raised from None
+                pause_s = transport.pause_before_retry_s(raised, pauses_s, end_s)
+            else:
+                return call.read(answer)
+            time.sleep(pause_s)
+
+    def drive(
+        self, steps: Generator[Call[WriteResult], WriteResult, WriteResult], timeout_s: float | None
+    ) -> WriteResult:
+        try:
+            call = next(steps)
+            while True:
+                try:
+                    result = self.run(call, timeout_s)
+                except VecdbError as error:
+                    call = steps.throw(error)
+                else:
+                    call = steps.send(result)
+        except StopIteration as done:
+            total: WriteResult = done.value
+            return total
+        finally:
+            steps.close()
+
+    def scan(self, call: Call[Records], limit_s: float | None) -> Generator[Records, None, None]:
+        """A scan that goes on from its last cursor when the server was away for a moment."""
+        end_s = None if limit_s is None else time.monotonic() + limit_s
+        left: Call[Records] | None = call
+        pauses_s = transport.retry_pauses_s()
+        while left is not None:
+            left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
+            stream = self.method(left.rpc)(left.request, timeout=left_s)
+            try:
+                for answer in stream:
+                    records = left.read(answer)
+                    left = calls.behind(left, records)
+                    pauses_s = transport.retry_pauses_s()
+                    yield records
+                    if left is None:
+                        return
+                return
+            except (grpc.RpcError, ValueError) as error:
+                pause_s = transport.pause_before_retry_s(self.raised(error), pauses_s, end_s)
+            finally:
+                stream.cancel()
+            time.sleep(pause_s)

@@ -1,0 +1,145 @@
+"""The gRPC side that sync and asyncio clients share: target, options, retry rule, errors.
+
+Retry rule: a read is repeated up to 4 times, with growing random pauses of about 2 seconds in all,
+when the server is UNAVAILABLE and the deadline allows it. A write is sent once: when its answer is
+lost, only the caller can know whether writing twice is harmless. (gRPC itself repeats a call that
+provably never reached a server; that is safe for both.)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import grpc
+
+from . import errors
+
+ERROR_KEY = "vecdb-error-bin"
+SERVICE = "vecdb.v1.VecdbService"
+DEFAULT_PORT = 7700
+DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_MESSAGE_BYTES = 64 * 1024 * 1024
+
+_BY_CODE: dict[grpc.StatusCode, type[errors.VecdbError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: errors.InvalidArgument,
+    grpc.StatusCode.NOT_FOUND: errors.NotFound,
+    grpc.StatusCode.ALREADY_EXISTS: errors.AlreadyExists,
+    grpc.StatusCode.FAILED_PRECONDITION: errors.FailedPrecondition,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.LimitExceeded,
+    grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
+    grpc.StatusCode.CANCELLED: errors.Cancelled,
+    grpc.StatusCode.DATA_LOSS: errors.Corrupted,
+}
+"""What a status means that carries no error of ours: gRPC itself, or something between, sent it."""
+
+_SIZES = re.compile(r"(\d+) vs\.? (\d+)")
+
+
+def normalised_target(target: str) -> str:
+    """`target` as host:port, the port 7700 where none is named; `unix:` targets pass."""
+    if not isinstance(target, str) or not target.strip() or "://" in target:
+        raise errors.InvalidSetting(
+            f"a target is host:port such as 127.0.0.1:{DEFAULT_PORT}, given {target!r}"
+        )
+    target = target.strip()
+    if target.startswith("unix:") or re.search(r"(^[^:]+|\]):\d+$", target):
+        return target
+    if target.count(":") > 1 and not target.startswith("["):
+        target = f"[{target}]"
+    if ":" in target.rsplit("]", 1)[-1]:
+        raise errors.InvalidSetting(f"the port in target {target!r} must be a number")
+    return f"{target}:{DEFAULT_PORT}"
+
+
+def channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
+    """Options of a channel: message limits, quick reconnects, and pings that find a dead peer."""
+    if isinstance(max_message_bytes, bool) or not isinstance(max_message_bytes, int):
+        raise errors.InvalidSetting(f"max_message_bytes is a number, given {max_message_bytes!r}")
+    if not 1024 <= max_message_bytes <= 2**31 - 1:
+        raise errors.InvalidSetting(
+            f"max_message_bytes must be from 1,024 to 2 GiB - 1, given {max_message_bytes}"
+        )
+    return [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+    ]
+
+
+def checked_timeout(timeout_s: float | None, default_s: float | None) -> float | None:
+    """The time a call gets; None, or infinity, for no limit."""
+    chosen = default_s if timeout_s is None else timeout_s
+    if chosen is None:
+        return None
+    if isinstance(chosen, bool) or not isinstance(chosen, int | float) or not chosen > 0:
+        raise errors.InvalidArgument(
+            f"timeout_s must be a number of seconds above 0, given {chosen!r}"
+        )
+    return None if math.isinf(chosen) else float(chosen)
+
+
+def retry_pauses_s() -> Iterator[float]:
+    """Pauses before each repetition of a read; random, so that many clients do not come at once."""
+    for longest_s in (0.1, 0.3, 0.8, 1.6):
+        yield random.uniform(longest_s / 2, longest_s)
+
+
+def pause_before_retry_s(
+    raised: errors.VecdbError, pauses_s: Iterator[float], end_s: float | None
+) -> float:
+    """The pause before a read is repeated; raises `raised` when it must not be, or no time is left."""
+    pause_s = next(pauses_s, None) if isinstance(raised, errors.Unavailable) else None
+    if pause_s is None or (end_s is not None and time.monotonic() + pause_s >= end_s):
+        raise raised from None
+    return pause_s
+
+
+def read_error(error: Any, target: str) -> errors.VecdbError:
+    """The error of the tree that a grpc.RpcError stands for."""
+    code: grpc.StatusCode = error.code()
+    text: str = error.details() or ""
+    rebuilt = _carried(error.trailing_metadata() or ())
+    if rebuilt is not None:
+        return rebuilt
+    kind = _BY_CODE.get(code, errors.Internal)
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return kind(f"no server answers at {target}; is `vecdb serve` running there? ({text})")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return kind("not done in time; give a larger timeout_s. A write may have happened or not")
+    if code is grpc.StatusCode.CANCELLED:
+        return kind("the call was cancelled")
+    sizes = _SIZES.search(text)
+    if kind is errors.LimitExceeded and sizes:
+        given, limit = int(sizes[1]), int(sizes[2])
+        return kind(
+            f"a message of {given} bytes is larger than the limit of {limit} bytes; send or ask "
+            "for fewer records at once, or raise max_message_bytes of client and server",
+            given_bytes=given,
+            limit_bytes=limit,
+        )
+    if kind is errors.LimitExceeded:
+        # No size is named: too many calls at once, or headers that are too long.
+        return errors.ResourceExhausted(f"the server has no room for this call: {text}")
+    return kind(f"{code.name}: {text}")
+
+
+def _carried(trailing: Iterable[tuple[str, Any]]) -> errors.VecdbError | None:
+    for key, value in trailing:
+        if key == ERROR_KEY:
+            try:
+                found = json.loads(value)
+                return errors.by_reason(found["reason"])(found["message"], **found["details"])
+            except (ValueError, KeyError, TypeError):
+                return None
+    return None

@@ -1,0 +1,547 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Metric(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    METRIC_UNSPECIFIED: _ClassVar[Metric]
+    METRIC_COSINE: _ClassVar[Metric]
+    METRIC_L2: _ClassVar[Metric]
+    METRIC_IP: _ClassVar[Metric]
+
+class ElementType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ELEMENT_TYPE_UNSPECIFIED: _ClassVar[ElementType]
+    ELEMENT_TYPE_FLOAT32: _ClassVar[ElementType]
+    ELEMENT_TYPE_FLOAT16: _ClassVar[ElementType]
+
+class IndexKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    INDEX_KIND_UNSPECIFIED: _ClassVar[IndexKind]
+    INDEX_KIND_AUTO: _ClassVar[IndexKind]
+    INDEX_KIND_EXACT: _ClassVar[IndexKind]
+    INDEX_KIND_HNSW: _ClassVar[IndexKind]
+    INDEX_KIND_IVF: _ClassVar[IndexKind]
+
+class Include(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    INCLUDE_UNSPECIFIED: _ClassVar[Include]
+    INCLUDE_VECTOR: _ClassVar[Include]
+    INCLUDE_METADATA: _ClassVar[Include]
+    INCLUDE_DOCUMENT: _ClassVar[Include]
+    INCLUDE_CONTENT: _ClassVar[Include]
+    INCLUDE_URI: _ClassVar[Include]
+METRIC_UNSPECIFIED: Metric
+METRIC_COSINE: Metric
+METRIC_L2: Metric
+METRIC_IP: Metric
+ELEMENT_TYPE_UNSPECIFIED: ElementType
+ELEMENT_TYPE_FLOAT32: ElementType
+ELEMENT_TYPE_FLOAT16: ElementType
+INDEX_KIND_UNSPECIFIED: IndexKind
+INDEX_KIND_AUTO: IndexKind
+INDEX_KIND_EXACT: IndexKind
+INDEX_KIND_HNSW: IndexKind
+INDEX_KIND_IVF: IndexKind
+INCLUDE_UNSPECIFIED: Include
+INCLUDE_VECTOR: Include
+INCLUDE_METADATA: Include
+INCLUDE_DOCUMENT: Include
+INCLUDE_CONTENT: Include
+INCLUDE_URI: Include
+
+class Vectors(_message.Message):
+    __slots__ = ("data", "count", "dimension", "element_type")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    ELEMENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    count: int
+    dimension: int
+    element_type: ElementType
+    def __init__(self, data: _Optional[bytes] = ..., count: _Optional[int] = ..., dimension: _Optional[int] = ..., element_type: _Optional[_Union[ElementType, str]] = ...) -> None: ...
+
+class NamedVectors(_message.Message):
+    __slots__ = ("name", "vectors")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    vectors: Vectors
+    def __init__(self, name: _Optional[str] = ..., vectors: _Optional[_Union[Vectors, _Mapping]] = ...) -> None: ...
+
+class TextColumn(_message.Message):
+    __slots__ = ("values", "present")
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[str]
+    present: bytes
+    def __init__(self, values: _Optional[_Iterable[str]] = ..., present: _Optional[bytes] = ...) -> None: ...
+
+class ContentColumn(_message.Message):
+    __slots__ = ("values", "media_types", "present")
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_TYPES_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
+    values: _containers.RepeatedScalarFieldContainer[bytes]
+    media_types: _containers.RepeatedScalarFieldContainer[str]
+    present: bytes
+    def __init__(self, values: _Optional[_Iterable[bytes]] = ..., media_types: _Optional[_Iterable[str]] = ..., present: _Optional[bytes] = ...) -> None: ...
+
+class RecordBatch(_message.Message):
+    __slots__ = ("ids", "vectors", "metadata", "documents", "contents", "uris", "named_vectors")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
+    CONTENTS_FIELD_NUMBER: _ClassVar[int]
+    URIS_FIELD_NUMBER: _ClassVar[int]
+    NAMED_VECTORS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    vectors: Vectors
+    metadata: _containers.RepeatedScalarFieldContainer[bytes]
+    documents: TextColumn
+    contents: ContentColumn
+    uris: TextColumn
+    named_vectors: _containers.RepeatedCompositeFieldContainer[NamedVectors]
+    def __init__(self, ids: _Optional[_Iterable[str]] = ..., vectors: _Optional[_Union[Vectors, _Mapping]] = ..., metadata: _Optional[_Iterable[bytes]] = ..., documents: _Optional[_Union[TextColumn, _Mapping]] = ..., contents: _Optional[_Union[ContentColumn, _Mapping]] = ..., uris: _Optional[_Union[TextColumn, _Mapping]] = ..., named_vectors: _Optional[_Iterable[_Union[NamedVectors, _Mapping]]] = ...) -> None: ...
+
+class Collection(_message.Message):
+    __slots__ = ("name", "dimension", "metric", "storage", "index", "target_recall", "schema", "description", "created_at_us")
+    class SchemaEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    STORAGE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    TARGET_RECALL_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dimension: int
+    metric: Metric
+    storage: ElementType
+    index: IndexKind
+    target_recall: float
+    schema: _containers.ScalarMap[str, str]
+    description: str
+    created_at_us: int
+    def __init__(self, name: _Optional[str] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., storage: _Optional[_Union[ElementType, str]] = ..., index: _Optional[_Union[IndexKind, str]] = ..., target_recall: _Optional[float] = ..., schema: _Optional[_Mapping[str, str]] = ..., description: _Optional[str] = ..., created_at_us: _Optional[int] = ...) -> None: ...
+
+class GetServerInfoRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetServerInfoResponse(_message.Message):
+    __slots__ = ("version", "max_message_bytes", "collections")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COLLECTIONS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    max_message_bytes: int
+    collections: int
+    def __init__(self, version: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., collections: _Optional[int] = ...) -> None: ...
+
+class CreateCollectionRequest(_message.Message):
+    __slots__ = ("collection", "exist_ok")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    EXIST_OK_FIELD_NUMBER: _ClassVar[int]
+    collection: Collection
+    exist_ok: bool
+    def __init__(self, collection: _Optional[_Union[Collection, _Mapping]] = ..., exist_ok: _Optional[bool] = ...) -> None: ...
+
+class CreateCollectionResponse(_message.Message):
+    __slots__ = ("collection",)
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    collection: Collection
+    def __init__(self, collection: _Optional[_Union[Collection, _Mapping]] = ...) -> None: ...
+
+class GetCollectionRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetCollectionResponse(_message.Message):
+    __slots__ = ("collection",)
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    collection: Collection
+    def __init__(self, collection: _Optional[_Union[Collection, _Mapping]] = ...) -> None: ...
+
+class ListCollectionsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListCollectionsResponse(_message.Message):
+    __slots__ = ("collections",)
+    COLLECTIONS_FIELD_NUMBER: _ClassVar[int]
+    collections: _containers.RepeatedCompositeFieldContainer[Collection]
+    def __init__(self, collections: _Optional[_Iterable[_Union[Collection, _Mapping]]] = ...) -> None: ...
+
+class DropCollectionRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class DropCollectionResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RenameCollectionRequest(_message.Message):
+    __slots__ = ("name", "new_name")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NEW_NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    new_name: str
+    def __init__(self, name: _Optional[str] = ..., new_name: _Optional[str] = ...) -> None: ...
+
+class RenameCollectionResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SetAliasRequest(_message.Message):
+    __slots__ = ("alias", "collection")
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    alias: str
+    collection: str
+    def __init__(self, alias: _Optional[str] = ..., collection: _Optional[str] = ...) -> None: ...
+
+class SetAliasResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DropAliasRequest(_message.Message):
+    __slots__ = ("alias",)
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    alias: str
+    def __init__(self, alias: _Optional[str] = ...) -> None: ...
+
+class DropAliasResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListAliasesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListAliasesResponse(_message.Message):
+    __slots__ = ("aliases",)
+    class AliasesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    aliases: _containers.ScalarMap[str, str]
+    def __init__(self, aliases: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class InsertRequest(_message.Message):
+    __slots__ = ("collection", "records")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    records: RecordBatch
+    def __init__(self, collection: _Optional[str] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ...) -> None: ...
+
+class InsertResponse(_message.Message):
+    __slots__ = ("sequence", "count")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    count: int
+    def __init__(self, sequence: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+
+class UpsertRequest(_message.Message):
+    __slots__ = ("collection", "records")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    records: RecordBatch
+    def __init__(self, collection: _Optional[str] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ...) -> None: ...
+
+class UpsertResponse(_message.Message):
+    __slots__ = ("sequence", "count")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    count: int
+    def __init__(self, sequence: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+
+class UpdateRequest(_message.Message):
+    __slots__ = ("collection", "records", "clear")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    CLEAR_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    records: RecordBatch
+    clear: _containers.RepeatedScalarFieldContainer[Include]
+    def __init__(self, collection: _Optional[str] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ..., clear: _Optional[_Iterable[_Union[Include, str]]] = ...) -> None: ...
+
+class UpdateResponse(_message.Message):
+    __slots__ = ("sequence", "count")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    count: int
+    def __init__(self, sequence: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+
+class DeleteRequest(_message.Message):
+    __slots__ = ("collection", "ids", "filter")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    filter: str
+    def __init__(self, collection: _Optional[str] = ..., ids: _Optional[_Iterable[str]] = ..., filter: _Optional[str] = ...) -> None: ...
+
+class DeleteResponse(_message.Message):
+    __slots__ = ("sequence", "count")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    count: int
+    def __init__(self, sequence: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+
+class IngestRequest(_message.Message):
+    __slots__ = ("collection", "records", "upsert")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    UPSERT_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    records: RecordBatch
+    upsert: bool
+    def __init__(self, collection: _Optional[str] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ..., upsert: _Optional[bool] = ...) -> None: ...
+
+class IngestResponse(_message.Message):
+    __slots__ = ("sequence", "count")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    count: int
+    def __init__(self, sequence: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+
+class GetRequest(_message.Message):
+    __slots__ = ("collection", "ids", "filter", "order_by", "limit", "cursor", "include", "min_sequence")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    ORDER_BY_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_FIELD_NUMBER: _ClassVar[int]
+    MIN_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    filter: str
+    order_by: str
+    limit: int
+    cursor: str
+    include: _containers.RepeatedScalarFieldContainer[Include]
+    min_sequence: int
+    def __init__(self, collection: _Optional[str] = ..., ids: _Optional[_Iterable[str]] = ..., filter: _Optional[str] = ..., order_by: _Optional[str] = ..., limit: _Optional[int] = ..., cursor: _Optional[str] = ..., include: _Optional[_Iterable[_Union[Include, str]]] = ..., min_sequence: _Optional[int] = ...) -> None: ...
+
+class GetResponse(_message.Message):
+    __slots__ = ("records", "cursor", "sequence")
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    records: RecordBatch
+    cursor: str
+    sequence: int
+    def __init__(self, records: _Optional[_Union[RecordBatch, _Mapping]] = ..., cursor: _Optional[str] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class QueryRequest(_message.Message):
+    __slots__ = ("collection", "vectors", "ids", "k", "filter", "exact", "max_distance", "target_recall", "include", "min_sequence", "vector_name")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    K_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    EXACT_FIELD_NUMBER: _ClassVar[int]
+    MAX_DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_RECALL_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_FIELD_NUMBER: _ClassVar[int]
+    MIN_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_NAME_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    vectors: Vectors
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    k: int
+    filter: str
+    exact: bool
+    max_distance: float
+    target_recall: float
+    include: _containers.RepeatedScalarFieldContainer[Include]
+    min_sequence: int
+    vector_name: str
+    def __init__(self, collection: _Optional[str] = ..., vectors: _Optional[_Union[Vectors, _Mapping]] = ..., ids: _Optional[_Iterable[str]] = ..., k: _Optional[int] = ..., filter: _Optional[str] = ..., exact: _Optional[bool] = ..., max_distance: _Optional[float] = ..., target_recall: _Optional[float] = ..., include: _Optional[_Iterable[_Union[Include, str]]] = ..., min_sequence: _Optional[int] = ..., vector_name: _Optional[str] = ...) -> None: ...
+
+class QueryResponse(_message.Message):
+    __slots__ = ("counts", "distances", "hits", "sequence")
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    DISTANCES_FIELD_NUMBER: _ClassVar[int]
+    HITS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    distances: bytes
+    hits: RecordBatch
+    sequence: int
+    def __init__(self, counts: _Optional[_Iterable[int]] = ..., distances: _Optional[bytes] = ..., hits: _Optional[_Union[RecordBatch, _Mapping]] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class CountRequest(_message.Message):
+    __slots__ = ("collection", "filter", "min_sequence")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    MIN_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    filter: str
+    min_sequence: int
+    def __init__(self, collection: _Optional[str] = ..., filter: _Optional[str] = ..., min_sequence: _Optional[int] = ...) -> None: ...
+
+class CountResponse(_message.Message):
+    __slots__ = ("count", "sequence")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    sequence: int
+    def __init__(self, count: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class ScanRequest(_message.Message):
+    __slots__ = ("collection", "filter", "include", "batch_size", "cursor", "slice", "slices", "min_sequence")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    SLICE_FIELD_NUMBER: _ClassVar[int]
+    SLICES_FIELD_NUMBER: _ClassVar[int]
+    MIN_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    filter: str
+    include: _containers.RepeatedScalarFieldContainer[Include]
+    batch_size: int
+    cursor: str
+    slice: int
+    slices: int
+    min_sequence: int
+    def __init__(self, collection: _Optional[str] = ..., filter: _Optional[str] = ..., include: _Optional[_Iterable[_Union[Include, str]]] = ..., batch_size: _Optional[int] = ..., cursor: _Optional[str] = ..., slice: _Optional[int] = ..., slices: _Optional[int] = ..., min_sequence: _Optional[int] = ...) -> None: ...
+
+class ScanResponse(_message.Message):
+    __slots__ = ("records", "cursor", "sequence")
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    records: RecordBatch
+    cursor: str
+    sequence: int
+    def __init__(self, records: _Optional[_Union[RecordBatch, _Mapping]] = ..., cursor: _Optional[str] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class GetStatsRequest(_message.Message):
+    __slots__ = ("collection",)
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    def __init__(self, collection: _Optional[str] = ...) -> None: ...
+
+class IndexStats(_message.Message):
+    __slots__ = ("kind", "device", "indexed_rows", "tail_rows", "dead_rows", "building", "build_progress", "memory_bytes", "file_bytes", "target_recall", "measured_recall", "last_error")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    INDEXED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    TAIL_ROWS_FIELD_NUMBER: _ClassVar[int]
+    DEAD_ROWS_FIELD_NUMBER: _ClassVar[int]
+    BUILDING_FIELD_NUMBER: _ClassVar[int]
+    BUILD_PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FILE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TARGET_RECALL_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_RECALL_FIELD_NUMBER: _ClassVar[int]
+    LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    device: str
+    indexed_rows: int
+    tail_rows: int
+    dead_rows: int
+    building: bool
+    build_progress: float
+    memory_bytes: int
+    file_bytes: int
+    target_recall: float
+    measured_recall: float
+    last_error: str
+    def __init__(self, kind: _Optional[str] = ..., device: _Optional[str] = ..., indexed_rows: _Optional[int] = ..., tail_rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., building: _Optional[bool] = ..., build_progress: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., file_bytes: _Optional[int] = ..., target_recall: _Optional[float] = ..., measured_recall: _Optional[float] = ..., last_error: _Optional[str] = ...) -> None: ...
+
+class GetStatsResponse(_message.Message):
+    __slots__ = ("name", "sequence", "count", "rows", "disk_bytes", "map_used_bytes", "map_limit_bytes", "fields", "index")
+    class FieldsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAP_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAP_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    sequence: int
+    count: int
+    rows: int
+    disk_bytes: int
+    map_used_bytes: int
+    map_limit_bytes: int
+    fields: _containers.ScalarMap[str, int]
+    index: IndexStats
+    def __init__(self, name: _Optional[str] = ..., sequence: _Optional[int] = ..., count: _Optional[int] = ..., rows: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., map_used_bytes: _Optional[int] = ..., map_limit_bytes: _Optional[int] = ..., fields: _Optional[_Mapping[str, int]] = ..., index: _Optional[_Union[IndexStats, _Mapping]] = ...) -> None: ...
+
+class CheckRequest(_message.Message):
+    __slots__ = ("collection",)
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    def __init__(self, collection: _Optional[str] = ...) -> None: ...
+
+class CheckResponse(_message.Message):
+    __slots__ = ("ok", "records", "problems")
+    OK_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    ok: bool
+    records: int
+    problems: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ok: _Optional[bool] = ..., records: _Optional[int] = ..., problems: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class BuildIndexRequest(_message.Message):
+    __slots__ = ("collection", "wait")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    wait: bool
+    def __init__(self, collection: _Optional[str] = ..., wait: _Optional[bool] = ...) -> None: ...
+
+class BuildIndexResponse(_message.Message):
+    __slots__ = ("index",)
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    index: IndexStats
+    def __init__(self, index: _Optional[_Union[IndexStats, _Mapping]] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""The vecdb server: gRPC in front of the engine, and the command line."""

@@ -1,0 +1,303 @@
+"""The command line: one parser, every command with its help, an example, and the function it runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from . import cli_collections, cli_records, cli_serve, cli_transfer
+from .cli_target import EXIT_CODES, Target
+
+Run = Callable[[argparse.Namespace, Target], int]
+
+DEFAULT_SERVER = "127.0.0.1:7700"
+
+_DESCRIPTION = """\
+A vector database on one machine. `vecdb serve` runs a server; the other commands talk to it, or
+work on a data folder themselves with --data."""
+
+_EPILOG = f"""\
+The server is at {DEFAULT_SERVER} unless --server or the environment variable VECDB_SERVER says
+otherwise. Each command explains itself: vecdb COMMAND --help
+
+{EXIT_CODES}"""
+
+_FILTER_HELP = 'JSON filter, such as \'{"pos": "noun", "year": {"$gte": 2020}}\''
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+
+
+def build_parser(*, with_settings: bool) -> argparse.ArgumentParser:
+    """The whole parser. `with_settings`: with the flags of `serve`, which need the engine's table
+    and so the engine; importing it would more than double the time of a short command."""
+    parser = argparse.ArgumentParser(
+        prog="vecdb", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=_Help
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and stop")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+
+    def command(name: str, run: Run, text: str, example: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=f"example:\n{example}",
+            formatter_class=_Help,
+        )
+        added.set_defaults(run=run)
+        return added
+
+    serve = commands.add_parser(
+        "serve",
+        help="run the server until SIGTERM or Ctrl-C",
+        description="Run the server until SIGTERM or Ctrl-C; then finish what is running and stop.",
+        epilog="Each setting is taken from its flag, else from its environment variable, else from"
+        " the TOML file, else from its default.\n\nexample:\n"
+        "  vecdb serve --data ./data --port 7700",
+        formatter_class=_Help,
+    )
+    serve.set_defaults(run=cli_serve.run_serve)
+    if with_settings:
+        cli_serve.add_settings(serve)
+
+    create = command(
+        "create",
+        cli_collections.run_create,
+        "make an empty collection",
+        "  vecdb create docs --dimension 384 --metric cosine",
+    )
+    create.add_argument("collection")
+    create.add_argument("--dimension", type=int, required=True, help="numbers a vector")
+    create.add_argument(
+        "--exist-ok", action="store_true", help="fine if it exists with these settings"
+    )
+    _add_creation(create)
+
+    list_ = command("list", cli_collections.run_list, "list the collections", "  vecdb list --json")
+    drop = command(
+        "drop",
+        cli_collections.run_drop,
+        "remove a collection with all its records",
+        "  vecdb drop docs",
+    )
+    drop.add_argument("collection")
+    rename = command(
+        "rename",
+        cli_collections.run_rename,
+        "give a collection another name",
+        "  vecdb rename docs docs-2025",
+    )
+    rename.add_argument("collection")
+    rename.add_argument("new_name")
+    alias = command(
+        "alias",
+        cli_collections.run_alias,
+        "list, set or drop aliases",
+        "  vecdb alias live docs-2025     set it, or point it elsewhere\n"
+        "  vecdb alias live --drop        remove it\n"
+        "  vecdb alias                    list all",
+    )
+    alias.add_argument("alias", nargs="?")
+    alias.add_argument("collection", nargs="?")
+    alias.add_argument("--drop", action="store_true", help="remove the alias")
+
+    import_ = _add_import(command)
+    export = _add_export(command)
+    query = _add_query(command)
+    get = _add_get(command)
+
+    delete = command(
+        "delete",
+        cli_records.run_delete,
+        "delete records by ids or by filter",
+        '  vecdb delete docs a1 a2\n  vecdb delete docs --filter \'{"year": {"$lt": 2000}}\'',
+    )
+    delete.add_argument("collection")
+    delete.add_argument("ids", nargs="*", metavar="id")
+    delete.add_argument("--filter", help=_FILTER_HELP)
+    count = command(
+        "count",
+        cli_records.run_count,
+        "count records, all or those that match a filter",
+        '  vecdb count docs --filter \'{"pos": "noun"}\'',
+    )
+    count.add_argument("collection")
+    count.add_argument("--filter", help=_FILTER_HELP)
+    stats = command(
+        "stats",
+        cli_collections.run_stats,
+        "show sizes, fields and the state of the index",
+        "  vecdb stats docs",
+    )
+    stats.add_argument("collection")
+    check = command(
+        "check",
+        cli_collections.run_check,
+        "compare all stored structures with each other",
+        "  vecdb check            every collection\n  vecdb check docs",
+    )
+    check.add_argument("collection", nargs="?")
+
+    for one in (create, list_, drop, rename, alias, import_, export, query, get, delete, count,
+                stats, check):  # fmt: skip
+        _add_target(one)
+    return parser
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where the database is")
+    where = group.add_mutually_exclusive_group()
+    where.add_argument("--server", metavar="HOST:PORT", help=f"a server; default {DEFAULT_SERVER}")
+    where.add_argument(
+        "--data", metavar="FOLDER", type=Path, help="a data folder, without a server"
+    )
+    group.add_argument(
+        "--timeout-s",
+        type=float,
+        default=30.0,
+        help="seconds a call to the server may take; default 30",
+    )
+    parser.add_argument("--json", action="store_true", help="for machines: one JSON object a line")
+
+
+def _add_creation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--metric", choices=("cosine", "l2", "ip"), help="default cosine")
+    parser.add_argument("--storage", choices=("float32", "float16"), help="default float32")
+    parser.add_argument("--index", choices=("auto", "exact", "hnsw", "ivf"), help="default auto")
+    parser.add_argument("--target-recall", type=float, help="0.5 to 1.0; default 0.95")
+    parser.add_argument("--schema", help='JSON: {"year": "int", "tags": "string[]"}')
+    parser.add_argument("--description", help="free text")
+
+
+def _add_import(command: Callable[..., argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser = command(
+        "import",
+        cli_transfer.run_import,
+        "write the records of a file into a collection",
+        "  vecdb import docs docs.jsonl.gz --create\n"
+        "  vecdb import words rows.jsonl.gz --vectors vectors.npy --document-field text \\\n"
+        "      --metadata-fields pos,category --create --metric cosine",
+    )
+    parser.add_argument("collection")
+    parser.add_argument("file", help=".jsonl, .jsonl.gz, .npz, or - for JSON lines from stdin")
+    parser.add_argument(
+        "--vectors", type=Path, metavar="FILE", help=".npy (rows, d), one row a line"
+    )
+    for name in ("id", "vector", "document", "uri"):
+        parser.add_argument(
+            f"--{name}-field",
+            default=name,
+            metavar="NAME",
+            help=f"field of the {name}; default {name}",
+        )
+    parser.add_argument(
+        "--metadata-fields",
+        metavar="A,B",
+        help="fields that become metadata; default: the object in `metadata`, and every field that"
+        " is nothing else",
+    )
+    parser.add_argument("--upsert", action="store_true", help="replace records that are stored")
+    parser.add_argument(
+        "--batch-size", type=int, default=1_000, metavar="N", help="rows a commit; default 1000"
+    )
+    parser.add_argument(
+        "--skip", type=int, default=0, metavar="N", help="pass over the first N rows"
+    )
+    parser.add_argument(
+        "--build-index", action="store_true", help="wait until all rows are indexed"
+    )
+    creation = parser.add_argument_group("a collection made on the way")
+    creation.add_argument(
+        "--create",
+        action="store_true",
+        help="make the collection if it does not exist; the dimension comes from the file",
+    )
+    _add_creation(parser)
+    return parser
+
+
+def _add_export(command: Callable[..., argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser = command(
+        "export",
+        cli_transfer.run_export,
+        "write the records of a collection into a file, which import reads",
+        "  vecdb export docs docs.jsonl.gz\n"
+        "  vecdb export docs docs.npy           and docs.jsonl.gz beside it",
+    )
+    parser.add_argument("collection")
+    parser.add_argument(
+        "file", help=".jsonl, .jsonl.gz, .npz, .npy with .jsonl.gz, or - for JSON lines on stdout"
+    )
+    parser.add_argument("--filter", help=_FILTER_HELP)
+    parser.add_argument(
+        "--include",
+        default="vector,metadata,document,content,uri",
+        metavar="A,B",
+        help="parts to write; default all: vector,metadata,document,content,uri",
+    )
+    return parser
+
+
+def _add_query(command: Callable[..., argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser = command(
+        "query",
+        cli_records.run_query,
+        "find the nearest records",
+        '  vecdb query docs --id a1 --k 5 --filter \'{"pos": "noun"}\'\n'
+        "  vecdb query docs --vectors queries.npy --row 0 --json",
+    )
+    parser.add_argument("collection")
+    parser.add_argument(
+        "--vector", metavar="JSON", help="'[0.1, 0.2, …]', or - to read it from stdin"
+    )
+    parser.add_argument("--vectors", type=Path, metavar="FILE", help=".npy with one query a row")
+    parser.add_argument("--row", type=int, metavar="I", help="only this row of --vectors, from 0")
+    parser.add_argument(
+        "--id", action="append", help="the vector of a stored record; may be repeated"
+    )
+    parser.add_argument("--k", type=int, help="answers a query; default 10")
+    parser.add_argument("--filter", help=_FILTER_HELP)
+    parser.add_argument("--exact", action="store_true", help="compare with every vector")
+    parser.add_argument("--max-distance", type=float, help="leave out what is farther")
+    parser.add_argument("--target-recall", type=float, help="0.5 to 1.0; default: the collection's")
+    _add_include(parser)
+    return parser
+
+
+def _add_get(command: Callable[..., argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    parser = command(
+        "get",
+        cli_records.run_get,
+        "read records by ids, or those that match a filter",
+        "  vecdb get docs a1 a2\n"
+        '  vecdb get docs --filter \'{"pos": "noun"}\' --order-by=-year --limit 20',
+    )
+    parser.add_argument("collection")
+    parser.add_argument("ids", nargs="*", metavar="id")
+    parser.add_argument("--filter", help=_FILTER_HELP)
+    parser.add_argument("--order-by", metavar="FIELD", help="field or id; -FIELD for descending")
+    parser.add_argument("--limit", type=int, metavar="N", help="records at most; default 100")
+    parser.add_argument("--cursor", help="where the command before stopped")
+    _add_include(parser)
+    return parser
+
+
+def _add_include(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--include",
+        default="metadata,document",
+        metavar="A,B",
+        help="of vector, metadata, document, content, uri; default metadata,document",
+    )
+
+
+def parse(
+    argv: list[str], environ: Mapping[str, str]
+) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """The parser, for its help, and what it made of `argv`; `environ` travels with it."""
+    parser = build_parser(with_settings="serve" in argv)
+    return parser, parser.parse_args(argv, argparse.Namespace(environ=environ))

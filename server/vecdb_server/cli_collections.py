@@ -1,0 +1,171 @@
+"""The commands about whole collections: create, list, drop, rename, alias, stats, check."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from .cli_output import json_line, pairs, plain, size, table
+from .cli_target import EXIT_OK, EXIT_PROBLEMS, EXIT_USAGE, CommandFailed, Target, opened
+from .cli_transfer import creation_settings
+
+
+def run_create(args: argparse.Namespace, target: Target) -> int:
+    with opened(target, write=True) as database:
+        collection = database.create_collection(
+            args.collection,
+            dimension=args.dimension,
+            exist_ok=args.exist_ok,
+            **creation_settings(args),
+        )
+        info = collection.info
+    if args.json:
+        json_line(plain(info))
+    else:
+        print(f"{info.name}: {info.dimension} dimensions, {info.metric}, {info.storage}")
+    return EXIT_OK
+
+
+def run_list(args: argparse.Namespace, target: Target) -> int:
+    with opened(target) as database:
+        infos = database.list_collections()
+        counts = [database.get_collection(info.name).count() for info in infos]
+        aliases = database.list_aliases()
+    pointing: dict[str, list[str]] = {}
+    for alias, name in sorted(aliases.items()):
+        pointing.setdefault(name, []).append(alias)
+    if args.json:
+        for info, count in zip(infos, counts, strict=True):
+            json_line({**plain(info), "count": count, "aliases": pointing.get(info.name, [])})
+        return EXIT_OK
+    header = (
+        "name",
+        "records",
+        "dimension",
+        "metric",
+        "storage",
+        "index",
+        "aliases",
+        "description",
+    )
+    table(
+        header,
+        [
+            (
+                info.name,
+                count,
+                info.dimension,
+                info.metric,
+                info.storage,
+                info.index,
+                ", ".join(pointing.get(info.name, [])),
+                info.description.partition("\n")[0],
+            )
+            for info, count in zip(infos, counts, strict=True)
+        ],
+    )
+    return EXIT_OK
+
+
+def run_drop(args: argparse.Namespace, target: Target) -> int:
+    with opened(target, write=True) as database:
+        database.drop_collection(args.collection)
+    return _said(args, f"dropped {args.collection}", {"dropped": args.collection})
+
+
+def run_rename(args: argparse.Namespace, target: Target) -> int:
+    with opened(target, write=True) as database:
+        database.rename_collection(args.collection, args.new_name)
+    return _said(
+        args,
+        f"{args.collection} is now {args.new_name}",
+        {"renamed": args.collection, "name": args.new_name},
+    )
+
+
+def run_alias(args: argparse.Namespace, target: Target) -> int:
+    """Without a name: prints all. With a name and a collection: sets. With --drop: removes."""
+    if args.alias is None:
+        with opened(target) as database:
+            aliases = database.list_aliases()
+        if args.json:
+            json_line(aliases)
+        else:
+            pairs(dict(sorted(aliases.items())))
+        return EXIT_OK
+    if args.drop == (args.collection is not None):
+        raise CommandFailed("name a collection to point to, or --drop", EXIT_USAGE)
+    with opened(target, write=True) as database:
+        if args.drop:
+            database.drop_alias(args.alias)
+            return _said(args, f"dropped {args.alias}", {"dropped": args.alias})
+        database.set_alias(args.alias, args.collection)
+    return _said(
+        args,
+        f"{args.alias} points to {args.collection}",
+        {"alias": args.alias, "collection": args.collection},
+    )
+
+
+def _said(args: argparse.Namespace, text: str, values: dict[str, Any]) -> int:
+    if args.json:
+        json_line(values)
+    else:
+        print(text)
+    return EXIT_OK
+
+
+def run_stats(args: argparse.Namespace, target: Target) -> int:
+    with opened(target) as database:
+        stats = database.get_collection(args.collection).stats()
+    if args.json:
+        json_line(plain(stats))
+        return EXIT_OK
+    index = stats.index
+    pairs(
+        {
+            "collection": stats.name,
+            "records": stats.count,
+            "rows ever written": stats.rows,
+            "sequence": stats.sequence,
+            "on disk": size(stats.disk_bytes),
+            "map used": f"{size(stats.map_used_bytes)} of {size(stats.map_limit_bytes)}",
+            "index": f"{index.kind} on {index.device}",
+            "indexed rows": index.indexed_rows,
+            "rows searched exactly": index.tail_rows,
+            "dead rows": index.dead_rows,
+            "index memory": size(index.memory_bytes),
+            "index file": size(index.file_bytes),
+            "recall": f"{index.measured_recall:.4f} measured, {index.target_recall:g} wanted",
+        }
+    )
+    if index.building:
+        print(f"building: {index.build_progress:.0%}")
+    if index.last_error:
+        print(f"the last build failed: {index.last_error}")
+    if stats.fields:
+        print("\nmetadata fields (rows that have them)")
+        pairs({f"  {name}": count for name, count in sorted(stats.fields.items())})
+    return EXIT_OK
+
+
+def run_check(args: argparse.Namespace, target: Target) -> int:
+    """Checks one collection, or all of them; EXIT_PROBLEMS when anything is wrong."""
+    ok = True
+    with opened(target) as database:
+        names = (
+            [args.collection]
+            if args.collection
+            else [info.name for info in database.list_collections()]
+        )
+        for name in names:
+            report = database.get_collection(name).check()
+            ok &= report.ok
+            if args.json:
+                json_line({"collection": name, **plain(report)})
+                continue
+            verdict = "ok" if report.ok else f"{len(report.problems)} problems"
+            print(f"{name}: {report.records:,} records, {verdict}")
+            for problem in report.problems:
+                print(f"  {problem}")
+    return EXIT_OK if ok else EXIT_PROBLEMS

@@ -1,0 +1,138 @@
+"""The commands that read and delete records: get, query, delete, count."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+import numpy as np
+
+from .cli_files import load_vectors
+from .cli_output import json_line, print_record, record_json
+from .cli_target import EXIT_ERROR, EXIT_OK, EXIT_USAGE, CommandFailed, Target, opened
+
+_PAGE = 1_000
+
+
+def _include(args: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(name.strip() for name in args.include.split(",") if name.strip())
+
+
+def run_get(args: argparse.Namespace, target: Target) -> int:
+    """Prints records by ids, or the first `limit` that match, in order."""
+    if args.ids and (args.order_by or args.cursor or args.limit is not None):
+        raise CommandFailed("ids go without --order-by, --limit and --cursor", EXIT_USAGE)
+    with opened(target) as database:
+        collection = database.get_collection(args.collection)
+        if args.ids:
+            found = collection.get(args.ids, filter=args.filter, include=_include(args))
+            _print_records(found, args)
+            missing = sorted(set(args.ids) - set(found.ids))
+            if missing and args.filter is None:
+                raise CommandFailed(f"not stored: {', '.join(missing)}", EXIT_ERROR)
+            return EXIT_OK
+        left = 100 if args.limit is None else args.limit
+        cursor = args.cursor
+        while left > 0:
+            page = collection.get(
+                filter=args.filter,
+                order_by=args.order_by,
+                limit=min(left, _PAGE),
+                cursor=cursor,
+                include=_include(args),
+            )
+            _print_records(page, args)
+            left -= len(page)
+            cursor = page.cursor
+            if cursor is None:
+                return EXIT_OK
+    if cursor is not None:
+        print(f"vecdb: there is more; go on with --cursor '{cursor}'", file=sys.stderr)
+    return EXIT_OK
+
+
+def _print_records(records: Any, args: argparse.Namespace) -> None:
+    for record in records:
+        if args.json:
+            json_line(record_json(record))
+        else:
+            print_record(record)
+
+
+def run_query(args: argparse.Namespace, target: Target) -> int:
+    """Prints the nearest records to each query; as JSON, one line a query."""
+    vectors = _query_vectors(args)
+    given = (args.id, vectors)
+    if sum(one is not None for one in given) != 1:
+        raise CommandFailed("name one of --vector, --vectors and --id", EXIT_USAGE)
+    with opened(target) as database:
+        result = database.get_collection(args.collection).query(
+            vectors,
+            ids=args.id,
+            k=args.k,
+            filter=args.filter,
+            exact=args.exact,
+            max_distance=args.max_distance,
+            target_recall=args.target_recall,
+            include=_include(args),
+        )
+    for query in range(len(result)):
+        hits = result.hits(query)
+        if args.json:
+            rows = [record_json(hit) for hit in hits]
+            json_line({"query": query, "sequence": result.sequence, "hits": rows})
+            continue
+        if len(result) > 1 or not hits:
+            print(f"query {query}: {len(hits)} hits")
+        for rank, hit in enumerate(hits, 1):
+            print_record(hit, f"{rank:>4}  {hit.distance:8.4f}  ")
+    return EXIT_OK
+
+
+def _query_vectors(args: argparse.Namespace) -> Any:
+    if args.vector is not None and args.vectors is not None:
+        raise CommandFailed("name one of --vector, --vectors and --id", EXIT_USAGE)
+    if args.row is not None and args.vectors is None:
+        raise CommandFailed("--row chooses a row of --vectors", EXIT_USAGE)
+    if args.vector is not None:
+        text = sys.stdin.read() if args.vector == "-" else args.vector
+        try:
+            return np.array(json.loads(text), np.float32)
+        except (TypeError, ValueError) as error:
+            raise CommandFailed(
+                f"--vector takes a JSON list of numbers: {error}", EXIT_USAGE
+            ) from error
+    if args.vectors is None:
+        return None
+    matrix = load_vectors(args.vectors)
+    if args.row is None:
+        return np.ascontiguousarray(matrix)
+    if not 0 <= args.row < len(matrix):
+        raise CommandFailed(f"--row must be from 0 to {len(matrix) - 1}", EXIT_USAGE)
+    return np.ascontiguousarray(matrix[args.row])
+
+
+def run_delete(args: argparse.Namespace, target: Target) -> int:
+    """Deletes by ids, by filter, or those of the ids that match the filter."""
+    if not args.ids and args.filter is None:
+        raise CommandFailed("name ids, or a --filter ({} for everything)", EXIT_USAGE)
+    with opened(target, write=True) as database:
+        collection = database.get_collection(args.collection)
+        result = collection.delete(args.ids or None, filter=args.filter)
+    if args.json:
+        json_line({"count": result.count, "sequence": result.sequence})
+    else:
+        print(f"{result.count:,} deleted")
+    return EXIT_OK
+
+
+def run_count(args: argparse.Namespace, target: Target) -> int:
+    with opened(target) as database:
+        count = database.get_collection(args.collection).count(args.filter)
+    if args.json:
+        json_line({"count": count})
+    else:
+        print(count)
+    return EXIT_OK

@@ -1,0 +1,95 @@
+"""What a command works on: a server, or a data folder opened in this process.
+
+Both have the same verbs, so commands are written once. This is also the border where errors
+become messages and exit codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+EXIT_OK = 0
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+EXIT_FOLDER = 3
+EXIT_PROBLEMS = 4
+EXIT_UNREACHABLE = 5
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+EXIT_CODES = """\
+exit codes:
+  0  done
+  1  the database refused or failed; the message says why
+  2  wrong usage of the command line
+  3  the data folder cannot be used: in use, of another version, missing, or not accessible
+  4  check found problems
+  5  the server cannot be reached
+  130  interrupted (Ctrl-C)
+  141  whoever read the output stopped reading"""
+
+_FOLDER_REASONS = {"DATABASE_LOCKED", "DATABASE_NOT_FOUND", "FORMAT_MISMATCH"}
+
+
+class CommandFailed(Exception):
+    """Ends a command: one message for people, one exit code for scripts."""
+
+    def __init__(self, message: str, exit_code: int = EXIT_ERROR) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the database is: a folder if `data` is set, otherwise the server at `address`."""
+
+    address: str
+    data: Path | None = None
+    timeout_s: float = 30.0
+
+
+def failed(error: Any) -> CommandFailed:
+    """A VecdbError, of the engine or of the client, as the end of a command."""
+    if error.reason in _FOLDER_REASONS:
+        code = EXIT_FOLDER
+    elif error.reason == "UNAVAILABLE":
+        code = EXIT_UNREACHABLE
+    else:
+        code = EXIT_ERROR
+    return CommandFailed(f"{error.reason}: {error.message}", code)
+
+
+@contextmanager
+def opened(target: Target, *, write: bool = False) -> Iterator[Any]:
+    """The database, closed at the end. `write` matters for a folder: reading needs no lock.
+
+    The engine and the client are imported here, when it is known which one is needed: each takes a
+    noticeable part of the time of a short command.
+    """
+    if target.data is None:
+        from vecdb_client import connect
+        from vecdb_client.errors import VecdbError as ClientError
+
+        try:
+            with connect(target.address, timeout_s=target.timeout_s) as client:
+                yield client
+        except ClientError as error:
+            raise failed(error) from error
+        return
+
+    import vecdb
+    from vecdb.errors import VecdbError as EngineError
+
+    try:
+        try:
+            database = vecdb.open(target.data, read_only=not write)
+        except OSError as error:
+            raise CommandFailed(f"cannot use {target.data}: {error}", EXIT_FOLDER) from error
+        with database:
+            yield database
+    except EngineError as error:
+        raise failed(error) from error

@@ -1,0 +1,57 @@
+"""A scan in messages of a few MiB, whatever batch size was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import vecdb
+from vecdb_client import messages
+from vecdb_client.v1 import vecdb_pb2 as pb
+
+from .status import remaining_s
+
+MESSAGE_BYTES = 4 * 1024 * 1024
+"""What a message of a scan aims at: large enough to be quick, small enough to hold many at once."""
+DEFAULT_BATCH = 1_000
+
+
+def scan_messages(
+    collection: vecdb.Collection, request: Any, context: Any, max_message_bytes: int
+) -> Iterator[Any]:
+    """The messages of one scan. Ends when the client has gone.
+
+    How large a batch is shows only once it is read. One that is more than twice too large is read
+    again in smaller batches, from the cursor before it, and these stay small.
+    """
+    include = messages.decode_includes(request.include)
+    aim_bytes = min(MESSAGE_BYTES, max_message_bytes // 4)
+    size = request.batch_size or DEFAULT_BATCH
+    if "vector" in include:
+        size = min(size, max(1, aim_bytes // (4 * collection.info.dimension)))
+    cursor = request.cursor or None
+    again = True
+    while again:
+        again = False
+        batches = collection.scan(
+            filter=request.filter or None,
+            include=include,
+            batch_size=size,
+            cursor=cursor,
+            slice_index=request.slice,
+            slices=request.slices or 1,
+            min_sequence=request.min_sequence or None,
+            timeout_s=remaining_s(context),
+            raw_metadata=True,
+        )
+        for records in batches:
+            batch = messages.encode_records(records)
+            batch_bytes = batch.ByteSize()
+            if batch_bytes > 2 * aim_bytes and len(records) > 1:
+                size = max(1, len(records) * aim_bytes // batch_bytes)
+                again = True
+                break
+            cursor = records.cursor
+            if not context.is_active():
+                return
+            yield pb.ScanResponse(records=batch, cursor=cursor or "", sequence=records.sequence)

@@ -1,0 +1,238 @@
+"""Life of a server: open the database, listen, serve, drain, close."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+import vecdb
+from vecdb.errors import DatabaseLocked, FormatMismatch, InvalidSetting, VecdbError
+from vecdb_client.v1 import vecdb_pb2 as pb
+from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
+
+from . import logs
+from .pools import Pools
+from .service_records import Service
+from .settings import check, is_loopback, split
+from .status import Border
+
+log = logging.getLogger("vecdb.server")
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["VecdbService"].full_name
+
+EXIT_OK = 0
+EXIT_ERROR = 1
+EXIT_SETTING = 2
+EXIT_FOLDER = 3
+_GRACE_S = 5.0
+"""What a call that was cancelled gets to notice it."""
+
+
+class Server:
+    """One database behind one port. `start`, then `stop`; both once, from any thread."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        """Takes settings as `settings.check` gives them. Opens nothing yet."""
+        self.settings, self._engine_settings = split(check(settings))
+        self.port = 0
+        self._database: vecdb.Database | None = None
+
+    def start(self) -> None:
+        """Opens the database and answers calls from now on; `port` is then the real one.
+
+        DatabaseLocked, FormatMismatch and the like as `vecdb.open`; InvalidSetting when the address
+        cannot be listened on.
+        """
+        settings = self.settings
+        if not is_loopback(settings["host"]):
+            log.warning(
+                "listening on %s without encryption and without authentication: whoever reaches "
+                "this port can read and change everything",
+                settings["host"],
+            )
+        self._database = vecdb.open(settings["data"], **self._engine_settings)
+        try:
+            self._listen(self._database)
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _listen(self, database: vecdb.Database) -> None:
+        settings = self.settings
+        limit = settings["max_message_bytes"]
+        workers = settings["worker_threads"]
+        if not _pools_by_handler():
+            # Without pools of their own, long calls must not be able to take all threads.
+            workers = settings["stream_threads"] + settings["write_threads"] + 8
+            log.warning(
+                "this version of grpc serves all calls from one pool of %d threads", workers
+            )
+        self._pools = Pools(workers, settings["write_threads"], settings["stream_threads"])
+        self._health = health.HealthServicer(experimental_non_blocking=True)
+        self._grpc = grpc.server(
+            self._pools.reads,
+            interceptors=[Border(self._pools, limit)],
+            maximum_concurrent_rpcs=settings["max_concurrent"],
+            options=(
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", limit),
+                # Two servers on one port would each get some of the calls.
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
+            ),
+        )
+        service: Any = Service(database, limit, self._pools.read_threads)
+        add_service: Any = pb_grpc.add_VecdbServiceServicer_to_server
+        add_service(service, self._grpc)
+        add_health: Any = health_pb2_grpc.add_HealthServicer_to_server
+        add_health(self._health, self._grpc)
+        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._grpc)
+        self.port = self._bind()
+        self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
+        self._grpc.start()
+
+    def _bind(self) -> int:
+        address = _address(self.settings["host"], self.settings["port"])
+        try:
+            port = self._grpc.add_insecure_port(address)
+        except RuntimeError:
+            port = 0
+        if not port:
+            raise InvalidSetting(
+                f"cannot listen on {address}: {_why_not(self.settings['host'], self.settings['port'])}",
+                setting="port",
+            )
+        return int(port)
+
+    @property
+    def address(self) -> str:
+        """host:port that the server listens on."""
+        return _address(self.settings["host"], self.port)
+
+    def stop(self) -> bool:
+        """Refuses new calls, lets running ones end within `drain_timeout_s`, closes the database.
+
+        False when calls were still running even after they had been cancelled. The database is then
+        left as it is: closing it under them could crash, and what was acknowledged is on disk.
+        """
+        assert self._database is not None
+        self._health.enter_graceful_shutdown()
+        drained = self._grpc.stop(self.settings["drain_timeout_s"])
+        while not drained.wait(0.02):
+            if not self._pools.running():
+                # What is left open are watchers of the health service, which never end by themselves.
+                self._grpc.stop(0)
+        ended = threading.Event()
+
+        def wait_for_threads() -> None:
+            self._pools.shutdown(wait=True)
+            ended.set()
+
+        # gRPC has told the clients by now; a handler may still be inside the engine.
+        threading.Thread(target=wait_for_threads, daemon=True).start()
+        if not ended.wait(_GRACE_S):
+            log.error("calls are still running; leaving without closing the database")
+            return False
+        self._database.close()
+        return True
+
+
+def _pools_by_handler() -> bool:
+    """Whether this grpc runs a handler in the pool that its attribute names."""
+    from grpc import _server
+
+    return hasattr(_server, "_select_thread_pool_for_behavior")
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
+
+
+def _why_not(host: str, port: int) -> str:
+    """The system's own words; gRPC keeps them to itself."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+    except OSError as error:
+        return str(error.strerror or error)
+    return "the address is in use or not allowed; choose another port, or 0 for any free one"
+
+
+@contextlib.contextmanager
+def _stop_signals(stop: threading.Event) -> Iterator[None]:
+    """The first SIGTERM or SIGINT sets `stop`, the second ends the process at once."""
+
+    def handle(number: int, _: Any) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(number, handle) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def serve(settings: Mapping[str, Any]) -> int:
+    """Serves until SIGTERM or SIGINT; the exit code. For the main thread of a process.
+
+    0: stopped in order; 2: a bad setting, or an address that cannot be listened on; 3: the folder
+    is in use, of another format, or cannot be read and written; 1: anything else.
+    """
+    try:
+        checked = check(settings)
+        logs.configure(str(checked["log_level"]), str(checked["log_format"]))
+        server = Server(checked)
+    except InvalidSetting as error:
+        return _refuse(error.message, EXIT_SETTING)
+    stop = threading.Event()
+    with _stop_signals(stop):
+        try:
+            server.start()
+        except InvalidSetting as error:
+            return _refuse(error.message, EXIT_SETTING)
+        except (DatabaseLocked, FormatMismatch) as error:
+            return _refuse(error.message, EXIT_FOLDER)
+        except VecdbError as error:
+            folder_fault = error.reason in ("CORRUPTED", "STORAGE_FULL", "INVALID_NAME")
+            return _refuse(error.message, EXIT_FOLDER if folder_fault else EXIT_ERROR)
+        except OSError as error:
+            return _refuse(f"cannot use folder {checked['data']}: {error}", EXIT_FOLDER)
+        print(
+            f"vecdb {vecdb.__version__} serving {checked['data']} on {server.address}", flush=True
+        )
+        log.info("serving", extra={"data": checked["data"], "address": server.address})
+        while not stop.wait(3600):
+            pass
+        log.info("stopping", extra={"drain_timeout_s": checked["drain_timeout_s"]})
+        if not server.stop():
+            logging.shutdown()
+            # Threads that still run would keep a normal exit waiting for ever.
+            os._exit(EXIT_ERROR)
+        log.info("stopped")
+    return EXIT_OK
+
+
+def _refuse(message: str, exit_code: int) -> int:
+    print(f"vecdb: {message}", file=sys.stderr)
+    return exit_code

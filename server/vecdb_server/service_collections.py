@@ -1,0 +1,81 @@
+# ruff: noqa: N802  (gRPC calls handlers by the names of the contract)
+"""Handlers of collections, aliases and numbers: check, call, answer. Errors go up to the border."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import vecdb
+from vecdb_client import messages
+from vecdb_client.v1 import vecdb_pb2 as pb
+from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
+
+from .status import remaining_s
+
+
+class CollectionHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-ignore]
+    """The part of the service that works on collections as a whole."""
+
+    def __init__(self, database: vecdb.Database, max_message_bytes: int) -> None:
+        self._database = database
+        self._max_message_bytes = max_message_bytes
+
+    def GetServerInfo(self, request: Any, context: Any) -> Any:
+        return pb.GetServerInfoResponse(
+            version=vecdb.__version__,
+            max_message_bytes=self._max_message_bytes,
+            collections=len(self._database.list_collections()),
+        )
+
+    def CreateCollection(self, request: Any, context: Any) -> Any:
+        info = messages.decode_info(request.collection)
+        collection = self._database.create_collection(
+            info.name,
+            dimension=info.dimension,
+            metric=info.metric,
+            storage=info.storage,
+            index=info.index,
+            target_recall=info.target_recall,
+            schema=info.schema or None,
+            description=info.description,
+            exist_ok=request.exist_ok,
+        )
+        return pb.CreateCollectionResponse(collection=messages.encode_info(collection.info))
+
+    def GetCollection(self, request: Any, context: Any) -> Any:
+        collection = self._database.get_collection(request.name)
+        return pb.GetCollectionResponse(collection=messages.encode_info(collection.info))
+
+    def ListCollections(self, request: Any, context: Any) -> Any:
+        infos = self._database.list_collections()
+        return pb.ListCollectionsResponse(collections=map(messages.encode_info, infos))
+
+    def DropCollection(self, request: Any, context: Any) -> Any:
+        self._database.drop_collection(request.name)
+        return pb.DropCollectionResponse()
+
+    def RenameCollection(self, request: Any, context: Any) -> Any:
+        self._database.rename_collection(request.name, request.new_name)
+        return pb.RenameCollectionResponse()
+
+    def SetAlias(self, request: Any, context: Any) -> Any:
+        self._database.set_alias(request.alias, request.collection)
+        return pb.SetAliasResponse()
+
+    def DropAlias(self, request: Any, context: Any) -> Any:
+        self._database.drop_alias(request.alias)
+        return pb.DropAliasResponse()
+
+    def ListAliases(self, request: Any, context: Any) -> Any:
+        return pb.ListAliasesResponse(aliases=self._database.list_aliases())
+
+    def GetStats(self, request: Any, context: Any) -> Any:
+        return messages.encode_stats(self._database.get_collection(request.collection).stats())
+
+    def Check(self, request: Any, context: Any) -> Any:
+        return messages.encode_check(self._database.get_collection(request.collection).check())
+
+    def BuildIndex(self, request: Any, context: Any) -> Any:
+        collection = self._database.get_collection(request.collection)
+        stats = collection.build_index(wait=request.wait, timeout_s=remaining_s(context))
+        return pb.BuildIndexResponse(index=messages.encode_index_stats(stats))

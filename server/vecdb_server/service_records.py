@@ -1,0 +1,155 @@
+# ruff: noqa: N802  (gRPC calls handlers by the names of the contract)
+"""Handlers of records: check, call, answer. Errors go up to the border, `status.py`.
+
+Metadata passes as JSON bytes in both directions; no handler reads it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import vecdb
+from vecdb.errors import InvalidArgument, InvalidQuery, Unavailable
+from vecdb_client import messages, wire
+from vecdb_client.v1 import vecdb_pb2 as pb
+
+from .scans import scan_messages
+from .service_collections import CollectionHandlers
+from .status import remaining_s
+
+
+def _columns(batch: Any) -> dict[str, Any]:
+    """Keyword arguments of insert, upsert and update. Absent columns are None."""
+    columns = wire.decode_columns(batch)
+    return {name: getattr(columns, name) for name in columns.__slots__}
+
+
+class Service(CollectionHandlers):
+    """The whole service: what `CollectionHandlers` has, and the verbs of records."""
+
+    def __init__(self, database: vecdb.Database, max_message_bytes: int, read_threads: int) -> None:
+        super().__init__(database, max_message_bytes)
+        # One thread is always left for reads that need not wait.
+        self._may_wait = threading.BoundedSemaphore(max(1, read_threads - 1))
+
+    @contextmanager
+    def _room_to_wait(self, collection: vecdb.Collection, min_sequence: int) -> Iterator[None]:
+        """Lets only some reads wait for a commit to come, or they would take every thread."""
+        if not min_sequence or collection.count_at()[1] >= min_sequence:
+            yield
+            return
+        if not self._may_wait.acquire(blocking=False):
+            raise Unavailable(
+                f"commit {min_sequence} of collection {collection.name!r} does not exist yet, and "
+                "too many reads are waiting for such commits; try again later"
+            )
+        try:
+            yield
+        finally:
+            self._may_wait.release()
+
+    # -- writes
+
+    def Insert(self, request: Any, context: Any) -> Any:
+        collection = self._database.get_collection(request.collection)
+        result = collection.insert(**_columns(request.records))
+        return pb.InsertResponse(sequence=result.sequence, count=result.count)
+
+    def Upsert(self, request: Any, context: Any) -> Any:
+        collection = self._database.get_collection(request.collection)
+        result = collection.upsert(**_columns(request.records))
+        return pb.UpsertResponse(sequence=result.sequence, count=result.count)
+
+    def Update(self, request: Any, context: Any) -> Any:
+        collection = self._database.get_collection(request.collection)
+        clear = messages.decode_includes(request.clear, "clear")
+        result = collection.update(**_columns(request.records), clear=clear)
+        return pb.UpdateResponse(sequence=result.sequence, count=result.count)
+
+    def Delete(self, request: Any, context: Any) -> Any:
+        collection = self._database.get_collection(request.collection)
+        result = collection.delete(list(request.ids) or None, filter=request.filter or None)
+        return pb.DeleteResponse(sequence=result.sequence, count=result.count)
+
+    def Ingest(self, requests: Any, context: Any) -> Iterator[Any]:
+        # The next message is taken only after this one is acknowledged, and gRPC's flow control
+        # holds the sender back meanwhile.
+        collection, name = None, ""
+        for request in requests:
+            if collection is None:
+                collection, name = (
+                    self._database.get_collection(request.collection),
+                    request.collection,
+                )
+            elif request.collection not in ("", name):
+                raise InvalidArgument(
+                    f"an ingest writes into one collection, {name!r}; given {request.collection!r}"
+                )
+            write = collection.upsert if request.upsert else collection.insert
+            result = write(**_columns(request.records))
+            yield pb.IngestResponse(sequence=result.sequence, count=result.count)
+            if not context.is_active():
+                return
+
+    # -- reads
+
+    def Get(self, request: Any, context: Any) -> Any:
+        collection = self._database.get_collection(request.collection)
+        with self._room_to_wait(collection, request.min_sequence):
+            records = collection.get(
+                list(request.ids) or None,
+                filter=request.filter or None,
+                order_by=request.order_by or None,
+                limit=request.limit or None,
+                cursor=request.cursor or None,
+                include=messages.decode_includes(request.include),
+                min_sequence=request.min_sequence or None,
+                timeout_s=remaining_s(context),
+                raw_metadata=True,
+            )
+        return pb.GetResponse(
+            records=messages.encode_records(records),
+            cursor=records.cursor or "",
+            sequence=records.sequence,
+        )
+
+    def Query(self, request: Any, context: Any) -> Any:
+        if request.vector_name:
+            raise InvalidQuery(
+                f"this version has one vector a record; vector_name must be empty, "
+                f"given {request.vector_name!r}"
+            )
+        collection = self._database.get_collection(request.collection)
+        has = request.HasField
+        with self._room_to_wait(collection, request.min_sequence):
+            result = collection.query(
+                wire.decode_vectors(request.vectors) if has("vectors") else None,
+                ids=list(request.ids) or None,
+                k=request.k or None,
+                filter=request.filter or None,
+                exact=request.exact,
+                max_distance=request.max_distance if has("max_distance") else None,
+                target_recall=request.target_recall or None,
+                include=messages.decode_includes(request.include),
+                min_sequence=request.min_sequence or None,
+                timeout_s=remaining_s(context),
+                raw_metadata=True,
+            )
+        return messages.encode_query_result(result)
+
+    def Count(self, request: Any, context: Any) -> Any:
+        collection = self._database.get_collection(request.collection)
+        with self._room_to_wait(collection, request.min_sequence):
+            count, sequence = collection.count_at(
+                request.filter or None,
+                min_sequence=request.min_sequence or None,
+                timeout_s=remaining_s(context),
+            )
+        return pb.CountResponse(count=count, sequence=sequence)
+
+    def Scan(self, request: Any, context: Any) -> Iterator[Any]:
+        collection = self._database.get_collection(request.collection)
+        return scan_messages(collection, request, context, self._max_message_bytes)

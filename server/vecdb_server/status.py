@@ -1,0 +1,294 @@
+"""Errors become statuses here: one table, and one border that every call of ours goes through.
+
+The border also refuses what must not run at all (a late or malformed request), keeps answers under
+the message limit, and logs. Handlers have no try/except.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
+
+import grpc
+
+from vecdb import errors
+from vecdb_client.transport import ERROR_KEY
+
+from .pools import CountedPool, Pools
+
+log = logging.getLogger("vecdb.server")
+
+PREFIX = "/vecdb.v1.VecdbService/"
+
+STATUS: dict[type[errors.VecdbError], grpc.StatusCode] = {
+    errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.Cancelled: grpc.StatusCode.CANCELLED,
+    errors.Corrupted: grpc.StatusCode.DATA_LOSS,
+    errors.Internal: grpc.StatusCode.INTERNAL,
+    errors.VecdbError: grpc.StatusCode.UNKNOWN,
+}
+"""A class stands for its subclasses too."""
+
+_BY_REASON = {kind.reason: code for kind, code in STATUS.items()}
+
+# gRPC drops a call whose trailing metadata exceeds about 8 KiB, so long lists of ids are cut.
+_MAX_TEXT_CHARS = 1_000
+_MAX_ERROR_BYTES = 4_096
+
+
+def code_of(error: Exception) -> grpc.StatusCode | None:
+    """The status of an error of ours, by its nearest class in the table; None for a stranger.
+
+    Goes by `reason`: `wire.py` raises the client's copies of the classes.
+    """
+    for kind in type(error).__mro__:
+        code = _BY_REASON.get(getattr(kind, "reason", ""))
+        if code is not None:
+            return code
+    return None
+
+
+def encoded(error: Any) -> bytes:
+    """The error as JSON {"reason", "message", "details"} of at most 4 KiB.
+
+    Lists are cut to what fits, the number of their entries then stands beside them as `<name>_total`;
+    what still does not fit is left out.
+    """
+    message = _shortened(error.message, 2 * _MAX_TEXT_CHARS)
+    details = dict(error.details)
+    for length in (100, 20, 5, 0):
+        kept = _cut(details, length)
+        found = json.dumps({"reason": error.reason, "message": message, "details": kept})
+        if len(found) <= _MAX_ERROR_BYTES:
+            return found.encode()
+    bare = {"reason": error.reason, "message": _shortened(message, 300), "details": {}}
+    return json.dumps(bare).encode()
+
+
+def _cut(details: Mapping[str, Any], length: int) -> dict[str, Any]:
+    kept: dict[str, Any] = {}
+    for name, value in details.items():
+        if isinstance(value, list | tuple) and len(value) > length:
+            kept[name] = list(value[:length])
+            kept.setdefault(f"{name}_total", len(value))
+        else:
+            kept[name] = _shortened(value, 500) if isinstance(value, str) else value
+    return kept
+
+
+def _shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+class Malformed:
+    """Stands in for a request whose bytes are no message, so that the border can refuse it."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+def _lenient(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    # What a deserializer raises would become INTERNAL, as if the fault were ours.
+    def parse_or_mark(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except Exception as error:
+            return Malformed(str(error))
+
+    return parse_or_mark
+
+
+def _checked(request: Any) -> Any:
+    if isinstance(request, Malformed):
+        raise errors.InvalidArgument(
+            f"the bytes of the request are not the message that this call takes ({request.reason}); "
+            "client and server may be of different versions"
+        )
+    return request
+
+
+def remaining_s(context: grpc.ServicerContext) -> float | None:
+    """Seconds until the deadline of a call, None when it has none."""
+    left_s = context.time_remaining()
+    # gRPC gives the far future for "no deadline".
+    return None if left_s is None or left_s > 1e9 else left_s
+
+
+def _refuse_late(context: grpc.ServicerContext) -> None:
+    left_s = remaining_s(context)
+    if left_s is not None and left_s <= 0:
+        raise errors.DeadlineExceeded(
+            "the deadline passed before the call could start; nothing was done"
+        )
+
+
+class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
+    """Wraps every handler of ours once; gives each call the thread pool it belongs to."""
+
+    def __init__(self, pools: Pools, max_message_bytes: int) -> None:
+        self._pools = pools
+        self._max_message_bytes = max_message_bytes
+        self._wrapped: dict[str, Any] = {}
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        method: str = handler_call_details.method
+        handler = continuation(handler_call_details)
+        if handler is None:
+            return None
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:
+            wrapped = self._wrapped[method] = self._wrap(method, handler)
+        pool = self._pools.of(method, streams=handler.response_streaming)
+        if self._pools.full(pool):
+            return self._full(method, handler, pool)
+        return wrapped
+
+    def _wrap(self, method: str, handler: Any) -> Any:
+        pool = self._pools.of(method, streams=handler.response_streaming)
+        if not method.startswith(PREFIX):
+            return _moved(handler, pool)
+        name = method.removeprefix(PREFIX)
+        if handler.response_streaming:
+            behavior = handler.stream_stream or handler.unary_stream
+            return self._handler(handler, _in_pool(self._stream(name, behavior), pool))
+        return self._handler(handler, _in_pool(self._unary(name, handler.unary_unary), pool))
+
+    def _handler(self, handler: Any, behavior: Any) -> Any:
+        kinds = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }
+        make: Any = kinds[(handler.request_streaming, handler.response_streaming)]
+        # Answers leave the border as bytes: only so is their size known before gRPC fails on it.
+        return make(
+            behavior,
+            request_deserializer=_lenient(handler.request_deserializer),
+            response_serializer=bytes,
+        )
+
+    def _bytes(self, message: Any) -> bytes:
+        data: bytes = message.SerializeToString()
+        if len(data) > self._max_message_bytes:
+            raise errors.LimitExceeded(
+                f"the answer has {len(data)} bytes, a message at most {self._max_message_bytes}; "
+                "ask for fewer records or fewer parts of them, use scan, or raise "
+                "max_message_bytes of server and client",
+                given_bytes=len(data),
+                limit_bytes=self._max_message_bytes,
+            )
+        return data
+
+    def _unary(self, name: str, behavior: Any) -> Any:
+        def answer(request: Any, context: grpc.ServicerContext) -> bytes:
+            started_s = time.perf_counter()
+            try:
+                _refuse_late(context)
+                data = self._bytes(behavior(_checked(request), context))
+            except Exception as error:
+                failure = error
+            else:
+                _log_call(name, grpc.StatusCode.OK, started_s)
+                return data
+            _fail(name, context, failure, started_s)
+
+        return answer
+
+    def _stream(self, name: str, behavior: Any) -> Any:
+        def answers(requests: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
+            started_s = time.perf_counter()
+            given = requests
+            if hasattr(requests, "__next__"):
+                given = map(_checked, requests)
+            try:
+                _refuse_late(context)
+                for message in behavior(_checked(given), context):
+                    yield self._bytes(message)
+            except GeneratorExit:
+                _log_call(name, grpc.StatusCode.CANCELLED, started_s)
+                raise
+            except Exception as error:
+                failure = error
+            else:
+                _log_call(name, grpc.StatusCode.OK, started_s)
+                return
+            if not context.is_active():
+                # The client has gone; nobody is left to be told.
+                _log_call(name, grpc.StatusCode.CANCELLED, started_s)
+                return
+            _fail(name, context, failure, started_s)
+
+        return answers
+
+    def _full(self, method: str, handler: Any, pool: CountedPool) -> Any:
+        def refuse(request: Any, context: grpc.ServicerContext) -> NoReturn:
+            error = errors.ResourceExhausted(
+                f"all {pool.size} threads for streams and long calls are busy; try again later, or "
+                "raise stream_threads of the server",
+                limit=pool.size,
+            )
+            _fail(method.removeprefix(PREFIX), context, error, time.perf_counter())
+
+        return self._handler(handler, refuse)
+
+
+def _in_pool(behavior: Any, pool: Any) -> Any:
+    # grpc/_server.py (`_select_thread_pool_for_behavior`) runs a handler in the pool of this
+    # attribute; grpc's own health service uses it. A grpc that drops it ignores the attribute: calls
+    # then share the default pool, which `server.py` makes larger after looking for the function.
+    behavior.experimental_thread_pool = pool
+    return behavior
+
+
+def _moved(handler: Any, pool: Any) -> Any:
+    """A handler of another service (health, reflection) in `pool`."""
+    if handler.unary_unary is not None:
+        original, make = handler.unary_unary, grpc.unary_unary_rpc_method_handler
+    elif handler.stream_stream is not None:
+        original, make = handler.stream_stream, grpc.stream_stream_rpc_method_handler
+    else:
+        return handler  # Watch of the health service: it takes no thread while it waits
+    behavior = _in_pool(lambda request, context: original(request, context), pool)
+    return make(
+        behavior,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+
+
+def _fail(name: str, context: grpc.ServicerContext, error: Exception, started_s: float) -> NoReturn:
+    code = code_of(error)
+    known: Any = error
+    if isinstance(error, MemoryError):
+        log.error("%s ran out of memory", name, exc_info=error)
+        known = errors.ResourceExhausted("not enough memory for this call; ask for less at once")
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    elif code is None:
+        number = uuid.uuid4().hex[:8]
+        log.error("%s failed unexpectedly, error %s", name, number, exc_info=error)
+        known = errors.Internal(
+            f"the server failed in an unexpected way; its log has the details under error {number}"
+        )
+        code = grpc.StatusCode.INTERNAL
+    elif code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS):
+        log.error("%s failed: %s", name, known.message, exc_info=error)
+    _log_call(name, code, started_s)
+    context.set_trailing_metadata(((ERROR_KEY, encoded(known)),))
+    context.abort(code, _shortened(known.message, _MAX_TEXT_CHARS))
+    raise AssertionError("abort raises")
+
+
+def _log_call(name: str, code: grpc.StatusCode, started_s: float) -> None:
+    if log.isEnabledFor(logging.DEBUG):
+        milliseconds = round((time.perf_counter() - started_s) * 1000, 3)
+        log.debug("call", extra={"method": name, "code": code.name, "ms": milliseconds})

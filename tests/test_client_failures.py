@@ -1,0 +1,179 @@
+"""What the clients do when a server fails: repeat reads, send writes once, keep to deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from concurrent import futures
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from vecdb_client import aio, connect, errors, transport
+from vecdb_client.v1 import vecdb_pb2 as pb
+from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
+
+
+def rows(start: int, stop: int) -> tuple[list[str], Any]:
+    ids = [f"r{i}" for i in range(start, stop)]
+    return ids, np.arange(start * 4, stop * 4, dtype=np.float32).reshape(-1, 4) + 1
+
+
+class Flaky(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-ignore]
+    """Answers UNAVAILABLE a number of times, then as it should; counts the calls."""
+
+    def __init__(self) -> None:
+        self.failures = 0
+        self.calls = 0
+
+    def _fail(self, context: Any) -> None:
+        self.calls += 1
+        if self.failures:
+            self.failures -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+
+    def GetCollection(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return pb.GetCollectionResponse(collection=pb.Collection(name="docs", dimension=4))
+
+    def Count(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._fail(context)
+        return pb.CountResponse(count=5)
+
+    def Insert(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._fail(context)
+        return pb.InsertResponse(sequence=1, count=1)
+
+    def Delete(self, request: Any, context: Any) -> Any:  # noqa: N802
+        time.sleep(1)
+        return pb.DeleteResponse()
+
+    def Scan(self, request: Any, context: Any) -> Any:  # noqa: N802
+        start = int(request.cursor or 0)
+        for i in range(start, 6):
+            if i == 3 and not start:
+                self._fail(context)
+            cursor = "" if i == 5 else str(i + 1)
+            yield pb.ScanResponse(records=pb.RecordBatch(ids=[f"r{i}"]), cursor=cursor)
+
+    def Ingest(self, requests: Any, context: Any) -> Any:  # noqa: N802
+        next(requests)
+        yield pb.IngestResponse(sequence=1, count=1)
+
+
+@pytest.fixture
+def flaky() -> Iterator[Any]:
+    """(servicer, address) of a server that fails as often as the servicer is told."""
+    servicer = Flaky()
+    with futures.ThreadPoolExecutor(4) as pool:
+        server = grpc.server(pool)
+        add: Any = pb_grpc.add_VecdbServiceServicer_to_server
+        add(servicer, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield servicer, f"127.0.0.1:{port}"
+        server.stop(0).wait()
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "retry_pauses_s", lambda: iter([0.01] * 4))
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_read_is_repeated_while_the_server_is_away(flaky: Any) -> None:
+    """A read survives four failures and gives up at the fifth."""
+    servicer, address = flaky
+    with connect(address) as client:
+        docs = client.get_collection("docs")
+        servicer.failures = 4
+        assert docs.count() == 5
+        assert servicer.calls == 5
+        servicer.failures = 5
+        with pytest.raises(errors.Unavailable):
+            docs.count()
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_write_is_sent_once(flaky: Any) -> None:
+    """A write is never repeated: its first answer may only have been lost."""
+    servicer, address = flaky
+    with connect(address) as client:
+        docs = client.get_collection("docs")
+        servicer.failures = 1
+        with pytest.raises(errors.Unavailable):
+            docs.insert(["a"], [[1, 2, 3, 4]])
+        assert servicer.calls == 1
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_scan_goes_on_behind_the_last_batch(flaky: Any) -> None:
+    """A scan that breaks off is continued from its cursor: nothing twice, nothing left out."""
+    servicer, address = flaky
+    with connect(address) as client:
+        docs = client.get_collection("docs")
+        servicer.failures = 1
+        found = [record_id for page in docs.scan(include=()) for record_id in page.ids]
+    assert found == [f"r{i}" for i in range(6)]
+    assert servicer.calls == 1
+
+
+def test_retries_keep_to_the_deadline(flaky: Any) -> None:
+    """Repeating ends before the deadline passes."""
+    servicer, address = flaky
+    with connect(address) as client:
+        docs = client.get_collection("docs")
+        servicer.failures = 1_000
+        started_s = time.monotonic()
+        with pytest.raises(errors.Unavailable):
+            docs.count(timeout_s=0.3)
+        assert time.monotonic() - started_s < 0.5
+
+
+def test_an_ingest_that_ends_too_early_is_an_error(flaky: Any) -> None:
+    """A server that ends the stream without acknowledging everything does not look like success."""
+    _, address = flaky
+    with connect(address) as client, pytest.raises(errors.Internal, match="acknowledg"):
+        list(client.get_collection("docs").ingest([rows(i, i + 1) for i in range(3)]))
+
+
+def test_a_call_ends_at_its_deadline(flaky: Any) -> None:
+    """`timeout_s` of a call, and of the client, end a call that takes longer."""
+    _, address = flaky
+    with connect(address, timeout_s=0.2) as client:
+        docs = client.get_collection("docs")
+        with pytest.raises(errors.DeadlineExceeded):
+            docs.delete(["a"])
+        with pytest.raises(TimeoutError):
+            docs.delete(["a"], timeout_s=0.1)
+        assert docs.delete(["a"], timeout_s=10).count == 0
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_asyncio_retries_and_errors(flaky: Any) -> None:
+    """The asyncio client repeats reads and scans, sends writes once, and raises the same errors."""
+    servicer, address = flaky
+
+    async def work() -> None:
+        async with aio.connect(address) as db:
+            docs = await db.get_collection("docs")
+            servicer.failures = 4
+            assert await docs.count() == 5
+            servicer.failures, servicer.calls = 1, 0
+            with pytest.raises(errors.Unavailable):
+                await docs.insert(["a"], [[1, 2, 3, 4]])
+            assert servicer.calls == 1
+            servicer.failures = 1
+            found = [i async for page in docs.scan(include=()) for i in page.ids]
+            assert found == [f"r{i}" for i in range(6)]
+            with pytest.raises(errors.DeadlineExceeded):
+                await docs.delete(["a"], timeout_s=0.2)
+            with pytest.raises((errors.Internal, errors.Unavailable), match="ended the ingest"):
+                async for _ in docs.ingest([rows(i, i + 1) for i in range(30)]):
+                    pass
+        with pytest.raises(errors.Closed):
+            await docs.count()
+
+    asyncio.run(work())

@@ -1,0 +1,350 @@
+"""Deadlines, limits and fairness of the server, over real sockets."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+import vecdb
+from vecdb_client import connect, errors
+from vecdb_client.transport import read_error
+from vecdb_client.v1 import vecdb_pb2 as pb
+from vecdb_server import status
+from vecdb_server.pools import Pools
+from vecdb_server.server import Server
+
+ROOT = Path(__file__).resolve().parents[1]
+MIB = 1024 * 1024
+
+StartServer = Callable[..., Server]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[StartServer]:
+    """Starts servers on free ports; each must stop in order when the test ends."""
+    started: list[Server] = []
+
+    def start_one(**given: Any) -> Server:
+        server = Server({"data": str(tmp_path / "db"), "port": 0, "drain_timeout_s": 5.0, **given})
+        server.start()
+        started.append(server)
+        return server
+
+    yield start_one
+    for server in started:
+        assert server.stop()
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """Takes back what a server in this process changed about logging."""
+    logger = logging.getLogger("vecdb")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    yield
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
+
+
+def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 10.0) -> None:
+    end_s = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end_s, f"not within {limit_s} s: {what}"
+        time.sleep(0.01)
+
+
+class LateContext:
+    """A call whose deadline has passed."""
+
+    def __init__(self) -> None:
+        self.trailing: Any = None
+        self.code: Any = None
+
+    def time_remaining(self) -> float:
+        return 0.0
+
+    def is_active(self) -> bool:
+        return True
+
+    def set_trailing_metadata(self, trailing: Any) -> None:
+        self.trailing = trailing
+
+    def abort(self, code: Any, text: str) -> None:
+        self.code = code
+        raise ConnectionAbortedError
+
+
+def test_a_late_call_is_not_executed() -> None:
+    """A call that waited past its deadline is refused without running."""
+    border = status.Border(Pools(1, 1, 1), MIB)
+    ran: list[Any] = []
+    for wrap in (border._unary, border._stream):
+        context = LateContext()
+        with pytest.raises(ConnectionAbortedError):
+            list(wrap("Insert", lambda *_: ran.append(1))(pb.InsertRequest(), context))
+        assert context.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert json.loads(context.trailing[0][1])["reason"] == "DEADLINE_EXCEEDED"
+    assert not ran
+
+
+def test_reads_that_wait_leave_room_for_others(start: StartServer) -> None:
+    """However many reads wait for a commit that does not come, other reads are answered."""
+    server = start(worker_threads=2)
+    with connect(server.address, timeout_s=20) as client:
+        docs = client.create_collection("docs", dimension=2)
+        outcomes: list[type[BaseException]] = []
+
+        def wait_in_vain() -> None:
+            try:
+                docs.count(min_sequence=99, timeout_s=1.5)
+            except errors.VecdbError as error:
+                outcomes.append(type(error))
+
+        callers = [threading.Thread(target=wait_in_vain) for _ in range(6)]
+        for caller in callers:
+            caller.start()
+        time.sleep(0.3)
+        started_s = time.monotonic()
+        assert docs.count() == 0
+        assert docs.insert(["a"], [[1, 2]]).sequence == 1
+        assert time.monotonic() - started_s < 1.0
+        for caller in callers:
+            caller.join(20)
+    assert len(outcomes) == 6
+    assert set(outcomes) <= {errors.DeadlineExceeded, errors.Unavailable}
+    assert errors.DeadlineExceeded in outcomes
+
+
+def test_a_read_waits_for_a_commit_that_comes(start: StartServer) -> None:
+    """`min_sequence` of a commit that follows soon is answered once it is there."""
+    server = start()
+    with connect(server.address) as client:
+        docs = client.create_collection("docs", dimension=2)
+        answers: list[int] = []
+        reader = threading.Thread(target=lambda: answers.append(docs.count(min_sequence=1)))
+        reader.start()
+        time.sleep(0.2)
+        assert not answers
+        docs.insert(["a"], [[1, 2]])
+        reader.join(10)
+    assert answers == [1]
+
+
+def filled(client: Any, rows: int, document_bytes: int = 0) -> Any:
+    docs = client.create_collection("docs", dimension=4, metric="l2")
+    documents = ["d" * document_bytes] * rows if document_bytes else None
+    ids = [f"r{i}" for i in range(rows)]
+    # Small messages, so that servers with a low message limit take them too.
+    docs.insert(ids, np.ones((rows, 4)), documents=documents, batch_size=10)
+    return docs
+
+
+def test_a_cancelled_scan_frees_its_thread(start: StartServer) -> None:
+    """When a client leaves a scan, its thread on the server is free again."""
+    server = start()
+    with connect(server.address) as client:
+        docs = filled(client, 200, document_bytes=50_000)
+        scan = docs.scan(batch_size=1)
+        assert len(next(scan)) == 1
+        assert server._pools.long.busy == 1
+        scan.close()
+        wait_until(lambda: server._pools.long.busy == 0, "the thread is free")
+
+
+def test_a_scan_ends_at_its_deadline(start: StartServer) -> None:
+    """A scan that nobody reads on ends at its deadline on both sides."""
+    server = start()
+    with connect(server.address) as client:
+        docs = filled(client, 200, document_bytes=50_000)
+        scan = docs.scan(batch_size=1, timeout_s=0.5)
+        next(scan)
+        time.sleep(0.6)
+        with pytest.raises(errors.DeadlineExceeded):
+            list(scan)
+        wait_until(lambda: server._pools.long.busy == 0, "the thread is free")
+
+
+def test_streams_beyond_the_limit_are_refused_and_queries_go_on(start: StartServer) -> None:
+    """When all stream threads are taken, the next stream is refused at once; queries are answered."""
+    server = start(stream_threads=2)
+    with connect(server.address) as client:
+        docs = filled(client, 200, document_bytes=50_000)
+        scans = [docs.scan(batch_size=1) for _ in range(2)]
+        for scan in scans:
+            next(scan)
+        with pytest.raises(errors.ResourceExhausted, match="stream_threads"):
+            list(docs.scan())
+        with pytest.raises(errors.ResourceExhausted, match="stream_threads"):
+            docs.check()
+        assert docs.query([1, 1, 1, 1], k=3).ids[0]
+        for scan in scans:
+            scan.close()
+        wait_until(lambda: server._pools.long.busy == 0, "the threads are free")
+        assert sum(len(page) for page in docs.scan()) == 200
+
+
+def test_a_scan_message_is_a_few_mib_whatever_was_asked_for(start: StartServer) -> None:
+    """A scan of large records comes in messages of a few MiB, each record once and in order."""
+    server = start()
+    with connect(server.address) as client:
+        docs = filled(client, 120, document_bytes=200_000)
+        docs.insert(["huge"], np.ones((1, 4)), documents=["h" * 15 * MIB])
+        stream = client._connection.method("Scan")(
+            pb.ScanRequest(collection="docs", include=[pb.INCLUDE_DOCUMENT], batch_size=10_000)
+        )
+        answers = list(stream)
+        sizes = [answer.ByteSize() for answer in answers if list(answer.records.ids) != ["huge"]]
+        assert max(sizes) <= 8 * MIB + 1024
+        assert [i for answer in answers for i in answer.records.ids] == [
+            *(f"r{i}" for i in range(120)),
+            "huge",
+        ]
+        assert {answer.sequence for answer in answers} == {docs.stats().sequence}
+        assert [bool(answer.cursor) for answer in answers] == [True] * (len(answers) - 1) + [False]
+
+
+def test_messages_that_are_too_large(start: StartServer) -> None:
+    """Too large requests and answers are LimitExceeded with both sizes, whichever side finds out."""
+    server = start(max_message_bytes=MIB)
+    with (
+        connect(server.address) as client,
+        connect(server.address, max_message_bytes=10_000) as small,
+    ):
+        docs = filled(client, 30, document_bytes=40_000)
+        with pytest.raises(errors.LimitExceeded) as caught:
+            docs.upsert(["x"], np.ones((1, 4)), documents=["d" * 2 * MIB])
+        assert caught.value.details["limit_bytes"] == MIB
+        assert int(str(caught.value.details["given_bytes"])) > 2 * MIB
+        with pytest.raises(errors.LimitExceeded) as caught:
+            docs.get(limit=1000, include=["document"])
+        assert caught.value.details["limit_bytes"] == MIB
+        with pytest.raises(errors.LimitExceeded) as caught:
+            small.get_collection("docs").get(["r1"])
+        assert caught.value.details["limit_bytes"] == 10_000
+        with pytest.raises(errors.LimitExceeded):
+            docs.count({"a": {"$in": ["x" * 1000] * 1100}})
+        with pytest.raises(errors.LimitExceeded):
+            list(docs.ingest([(["x"], np.ones((1, 4)), None, ["d" * 2 * MIB])]))
+        assert docs.count() == 30
+        assert sum(len(page) for page in docs.scan(include=["document"])) == 30
+
+
+def test_calls_beyond_the_limit_are_refused(start: StartServer) -> None:
+    """More calls at once than `max_concurrent` are ResourceExhausted, and later ones are answered."""
+    server = start(max_concurrent=1)
+    with connect(server.address) as client:
+        docs = filled(client, 200, document_bytes=50_000)
+        scan = docs.scan(batch_size=1)
+        next(scan)
+        with pytest.raises(errors.ResourceExhausted):
+            docs.count()
+        scan.close()
+
+        def answered() -> bool:
+            try:
+                return int(docs.count()) == 200
+            except errors.ResourceExhausted:
+                return False
+
+        wait_until(answered, "calls are answered again")
+
+
+def test_ingest_holds_a_fast_sender_back(
+    start: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the server does not keep up, only a bounded number of batches is taken from the sender."""
+    server = start()
+    gate = threading.Event()
+    upsert = vecdb.Collection.upsert
+
+    def slow(self: Any, *args: Any, **keywords: Any) -> Any:
+        assert gate.wait(30)
+        return upsert(self, *args, **keywords)
+
+    monkeypatch.setattr(vecdb.Collection, "upsert", slow)
+    taken = 0
+
+    def requests() -> Iterator[Any]:
+        nonlocal taken
+        for i in range(150):
+            taken += 1
+            records = pb.RecordBatch(
+                ids=[f"r{i}"],
+                vectors=pb.Vectors(data=b"\0\0\x80\x3f" * 4, count=1, dimension=4),
+                documents=pb.TextColumn(values=["d" * MIB]),
+            )
+            yield pb.IngestRequest(collection="docs", records=records, upsert=True)
+
+    with connect(server.address) as client:
+        filled(client, 1)
+        stream = client._connection.method("Ingest")(requests(), timeout=60)
+        time.sleep(1.0)
+        held = taken
+        assert 1 <= held < 50
+        time.sleep(0.3)
+        assert taken == held
+        gate.set()
+        acknowledgements = list(stream)
+        assert taken == 150
+        assert [ack.count for ack in acknowledgements] == [1] * 150
+        sequences = [ack.sequence for ack in acknowledgements]
+        assert sequences == sorted(set(sequences))
+
+
+def test_an_ingest_stays_in_one_collection(start: StartServer) -> None:
+    """A later message may leave the collection out, but not name another one."""
+    server = start()
+    vectors = pb.Vectors(data=b"\0\0\x80\x3f" * 4, count=1, dimension=4)
+
+    def message(name: str, record_id: str) -> Any:
+        return pb.IngestRequest(
+            collection=name, records=pb.RecordBatch(ids=[record_id], vectors=vectors)
+        )
+
+    with connect(server.address) as client:
+        docs = filled(client, 1)
+        ingest = client._connection.method("Ingest")
+        assert len(list(ingest(iter([message("docs", "a"), message("", "b")]), timeout=10))) == 2
+        with pytest.raises(grpc.RpcError) as caught:
+            list(ingest(iter([message("docs", "c"), message("other", "d")]), timeout=10))
+        assert isinstance(read_error(caught.value, ""), errors.InvalidArgument)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(ingest(iter([message("", "e")]), timeout=10))
+        assert isinstance(read_error(caught.value, ""), errors.InvalidName | errors.NotFound)
+        assert docs.count() == 4
+
+
+def test_garbage_on_the_port_does_no_harm(start: StartServer) -> None:
+    """Bytes of no protocol, of another one, and half a handshake leave the server answering."""
+    server = start()
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    rng = random.Random(seed)
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    offers = [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        preface[:10],
+        preface,
+        *(preface + rng.randbytes(2_000) for _ in range(10)),
+        *(rng.randbytes(5_000) for _ in range(10)),
+    ]
+    with connect(server.address) as client:
+        for offer in offers:
+            with socket.create_connection(("127.0.0.1", server.port), timeout=5) as stranger:
+                try:
+                    stranger.sendall(offer)
+                except ConnectionError:
+                    continue  # the server may hang up at the first wrong byte
+        assert client.list_collections() == []
