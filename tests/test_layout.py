@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ IDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]),
 def test_sizes_of_fixed_forms_never_change():
     """A file written today is read by the same forms tomorrow."""
     assert (layout.STATE.size, layout.ROW.size, layout.SEQUENCE.size) == (24, 8, 8)
-    assert (layout.VECTOR_KEY.size, layout.LOG.size, layout.CRC.size) == (10, 24, 4)
+    assert (layout.VECTOR_KEY.size, layout.LOG.size) == (10, 24)
     assert layout.VECTOR_KEY.pack(1, 2) == b"\x00\x01" + b"\x00" * 7 + b"\x02"
     assert layout.STATE.pack(1, 2, 3)[:8] == b"\x01" + b"\x00" * 7
     assert (layout.CATALOG_FORMAT, layout.COLLECTION_FORMAT) == (1, 1)
@@ -65,3 +66,15 @@ def test_content_round_trip(media_type, data):
     """A content comes back with its media type."""
     packed = layout.pack_content(media_type.encode(), data)
     assert layout.unpack_content(packed) == (media_type, data)
+
+
+@given(st.lists(st.tuples(IDS, st.integers(0, 2**32 - 1)), max_size=300))
+def test_blocks_of_ids_round_trip(rows):
+    """A block gives back its ids and checksums, and a cut one is refused."""
+    ids, sums = [i for i, _ in rows], [s for _, s in rows]
+    packed = layout.pack_ids(ids, sums)
+    assert layout.unpack_ids(packed) == (ids, sums)
+    assert len(packed) == 4 + 8 * len(ids) + sum(map(len, ids))
+    if ids:
+        with pytest.raises(ValueError, match="ids"):
+            layout.unpack_ids(packed[:-1])

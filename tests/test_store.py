@@ -129,6 +129,7 @@ def put(table, key, value):
     return lambda txn, tables: txn.put(key, value, db=tables[table])
 
 
+BLOCK_0 = layout.ROW.pack(0)
 ROW_10, ROW_200, ROW_999 = (layout.ROW.pack(n) for n in (10, 200, 999))
 FAULTS = [
     (flip("vectors", layout.VECTOR_KEY.pack(0, 0), 64 * 4 * 10), "'r10' .* checksum"),
@@ -136,9 +137,12 @@ FAULTS = [
     (flip("metadata", ROW_10, 5), "'r10' .* checksum"),
     (flip("contents", ROW_200, 50), "'img' .* checksum"),
     (flip("uris", ROW_200, 0), "'img' .* checksum"),
-    (flip("ids", ROW_10, 0), "'r10' .* checksum"),
+    (flip("ids", BLOCK_0, 4 + 4 * 10), "'r10' .* checksum"),
+    (flip("ids", BLOCK_0, -1), "checksum|points to"),
+    (put("ids", BLOCK_0, b"\x01"), "block 0 of ids"),
     (remove("documents", ROW_10), "'r10' .* checksum"),
-    (remove("ids", ROW_10), "row 10 has no id"),
+    (remove("ids", BLOCK_0), "block 0 of ids is missing"),
+    (put("ids", layout.ROW.pack(7), layout.pack_ids([], [])), "2 blocks of ids are stored"),
     (remove("keys", b"r10"), "'r10' points to row -1"),
     (put("keys", b"r10", layout.ROW_VALUE.pack(11)), "'r10' points to row 11"),
     (put("keys", b"ghost", layout.ROW_VALUE.pack(999)), "row 999, which was never given out"),

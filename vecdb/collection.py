@@ -151,7 +151,8 @@ class Collection:
 
         if expression is not None:
             core.ready_columns()
-        return self._write(Delete(names, None if expression is None else matching))
+        asked = None if expression is None else matching
+        return self._write(Delete(names, asked, lambda rows: core.ids.take(rows)))
 
     def _write(self, write: Put | Update | Delete) -> WriteResult:
         applied, sequence = self._core.write(write)
@@ -353,9 +354,5 @@ class Collection:
 
 
 def _filter(given: FilterLike) -> Filter | None:
-    """A parsed filter, None where everything matches."""
-    if given is None or isinstance(given, Filter):
-        return given
-    if not given:
-        return parse("{}")
-    return parse(given)
+    """A parsed filter, None where none was given. An empty text is no filter: InvalidFilter."""
+    return given if given is None or isinstance(given, Filter) else parse(given)

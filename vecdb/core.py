@@ -1,7 +1,7 @@
 """One open collection: the store and the copies of it in memory, kept in step.
 
-The copies are the index (vectors), the columns (metadata), the deaths (which row died when) and the
-results of recent filters. All of them follow from the store, so whatever goes wrong with a copy is
+The copies are the index (vectors), the ids, the columns (metadata), the deaths (which row died when)
+and the results of recent filters. All of them follow from the store, so whatever goes wrong with a copy is
 mended by reading the store again.
 """
 
@@ -21,6 +21,7 @@ from . import metadata as meta
 from .columns import ColumnBatch, Columns
 from .errors import Closed, Corrupted, DeadlineExceeded, ReadOnly
 from .filters import Filter, evaluate
+from .ids import Ids
 from .index import BuiltIndex, Index, IndexRecord, View
 from .lane import Applied, Lane, Write
 from .layout import DATA_FILE, LMDB_LOCK_FILE
@@ -33,6 +34,7 @@ log = logging.getLogger("vecdb")
 Interrupt = Callable[[], None]
 
 _LOAD_ROWS = 8_192
+_LOAD_IDS = 1 << 18
 _FOLLOW_S = 0.02
 
 
@@ -87,12 +89,17 @@ class Core:
             state, raw = reader.state(), reader.index_record()
             dead_rows, dead_sequences = reader.dead()
         self.record = self._install_saved(index, raw)
+        ids = Ids()
+        for start in range(0, state.next_row, _LOAD_IDS):
+            with self.store.read() as reader:
+                ids.append(reader.id_range(start, min(start + _LOAD_IDS, state.next_row)))
         first = self.record.high_water if self.record is not None else 0
         for start in range(first, state.next_row, _LOAD_ROWS):
             index.append(self.vector_range(start, min(start + _LOAD_ROWS, state.next_row)))
         born = dead_rows < state.next_row
         index.kill(dead_rows[born])
         self.deaths = Deaths(dead_rows, dead_sequences)
+        self.ids = ids
         self.index = index
         self.columns = Columns(self.options["max_fields"])
         self._columns_ready = state.next_row == 0
@@ -133,11 +140,13 @@ class Core:
                     return
                 news = list(reader.log(view.sequence))
                 vectors = reader.vector_range(view.n_rows, state.next_row)
+                ids = reader.id_range(view.n_rows, state.next_row)
             known = None if self.record is None else self.record.to_json()
             if raw != known:
                 # The writer has a new index; its file holds rows that would be a long tail here.
                 self._load()
                 return
+            self.ids.append(ids)
             self.index.append(vectors)
             for commit in news:
                 self.index.kill(commit.died)
@@ -152,6 +161,7 @@ class Core:
             if sequence > self.index.view.sequence:
                 for change in applied:
                     if change.vectors is not None:
+                        self.ids.append(change.ids)
                         self.index.append(change.vectors)
                         if self._columns_ready and change.columns is not None:
                             self.columns.extend(change.columns, self.columns.n_rows)
@@ -246,7 +256,7 @@ class Core:
         `interrupt` is called every few milliseconds of a long evaluation and may raise.
         """
         columns = self.ready_columns()
-        source = StoredTexts(self.store, moment)
+        source = StoredTexts(self.store, self.ids, moment)
         n_rows = moment.n_rows
         if expression.uses_id or expression.uses_document:
             return evaluate(

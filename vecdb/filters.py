@@ -296,6 +296,8 @@ def _from_text(expression: str | bytes) -> Any:
         raw = expression.encode() if isinstance(expression, str) else expression
         if len(raw) > MAX_TEXT_BYTES:
             raise _too_long(len(raw))
+        if not raw.strip():
+            raise _wrong("$", "the text is empty; leave the filter out, or write {} for everything")
         return json.loads(raw.decode(), object_pairs_hook=_unique)
     except InvalidFilter:
         raise

@@ -27,11 +27,13 @@ _NO_ROWS = np.empty(0, np.int64)
 class Applied:
     """What one write did to the rows, for the copies of the store in memory.
 
-    `killed` rows died; then `vectors` (n, dimension, stored dtype) and `columns` were appended.
+    `killed` rows died; then rows with `ids`, `vectors` (n, dimension, stored dtype) and `columns`
+    were appended.
     """
 
     count: int
     killed: NDArray[np.int64] = field(default_factory=lambda: _NO_ROWS)
+    ids: Sequence[bytes] = ()
     vectors: NDArray[Any] | None = None
     columns: ColumnBatch | None = None
 

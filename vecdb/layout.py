@@ -25,8 +25,10 @@ Tables of a collection. Rows are numbers that only grow; a row, once written, ne
                  little-endian, no header; the last block may be short. Many vectors share a value since
                  one of 4 KB would take 8 KB of pages. Field 0 is the vector of every record; further
                  numbers are for named vectors.
-    ids          ROW -> CRC + id. The checksum covers id, vector, metadata, document, content and uri,
-                 in this order, so that damage to any of them is found.
+    ids          ROW (of a block) -> ids of rows block*256 .. block*256 + 255, see `pack_ids`: so all ids
+                 of a collection are read at open in milliseconds. With each stands a checksum of its
+                 row over id, vector, metadata, document, content and uri, in this order, so that damage
+                 to any of them is found.
     keys         id (`id_key`) -> ROW_VALUE of its live row
     metadata     ROW -> JSON object; no entry when empty
     documents    ROW -> UTF-8
@@ -74,9 +76,10 @@ SEQUENCE = struct.Struct(">Q")
 SEQUENCE_VALUE = struct.Struct("<Q")
 VECTOR_KEY = struct.Struct(">HQ")
 LOG = struct.Struct("<qQQ")
-CRC = struct.Struct("<I")
 
 DEFAULT_FIELD = 0
+ID_BLOCK_ROWS = 256
+"""Rows in one value of the table `ids`: some 8 KiB, little to write again for a commit of one row."""
 
 VECTOR_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 
@@ -113,6 +116,30 @@ def keys_of_rows(rows: NDArray[np.int64] | Sequence[int]) -> list[bytes]:
     """ROW keys of any rows, in their order."""
     packed = np.asarray(rows, dtype=">u8").tobytes()
     return [packed[i : i + 8] for i in range(0, len(packed), 8)]
+
+
+def pack_ids(ids: Sequence[bytes], checksums: Sequence[int]) -> bytes:
+    """A block of ids: n, n checksums, n ends of ids, all uint32; then the ids one behind the other."""
+    n = len(ids)
+    head = np.empty(1 + 2 * n, "<u4")
+    head[0] = n
+    head[1 : 1 + n] = checksums
+    np.cumsum([len(i) for i in ids], out=head[1 + n :])
+    return head.tobytes() + b"".join(ids)
+
+
+def unpack_ids(value: Any) -> tuple[list[bytes], list[int]]:
+    """(ids, checksums) of a block. ValueError when its lengths do not agree."""
+    n = int(np.frombuffer(value, "<u4", 1)[0])
+    head = np.frombuffer(value, "<u4", 2 * n, 4)
+    ends = head[n:].tolist()
+    texts = bytes(value[4 + 8 * n :])
+    if (ends[-1] if n else 0) != len(texts) or ends != sorted(ends):
+        raise ValueError(
+            f"a block of {n} ids has {len(texts)} bytes of text, its ends say {ends[-1:]}"
+        )
+    starts = [0, *ends][:n]
+    return [texts[a:b] for a, b in zip(starts, ends, strict=True)], head[:n].tolist()
 
 
 def pack_content(media_type: bytes, data: bytes) -> bytes:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .ids import Ids
 from .store import CollectionStore
 
 Rows = NDArray[np.int64]
@@ -89,10 +90,11 @@ class Moment:
 
 
 class StoredTexts:
-    """Ids and documents of rows for a filter, read from the store in transactions of its own."""
+    """Ids and documents of rows for a filter; documents in read transactions of their own."""
 
-    def __init__(self, store: CollectionStore, moment: Moment) -> None:
+    def __init__(self, store: CollectionStore, ids: Ids, moment: Moment) -> None:
         self._store = store
+        self._ids = ids
         self._moment = moment
 
     def rows_of_ids(self, ids: Sequence[str]) -> Rows:
@@ -111,12 +113,11 @@ class StoredTexts:
             since = [commit.died for commit in reader.log(moment.sequence)]
             died = np.concatenate([*since, np.empty(0, np.int64)])
             died = died[died < moment.n_rows]
-            older = [r for r, i in zip(died.tolist(), reader.ids(died), strict=True) if i in wanted]
+        older = [r for r, i in zip(died.tolist(), self._ids.take(died), strict=True) if i in wanted]
         return np.concatenate([rows[inside], np.asarray(older, np.int64)])
 
     def ids(self, rows: Rows) -> list[str]:
-        with self._store.read() as reader:
-            return [i or "" for i in reader.ids(rows)]
+        return self._ids.take(rows)
 
     def documents(self, rows: Rows) -> list[str | None]:
         with self._store.read() as reader:

@@ -16,7 +16,7 @@ from .cursor import Cursor, purpose
 from .errors import InvalidCursor, InvalidQuery
 from .fetching import Fetched, check_include, fetch
 from .filters import Filter, evaluate
-from .masks import Moment, StoredTexts
+from .masks import Moment
 from .ordering import sort_ranks
 from .store import Reader
 from .types import MAX_PAGE, Records
@@ -49,17 +49,19 @@ def get_by_ids(
         rows = reader.rows_of_ids(names)
         stored = rows >= 0
         if expression is not None:
-            stored[stored] = _few_matching(core, reader, rows[stored], expression)
+            held = [n.decode() for n, row in zip(names, rows.tolist(), strict=True) if row >= 0]
+            stored[stored] = _few_matching(core, reader, rows[stored], held, expression)
         held = [n.decode() for n, keep in zip(names, stored.tolist(), strict=True) if keep]
         got = fetch(reader, rows[stored], held, wanted, raw_metadata=raw_metadata)
     return _records(got, None, sequence)
 
 
-def _few_matching(core: Core, reader: Reader, rows: Rows, expression: Filter) -> NDArray[np.bool_]:
+def _few_matching(
+    core: Core, reader: Reader, rows: Rows, ids: list[str], expression: Filter
+) -> NDArray[np.bool_]:
     """Evaluates a filter on some rows only, through columns made for them."""
     columns = Columns(core.options["max_fields"])
     columns.extend(ColumnBatch.from_metadata([meta.decode(m) for m in reader.metadata(rows)]), 0)
-    ids = [i or "" for i in reader.ids(rows)]
     documents = reader.documents(rows)
 
     class Given:
@@ -98,7 +100,7 @@ def get_page(
     moment = _moment(core, at)
     rows = np.flatnonzero(_selected(core, moment, expression, interrupt))
     if order_by:
-        rows = _ordered(core, moment, rows, order_by)[at.position :]
+        rows = _ordered(core, rows, order_by)[at.position :]
     else:
         rows = rows[np.searchsorted(rows, at.position) :]
     got, n = _fetch_some(core, rows[:limit], wanted, raw_metadata)
@@ -173,11 +175,8 @@ def _fetch_some(
         n = len(rows)
         if include & {"document", "content", "metadata"}:
             n = _fitting(reader, rows, include)
-        names = reader.ids(rows[:n])
-        known = [name is not None for name in names]
-        held = rows[:n] if all(known) else rows[:n][np.asarray(known)]
-        ids = [name for name in names if name is not None]
-        return fetch(reader, held, ids, include, raw_metadata=raw_metadata), n
+        ids = core.ids.take(rows[:n])
+        return fetch(reader, rows[:n], ids, include, raw_metadata=raw_metadata), n
 
 
 def _fitting(reader: Reader, rows: Rows, include: frozenset[str]) -> int:
@@ -212,7 +211,7 @@ def _selected(
     return moment.live & core.matching(expression, moment, interrupt)
 
 
-def _ordered(core: Core, moment: Moment, rows: Rows, order_by: str) -> Rows:
+def _ordered(core: Core, rows: Rows, order_by: str) -> Rows:
     """Rows by a field, those without it last, equal ones by row; n log n in the rows that match."""
     field = order_by.removeprefix("-")
     descending = order_by.startswith("-")
@@ -221,7 +220,7 @@ def _ordered(core: Core, moment: Moment, rows: Rows, order_by: str) -> Rows:
             f"order_by takes a metadata path or id, with - before it to descend; given {order_by!r}"
         )
     if field == "id":
-        ids = np.asarray(StoredTexts(core.store, moment).ids(rows), dtype=object)
+        ids = core.ids.take(rows)
         order = sorted(range(len(rows)), key=ids.__getitem__, reverse=descending)
         return rows[np.asarray(order, np.int64)]
     ranks, present = sort_ranks(core.ready_columns(), field, rows)

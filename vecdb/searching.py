@@ -64,11 +64,11 @@ def query(
         target_recall=target_recall,
     )
     near, rows = found.distances, found.rows
-    with core.read() as reader:
-        if view.lossy:
+    if view.lossy:
+        with core.read() as reader:
             near, rows = _rescored(core, reader, queries, rows)
-        near, rows = _cut(near, rows, own, max_distance, limit)
-        return _answer(reader, view, near, rows, wanted, None if k is None else limit, raw_metadata)
+    near, rows = _cut(near, rows, own, max_distance, limit)
+    return _answer(core, view, near, rows, wanted, None if k is None else limit, raw_metadata)
 
 
 def _given(core: Core, vectors: Any) -> Floats:
@@ -142,7 +142,7 @@ def _cut(
 
 
 def _answer(
-    reader: Reader,
+    core: Core,
     view: View,
     near: Floats,
     rows: Rows,
@@ -150,32 +150,29 @@ def _answer(
     width: int | None,
     raw_metadata: bool,
 ) -> QueryResult:
-    """Rows to columns. The transaction has the last word: a row it does not know is left out."""
-    flat = rows[rows >= 0]
-    names = reader.ids(flat)
-    if None in names:
-        known = dict(zip(flat.tolist(), names, strict=True))
-        unknown = np.asarray([row for row, name in known.items() if name is None], np.int64)
-        near, rows = _cut(
-            near, np.where(np.isin(rows, unknown), -1, rows), None, None, rows.shape[1]
-        )
-        flat = rows[rows >= 0]
-        names = reader.ids(flat)
-    counts = (rows >= 0).sum(axis=1)
-    got = fetch(reader, flat, [n or "" for n in names], include, raw_metadata=raw_metadata)
-    if width is None:
-        width = int(counts.max(initial=0))
-    out = np.full((len(rows), width), np.nan, np.float32)
-    out[:, : near.shape[1]] = near[:, :width]
+    """Rows to columns. Ids come from memory; the store is read only for what is included."""
+    there = rows >= 0
+    counts = there.sum(axis=1)
+    flat = rows[there]
+    ids = core.ids.take(flat)
     ends = np.cumsum(counts).tolist()
-    starts = [0, *ends[:-1]]
-    spans = list(zip(starts, ends, strict=True))
+    spans = list(zip([0, *ends[:-1]], ends, strict=True))
 
     def nested(column: Sequence[Any] | None) -> Any:
         return None if column is None else [column[a:b] for a, b in spans]
 
+    if width is None:
+        width = int(counts.max(initial=0))
+    out = near
+    if near.shape[1] != width:
+        out = np.full((len(rows), width), np.nan, np.float32)
+        out[:, : near.shape[1]] = near[:, :width]
+    if not include:
+        return QueryResult(nested(ids), out, sequence=view.sequence)
+    with core.read() as reader:
+        got = fetch(reader, flat, ids, include, raw_metadata=raw_metadata)
     return QueryResult(
-        nested(got.ids),
+        nested(ids),
         out,
         nested(got.vectors),  # type: ignore[arg-type]
         nested(got.metadata),

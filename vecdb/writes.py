@@ -45,7 +45,7 @@ class Put:
         killed = held[stored]
         writer.kill(killed, sequence)
         writer.append(self._rows, self._checksums)
-        return Applied(len(self._ids), killed, self._rows.vectors, self._column_batch)
+        return Applied(len(self._ids), killed, self._ids, self._rows.vectors, self._column_batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Update:
         self.columns.check(column_batch)
         writer.kill(held, sequence)
         writer.append(rows, checksums(rows))
-        return Applied(len(batch), held, vectors, column_batch)
+        return Applied(len(batch), held, batch.ids, vectors, column_batch)
 
     def _merged(
         self, writer: Writer, held: NDArray[np.int64]
@@ -124,6 +124,7 @@ class Delete:
 
     ids: Sequence[bytes] | None
     matching: Callable[[], NDArray[np.int64]] | None
+    ids_of: Callable[[NDArray[np.int64]], list[str]]
 
     @property
     def alone(self) -> bool:
@@ -131,14 +132,17 @@ class Delete:
 
     def apply(self, writer: Writer, sequence: int) -> Applied:
         if self.ids is not None:
-            rows = writer.rows_of_ids(self.ids)
-            rows = rows[rows >= 0]
+            held = writer.rows_of_ids(self.ids)
+            gone = held >= 0
             if self.matching is not None:
-                rows = rows[np.isin(rows, self.matching())]
+                gone &= np.isin(held, self.matching())
+            rows = held[gone]
+            names = [i for i, dies in zip(self.ids, gone.tolist(), strict=True) if dies]
         else:
             assert self.matching is not None
             rows = self.matching()
-        writer.forget([i.encode() for i in writer.ids(rows) if i is not None])
+            names = [i.encode() for i in self.ids_of(rows)]
+        writer.forget(names)
         writer.kill(rows, sequence)
         return Applied(len(rows), rows)
 

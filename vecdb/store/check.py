@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..errors import Corrupted
-from ..layout import LOG, ROW_VALUE, SEQUENCE, id_key, keys_of_rows, unpack_content
+from ..layout import ID_BLOCK_ROWS, LOG, ROW_VALUE, SEQUENCE, keys_of_rows, unpack_content
 from .reader import Reader, Rows
 
 _SLICE_ROWS = 4_096
@@ -50,14 +50,20 @@ def _rows(reader: Reader, start: int, stop: int, dead: np.ndarray) -> Iterator[s
         yield error.message
         return
     width = len(vectors) // (stop - start)
-    known = {row: (i, crc) for row, i, crc in reader.ids_and_checksums(start, stop)}
+    known: list[tuple[bytes, int]] = []
+    for number in range(start // ID_BLOCK_ROWS, -(-stop // ID_BLOCK_ROWS)):
+        try:
+            known += zip(*reader.id_block(number), strict=True)
+        except Corrupted as error:
+            yield error.message
+            return
     columns = [reader.raw(table, rows) for table in _BY_ROW]
     live_ids, live_rows = [], []
     for n, row in enumerate(range(start, stop)):
-        if row not in known:
+        if n >= len(known):
             yield f"row {row} has no id"
             continue
-        record_id, expected = known[row]
+        record_id, expected = known[n]
         crc = zlib.crc32(vectors[n * width : (n + 1) * width], zlib.crc32(record_id))
         for column in columns:
             value = column[n]
@@ -86,7 +92,10 @@ def _readable(content: bytes) -> bool:
 
 def _orphans(reader: Reader, next_row: int) -> Iterator[str]:
     limit = keys_of_rows([next_row])[0]
-    for table in ("ids", *_BY_ROW):
+    blocks = -(-next_row // ID_BLOCK_ROWS)
+    if reader.entries("ids") != blocks:
+        yield f"{reader.entries('ids')} blocks of ids are stored, {blocks} belong to {next_row} rows"
+    for table in _BY_ROW:
         last = reader.last_key(table)
         if last is not None and last >= limit:
             yield f"table {table} holds row {int.from_bytes(last, 'big')}, which was never given out"
@@ -94,10 +103,6 @@ def _orphans(reader: Reader, next_row: int) -> Iterator[str]:
         row = ROW_VALUE.unpack(value)[0]
         if row >= next_row:
             yield f"id {key!r} points to row {row}, which was never given out"
-            continue
-        record_id = reader.ids([row])[0]
-        if record_id is None or id_key(record_id.encode()) != key:
-            yield f"id {key!r} points to row {row}, which bears the id {record_id!r}"
 
 
 def _log(reader: Reader, dead_rows: Rows, dead_sequences: Rows) -> Iterator[str]:

@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from ..errors import Corrupted
 from ..layout import (
     COLLECTION_FORMAT,
-    CRC,
     DEFAULT_FIELD,
+    ID_BLOCK_ROWS,
     LOG,
     META_FORMAT,
     META_INDEX,
     META_SETTINGS,
     META_STATE,
+    ROW,
     SEQUENCE,
     STATE,
     VECTOR_DTYPES,
@@ -27,6 +28,7 @@ from ..layout import (
     keys_of_rows,
     rows_per_block,
     unpack_content,
+    unpack_ids,
 )
 from ..types import Content
 from .environment import Environment
@@ -120,15 +122,30 @@ class Reader:
         found = b"".join([get(id_key(i), none, db=db) for i in ids])
         return np.frombuffer(found, dtype="<i8").astype(np.int64)
 
-    def ids(self, rows: Rows | Sequence[int]) -> list[str | None]:
-        """Ids of rows, live or dead; None for a row the store does not know. About 0.7 us a row."""
-        skip = CRC.size
-        return [None if v is None else str(v[skip:], "utf-8") for v in self._get_many("ids", rows)]
+    def id_range(self, start: int, stop: int) -> list[bytes]:
+        """Ids of rows [start, stop), live or dead, as UTF-8; about 0.2 us a row.
 
-    def ids_and_checksums(self, start: int, stop: int) -> Iterator[tuple[int, bytes, int]]:
-        """(row, id, checksum) of every row in [start, stop), in order."""
-        for row, value in self._range("ids", start, stop):
-            yield row, bytes(value[CRC.size :]), CRC.unpack_from(value)[0]
+        Raises Corrupted when a block is missing, short or damaged.
+        """
+        found: list[bytes] = []
+        for number in range(start // ID_BLOCK_ROWS, -(-stop // ID_BLOCK_ROWS)):
+            first = number * ID_BLOCK_ROWS
+            ids = self.id_block(number)[0]
+            inside = ids[max(0, start - first) : stop - first]
+            if len(inside) < min(stop, first + ID_BLOCK_ROWS) - max(start, first):
+                raise Corrupted(f"block {number} of ids is short in {self._env.folder}")
+            found += inside
+        return found
+
+    def id_block(self, number: int) -> tuple[list[bytes], list[int]]:
+        """(ids, checksums) of the rows of one block. Corrupted when it is missing or damaged."""
+        raw = self._get("ids", ROW.pack(number))
+        if raw is None:
+            raise Corrupted(f"block {number} of ids is missing in {self._env.folder}")
+        try:
+            return unpack_ids(raw)
+        except (ValueError, IndexError) as error:
+            raise Corrupted(f"block {number} of ids in {self._env.folder}: {error}") from error
 
     # -- vectors
 

@@ -12,17 +12,19 @@ from numpy.typing import NDArray
 
 from ..errors import Corrupted
 from ..layout import (
-    CRC,
     DEFAULT_FIELD,
+    ID_BLOCK_ROWS,
     LOG,
     META_INDEX,
     META_STATE,
+    ROW,
     SEQUENCE,
     SEQUENCE_VALUE,
     STATE,
     VECTOR_KEY,
     id_key,
     keys_of_rows,
+    pack_ids,
     row_keys,
 )
 from .environment import Environment
@@ -85,9 +87,7 @@ class Writer(Reader):
         first, count = self.next_row, len(rows)
         keys = row_keys(first, count)
         self._append_vectors(rows.vectors, first)
-        pack = CRC.pack
-        ids = [pack(s) + i for s, i in zip(sums, rows.ids, strict=True)]
-        self._put_many("ids", zip(keys, ids, strict=True))
+        self._append_ids(rows.ids, sums, first)
         for table, column in (
             ("metadata", rows.metadata),
             ("documents", rows.documents),
@@ -158,6 +158,22 @@ class Writer(Reader):
                     raise Corrupted(f"block {number} of vectors is short in {self._env.folder}")
                 block = bytes(held[: offset * width]) + block
             self._txn.put(key, block, db=db, append=not offset)
+            done += take
+
+    def _append_ids(self, ids: Sequence[bytes], sums: Sequence[int], first_row: int) -> None:
+        db = self._env.table("ids")
+        done = 0
+        while done < len(ids):
+            number, offset = divmod(first_row + done, ID_BLOCK_ROWS)
+            take = min(ID_BLOCK_ROWS - offset, len(ids) - done)
+            block, block_sums = list(ids[done : done + take]), list(sums[done : done + take])
+            if offset:
+                held, held_sums = self.id_block(number)
+                if len(held) < offset:
+                    raise Corrupted(f"block {number} of ids is short in {self._env.folder}")
+                block, block_sums = held[:offset] + block, held_sums[:offset] + block_sums
+            value = pack_ids(block, block_sums)
+            self._txn.put(ROW.pack(number), value, db=db, append=not offset)
             done += take
 
     def _put_many(self, table: str, items: Any) -> None:
