@@ -117,9 +117,11 @@ class Merger:
             keys, rows = best(self._parts, self.k)
         near = keys if metric == "l2" else 1.0 + keys
         near = np.where(rows < 0, np.float32(np.nan), near)
-        order = np.lexsort((rows, near), axis=1)
-        near = np.take_along_axis(near, order, axis=1)
-        rows = np.take_along_axis(rows, order, axis=1)
+        # Mostly they are in order already, and then a tenth of a single query's time is saved.
+        if not (near[:, 1:] > near[:, :-1]).all():
+            order = np.lexsort((rows, near), axis=1)
+            near = np.take_along_axis(near, order, axis=1)
+            rows = np.take_along_axis(rows, order, axis=1)
         missing = self.k - near.shape[1]
         if missing > 0:
             pad = ((0, 0), (0, missing))

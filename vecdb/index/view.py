@@ -179,6 +179,8 @@ class View:
         if not len(x):
             return
         for piece in self.pieces:
+            if piece.start == piece.stop:
+                continue
             mask = None
             if allowed is not None:
                 mask = (
