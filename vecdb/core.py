@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from . import metadata as meta
 from .columns import ColumnBatch, Columns
-from .errors import Closed, Corrupted, DeadlineExceeded, ReadOnly
+from .errors import Closed, Corrupted, DeadlineExceeded, ReadOnly, VecdbError
 from .filters import Filter, evaluate
 from .ids import Ids
 from .index import BuiltIndex, Index, IndexRecord, View
@@ -237,6 +237,15 @@ class Core:
                         self._extend_columns(self.index.view.n_rows)
                         self._columns_ready = True
         return self.columns
+
+    def warm(self) -> None:
+        """Builds the columns ahead of the first filter. Who needs them meets a failure again."""
+        try:
+            self.ready_columns()
+        except Closed:
+            log.debug("collection %s: closed while its columns were built", self.info.name)
+        except VecdbError as error:
+            log.error("collection %s: columns not built: %s", self.info.name, error.message)
 
     def _extend_columns(self, stop: int) -> None:
         columns = self.columns

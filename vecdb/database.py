@@ -281,6 +281,8 @@ class Database:
             if not self.read_only:
                 sweep_files(core)
                 self._builder.consider(core)
+            if store.has_metadata():
+                threading.Thread(target=core.warm, name="vecdb-columns", daemon=True).start()
             return core
 
     def _sweep(self) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import AliasNotFound, CollectionExists, CollectionNotFound, FormatMismatch
 from ..layout import CATALOG_FOLDER, CATALOG_FORMAT, CATALOG_TABLES, META_FORMAT
 from .environment import Environment
+
+Result = TypeVar("Result")
 
 _MAP_BYTES = 1 << 28
 
@@ -42,7 +46,10 @@ class Catalog:
             map_initial_bytes=_MAP_BYTES,
             map_limit_bytes=1 << 40,
         )
-        self._seen: tuple[int, Names] = (-1, Names({}, {}))
+        self._read_only = read_only
+        self._lock = threading.Lock()
+        self._last = -1
+        self._names: Names | None = None
         try:
             if create:
                 self._env.write(self._stamp)
@@ -61,20 +68,31 @@ class Catalog:
             raise
 
     def names(self) -> Names:
-        """All names at this moment. Read from LMDB only after a change, by whichever process."""
-        last = self._env.last_transaction()
-        held, names = self._seen
-        if held != last:
-            names = Names(self._all("collections"), self._all("aliases"))
-            self._seen = (last, names)
-        return names
+        """All names at this moment. Read from LMDB only after a change.
+
+        The writer knows of every change, since they are its own; a reader has to look.
+        """
+        names = self._names
+        if names is not None and not self._read_only:
+            return names
+        with self._lock:
+            # Changes take the lock too, so that nothing older than the last one is kept.
+            if self._names is None or self._env.last_transaction() != self._last:
+                self._last = self._env.last_transaction()
+                self._names = Names(self._all("collections"), self._all("aliases"))
+            return self._names
+
+    def _change(self, work: Callable[[Any], Result]) -> Result:
+        with self._lock:
+            self._names = None
+            return self._env.write(work)
 
     def add(self, name: str, token: str) -> None:
         def work(transaction: Any) -> None:
             self._refuse_taken(transaction, name)
             transaction.put(name.encode(), token.encode(), db=self._env.table("collections"))
 
-        self._env.write(work)
+        self._change(work)
 
     def remove(self, name: str) -> str:
         """Forgets a collection and its aliases; the token of the folder to delete."""
@@ -87,7 +105,7 @@ class Catalog:
                 transaction.delete(key, db=aliases)
             return token.decode()
 
-        return self._env.write(work)
+        return self._change(work)
 
     def rename(self, name: str, new_name: str) -> None:
         def work(transaction: Any) -> None:
@@ -96,7 +114,7 @@ class Catalog:
                 self._refuse_taken(transaction, new_name)
             transaction.put(new_name.encode(), token, db=self._env.table("collections"))
 
-        self._env.write(work)
+        self._change(work)
 
     def set_alias(self, alias: str, name: str) -> None:
         def work(transaction: Any) -> None:
@@ -108,7 +126,7 @@ class Catalog:
                 raise _taken(alias, "a collection")
             transaction.put(alias.encode(), token, db=self._env.table("aliases"))
 
-        self._env.write(work)
+        self._change(work)
 
     def drop_alias(self, alias: str) -> None:
         def work(transaction: Any) -> None:
@@ -117,7 +135,7 @@ class Catalog:
                     f"no alias {alias!r}; `list_aliases()` shows those there are", alias=alias
                 )
 
-        self._env.write(work)
+        self._change(work)
 
     def close(self) -> None:
         self._env.close()

@@ -100,6 +100,10 @@ class CollectionStore:
             lambda transaction: Writer(self._env, transaction, self._shape).set_index_record(record)
         )
 
+    def has_metadata(self) -> bool:
+        with self.read() as reader:
+            return reader.entries("metadata") > 0
+
     def map_bytes(self) -> tuple[int, int]:
         """(bytes of the LMDB map in use, bytes it may grow to)."""
         return self._env.map_bytes()

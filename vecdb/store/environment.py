@@ -166,7 +166,7 @@ class Environment:
         self._mine.depth -= 1
         with self._gate:
             self._open_transactions -= 1
-            if not self._open_transactions:
+            if not self._open_transactions and (self._growing or self._closed):
                 self._gate.notify_all()
 
     def _resize(self, map_size_bytes: int) -> None:
