@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import io
 import json
+import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -190,6 +193,44 @@ def serving(folder: Path, **settings: Any) -> Iterator[str]:
     assert stopped, "calls were still running when the test had ended"
 
 
+StartServer = Callable[..., Any]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[StartServer]:
+    """Starts servers on free ports; each must stop in order when the test ends."""
+    from vecdb_server.server import Server
+
+    started: list[Server] = []
+
+    def start_one(**given: Any) -> Server:
+        server = Server({"data": str(tmp_path / "db"), "port": 0, "drain_timeout_s": 5.0, **given})
+        server.start()
+        started.append(server)
+        return server
+
+    yield start_one
+    for server in started:
+        assert server.stop()
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """Takes back what a server in this process changed about logging."""
+    logger = logging.getLogger("vecdb")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    yield
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
+
+
+def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 10.0) -> None:
+    end_s = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end_s, f"not within {limit_s} s: {what}"
+        time.sleep(0.01)
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, data_folder: Path) -> Iterator[Backend]:
     """Each test that takes it runs embedded, through the client and through the asyncio client."""
@@ -201,6 +242,13 @@ def backend(request: pytest.FixtureRequest, data_folder: Path) -> Iterator[Backe
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("VECDB_")]:
         monkeypatch.delenv(name)
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal, for what is drawn for people only."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 class Done(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from conftest import Run, rows_file
 import vecdb
 from vecdb_server import __main__ as command_line
 from vecdb_server import cli
-from vecdb_server.progress import Progress
 
 DIMENSION = 8
 
@@ -233,26 +231,6 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
     assert "exit codes" in capsys.readouterr().err
     assert command_line.main(["--version"]) == 0
     assert vecdb.__version__ in capsys.readouterr().out
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_the_bar_is_drawn_on_a_terminal_only() -> None:
-    """Rows, rate, share and time left on a terminal; not one byte into a file or a pipe."""
-    terminal, file = Terminal(), io.StringIO()
-    for stream in (terminal, file):
-        bar = Progress("into docs", 1_000, stream)
-        bar._started_s -= 10
-        bar.show(500)
-        bar.close()
-    assert file.getvalue() == ""
-    drawn = terminal.getvalue()
-    for part in ("50%", "500 rows", "50 rows/s", "0:10 left"):
-        assert part in drawn
-    assert drawn.endswith("\r")
 
 
 def test_serve_takes_flags_before_environment_before_file(

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Terminal
 
 from vecdb_client import aio, calls, connect, errors, transport
-from vecdb_client.progress import Progress
 from vecdb_client.types import Records
 from vecdb_server.server import Server
 
@@ -318,7 +318,9 @@ def test_forms_of_a_target(given: str, expected: str) -> None:
     assert transport.normalised_target(given) == expected
 
 
-@pytest.mark.parametrize("given", ["", "  ", "http://db:7700", "db:port", None, 7700])
+@pytest.mark.parametrize(
+    "given", ["", "  ", "http://db:7700", "db:port", "db:0", "db:73236", "[::1]:65536", None, 7700]
+)
 def test_targets_that_are_none(given: Any) -> None:
     """What cannot be a target is InvalidSetting at once."""
     with pytest.raises(errors.InvalidSetting):
@@ -354,21 +356,15 @@ def test_an_object_says_what_it_is(docs: Any) -> None:
     assert re.fullmatch(r"<Collection 'docs' at 127\.0\.0\.1:\d+>", repr(docs))
 
 
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 def test_progress_is_for_terminals(docs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`progress=True` draws on a terminal up to 100 %, and nothing anywhere else."""
+    """`progress=True` draws on a terminal up to 100 %, and nothing into a pipe."""
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     docs.insert(*rows(0, 30), batch_size=10, progress=True)
     assert "100%  insert 30 rows" in terminal.getvalue()
     pipe = io.StringIO()
-    bar = Progress("insert", 10, pipe)
-    bar.show(10)
-    bar.close()
+    monkeypatch.setattr("sys.stderr", pipe)
+    docs.upsert(*rows(0, 30), batch_size=10, progress=True)
     assert pipe.getvalue() == ""
 
 

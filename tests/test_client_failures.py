@@ -28,6 +28,7 @@ class Flaky(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-ignore]
     def __init__(self) -> None:
         self.failures = 0
         self.calls = 0
+        self.full = False
 
     def _fail(self, context: Any) -> None:
         self.calls += 1
@@ -59,6 +60,8 @@ class Flaky(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-ignore]
             yield pb.ScanResponse(records=pb.RecordBatch(ids=[f"r{i}"]), cursor=cursor)
 
     def Ingest(self, requests: Any, context: Any) -> Any:  # noqa: N802
+        if self.full:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "all threads are busy")
         next(requests)
         yield pb.IngestResponse(sequence=1, count=1)
 
@@ -137,6 +140,28 @@ def test_an_ingest_that_ends_too_early_is_an_error(flaky: Any) -> None:
     _, address = flaky
     with connect(address) as client, pytest.raises(errors.Internal, match="acknowledg"):
         list(client.get_collection("docs").ingest([rows(i, i + 1) for i in range(3)]))
+
+
+def test_an_ingest_refused_unread_says_why(flaky: Any) -> None:
+    """A server that refuses a stream before it has read the message is understood by both clients."""
+    servicer, address = flaky
+    servicer.full = True
+    ids, vectors = rows(0, 1)
+    batch = (ids, vectors, None, ["d" * 3_000_000])
+
+    async def refused_asyncio() -> None:
+        async with aio.connect(address) as db:
+            docs = await db.get_collection("docs")
+            for _ in range(50):
+                with pytest.raises(errors.ResourceExhausted, match="all threads are busy"):
+                    await anext(docs.ingest([batch]))
+
+    with connect(address) as client:
+        docs = client.get_collection("docs")
+        for _ in range(20):
+            with pytest.raises(errors.ResourceExhausted, match="all threads are busy"):
+                list(docs.ingest([batch]))
+    asyncio.run(refused_asyncio())
 
 
 def test_a_call_ends_at_its_deadline(flaky: Any) -> None:

@@ -105,12 +105,20 @@ def test_max_fields_is_checked_before_anything_changes() -> None:
     with pytest.raises(LimitExceeded) as caught:
         columns.check(one, two)
     assert caught.value.details["limit"] == 3
-    with pytest.raises(LimitExceeded):
-        columns.extend(ColumnBatch.from_metadata([{"x": 1, "y": 1}]), 1)
     assert columns.n_rows == 1
     assert columns.fields() == {"a": 1, "b.c": 1}
     columns.extend(one, 1)
     assert columns.fields() == {"a": 2, "b.c": 1, "x": 1}
+
+
+def test_what_is_stored_is_never_refused() -> None:
+    """A limit lowered since, or passed by an older version, keeps no stored row out."""
+    columns = Columns(1)
+    columns.extend(ColumnBatch.from_metadata([{"x": 1, "y": 1}]), 0)
+    assert columns.fields() == {"x": 1, "y": 1}
+    columns.check(ColumnBatch.from_metadata([{"x": 2}]))
+    with pytest.raises(LimitExceeded):
+        columns.check(ColumnBatch.from_metadata([{"z": 2}]))
 
 
 def test_a_batch_has_no_more_paths_than_any_collection() -> None:

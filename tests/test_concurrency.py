@@ -84,7 +84,7 @@ def test_a_write_that_breaks_takes_nobody_with_it(data_folder):
     class Broken:
         alone = False
 
-        def apply(self, writer, sequence):
+        def apply(self, writer, sequence, before):
             raise RuntimeError("bug")
 
     with vecdb.open(data_folder) as db:
@@ -219,3 +219,121 @@ def test_the_lane_commits_in_order_of_arrival(docs, monkeypatch):
         thread.join()
     assert groups == [3, 1, 1]
     assert docs.get(limit=10).ids == ["late"]
+
+
+def held_back(core, *calls):
+    """Starts calls in threads while the lane is held, so that they share a group; then lets go."""
+    with core.exclusive():
+        threads = []
+        for count, call in enumerate(calls, 1):
+            threads.append(threading.Thread(target=call))
+            threads[-1].start()
+            deadline = time.monotonic() + 10
+            while len(core._lane._waiting) < count and time.monotonic() < deadline:
+                time.sleep(0.002)
+        assert len(core._lane._waiting) == len(calls)
+    for thread in threads:
+        thread.join()
+
+
+def test_a_commit_never_exceeds_max_fields(data_folder):
+    """Two writes that fit alone but not together: one is refused, and nothing is bricked."""
+    outcomes = []
+    with vecdb.open(data_folder, max_fields=3) as db:
+        docs = db.create_collection("docs", dimension=1, metric="l2")
+
+        def insert(name, fields):
+            try:
+                outcomes.append(
+                    docs.insert([name], [[1]], metadata=[dict.fromkeys(fields, 1)]).count
+                )
+            except errors.LimitExceeded as error:
+                outcomes.append(type(error))
+
+        held_back(docs._core, lambda: insert("a", ["p", "q"]), lambda: insert("b", ["r", "s"]))
+        assert sorted(outcomes, key=str) == [1, errors.LimitExceeded]
+        assert docs.count() == 1
+        docs.insert(["c"], [[2]])
+    with vecdb.open(data_folder, max_fields=1) as db:
+        docs = db.get_collection("docs")
+        assert docs.count({"p": 1}) + docs.count({"r": 1}) == 1
+        assert docs.stats().count == 2
+
+
+def test_a_write_that_breaks_in_the_middle_leaves_nothing(docs):
+    """A typed error after the first change undoes the whole write, and the others are committed."""
+    docs.insert(["a"], [[1, 1, 1, 1]])
+    core = docs._core
+
+    class Half:
+        alone = False
+
+        def apply(self, writer, sequence, before):
+            writer.kill(writer.rows_of_ids([b"a"]), sequence)
+            raise errors.Corrupted("planted")
+
+    seen = []
+
+    def half():
+        try:
+            core.write(Half())
+        except errors.Corrupted as error:
+            seen.append(error.message)
+
+    held_back(core, half, lambda: docs.insert(["b"], [[2, 2, 2, 2]]))
+    assert seen == ["planted"]
+    assert docs.get(["a", "b"]).ids == ["a", "b"]
+    assert docs.check().ok
+
+
+def test_a_write_too_large_for_the_map_does_not_refuse_its_neighbours(data_folder):
+    """What fits is stored, what does not is refused, though they wanted to share a commit."""
+    with vecdb.open(data_folder, map_initial_bytes=1 << 20, map_limit_bytes=2 << 20) as db:
+        docs = db.create_collection("docs", dimension=64)
+        seen = []
+
+        def large():
+            try:
+                docs.insert([f"l{i}" for i in range(20_000)], np.ones((20_000, 64)))
+            except errors.StorageFull as error:
+                seen.append(error)
+
+        held_back(docs._core, large, lambda: docs.insert(["small"], np.ones((1, 64))))
+        assert len(seen) == 1
+        assert docs.get(["small", "l0"]).ids == ["small"]
+        assert docs.check().ok
+
+
+def test_names_are_never_stale(data_folder):
+    """A collection can be got as soon as its creation returns, however many others are looking."""
+    with vecdb.open(data_folder) as db:
+        stop = threading.Event()
+
+        def look():
+            while not stop.is_set():
+                db.list_aliases()
+                try:
+                    db.get_collection("c1").count()
+                except (errors.CollectionNotFound, errors.Closed):
+                    pass
+
+        def change():
+            try:
+                for round_ in range(15):
+                    for name in ("c0", "c1"):
+                        db.create_collection(name, dimension=2)
+                        assert db.get_collection(name).count() == 0
+                        db.set_alias("alias", name)
+                        assert db.get_collection("alias").name == name
+                    for name in ("c0", "c1"):
+                        db.drop_collection(name)
+                        with pytest.raises(errors.CollectionNotFound):
+                            db.get_collection(name)
+                    assert round_ >= 0
+            finally:
+                stop.set()
+
+        run_all(change, look, look)
+        assert db.list_collections() == []
+    with vecdb.open(data_folder) as db:
+        assert db.list_collections() == []

@@ -29,6 +29,7 @@ BAD_BATCHES = [
     ("InvalidVector", dict(ids=["bad"], vectors=[[1, np.inf, 3]]), "'bad'.*infinity"),
     ("InvalidVector", dict(ids=["bad"], vectors=[[1e300, 1, 1]]), "large"),
     ("InvalidVector", dict(ids=["bad"], vectors=[[3e38, 3e38, 1]]), "'bad'.*large"),
+    ("InvalidVector", dict(ids=["bad"], vectors=[[1.5e19, 0, 0]]), "'bad'.*large"),
     ("InvalidVector", dict(ids=["zero"], vectors=[[0, 0, 0]]), "'zero'.*zero"),
     ("InvalidVector", dict(ids=["a"], vectors=[["x", "y", "z"]]), ""),
     ("InvalidVector", dict(ids=["a"], vectors=[[1 + 2j, 0, 0]]), ""),
@@ -60,6 +61,8 @@ BAD_QUERIES = [
     ("InvalidQuery", dict(vectors=ONES, k=10_001), "10000"),
     ("InvalidQuery", dict(vectors=ONES, k=2.5), "k"),
     ("InvalidQuery", dict(vectors=ONES, include=["vectors"]), "vectors"),
+    ("InvalidQuery", dict(vectors=ONES, max_distance=10**400), "max_distance"),
+    ("LimitExceeded", dict(vectors=np.ones((501, 3)), k=10_000), "5000000"),
     ("InvalidQuery", dict(vectors=ONES, target_recall=0.1), "target_recall"),
     ("InvalidQuery", dict(vectors=ONES, max_distance=float("nan")), "max_distance"),
     ("InvalidQuery", dict(), "vectors or ids"),
@@ -78,7 +81,16 @@ BAD_READS = [
     ("InvalidQuery", "get", dict(ids=["a"], limit=5), "ids"),
     ("InvalidQuery", "get", dict(ids=["a"], order_by="x"), "ids"),
     ("InvalidQuery", "get", dict(order_by="-"), "order_by"),
+    ("InvalidQuery", "get", dict(order_by=5), "order_by"),
+    ("InvalidQuery", "get", dict(min_sequence="a"), "min_sequence"),
+    ("InvalidQuery", "count", dict(min_sequence=-1), "min_sequence"),
     ("InvalidFilter", "get", dict(filter={"$or": []}), r"\$or"),
+    ("InvalidFilter", "get", dict(filter=""), "empty"),
+    ("InvalidFilter", "query", dict(vectors=ONES, filter=" "), "empty"),
+    ("InvalidFilter", "count", dict(filter="\n"), "empty"),
+    ("InvalidFilter", "delete", dict(filter=""), "empty"),
+    ("InvalidFilter", "delete", dict(filter=b""), "filter"),
+    ("InvalidFilter", "delete", dict(ids=["a"], filter=""), "empty"),
     ("InvalidFilter", "count", dict(filter={"x": {"$in": 1}}), r"\$in"),
     ("InvalidFilter", "delete", dict(filter={"x": {"$regex": "("}}), r"\$regex"),
     ("InvalidBatch", "delete", dict(), "filter"),
@@ -101,8 +113,9 @@ def refused(backend, name, call, match):
     """`call` raises the error of that name, with a text that says something."""
     with pytest.raises(getattr(backend.errors, name), match=match or None) as caught:
         call()
-    assert isinstance(caught.value, backend.errors.InvalidArgument)
-    assert isinstance(caught.value, ValueError)
+    if name != "LimitExceeded":
+        assert isinstance(caught.value, backend.errors.InvalidArgument)
+        assert isinstance(caught.value, ValueError)
     assert len(str(caught.value)) > 20
 
 
@@ -137,6 +150,14 @@ def test_bad_reads_and_writes_by_id_or_filter(backend, docs):
     unchanged(docs)
 
 
+def test_an_empty_mapping_matches_everything(backend, docs):
+    """`{}` is a filter that all records match; an empty text is none, see above."""
+    assert docs.count({}) == docs.count("{}") == 2
+    assert docs.get(filter={}).ids == ["a", "kept"]
+    assert docs.delete(filter={}).count == 2
+    assert docs.count() == 0
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -145,6 +166,7 @@ def test_bad_reads_and_writes_by_id_or_filter(backend, docs):
         dict(slice_index=3, slices=3),
         dict(cursor="???"),
         dict(filter=[1]),
+        dict(filter=""),
     ],
 )
 def test_bad_scans(backend, docs, arguments):
@@ -187,3 +209,40 @@ def test_an_unknown_setting_is_refused(backend):
     """A keyword that is no setting is refused, not passed over."""
     with pytest.raises(TypeError):
         backend.db.create_collection("docs", dimension=3, shards=4)
+
+
+def test_empty_and_wrong_names_are_not_found(backend, docs):
+    """Names and ids that cannot exist are refused as unknown, never as a bug."""
+    db, errors = backend.db, backend.errors
+    wrong = (errors.CollectionNotFound, errors.InvalidName, errors.InvalidArgument)
+    for name in ("", "x" * 600, "ä"):
+        for call in (
+            lambda n=name: db.get_collection(n),
+            lambda n=name: db.drop_collection(n),
+            lambda n=name: db.rename_collection(n, "y"),
+            lambda n=name: db.set_alias("y", n),
+        ):
+            with pytest.raises(wrong):
+                call()
+        with pytest.raises((errors.AliasNotFound, errors.InvalidArgument)):
+            db.drop_alias(name)
+    assert docs.count({"id": ""}) == 0
+    assert docs.count({"id": {"$in": ["", "a"]}}) == 1
+    unchanged(docs)
+
+
+def test_answers_to_many_wide_queries_stay_small(backend, docs):
+    """A large k on a small collection costs what the collection holds."""
+    found = docs.query(np.ones((500, 3)), k=10_000)
+    assert [len(ids) for ids in found.ids] == [2] * 500
+    assert found.distances.shape == (500, 10_000)
+
+
+def test_an_exact_batch_ends_at_the_deadline(backend):
+    """A large batch of exact queries is given up when the caller no longer waits."""
+    big = backend.db.create_collection("big", dimension=128, index="exact")
+    vectors = np.random.default_rng(2).standard_normal((8_000, 128), dtype=np.float32)
+    big.insert([f"r{i}" for i in range(8_000)], vectors)
+    with pytest.raises(backend.errors.DeadlineExceeded):
+        big.query(vectors, k=10, exact=True, timeout_s=0.05)
+    assert big.query(vectors[:1], k=1).ids == [["r0"]]

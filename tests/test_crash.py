@@ -215,3 +215,65 @@ def test_too_many_open_files(data_folder):
         docs.insert(["b"], [[1, 2]])
         assert docs.count() == 2
         assert db.create_collection("after", dimension=2).count() == 0
+
+
+def test_ctrl_c_in_the_middle_of_writes(data_folder):
+    """Interrupted anywhere, an embedded writer goes on with copies that agree with the store."""
+    code = """
+        import signal, sys, threading, time, os, random
+        import numpy as np, vecdb
+        rng = random.Random(int(sys.argv[2]))
+        db = vecdb.open(sys.argv[1])
+        docs = db.create_collection("docs", dimension=4, metric="l2")
+        stop = threading.Event()
+        def interrupt():
+            while not stop.is_set():
+                time.sleep(rng.uniform(0.0005, 0.01))
+                os.kill(os.getpid(), signal.SIGINT)
+        acknowledged, interrupts, n = set(), 0, 0
+        thread = threading.Thread(target=interrupt)
+        end = time.monotonic() + 3
+        started = False
+        while time.monotonic() < end:
+            try:
+                if not started:
+                    started = True
+                    thread.start()
+                n += 1
+                docs.upsert([f"r{n}"], [[n, 0, 0, 1]], documents=[f"d{n}"])
+                acknowledged.add(n)
+            except KeyboardInterrupt:
+                interrupts += 1
+        while not stop.is_set():
+            try:
+                stop.set()
+            except KeyboardInterrupt:
+                pass
+        while thread.is_alive():
+            try:
+                thread.join()
+            except KeyboardInterrupt:
+                pass
+        time.sleep(0.1)
+        assert interrupts > 20, interrupts
+        report = docs.check()
+        assert report.ok, report.problems
+        assert docs.count() == docs._core.view.n_live >= len(acknowledged)
+        for m in rng.sample(sorted(acknowledged), min(200, len(acknowledged))):
+            found = docs.query([[m, 0, 0, 1]], k=1, include=["document"])
+            assert (found.ids, found.documents) == ([[f"r{m}"]], [[f"d{m}"]]), (m, found)
+        docs.delete(filter={"$document": {"$regex": "7$"}})
+        assert docs.check().ok
+        assert all(not i.endswith("7") for b in docs.scan() for i in b.ids)
+        db.close()
+        print("ok", interrupts, len(acknowledged))
+    """
+    seed = int.from_bytes(os.urandom(3), "little")
+    print(f"seed {seed}")
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(data_folder), str(seed)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert process.stdout.startswith("ok"), (seed, process.stderr)
+    with vecdb.open(data_folder) as db:
+        assert db.get_collection("docs").check().ok

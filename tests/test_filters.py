@@ -364,7 +364,7 @@ def test_limits_are_the_last_that_passes() -> None:
         ('{"a": 1, "a": 2}', "$"),
         ('{"a": 1%s}' % (" " * MAX_TEXT_BYTES), "$"),
         ({"a": "x" * MAX_TEXT_BYTES}, "$"),
-        ({"a": {"$in": ["x" * 100] * 1000}}, "$"),
+        ({"a": {"$in": ["x" * (MAX_TEXT_BYTES // 1000)] * 1000}}, "$"),
         ([{"a": 1}], "$"),
         (None, "$"),
         (deep(MAX_DEPTH + 1), "$" + ".$not" * MAX_DEPTH),
@@ -435,3 +435,10 @@ def test_malformed_filters_name_the_fault(expression: Any, path: str) -> None:
     assert caught.value.details["path"] == path
     assert len(str(caught.value)) < 1_000
     str(caught.value).encode()
+
+
+def test_a_filter_has_a_bounded_number_of_patterns() -> None:
+    """Patterns are dear to compile, so a filter of very many is refused before that."""
+    parse({"$or": [{"a": {"$regex": f"x{i}"}} for i in range(100)]})
+    with pytest.raises(InvalidFilter, match="100 patterns"):
+        parse({"$or": [{"a": {"$regex": f"x{i}"}} for i in range(101)]})

@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+from index_rows import plain
 
 from vecdb.errors import InvalidQuery, InvalidVector
 from vecdb.index import Index, plan
@@ -16,17 +17,6 @@ SEED = 20_261_124
 KINDS = ("exact", "hnsw", "ivf")
 COMBINATIONS = list(itertools.product(KINDS, ("cosine", "l2", "ip"), ("float32", "float16")))
 DIMENSION = 16
-
-
-def plain(queries, vectors, metric):
-    """Distances in float64, by the definitions."""
-    x, y = np.asarray(queries, np.float64), np.asarray(vectors, np.float64)
-    if metric == "l2":
-        return (x**2).sum(1)[:, None] - 2 * x @ y.T + (y**2).sum(1)[None]
-    if metric == "cosine":
-        x = x / np.linalg.norm(x, axis=1, keepdims=True)
-        y = y / np.linalg.norm(y, axis=1, keepdims=True)
-    return 1 - x @ y.T
 
 
 def clustered(rng, n, centers, storage):

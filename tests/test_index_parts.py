@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from index_rows import plain
 
 from vecdb.index import distances
 from vecdb.index.blocks import Block, FloatBlock, HalfBlock, ListBlock
@@ -19,17 +20,6 @@ from vecdb.index.main import new_ivf
 from vecdb.index.tail import Tail
 
 SEED = 20_261_123
-
-
-def plain(queries, vectors, metric):
-    """Distances in float64, by the definitions."""
-    x, y = np.asarray(queries, np.float64), np.asarray(vectors, np.float64)
-    if metric == "l2":
-        return ((x[:, None] - y[None]) ** 2).sum(-1)
-    if metric == "cosine":
-        x = x / np.linalg.norm(x, axis=1, keepdims=True)
-        y = y / np.linalg.norm(y, axis=1, keepdims=True)
-    return 1 - x @ y.T
 
 
 @pytest.mark.parametrize("metric", ["cosine", "l2", "ip"])

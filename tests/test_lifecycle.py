@@ -222,8 +222,7 @@ def test_copies_are_made_anew_after_a_fault(data_folder, monkeypatch):
             patch.setattr(
                 type(docs._core.index), "publish", lambda *_: (_ for _ in ()).throw(MemoryError())
             )
-            with pytest.raises(MemoryError):
-                docs.insert(["x"], [np.ones(D)], metadata=[{"i": 99}])
+            assert docs.insert(["x"], [np.ones(D)], metadata=[{"i": 99}]).sequence == 2
         assert docs.count() == 11
         assert docs.count({"i": 99}) == 1
         assert docs.query(np.ones(D), k=1).ids == [["x"]]

@@ -179,23 +179,110 @@ def test_a_file_that_is_no_database_is_refused(data_folder):
 
 
 def test_litter_of_a_crash_is_swept(data_folder):
-    """A folder that no name points to is removed at the next open; named ones stay."""
+    """A folder marked as unnamed is removed at the next open; named ones and unknown data stay."""
     with vecdb.open(data_folder) as db:
         db.create_collection("docs", dimension=2).insert(["a"], [[1, 2]])
-    litter = data_folder / layout.COLLECTIONS_FOLDER / "0123456789abcdef"
-    litter.mkdir()
-    (litter / layout.DATA_FILE).write_bytes(b"half made")
+    root = data_folder / layout.COLLECTIONS_FOLDER
+    (named,) = root.iterdir()
+    litter, unknown, started = root / "0123456789abcdef", root / "fedcba9876543210", root / "0000"
+    for folder in (litter, unknown, started):
+        folder.mkdir()
+    for folder in (litter, unknown):
+        (folder / layout.DATA_FILE).write_bytes(b"something")
+    for folder in (litter, named):
+        (folder / layout.UNNAMED_FILE).touch()
     with vecdb.open(data_folder) as db:
-        assert not litter.exists()
+        assert {p.name for p in root.iterdir()} == {named.name, unknown.name}
+        assert db.get_collection("docs").count() == 1
+        assert not (named / layout.UNNAMED_FILE).exists()
+
+
+def test_a_missing_catalog_is_refused_and_nothing_is_deleted(data_folder):
+    """Collections without a catalog are not taken for litter."""
+    with vecdb.open(data_folder) as db:
+        db.create_collection("docs", dimension=2).insert(["a"], [[1, 2]])
+    catalog = data_folder / layout.CATALOG_FOLDER / layout.DATA_FILE
+    kept = catalog.read_bytes()
+    catalog.unlink()
+    with pytest.raises(errors.Corrupted, match="catalog is missing"):
+        vecdb.open(data_folder)
+    catalog.write_bytes(kept)
+    with vecdb.open(data_folder) as db:
         assert db.get_collection("docs").count() == 1
 
 
-def test_an_interrupted_first_open_is_finished(data_folder):
+@pytest.mark.parametrize("tables", [0, 1, 2, 3])
+def test_an_interrupted_first_open_is_finished(data_folder, tables):
     """A folder in which the making of the database was cut short opens as an empty database."""
-    (data_folder / layout.CATALOG_FOLDER).mkdir(parents=True)
+    catalog = data_folder / layout.CATALOG_FOLDER
+    catalog.mkdir(parents=True)
     (data_folder / layout.LOCK_FILE).write_text("12345")
+    if tables:
+        with lmdb.open(str(catalog), max_dbs=3) as env:
+            for name in layout.CATALOG_TABLES[:tables]:
+                env.open_db(name.encode())
     with vecdb.open(data_folder) as db:
         assert db.list_collections() == []
+        db.create_collection("docs", dimension=2)
+    with vecdb.open(data_folder) as db:
+        assert [i.name for i in db.list_collections()] == ["docs"]
+
+
+def test_a_reader_follows_names(data_folder):
+    """A read-only database sees each collection and alias as soon as the writer has made it."""
+    with Writer(data_folder) as writer, vecdb.open(data_folder, read_only=True) as db:
+        for n in range(20):
+            writer.run(f"db.create_collection('n{n}', dimension=2).insert(['a'], [[1, 2]])")
+            assert db.get_collection(f"n{n}").count() == 1
+            writer.run(f"db.set_alias('alias', 'n{n}')")
+            assert db.get_collection("alias").name == f"n{n}"
+            writer.run(f"db.rename_collection('n{n}', 'm{n}')")
+            assert db.get_collection("alias").name == f"m{n}"
+
+
+def test_a_reader_interrupted_while_it_follows(data_folder, monkeypatch):
+    """A reader whose catching up is interrupted makes its copies anew and answers right."""
+    with Writer(data_folder) as writer:
+        writer.run("docs.insert(['a'], [[1, 0]])")
+        with vecdb.open(data_folder, read_only=True) as db:
+            docs = db.get_collection("docs")
+            assert docs.count() == 1
+            writer.run("docs.insert(['b', 'c'], [[0, 1], [1, 1]], documents=['B', 'C'])")
+
+            def interrupted(*_):
+                raise KeyboardInterrupt
+
+            with monkeypatch.context() as patch:
+                patch.setattr(type(docs._core.index), "publish", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    docs.count()
+            found = docs.query([[0, 1]], k=5, include=["document"])
+            assert (found.ids, found.documents) == ([["b", "c", "a"]], [["B", "C", None]])
+            assert docs.count() == 3
+            assert docs.check().ok
+
+
+def test_slots_of_killed_readers_are_taken_back(data_folder):
+    """A reader that was killed inside a transaction keeps its slot only until the writer looks."""
+    code = """
+        import sys, time, vecdb
+        core = vecdb.open(sys.argv[1], read_only=True).get_collection("docs")._core
+        with core.read() as reader:
+            reader.state()
+            print("reading", flush=True)
+            time.sleep(60)
+    """
+    with vecdb.open(data_folder) as db:
+        docs = db.create_collection("docs", dimension=2)
+        docs.insert(["a"], [[1, 2]])
+        process = child(code, data_folder)
+        assert process.stdout.readline() == "reading\n"
+        assert str(process.pid) in docs._core.store._env._env.readers()
+        process.kill()
+        process.wait()
+        for _ in range(300):
+            docs.upsert(["a"], [[1, 2]])
+        assert str(process.pid) not in docs._core.store._env._env.readers()
 
 
 def test_unknown_and_bad_engine_settings(data_folder):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
 import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from conftest import StartServer, wait_until
 
 import vecdb
 from vecdb_client import connect, errors
@@ -22,45 +22,9 @@ from vecdb_client.transport import read_error
 from vecdb_client.v1 import vecdb_pb2 as pb
 from vecdb_server import status
 from vecdb_server.pools import Pools
-from vecdb_server.server import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 1024 * 1024
-
-StartServer = Callable[..., Server]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[StartServer]:
-    """Starts servers on free ports; each must stop in order when the test ends."""
-    started: list[Server] = []
-
-    def start_one(**given: Any) -> Server:
-        server = Server({"data": str(tmp_path / "db"), "port": 0, "drain_timeout_s": 5.0, **given})
-        server.start()
-        started.append(server)
-        return server
-
-    yield start_one
-    for server in started:
-        assert server.stop()
-
-
-@pytest.fixture(autouse=True)
-def logs_as_before() -> Iterator[None]:
-    """Takes back what a server in this process changed about logging."""
-    logger = logging.getLogger("vecdb")
-    before = (logger.handlers[:], logger.level, logger.propagate)
-    yield
-    logger.handlers[:], logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
-
-
-def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 10.0) -> None:
-    end_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end_s, f"not within {limit_s} s: {what}"
-        time.sleep(0.01)
 
 
 class LateContext:

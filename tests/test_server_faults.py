@@ -12,21 +12,21 @@ from vecdb_client import connect, errors
 
 def test_a_full_map_over_the_network(data_folder):
     """At the map limit a client gets StorageFull, reads go on, and room made by a drop can be used."""
-    with serving(data_folder, map_initial_bytes=1 << 20, map_limit_bytes=2 << 20) as address:
-        with connect(address) as db:
-            docs = db.create_collection("docs", dimension=64)
-            done = 0
-            with pytest.raises(errors.StorageFull, match="map_limit_bytes"):
-                while done < 100_000:
-                    ids = [f"r{i}" for i in range(done, done + 100)]
-                    docs.insert(ids, np.ones((100, 64)), documents=ids)
-                    done += 100
-            assert docs.count() == done > 0
-            assert docs.query(np.ones(64), k=1).distances.shape == (1, 1)
-            assert docs.check().ok
-            db.drop_collection("docs")
-            again = db.create_collection("docs", dimension=64)
-            assert again.insert(["a"], np.ones((1, 64))).sequence == 1
+    settings = {"map_initial_bytes": 1 << 20, "map_limit_bytes": 2 << 20}
+    with serving(data_folder, **settings) as address, connect(address) as db:
+        docs = db.create_collection("docs", dimension=64)
+        done = 0
+        with pytest.raises(errors.StorageFull, match="map_limit_bytes"):
+            while done < 100_000:
+                ids = [f"r{i}" for i in range(done, done + 100)]
+                docs.insert(ids, np.ones((100, 64)), documents=ids)
+                done += 100
+        assert docs.count() == done > 0
+        assert docs.query(np.ones(64), k=1).distances.shape == (1, 1)
+        assert docs.check().ok
+        db.drop_collection("docs")
+        again = db.create_collection("docs", dimension=64)
+        assert again.insert(["a"], np.ones((1, 64))).sequence == 1
 
 
 def test_a_dropped_collection_over_the_network(data_folder):

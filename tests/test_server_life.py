@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from conftest import StartServer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -29,41 +30,6 @@ from vecdb_server.server import SERVICE_NAME, Server, serve
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 1024 * 1024
-
-StartServer = Callable[..., Server]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[StartServer]:
-    """Starts servers on free ports; each must stop in order when the test ends."""
-    started: list[Server] = []
-
-    def start_one(**given: Any) -> Server:
-        server = Server({"data": str(tmp_path / "db"), "port": 0, "drain_timeout_s": 5.0, **given})
-        server.start()
-        started.append(server)
-        return server
-
-    yield start_one
-    for server in started:
-        assert server.stop()
-
-
-@pytest.fixture(autouse=True)
-def logs_as_before() -> Iterator[None]:
-    """Takes back what a server in this process changed about logging."""
-    logger = logging.getLogger("vecdb")
-    before = (logger.handlers[:], logger.level, logger.propagate)
-    yield
-    logger.handlers[:], logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
-
-
-def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 10.0) -> None:
-    end_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end_s, f"not within {limit_s} s: {what}"
-        time.sleep(0.01)
 
 
 def test_health_and_reflection_answer(start: StartServer) -> None:

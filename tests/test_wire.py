@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
+from wire_columns import QUICK, columns, matrices, over_the_wire, texts
 
 from vecdb_client import json_text, wire
 from vecdb_client.errors import (
@@ -27,21 +27,6 @@ from vecdb_client.types import (
     Content,
 )
 from vecdb_client.v1 import vecdb_pb2 as pb
-
-QUICK = settings(max_examples=60, deadline=None, print_blob=True)
-
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-shapes = st.tuples(st.integers(0, 7), st.integers(1, 9))
-matrices = st.one_of(
-    hnp.arrays(np.float32, shapes, elements=st.floats(width=32)),
-    hnp.arrays(np.float16, shapes, elements=st.floats(width=16)),
-)
-
-
-def over_the_wire(message: Any) -> Any:
-    """The message as the other side parses it."""
-    return type(message).FromString(message.SerializeToString())
-
 
 # --- vectors
 
@@ -142,6 +127,18 @@ def test_what_is_refused_as_vectors(given: Any) -> None:
         wire.as_matrix(given)
 
 
+def test_a_number_beyond_float32_is_named_with_its_record() -> None:
+    """The refusal says which record, dimension and number, in plain digits."""
+    given = np.array([[1, 2], [3, 1e300]])
+    with pytest.raises(InvalidVector) as caught:
+        wire.as_matrix(given, ["fine", "vast"])
+    assert "record 'vast' (position 1 of the batch)" in str(caught.value)
+    assert "too large for float32, 1e+300 at dimension 1;" in str(caught.value)
+    assert caught.value.details == {"position": 1}
+    with pytest.raises(InvalidVector, match=r"^vector 1 has .* 1e\+300 at dimension 1"):
+        wire.as_matrix(given)
+
+
 def test_infinity_is_left_to_the_engine() -> None:
     """NaN and infinities pass the wire: only the engine judges them."""
     matrix = wire.as_matrix(np.array([[math.inf, math.nan]]))
@@ -183,26 +180,6 @@ def test_contents_round_trip(values: list[tuple[bytes, str] | None]) -> None:
     """A column of contents keeps bytes, media types and which are absent."""
     message = over_the_wire(wire.encode_contents(values))
     assert wire.decode_contents(message, len(values)) == values
-
-
-@st.composite
-def columns(draw: st.DrawFn) -> wire.Columns:
-    n = draw(st.integers(1, 12))
-
-    def column(values: st.SearchStrategy[Any]) -> Any:
-        return draw(st.none() | st.lists(values, min_size=n, max_size=n))
-
-    vectors = draw(
-        st.none() | hnp.arrays(np.float32, (n, 3), elements=st.floats(width=32, allow_nan=False))
-    )
-    return wire.Columns(
-        ids=draw(st.lists(texts, min_size=n, max_size=n)),
-        vectors=vectors,
-        metadata=column(st.binary(max_size=9)),
-        documents=column(st.none() | texts),
-        contents=column(st.none() | st.tuples(st.binary(max_size=9), texts)),
-        uris=column(st.none() | texts),
-    )
 
 
 @QUICK

@@ -64,7 +64,11 @@ def test_all_of_wordnet_through_the_command_line(wordnet, data_folder):
             assert recall(found) >= 0.95
             exact = words.query(queries[:200], k=10, exact=True)
             assert recall(exact) == 1.0
-            for where in ({"category": "verb.weather"}, {"category": "noun.artifact"}, {"pos": "noun"}):
+            for where in (
+                {"category": "verb.weather"},
+                {"category": "noun.artifact"},
+                {"pos": "noun"},
+            ):
                 truth = words.query(queries[:100], k=10, filter=where, exact=True)
                 found = words.query(queries[:100], k=10, filter=where)
                 near = found.distances <= truth.distances[:, 9:10] + 1e-6

@@ -31,6 +31,10 @@ _SMALLEST_SQUARED_NORM = 1e-36
 """Below it a float32 vector has lost its direction: squares of its parts are denormal."""
 
 
+_LARGEST_SQUARED_NORM = float(np.finfo(np.float32).max) / 4
+"""Two vectors of this length are at most float32's largest number apart, squared."""
+
+
 @dataclass(frozen=True, slots=True)
 class CheckedBatch:
     """What a caller gave for n ids, checked and encoded; a column not given is None.
@@ -219,7 +223,7 @@ def check_matrix(
         wide = out if dtype.itemsize == 4 else out.astype(np.float32)
         squared = np.einsum("ij,ij->i", wide, wide)
     # One pass finds everything: NaN and infinity carry over into the squared norm.
-    bad = ~np.isfinite(squared)
+    bad = ~(squared <= _LARGEST_SQUARED_NORM)
     if info.metric == "cosine":
         bad |= squared < _SMALLEST_SQUARED_NORM
     if bad.any():
@@ -302,7 +306,12 @@ def _contents(column: Any, ids: Sequence[bytes]) -> list[bytes | None] | None:
                 f"{where(ids, i)}: contents takes Content, (bytes, media type) or bytes, given "
                 f"{type(entry).__name__}"
             )
-        media_type = str(entry.media_type).encode(errors="replace")
+        if not isinstance(entry.media_type, str):
+            raise InvalidMetadata(
+                f"{where(ids, i)}: a media type is a text such as image/png, given "
+                f"{type(entry.media_type).__name__}"
+            )
+        media_type = entry.media_type.encode(errors="replace")
         if len(entry.data) > MAX_CONTENT_BYTES or len(media_type) > MAX_MEDIA_TYPE_BYTES:
             raise InvalidMetadata(
                 f"{where(ids, i)}: content has {len(entry.data)} bytes and a media type of "

@@ -146,7 +146,7 @@ class Collection:
 
         def matching() -> Any:
             assert expression is not None
-            moment = core.moment(core.index.view)
+            moment = core.moment(core.view)
             return np.flatnonzero(core.matching(expression, moment) & moment.live)
 
         if expression is not None:
@@ -173,6 +173,7 @@ class Collection:
         min_sequence: int | None = None,
         timeout_s: float | None = None,
         raw_metadata: bool = False,
+        max_bytes: int | None = None,
     ) -> Records:
         """Reads records: those of `ids` that are stored, in their order, or a page by filter.
 
@@ -181,7 +182,8 @@ class Collection:
         come last. `cursor` is that of the page before; all pages show the moment of the first.
         A page of large documents or contents may be shorter than `limit`.
         `include`: vector, metadata, document, content, uri. `min_sequence` waits for a commit.
-        With `raw_metadata` metadata entries are JSON bytes, empty for none.
+        With `raw_metadata` metadata entries are JSON bytes, empty for none. `max_bytes` refuses
+        (LimitExceeded) ids whose included parts are larger together; pages are cut shorter anyway.
         """
         core = self._core
         expression = _filter(filter)
@@ -191,7 +193,14 @@ class Collection:
                     "get by ids keeps the order of ids; order_by, limit and cursor do not apply"
                 )
             return paging.get_by_ids(
-                core, ids, expression, include, min_sequence, timeout_s, raw_metadata=raw_metadata
+                core,
+                ids,
+                expression,
+                include,
+                min_sequence,
+                timeout_s,
+                raw_metadata=raw_metadata,
+                max_bytes=max_bytes,
             )
         page = 100 if limit is None else limit
         return paging.get_page(
@@ -213,6 +222,7 @@ class Collection:
         min_sequence: int | None = None,
         timeout_s: float | None = None,
         raw_metadata: bool = False,
+        max_bytes: int | None = None,
     ) -> QueryResult:
         """The k nearest records to each query vector (q, dimension), or to each stored record of `ids`.
 
@@ -220,10 +230,12 @@ class Collection:
         `max_distance` leaves out what is farther; without `k` it returns all that is within (at most
         10,000, found exactly). `exact` compares every vector; otherwise recall@k reaches
         `target_recall` (default: the collection's). There are k answers whenever k records match.
+        Queries times k are at most 5 million; `max_bytes` bounds what the included parts may take
+        (LimitExceeded). With `raw_metadata` metadata entries are JSON bytes, empty for none.
         """
         return searching.query(
             self._core, vectors, ids, k, _filter(filter), exact, max_distance, target_recall, include,
-            min_sequence, timeout_s, raw_metadata=raw_metadata,
+            min_sequence, timeout_s, raw_metadata=raw_metadata, max_bytes=max_bytes,
         )  # fmt: skip
 
     def count(

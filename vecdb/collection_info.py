@@ -6,6 +6,7 @@ import dataclasses
 import datetime as dt
 import re
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import msgspec
@@ -55,12 +56,16 @@ def check_info(
             raise InvalidSetting(
                 f"{what} must be one of {', '.join(choices)}, given {given!r}", setting=what
             )
-    number = isinstance(target_recall, int | float) and not isinstance(target_recall, bool)
+    number = isinstance(target_recall, Real) and not isinstance(target_recall, bool)
     if not number or not 0.5 <= target_recall <= 1.0:
         raise InvalidSetting(f"target_recall must be from 0.5 to 1.0, given {target_recall!r}")
-    if not isinstance(description, str) or len(description.encode()) > _MAX_DESCRIPTION_BYTES:
+    try:
+        described = len(description.encode())
+    except (AttributeError, UnicodeEncodeError):
+        described = _MAX_DESCRIPTION_BYTES + 1
+    if described > _MAX_DESCRIPTION_BYTES:
         raise InvalidSetting(
-            f"description must be a text of at most {_MAX_DESCRIPTION_BYTES} bytes"
+            f"description must be a text of at most {_MAX_DESCRIPTION_BYTES} bytes of UTF-8"
         )
     return CollectionInfo(
         name,

@@ -180,30 +180,30 @@ class Columns:
 
     def would_exceed(self, *batches: ColumnBatch) -> bool:
         """Whether these batches together would bring more distinct paths than allowed."""
-        return self._n_paths(batches) > self._max_fields
+        new = self._new_paths(batches)
+        return bool(new) and len(self._columns) + len(new) > self._max_fields
 
     def check(self, *batches: ColumnBatch) -> None:
         """LimitExceeded where `would_exceed`; to be called before anything is written."""
-        n = self._n_paths(batches)
-        if n > self._max_fields:
-            new = next(p for batch in batches for p in batch.fields if p not in self._columns)
+        if self.would_exceed(*batches):
+            new = self._new_paths(batches)
             raise LimitExceeded(
-                f"the collection would have {n:,} distinct metadata paths, {new!r:.60} among them; "
-                f"at most {self._max_fields:,} are allowed: keep values out of keys, put varying "
-                "names into a list, or raise the setting max_fields",
-                path=new,
+                f"the collection would have {len(self._columns) + len(new):,} distinct metadata paths, "
+                f"{new[0]!r:.60} among them; at most {self._max_fields:,} are allowed: keep values out "
+                "of keys, put varying names into a list, or raise the setting max_fields",
+                path=new[0],
                 limit=self._max_fields,
             )
 
     def extend(self, batch: ColumnBatch, first_row: int) -> None:
         """Adds the batch as rows [first_row, first_row + batch.n_rows) and publishes them.
 
-        The writer only. Rows come in order; rows left out have no metadata. LimitExceeded and
-        MemoryError leave everything as it was. About 50 ns a value, and 300 ns a new string.
+        The writer only. Rows come in order; rows left out have no metadata. Refuses nothing that is
+        stored, whatever the limit is by now: `check` is for what is not. MemoryError leaves everything
+        as it was. About 50 ns a value, and 300 ns a new string.
         """
         if first_row < self.n_rows:
             raise Internal(f"columns hold {self.n_rows:,} rows, given row {first_row:,} again")
-        self.check(batch)
         n_rows = first_row + batch.n_rows
         columns = dict(self._columns)
         for path, values in batch.fields.items():
@@ -227,10 +227,9 @@ class Columns:
         """Bytes of the arrays, spare room included; strings are not counted."""
         return sum(column.nbytes for column in self._columns.values())
 
-    def _n_paths(self, batches: tuple[ColumnBatch, ...]) -> int:
-        return len(self._columns) + len(
-            {path for batch in batches for path in batch.fields if path not in self._columns}
-        )
+    def _new_paths(self, batches: tuple[ColumnBatch, ...]) -> list[str]:
+        known = self._columns
+        return list({path: None for batch in batches for path in batch.fields if path not in known})
 
 
 def _capacity(n: int) -> int:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from . import metadata as meta
 from .columns import ColumnBatch, Columns
-from .errors import Closed, Corrupted, DeadlineExceeded, ReadOnly, VecdbError
+from .errors import Closed, Corrupted, DeadlineExceeded, InvalidQuery, ReadOnly, VecdbError
 from .filters import Filter, evaluate
 from .ids import Ids
 from .index import BuiltIndex, Index, IndexRecord, View
@@ -68,14 +68,20 @@ class Core:
     @property
     def view(self) -> View:
         """The newest published moment. A read-only collection looks for news of the writer first."""
-        if self.closed is not None:
-            raise Closed(self.closed)
+        self.check_open()
         if self._stale or self.read_only:
             self._catch_up()
         return self.index.view
 
+    def check_open(self) -> None:
+        if self.closed is not None:
+            raise Closed(self.closed)
+
     def _load(self) -> None:
-        """Makes all copies anew from the store; called in the lane."""
+        """Makes all copies anew from the store; called in the lane.
+
+        The old ones serve until the new index stands, which is assigned last.
+        """
         info = self.info
         index = Index(
             dimension=info.dimension,
@@ -88,23 +94,28 @@ class Core:
         with self.store.read() as reader:
             state, raw = reader.state(), reader.index_record()
             dead_rows, dead_sequences = reader.dead()
-        self.record = self._install_saved(index, raw)
         ids = Ids()
         for start in range(0, state.next_row, _LOAD_IDS):
             with self.store.read() as reader:
                 ids.append(reader.id_range(start, min(start + _LOAD_IDS, state.next_row)))
-        first = self.record.high_water if self.record is not None else 0
+        record = self._install_saved(index, raw)
+        first = 0 if record is None else record.high_water
+        index.kill(dead_rows[dead_rows < first])
         for start in range(first, state.next_row, _LOAD_ROWS):
-            index.append(self.vector_range(start, min(start + _LOAD_ROWS, state.next_row)))
-        born = dead_rows < state.next_row
-        index.kill(dead_rows[born])
-        self.deaths = Deaths(dead_rows, dead_sequences)
+            stop = min(start + _LOAD_ROWS, state.next_row)
+            index.append(self.vector_range(start, stop))
+            low, high = np.searchsorted(dead_rows, [start, stop])
+            index.kill(dead_rows[low:high])
+            # Published slice by slice, so that rows which are mostly dead are let go on the way.
+            index.publish(state.sequence)
+        index.publish(state.sequence)
+        self.record, self._raw_record = record, raw
         self.ids = ids
-        self.index = index
+        self.deaths = Deaths(dead_rows, dead_sequences)
         self.columns = Columns(self.options["max_fields"])
         self._columns_ready = state.next_row == 0
         self.masks.clear()
-        index.publish(state.sequence)
+        self.index = index
         self._stale = False
 
     def _install_saved(self, index: Index, raw: bytes | None) -> IndexRecord | None:
@@ -141,11 +152,12 @@ class Core:
                 news = list(reader.log(view.sequence))
                 vectors = reader.vector_range(view.n_rows, state.next_row)
                 ids = reader.id_range(view.n_rows, state.next_row)
-            known = None if self.record is None else self.record.to_json()
-            if raw != known:
+            if raw != self._raw_record:
                 # The writer has a new index; its file holds rows that would be a long tail here.
                 self._load()
                 return
+            # Interrupted from here on, the copies are of no moment at all and must be made anew.
+            self._stale = True
             self.ids.append(ids)
             self.index.append(vectors)
             for commit in news:
@@ -154,24 +166,36 @@ class Core:
             if self._columns_ready:
                 self._extend_columns(state.next_row)
             self.index.publish(state.sequence)
+            self._stale = False
 
     def _publish(self, applied: Sequence[Applied], sequence: int) -> None:
-        """Follows a commit with all copies; called in the lane."""
+        """Follows a commit with all copies; called in the lane.
+
+        Raises nothing: the commit stands. After a fault the next call makes the copies anew.
+        """
+        if self._stale:
+            return
         try:
-            if sequence > self.index.view.sequence:
-                for change in applied:
-                    if change.vectors is not None:
-                        self.ids.append(change.ids)
-                        self.index.append(change.vectors)
-                        if self._columns_ready and change.columns is not None:
-                            self.columns.extend(change.columns, self.columns.n_rows)
-                    self.index.kill(change.killed)
-                    self.deaths.extend(change.killed, sequence)
-                self.index.publish(sequence)
-        except BaseException:
-            # The commit stands. The next reader or writer makes the copies anew from the store.
+            if sequence == self.index.view.sequence:
+                return  # nothing changed
             self._stale = True
-            raise
+            for change in applied:
+                if change.vectors is not None:
+                    self.ids.append(change.ids)
+                    self.index.append(change.vectors)
+                    if self._columns_ready and change.columns is not None:
+                        self.columns.extend(change.columns, self.columns.n_rows)
+                self.index.kill(change.killed)
+                self.deaths.extend(change.killed, sequence)
+            self.index.publish(sequence)
+            self._stale = False
+        except Exception:
+            log.exception(
+                "collection %s: commit %d stands, but following it in memory failed; all copies are "
+                "made anew",
+                self.info.name,
+                sequence,
+            )
         with self._news:
             self._news.notify_all()
 
@@ -184,8 +208,14 @@ class Core:
                 f"collection {self.info.name!r} was opened with read_only=True; open the database "
                 "for writing in the process that owns it"
             )
-        assert self.view is not None
-        return self._lane.submit(write)
+        self.check_open()
+        if self._stale:
+            self._catch_up()
+        try:
+            return self._lane.submit(write)
+        except RuntimeError:
+            self.check_open()  # closed in between: the lane takes nothing any more
+            raise
 
     def exclusive(self) -> Any:
         """Keeps writers of this collection out, as a context manager."""
@@ -195,14 +225,18 @@ class Core:
         """Puts a saved build into service. The store names it first: a crash leaves litter at most."""
         with self._lane.exclusive():
             self.store.set_index_record(record.to_json())
-            self.record = record
+            self.record, self._raw_record = record, record.to_json()
             self.index.install(built)
             self.last_error = ""
 
     def wait_for(self, sequence: int | None, timeout_s: float | None) -> View:
         """The first view that shows commit `sequence`. DeadlineExceeded after `timeout_s` (None: 30)."""
         view = self.view
-        if sequence is None or view.sequence >= sequence:
+        if sequence is None:
+            return view
+        if isinstance(sequence, bool) or not isinstance(sequence, int) or sequence < 0:
+            raise InvalidQuery(f"min_sequence must be the number of a commit, given {sequence!r}")
+        if view.sequence >= sequence:
             return view
         limit_s = 30.0 if timeout_s is None else max(0.0, timeout_s)
         end = time.monotonic() + limit_s
@@ -296,9 +330,11 @@ class Core:
     def close(self, why: str) -> None:
         """Waits for the writer in the lane; later calls raise Closed with `why`."""
         with self._lane.exclusive():
-            if self.closed is None:
-                self.closed = why
-                self.store.close()
+            if self.closed is not None:
+                return
+            self.closed = why
+            self.store.close()
+        self._lane.close()
         with self._news:
             self._news.notify_all()
 
@@ -312,8 +348,8 @@ def deadline(timeout_s: float | None) -> Interrupt:
     def check() -> None:
         if time.monotonic() > end:
             raise DeadlineExceeded(
-                f"the filter was not evaluated within {timeout_s:g} s; give more time, or put a cheaper "
-                "condition beside it"
+                f"not done within {timeout_s:g} s; give more time, ask for less at once, or put a "
+                "cheaper condition beside the filter"
             )
 
     return check

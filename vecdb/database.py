@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import secrets
 import shutil
@@ -18,10 +19,12 @@ from .collection import Collection
 from .collection_info import check_info, check_name, from_json, shape_of, to_json
 from .core import Core, sweep_files
 from .errors import Closed, CollectionExists, DatabaseLocked, ReadOnly
-from .layout import COLLECTIONS_FOLDER
+from .layout import COLLECTIONS_FOLDER, DATA_FILE, UNNAMED_FILE
 from .settings import ENGINE, resolve
-from .store import Catalog, CollectionStore, Shape, not_found
+from .store import Catalog, CollectionStore, Shape, not_found, taken
 from .types import CollectionInfo
+
+log = logging.getLogger("vecdb")
 
 _open_here: dict[str, Database] = {}
 _open_lock = threading.Lock()
@@ -66,6 +69,8 @@ class Database:
             self._lock_file = None if read_only else folder.take_lock(self.path)
             try:
                 self._catalog = Catalog(self.path, create=new, read_only=read_only)
+                if new:
+                    folder.sync_catalog(self.path)
             except BaseException:
                 self._release()
                 raise
@@ -115,10 +120,16 @@ class Database:
             if held is not None and exist_ok:
                 _must_agree(info, self._info(name, held))
                 return self._collection(name, held)
+            if held is not None or name in names.aliases:
+                raise taken(name)
             token = secrets.token_hex(8)
-            if held is None and name not in names.aliases:
+            try:
                 self._make_folder(token, info)
-            self._catalog.add(name, token)
+                self._catalog.add(name, token)
+            except BaseException:
+                if token not in self._catalog.names().of:
+                    shutil.rmtree(self._folder(token), ignore_errors=True)
+                raise
             return self._collection(name, token)
 
     def get_collection(self, name: str) -> Collection:
@@ -127,7 +138,7 @@ class Database:
         names = self._catalog.names()
         token = names.token(name) if isinstance(name, str) else None
         if token is None:
-            raise not_found(str(name))
+            raise not_found(name)
         return self._collection(names.of[token], token)
 
     def list_collections(self) -> list[CollectionInfo]:
@@ -140,7 +151,11 @@ class Database:
     def drop_collection(self, name: str) -> None:
         """Removes a collection, its records, and aliases that point to it; takes no alias."""
         with self._change():
-            token = self._catalog.remove(name)
+            token = self._catalog.names().collections.get(name)
+            if token is None:
+                raise not_found(name)
+            self._mark_unnamed(token)
+            self._catalog.remove(name)
             with self._collection_lock(token):
                 with self._lock:
                     core = self._cores.pop(token, None)
@@ -227,10 +242,16 @@ class Database:
         """A complete and durable collection folder that nothing points to yet."""
         made = self._folder(token)
         made.mkdir(parents=True)
+        self._mark_unnamed(token)
         shape = Shape(info.dimension, info.storage)
         CollectionStore.create(made, to_json(info), shape, self._options).close()
         for path in (made, made.parent, self.path):
             folder.sync(path)
+
+    def _mark_unnamed(self, token: str) -> None:
+        """Says durably that the folder is litter unless the catalog names it."""
+        (self._folder(token) / UNNAMED_FILE).touch()
+        folder.sync(self._folder(token))
 
     def _open_store(self, name: str, token: str) -> CollectionStore:
         path = self._folder(token)
@@ -272,26 +293,33 @@ class Database:
             try:
                 info = from_json(name, store.settings)
                 core = Core(info, store, self._options, read_only=self.read_only)
+                if not self.read_only:
+                    sweep_files(core)
+                has_metadata = store.has_metadata()
                 with self._lock:
                     self._check_open()
                     self._cores[token] = core
             except BaseException:
                 store.close()
                 raise
-            if not self.read_only:
-                sweep_files(core)
-                self._builder.consider(core)
-            if store.has_metadata():
+            self._builder.consider(core)
+            if has_metadata:
                 threading.Thread(target=core.warm, name="vecdb-columns", daemon=True).start()
             return core
 
     def _sweep(self) -> None:
-        """Removes folders that a crash left behind and nothing points to."""
+        """Removes folders that a crash left behind; tells of those that are nobody's but hold data."""
         root = self.path / COLLECTIONS_FOLDER
         known = self._catalog.names().of
         for path in root.iterdir() if root.is_dir() else ():
-            if path.name not in known:
+            if path.name in known:
+                continue
+            if (path / UNNAMED_FILE).exists() or not (path / DATA_FILE).exists():
                 shutil.rmtree(path, ignore_errors=True)
+            else:
+                log.warning(
+                    "%s is a collection that the catalog does not name; left as it is", path
+                )
 
 
 def _must_agree(wanted: CollectionInfo, found: CollectionInfo) -> None:

@@ -47,6 +47,8 @@ __all__ = ["Filter", "RowSource", "evaluate", "parse"]
 MAX_TEXT_BYTES = 1024 * 1024
 MAX_DEPTH = 32
 """Filter objects inside each other, the outermost included."""
+MAX_PATTERNS = 100
+"""`$regex` operators of one filter."""
 MAX_OPERANDS = 10_000
 """Operands of one `$in`."""
 
@@ -121,6 +123,7 @@ class _Parser:
     def __init__(self) -> None:
         self.uses_id = False
         self.uses_document = False
+        self._n_patterns = 0
 
     def filter(self, given: Any, path: str, depth: int) -> tuple[Node, dict[str, Any]]:
         if not isinstance(given, Mapping):
@@ -236,6 +239,12 @@ class _Parser:
         if positive == "$regex":
             if not isinstance(value, str):
                 raise _wrong(path, f"$regex takes a pattern as text, given {shown(value)}")
+            self._n_patterns += 1
+            if self._n_patterns > MAX_PATTERNS:
+                # Each costs some milliseconds and 100 KiB to compile, before any deadline is looked at.
+                raise _wrong(
+                    path, f"a filter has at most {MAX_PATTERNS} patterns; join them with |"
+                )
             try:
                 return _leaf(name, Regex(value), COST_STRING)
             except ValueError as error:

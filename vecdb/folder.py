@@ -13,23 +13,41 @@ from .layout import CATALOG_FOLDER, COLLECTIONS_FOLDER, DATA_FILE, LOCK_FILE
 
 
 def prepare(path: Path, read_only: bool) -> bool:
-    """Whether a database must be made there."""
-    if (path / CATALOG_FOLDER / DATA_FILE).is_file():
-        return False
+    """Whether the catalog may be made there: whether no collection was ever made.
+
+    Called before the lock is taken, and makes the folder only. Raises DatabaseNotFound (read_only)
+    and Corrupted when the folder holds something else, or collections without a catalog.
+    """
+    catalog = (path / CATALOG_FOLDER / DATA_FILE).is_file()
     if read_only:
-        raise DatabaseNotFound(
-            f"{path} holds no vecdb database; open it for writing once to make one"
-        )
+        if not catalog:
+            raise DatabaseNotFound(
+                f"{path} holds no vecdb database; open it for writing once to make one"
+            )
+        return False
     path.mkdir(parents=True, exist_ok=True)
+    made = path / COLLECTIONS_FOLDER
+    collections = made.is_dir() and any(made.iterdir())
+    if collections and not catalog:
+        raise Corrupted(
+            f"{path} holds collections, but its catalog is missing; restore {CATALOG_FOLDER}/ from a "
+            "backup. Nothing was changed"
+        )
     # What an interrupted first opening leaves is ours too.
     strangers = {p.name for p in path.iterdir()} - {LOCK_FILE, CATALOG_FOLDER, COLLECTIONS_FOLDER}
-    if strangers:
+    if strangers and not catalog:
         raise Corrupted(
             f"{path} holds other files ({sorted(strangers)[0]!r}) and no vecdb database; give an empty "
             "folder or a new one"
         )
     (path / CATALOG_FOLDER).mkdir(exist_ok=True)
-    return True
+    return not collections
+
+
+def sync_catalog(path: Path) -> None:
+    """Makes the folders and names of a new catalog durable."""
+    for folder in (path / CATALOG_FOLDER, path, path.parent):
+        sync(folder)
 
 
 def take_lock(path: Path) -> Any:

@@ -8,8 +8,10 @@ Folder of a database
 A collection has an environment of its own because LMDB has one writer and one map limit per
 environment: so collections never wait for each other, and dropping one gives its space back at once.
 The catalog points to a folder only after the folder is complete, and a folder is removed only after
-the catalog has forgotten it: a crash leaves litter, never a hole. Tokens, not names, name folders, so
-a rename is one small commit and no name can escape to the file system.
+the catalog has forgotten it: a crash leaves litter, never a hole. Litter carries an empty file
+`unnamed`, which stands in a folder before it is named and before its name is taken away; a folder that
+nobody names and that has no such file is somebody's data, and is left alone. Tokens, not names, name
+folders, so a rename is one small commit and no name can escape to the file system.
 
 Tables of the catalog
     meta         b"format" -> CATALOG_FORMAT as ASCII digits
@@ -58,6 +60,7 @@ CATALOG_FOLDER = "catalog"
 COLLECTIONS_FOLDER = "collections"
 DATA_FILE = "data.mdb"
 LMDB_LOCK_FILE = "lock.mdb"
+UNNAMED_FILE = "unnamed"
 
 CATALOG_TABLES = ("meta", "collections", "aliases")
 COLLECTION_TABLES = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,10 +39,12 @@ def get_by_ids(
     timeout_s: float | None,
     *,
     raw_metadata: bool = False,
+    max_bytes: int | None = None,
 ) -> Records:
     """The stored ones of these ids, in their order; one moment, about 1 us an id and column."""
     names = check_ids(ids)
     wanted = check_include(include)
+    interrupt = deadline(timeout_s)
     core.wait_for(min_sequence, timeout_s)
     with core.read() as reader:
         sequence = reader.state().sequence
@@ -50,31 +52,38 @@ def get_by_ids(
         stored = rows >= 0
         if expression is not None:
             held = [n.decode() for n, row in zip(names, rows.tolist(), strict=True) if row >= 0]
-            stored[stored] = _few_matching(core, reader, rows[stored], held, expression)
+            stored[stored] = _few_matching(core, reader, rows[stored], held, expression, interrupt)
         held = [n.decode() for n, keep in zip(names, stored.tolist(), strict=True) if keep]
-        got = fetch(reader, rows[stored], held, wanted, raw_metadata=raw_metadata)
+        got = fetch(
+            reader, rows[stored], held, wanted, raw_metadata=raw_metadata, max_bytes=max_bytes
+        )
     return _records(got, None, sequence)
 
 
 def _few_matching(
-    core: Core, reader: Reader, rows: Rows, ids: list[str], expression: Filter
+    core: Core,
+    reader: Reader,
+    rows: Rows,
+    ids: list[str],
+    expression: Filter,
+    interrupt: Interrupt,
 ) -> NDArray[np.bool_]:
     """Evaluates a filter on some rows only, through columns made for them."""
     columns = Columns(core.options["max_fields"])
     columns.extend(ColumnBatch.from_metadata([meta.decode(m) for m in reader.metadata(rows)]), 0)
-    documents = reader.documents(rows)
+    place = {record_id: n for n, record_id in enumerate(ids)}
 
     class Given:
-        def rows_of_ids(self, wanted: Any) -> Rows:
-            return np.asarray([n for n, i in enumerate(ids) if i in set(wanted)], np.int64)
+        def rows_of_ids(self, wanted: Sequence[str]) -> Rows:
+            return np.asarray([place[i] for i in wanted if i in place], np.int64)
 
         def ids(self, some: Rows) -> list[str]:
             return [ids[n] for n in some.tolist()]
 
         def documents(self, some: Rows) -> list[str | None]:
-            return [documents[n] for n in some.tolist()]
+            return reader.documents(rows[some])
 
-    return evaluate(expression, columns, Given(), 0, len(rows))
+    return evaluate(expression, columns, Given(), 0, len(rows), interrupt=interrupt)
 
 
 def get_page(
@@ -171,25 +180,12 @@ def _fetch_some(
     core: Core, rows: Rows, include: frozenset[str], raw_metadata: bool
 ) -> tuple[Fetched, int]:
     """The first rows, as many as fit in memory for one message; (columns, rows taken, at least 1)."""
+    ids = core.ids.take(rows)
     with core.read() as reader:
-        n = len(rows)
-        if include & {"document", "content", "metadata"}:
-            n = _fitting(reader, rows, include)
-        ids = core.ids.take(rows[:n])
-        return fetch(reader, rows[:n], ids, include, raw_metadata=raw_metadata), n
-
-
-def _fitting(reader: Reader, rows: Rows, include: frozenset[str]) -> int:
-    """How many of the rows have their texts and contents in `_FETCH_BYTES` together."""
-    sizes = np.zeros(len(rows), np.int64)
-    for part, table in (
-        ("metadata", "metadata"),
-        ("document", "documents"),
-        ("content", "contents"),
-    ):
-        if part in include:
-            sizes += reader.sizes(table, rows)
-    return max(1, int(np.searchsorted(np.cumsum(sizes), _FETCH_BYTES, side="right")))
+        got = fetch(
+            reader, rows, ids, include, raw_metadata=raw_metadata, max_bytes=_FETCH_BYTES, cut=True
+        )
+    return got, len(got.ids)
 
 
 def _moment(core: Core, at: Cursor) -> Moment:
@@ -213,6 +209,8 @@ def _selected(
 
 def _ordered(core: Core, rows: Rows, order_by: str) -> Rows:
     """Rows by a field, those without it last, equal ones by row; n log n in the rows that match."""
+    if not isinstance(order_by, str):
+        raise InvalidQuery(f"order_by takes a text, given {order_by!r}")
     field = order_by.removeprefix("-")
     descending = order_by.startswith("-")
     if not field or field.startswith("$"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -11,16 +13,23 @@ from numpy.typing import NDArray
 
 from .batch import check_ids, check_matrix, to_matrix
 from .core import Core, deadline
-from .errors import InvalidQuery
+from .errors import InvalidQuery, LimitExceeded
 from .fetching import check_include, fetch
 from .filters import Filter
 from .index import View, distances
+from .masks import StoredTexts
 from .store import Reader
 from .types import DEFAULT_K, MAX_K, QueryResult
 from .writes import not_stored
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
+
+MAX_ANSWERS = 5_000_000
+"""Queries times k of one call; their ids, distances and rows take some 100 bytes each."""
+_LARGEST_BOUND = sys.float_info.max
+_SLICE_QUERIES = 256
+"""Queries searched at once: enough for the best rate, few enough to keep deadlines and memory."""
 
 
 def query(
@@ -37,6 +46,7 @@ def query(
     timeout_s: float | None,
     *,
     raw_metadata: bool = False,
+    max_bytes: int | None = None,
 ) -> QueryResult:
     """See `Collection.query`."""
     if (vectors is None) == (ids is None):
@@ -46,29 +56,47 @@ def query(
     check_bound(max_distance)
     check_recall(target_recall)
     # Without a k a distance bound asks for all that lie within: the index cannot know how many.
+    # Without a k a distance bound asks for all that lie within: the index cannot know how many.
     exact = exact or (max_distance is not None and k is None)
     interrupt = deadline(timeout_s)
     view = core.wait_for(min_sequence, timeout_s)
     if ids is None:
         queries, own = _given(core, vectors), None
     else:
-        queries, own = _stored(core, ids)
+        queries, own = _stored(core, view, ids)
+    if len(queries) * limit > MAX_ANSWERS:
+        raise LimitExceeded(
+            f"{len(queries)} queries of {limit} answers are {len(queries) * limit} answers, at most "
+            f"{MAX_ANSWERS} are given at once; send fewer queries a call",
+            given=len(queries) * limit,
+            limit=MAX_ANSWERS,
+        )
     allowed = None
     if expression is not None:
         allowed = core.matching(expression, core.moment(view), interrupt)
-    found = view.search(
-        queries,
-        limit + (own is not None),
-        allowed=allowed,
-        exact=exact,
-        target_recall=target_recall,
-    )
-    near, rows = found.distances, found.rows
-    if view.lossy:
-        with core.read() as reader:
-            near, rows = _rescored(core, reader, queries, rows)
-    near, rows = _cut(near, rows, own, max_distance, limit)
-    return _answer(core, view, near, rows, wanted, None if k is None else limit, raw_metadata)
+    # No wider than there are records: a k of 10,000 on a small collection must not cost 10,000.
+    width = min(limit, view.n_live)
+    parts: list[tuple[Floats, Rows]] = []
+    for start in range(0, len(queries), _SLICE_QUERIES):
+        interrupt()
+        some = queries[start : start + _SLICE_QUERIES]
+        mine = None if own is None else own[start : start + _SLICE_QUERIES]
+        found = view.search(
+            some,
+            max(1, width + (own is not None)),
+            allowed=allowed,
+            exact=exact,
+            target_recall=None if target_recall is None else float(target_recall),
+        )
+        near, rows = found.distances, found.rows
+        if view.lossy:
+            with core.read() as reader:
+                near, rows = _rescored(core, reader, some, rows)
+        parts.append(_cut(near, rows, mine, max_distance, width))
+    near = parts[0][0] if len(parts) == 1 else np.concatenate([part[0] for part in parts])
+    rows = parts[0][1] if len(parts) == 1 else np.concatenate([part[1] for part in parts])
+    asked = None if k is None and max_distance is not None else limit
+    return _answer(core, view, near, rows, wanted, asked, raw_metadata, max_bytes)
 
 
 def _given(core: Core, vectors: Any) -> Floats:
@@ -78,14 +106,21 @@ def _given(core: Core, vectors: Any) -> Floats:
     return check_matrix(core.info, matrix, lambda i: f"query vector {i}", np.dtype(np.float32))
 
 
-def _stored(core: Core, ids: Iterable[str]) -> tuple[Floats, Rows]:
+def _stored(core: Core, view: View, ids: Iterable[str]) -> tuple[Floats, Rows]:
+    """Vectors of stored records, and the row of each that the view shows (-1 where it shows none)."""
     names = check_ids(ids)
     with core.read() as reader:
         rows = reader.rows_of_ids(names)
         absent = [n.decode() for n, row in zip(names, rows.tolist(), strict=True) if row < 0]
         if absent:
             raise not_stored(absent, "query by ids takes stored records")
-        return reader.vectors(rows).astype(np.float32, copy=False), rows
+        vectors = reader.vectors(rows).astype(np.float32, copy=False)
+    for n in np.flatnonzero(rows >= view.n_rows).tolist():
+        # Replaced since the view was taken: what it shows of the record is an older row.
+        texts = StoredTexts(core.store, core.ids, core.moment(view))
+        shown = texts.rows_of_ids([names[n].decode()])
+        rows[n] = shown[0] if len(shown) else -1
+    return vectors, rows
 
 
 def check_k(k: int | None, max_distance: float | None) -> int:
@@ -99,16 +134,17 @@ def check_k(k: int | None, max_distance: float | None) -> int:
 def check_bound(max_distance: float | None) -> None:
     if max_distance is None:
         return
-    if isinstance(max_distance, bool) or not isinstance(max_distance, int | float | np.floating):
-        raise InvalidQuery(f"max_distance must be a number, given {max_distance!r}")
-    if math.isnan(max_distance):
-        raise InvalidQuery("max_distance must be a number, given NaN")
+    fine = isinstance(max_distance, Real) and not isinstance(max_distance, bool)
+    if not fine or abs(max_distance) > _LARGEST_BOUND or math.isnan(max_distance):
+        raise InvalidQuery(
+            f"max_distance must be a number within float64, given {max_distance!r:.80}"
+        )
 
 
 def check_recall(target_recall: float | None) -> None:
     if target_recall is None:
         return
-    fine = isinstance(target_recall, int | float) and not isinstance(target_recall, bool)
+    fine = isinstance(target_recall, Real) and not isinstance(target_recall, bool)
     if not fine or not 0.5 <= target_recall <= 1.0:
         raise InvalidQuery(f"target_recall must be from 0.5 to 1.0, given {target_recall!r}")
 
@@ -133,7 +169,7 @@ def _cut(
     if own is not None:
         keep &= rows != own[:, np.newaxis]
     if max_distance is not None:
-        keep &= near <= max_distance
+        keep &= near.astype(np.float64) <= float(max_distance)
     if not keep[:, :limit].all():
         order = np.argsort(~keep, axis=1, kind="stable")
         near = np.take_along_axis(np.where(keep, near, np.float32(np.nan)), order, 1)
@@ -149,6 +185,7 @@ def _answer(
     include: frozenset[str],
     width: int | None,
     raw_metadata: bool,
+    max_bytes: int | None,
 ) -> QueryResult:
     """Rows to columns. Ids come from memory; the store is read only for what is included."""
     there = rows >= 0
@@ -170,7 +207,7 @@ def _answer(
     if not include:
         return QueryResult(nested(ids), out, sequence=view.sequence)
     with core.read() as reader:
-        got = fetch(reader, flat, ids, include, raw_metadata=raw_metadata)
+        got = fetch(reader, flat, ids, include, raw_metadata=raw_metadata, max_bytes=max_bytes)
     return QueryResult(
         nested(ids),
         out,

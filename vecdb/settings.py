@@ -41,8 +41,8 @@ class Setting:
         too_low = self.low is not None and not isinstance(value, str) and not value >= self.low
         too_high = self.high is not None and not isinstance(value, str) and not value <= self.high
         if too_low or too_high:
-            low = "any" if self.low is None else f"{self.low:g}"
-            high = "any" if self.high is None else f"{self.high:g}"
+            low = "any" if self.low is None else f"{self.low:,}"
+            high = "any" if self.high is None else f"{self.high:,}"
             raise InvalidSetting(
                 f"setting {self.name!r} must be from {low} to {high}, given {given!r}",
                 setting=self.name,

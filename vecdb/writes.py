@@ -36,12 +36,12 @@ class Put:
         self._columns = columns
         self._replace = replace
 
-    def apply(self, writer: Writer, sequence: int) -> Applied:
+    def apply(self, writer: Writer, sequence: int, before: Sequence[ColumnBatch]) -> Applied:
         held = writer.rows_of_ids(self._ids)
         stored = held >= 0
         if stored.any() and not self._replace:
             raise _exists(self._ids, stored)
-        self._columns.check(self._column_batch)
+        self._columns.check(*before, self._column_batch)
         killed = held[stored]
         writer.kill(killed, sequence)
         writer.append(self._rows, self._checksums)
@@ -58,7 +58,7 @@ class Update:
     clear: frozenset[str]
     alone: bool = False
 
-    def apply(self, writer: Writer, sequence: int) -> Applied:
+    def apply(self, writer: Writer, sequence: int, before: Sequence[ColumnBatch]) -> Applied:
         batch = self.batch
         held = writer.rows_of_ids(batch.ids)
         if (held < 0).any():
@@ -74,7 +74,7 @@ class Update:
             self._patched(writer, "uris", "uri", held, batch.uris),
         )
         column_batch = ColumnBatch.from_metadata(values)
-        self.columns.check(column_batch)
+        self.columns.check(*before, column_batch)
         writer.kill(held, sequence)
         writer.append(rows, checksums(rows))
         return Applied(len(batch), held, batch.ids, vectors, column_batch)
@@ -130,7 +130,7 @@ class Delete:
     def alone(self) -> bool:
         return self.matching is not None
 
-    def apply(self, writer: Writer, sequence: int) -> Applied:
+    def apply(self, writer: Writer, sequence: int, before: Sequence[ColumnBatch]) -> Applied:
         if self.ids is not None:
             held = writer.rows_of_ids(self.ids)
             gone = held >= 0

@@ -2,56 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from importlib.metadata import version
-from pathlib import Path
 
-from .cli import DEFAULT_SERVER, parse
-from .cli_target import (
-    EXIT_BROKEN_PIPE,
-    EXIT_ERROR,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_USAGE,
-    CommandFailed,
-    Target,
-)
+EXIT_INTERRUPTED = 130
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; the exit code. Messages about failures go to stderr, one line each."""
-    parser, args = parse(sys.argv[1:] if argv is None else argv, os.environ)
-    if args.version:
-        print(f"vecdb {version('vecdb-server')}")
-        return EXIT_OK
-    if args.command is None:
-        parser.print_help(sys.stderr)
-        return EXIT_USAGE
-    target = Target(
-        address=getattr(args, "server", None) or os.environ.get("VECDB_SERVER") or DEFAULT_SERVER,
-        data=Path(args.data) if getattr(args, "data", None) else None,
-        timeout_s=getattr(args, "timeout_s", 30.0),
-    )
     try:
-        code: int = args.run(args, target)
-        sys.stdout.flush()
-    except CommandFailed as error:
-        return _fail(str(error), error.exit_code)
+        # Here, so that Ctrl-C while modules are loaded is an interruption like any other.
+        from .commands import run
+
+        return run(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
-        return _fail("interrupted", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read our output has gone. Python would complain once more when it flushes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
-    except OSError as error:
-        return _fail(str(error), EXIT_ERROR)
-    return code
-
-
-def _fail(message: str, exit_code: int) -> int:
-    print(f"vecdb: {message}", file=sys.stderr)
-    return exit_code
+        print("vecdb: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def run_rename(args: argparse.Namespace, target: Target) -> int:
 
 def run_alias(args: argparse.Namespace, target: Target) -> int:
     """Without a name: prints all. With a name and a collection: sets. With --drop: removes."""
-    if args.alias is None:
+    if args.alias is None and not args.drop:
         with opened(target) as database:
             aliases = database.list_aliases()
         if args.json:
@@ -93,8 +93,8 @@ def run_alias(args: argparse.Namespace, target: Target) -> int:
         else:
             pairs(dict(sorted(aliases.items())))
         return EXIT_OK
-    if args.drop == (args.collection is not None):
-        raise CommandFailed("name a collection to point to, or --drop", EXIT_USAGE)
+    if args.alias is None or args.drop == (args.collection is not None):
+        raise CommandFailed("name an alias, and a collection to point to or --drop", EXIT_USAGE)
     with opened(target, write=True) as database:
         if args.drop:
             database.drop_alias(args.alias)

@@ -108,6 +108,8 @@ def sink(path: Path, *, dimension: int) -> Iterator[Sink]:
     """Where records go, by the ending of `path`; `-` is JSON lines on stdout."""
     name = path.name
     if name == "-":
+        if sys.stdout is None:
+            raise CommandFailed("cannot write to standard output: it is closed")
         yield _Lines(sys.stdout.buffer)
         sys.stdout.buffer.flush()
         return

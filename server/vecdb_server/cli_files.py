@@ -11,6 +11,8 @@ import binascii
 import datetime as dt
 import gzip
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -74,6 +76,10 @@ def read_batches(
             raise CommandFailed("a .npz holds its own vectors: leave --vectors out", EXIT_USAGE)
         yield from _read_npz(rows, fields, batch_size, skip)
         return
+    if rows.suffix == ".npy":
+        raise CommandFailed(
+            f"{rows} holds vectors only: name it with --vectors, beside a file of rows", EXIT_USAGE
+        )
     matrix = None if vectors is None else load_vectors(vectors)
     yield from _read_lines(rows, matrix, fields, batch_size, skip)
 
@@ -81,14 +87,25 @@ def read_batches(
 def load_vectors(path: Path) -> NDArray[Any]:
     """The (n, d) array of a .npy, mapped instead of read; a single (d,) vector counts as one row."""
     try:
-        matrix: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise CommandFailed(f"cannot read {path}: {error}", EXIT_USAGE) from error
+        matrix: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise CommandFailed(f"{path} is no .npy file of numbers", EXIT_USAGE) from error
+    if not isinstance(matrix, np.ndarray) or matrix.dtype.kind not in "fiu":
+        raise CommandFailed(f"{path} is no .npy file of numbers", EXIT_USAGE)
     if matrix.ndim == 1:
         matrix = matrix[None, :]
     if matrix.ndim != 2:
-        raise CommandFailed(f"{path} holds an array of shape {matrix.shape}, expected (rows, d)")
-    return matrix
+        raise CommandFailed(
+            f"{path} holds an array of shape {matrix.shape}, expected (rows, d)", EXIT_USAGE
+        )
+    found: NDArray[Any] = matrix
+    return found
+
+
+def _unreadable(path: Path, error: OSError) -> CommandFailed:
+    return CommandFailed(f"cannot read {path}: {error.strerror or error}", EXIT_USAGE)
 
 
 def _read_lines(
@@ -123,7 +140,7 @@ def _read_lines(
                 row = end
                 batch.share = raw.tell() / size if size else None
                 yield batch
-        except (EOFError, gzip.BadGzipFile) as error:
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise CommandFailed(f"{path} is not complete gzip: {error}") from error
     if matrix is not None and row < len(matrix):
         raise CommandFailed(
@@ -134,17 +151,24 @@ def _read_lines(
 def _read_npz(path: Path, fields: Fields, batch_size: int, skip: int) -> Iterator[Batch]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError) as error:
-        raise CommandFailed(f"cannot read {path}: {error}", EXIT_USAGE) from error
-    vectors = found.get("vectors")
-    if vectors is None or vectors.ndim != 2 or not ("rows" in found or "ids" in found):
+            # What is in the archive but is no array comes out as bytes.
+            found = {n: a for n in arrays.files if isinstance(a := arrays[n], np.ndarray)}
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise CommandFailed(f"{path} is no .npz file of arrays", EXIT_USAGE) from error
+    vectors, rows = found.get("vectors"), found.get("rows")
+    if (
+        vectors is None
+        or vectors.ndim != 2
+        or not ("ids" in found if rows is None else rows.dtype == np.uint8)
+    ):
         raise CommandFailed(
             f"{path} holds {', '.join(sorted(found)) or 'nothing'}; expected `vectors` (rows, d) and"
             " either `rows` (JSON lines as bytes, as export writes them) or `ids`"
         )
-    if "rows" in found:
-        lines = found["rows"].astype(np.uint8).tobytes().splitlines()
+    if rows is not None:
+        lines = rows.tobytes().splitlines()
     else:
         lines = [msgspec.json.encode({fields.id: str(given)}) for given in found["ids"].tolist()]
     if len(lines) != len(vectors):
@@ -161,6 +185,8 @@ def _read_npz(path: Path, fields: Fields, batch_size: int, skip: int) -> Iterato
 
 def _open(path: Path) -> BinaryIO:
     if str(path) == "-":
+        if sys.stdin is None:
+            raise CommandFailed("cannot read from standard input: it is closed", EXIT_USAGE)
         return sys.stdin.buffer
     try:
         return path.open("rb")
@@ -255,7 +281,7 @@ def _content(row: dict[str, Any], fields: Fields, where: str) -> tuple[bytes, st
         raise CommandFailed(f"{where}: field {fields.content!r} must be base64: {error}") from error
 
 
-def _matrix(listed: list[Any], fields: Fields, path: Path, first: int) -> NDArray[np.float32]:
+def _matrix(listed: list[Any], fields: Fields, path: Path, first: int) -> NDArray[np.float64]:
     missing = [position for position, vector in enumerate(listed) if vector is None]
     if missing:
         raise CommandFailed(
@@ -263,12 +289,21 @@ def _matrix(listed: list[Any], fields: Fields, path: Path, first: int) -> NDArra
             " in a file of their own are named with --vectors file.npy, another field with"
             " --vector-field"
         )
-    try:
-        matrix = np.array(listed, np.float32)
-    except (TypeError, ValueError) as error:
+    matrix = number_matrix(listed)
+    if matrix is None or matrix.ndim != 2:
         raise CommandFailed(
-            f"{path} from line {first}: vectors must be lists of numbers, all of one length: {error}"
-        ) from error
-    if matrix.ndim != 2:
-        raise CommandFailed(f"{path} from line {first}: vectors must be lists of numbers")
+            f"{path}, {len(listed)} rows from line {first}: vectors must be lists of numbers, all of"
+            " one length"
+        )
     return matrix
+
+
+def number_matrix(listed: Any) -> NDArray[np.float64] | None:
+    """The array of what JSON lists hold, None where it is not numbers in lists of one length.
+
+    Doubles, so that a number beyond float32 is still itself when the database refuses it.
+    """
+    try:
+        return np.array(listed, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return None

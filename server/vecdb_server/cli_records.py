@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .cli_files import load_vectors
+from .cli_files import load_vectors, number_matrix
 from .cli_output import json_line, print_record, record_json
 from .cli_target import EXIT_ERROR, EXIT_OK, EXIT_USAGE, CommandFailed, Target, opened
 
@@ -24,6 +24,8 @@ def run_get(args: argparse.Namespace, target: Target) -> int:
     """Prints records by ids, or the first `limit` that match, in order."""
     if args.ids and (args.order_by or args.cursor or args.limit is not None):
         raise CommandFailed("ids go without --order-by, --limit and --cursor", EXIT_USAGE)
+    if args.limit is not None and args.limit < 1:
+        raise CommandFailed("--limit takes 1 or more", EXIT_USAGE)
     with opened(target) as database:
         collection = database.get_collection(args.collection)
         if args.ids:
@@ -97,13 +99,20 @@ def _query_vectors(args: argparse.Namespace) -> Any:
     if args.row is not None and args.vectors is None:
         raise CommandFailed("--row chooses a row of --vectors", EXIT_USAGE)
     if args.vector is not None:
-        text = sys.stdin.read() if args.vector == "-" else args.vector
         try:
-            return np.array(json.loads(text), np.float32)
-        except (TypeError, ValueError) as error:
+            # Without a standard input there is nothing to read.
+            piped = args.vector == "-" and sys.stdin is not None
+            text = sys.stdin.read() if piped else args.vector
+            matrix = number_matrix(json.loads(text))
+        except (ValueError, RecursionError) as error:
             raise CommandFailed(
                 f"--vector takes a JSON list of numbers: {error}", EXIT_USAGE
             ) from error
+        if matrix is None or matrix.ndim not in (1, 2):
+            raise CommandFailed(
+                f"--vector takes a JSON list of numbers, given {text.strip()[:60]}", EXIT_USAGE
+            )
+        return matrix
     if args.vectors is None:
         return None
     matrix = load_vectors(args.vectors)

@@ -7,6 +7,7 @@ The engine and gRPC are imported when the command runs: the others are quicker w
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -40,6 +41,9 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def run_serve(args: argparse.Namespace, _: Target) -> int:
+    # Lines of gRPC's C++ core are in no log format of ours; what they say reaches us as errors.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
     from vecdb.errors import InvalidSetting
 
     from .server import serve

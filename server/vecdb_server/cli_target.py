@@ -18,7 +18,6 @@ EXIT_USAGE = 2
 EXIT_FOLDER = 3
 EXIT_PROBLEMS = 4
 EXIT_UNREACHABLE = 5
-EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
 EXIT_CODES = """\
@@ -72,10 +71,15 @@ def opened(target: Target, *, write: bool = False) -> Iterator[Any]:
     """
     if target.data is None:
         from vecdb_client import connect
+        from vecdb_client.errors import InvalidArgument
         from vecdb_client.errors import VecdbError as ClientError
 
         try:
-            with connect(target.address, timeout_s=target.timeout_s) as client:
+            connected = connect(target.address, timeout_s=target.timeout_s)
+        except InvalidArgument as error:
+            raise CommandFailed(error.message, EXIT_USAGE) from error
+        try:
+            with connected as client:
                 yield client
         except ClientError as error:
             raise failed(error) from error

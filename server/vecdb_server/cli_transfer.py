@@ -18,7 +18,6 @@ from typing import Any
 from .cli_export import sink
 from .cli_files import Batch, Fields, read_batches
 from .cli_target import EXIT_OK, EXIT_USAGE, CommandFailed, Target, opened
-from .progress import Progress
 
 # Errors after which a write may have happened all the same.
 _UNCERTAIN = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL"}
@@ -26,6 +25,8 @@ _UNCERTAIN = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL"}
 
 def run_import(args: argparse.Namespace, target: Target) -> int:
     """Writes a file into a collection, batch by batch; each is durable when the next one starts."""
+    from vecdb_client.progress import Progress
+
     fields = Fields(
         id=args.id_field,
         vector=args.vector_field,
@@ -57,7 +58,9 @@ def run_import(args: argparse.Namespace, target: Target) -> int:
                 print(_stored(done, args.skip, error), file=sys.stderr)
             raise
         progress.close()
-        if collection is not None and args.build_index:
+        if collection is None:
+            collection = _without_rows(database, args)
+        if args.build_index:
             collection.build_index(wait=True, timeout_s=math.inf)
     seconds = time.perf_counter() - started_s
     if args.json:
@@ -113,6 +116,19 @@ def _collection(database: Any, args: argparse.Namespace, first: Batch) -> Any:
     )
 
 
+def _without_rows(database: Any, args: argparse.Namespace) -> Any:
+    """The collection that no row came for: an import into one that is not there fails all the same."""
+    try:
+        return database.get_collection(args.collection)
+    except LookupError:
+        if not args.create:
+            raise
+        raise CommandFailed(
+            f"{args.file} gave no rows, so the dimension of the new collection {args.collection!r} is"
+            " not known; make it with `vecdb create`"
+        ) from None
+
+
 def creation_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `create_collection` that were given; defaults are the engine's."""
     given = {
@@ -125,6 +141,10 @@ def creation_settings(args: argparse.Namespace) -> dict[str, Any]:
             given["schema"] = json.loads(args.schema)
         except ValueError as error:
             raise CommandFailed(f"--schema takes a JSON object: {error}", EXIT_USAGE) from error
+        if not isinstance(given["schema"], dict):
+            raise CommandFailed(
+                f"--schema takes a JSON object, given {args.schema[:60]}", EXIT_USAGE
+            )
     return given
 
 
@@ -134,6 +154,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 def run_export(args: argparse.Namespace, target: Target) -> int:
     """Writes all records of a collection, or those that match a filter, to a file."""
+    from vecdb_client.progress import Progress
+
     path = Path(args.file)
     started_s = time.perf_counter()
     done = 0

@@ -109,6 +109,7 @@ class Service(CollectionHandlers):
                 min_sequence=request.min_sequence or None,
                 timeout_s=remaining_s(context),
                 raw_metadata=True,
+                max_bytes=self._max_message_bytes,
             )
         return pb.GetResponse(
             records=messages.encode_records(records),
@@ -137,6 +138,7 @@ class Service(CollectionHandlers):
                 min_sequence=request.min_sequence or None,
                 timeout_s=remaining_s(context),
                 raw_metadata=True,
+                max_bytes=self._max_message_bytes,
             )
         return messages.encode_query_result(result)
 

@@ -1,6 +1,6 @@
 """The only door to LMDB: what is stored, and the transactions that read and write it."""
 
-from .catalog import Catalog, not_found
+from .catalog import Catalog, not_found, taken
 from .check import problems
 from .collection_store import CollectionStore
 from .reader import Commit, Reader, Shape, State
@@ -18,4 +18,5 @@ __all__ = [
     "checksums",
     "not_found",
     "problems",
+    "taken",
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import AliasNotFound, CollectionExists, CollectionNotFound, FormatMismatch
-from ..layout import CATALOG_FOLDER, CATALOG_FORMAT, CATALOG_TABLES, META_FORMAT
+from ..layout import CATALOG_FOLDER, CATALOG_FORMAT, CATALOG_TABLES, LMDB_MAX_KEY_BYTES, META_FORMAT
 from .environment import Environment
 
 Result = TypeVar("Result")
@@ -76,10 +76,14 @@ class Catalog:
         if names is not None and not self._read_only:
             return names
         with self._lock:
-            # Changes take the lock too, so that nothing older than the last one is kept.
+            # Changes take the lock too, so that nothing older than the last one is kept. The number is
+            # that of the snapshot: the newest commit may still be on its way to the disk.
             if self._names is None or self._env.last_transaction() != self._last:
-                self._last = self._env.last_transaction()
-                self._names = Names(self._all("collections"), self._all("aliases"))
+                with self._env.read() as transaction:
+                    self._last = transaction.id()
+                    self._names = Names(
+                        self._all(transaction, "collections"), self._all(transaction, "aliases")
+                    )
             return self._names
 
     def _change(self, work: Callable[[Any], Result]) -> Result:
@@ -97,6 +101,8 @@ class Catalog:
     def remove(self, name: str) -> str:
         """Forgets a collection and its aliases; the token of the folder to delete."""
 
+        _must_be_name(name)
+
         def work(transaction: Any) -> str:
             token = self._pop(transaction, name)
             aliases = self._env.table("aliases")
@@ -108,6 +114,8 @@ class Catalog:
         return self._change(work)
 
     def rename(self, name: str, new_name: str) -> None:
+        _must_be_name(name)
+
         def work(transaction: Any) -> None:
             token = self._pop(transaction, name)
             if new_name != name:
@@ -117,22 +125,26 @@ class Catalog:
         self._change(work)
 
     def set_alias(self, alias: str, name: str) -> None:
+        _must_be_name(name)
+
         def work(transaction: Any) -> None:
             collections = self._env.table("collections")
             token = transaction.get(name.encode(), db=collections)
             if token is None:
                 raise not_found(name)
             if transaction.get(alias.encode(), db=collections) is not None:
-                raise _taken(alias, "a collection")
+                raise taken(alias)
             transaction.put(alias.encode(), token, db=self._env.table("aliases"))
 
         self._change(work)
 
     def drop_alias(self, alias: str) -> None:
         def work(transaction: Any) -> None:
-            if not transaction.delete(alias.encode(), db=self._env.table("aliases")):
+            if not _is_name(alias) or not transaction.delete(
+                alias.encode(), db=self._env.table("aliases")
+            ):
                 raise AliasNotFound(
-                    f"no alias {alias!r}; `list_aliases()` shows those there are", alias=alias
+                    f"no alias {alias!r}; `list_aliases()` shows those there are", alias=str(alias)
                 )
 
         self._change(work)
@@ -140,10 +152,9 @@ class Catalog:
     def close(self) -> None:
         self._env.close()
 
-    def _all(self, table: str) -> dict[str, str]:
-        with self._env.read() as transaction:
-            cursor = transaction.cursor(db=self._env.table(table))
-            return {bytes(k).decode(): bytes(v).decode() for k, v in cursor}
+    def _all(self, transaction: Any, table: str) -> dict[str, str]:
+        cursor = transaction.cursor(db=self._env.table(table))
+        return {bytes(k).decode(): bytes(v).decode() for k, v in cursor}
 
     def _pop(self, transaction: Any, name: str) -> bytes:
         token = transaction.pop(name.encode(), db=self._env.table("collections"))
@@ -152,9 +163,9 @@ class Catalog:
         return bytes(token)
 
     def _refuse_taken(self, transaction: Any, name: str) -> None:
-        for table, what in (("collections", "a collection"), ("aliases", "an alias")):
+        for table in ("collections", "aliases"):
             if transaction.get(name.encode(), db=self._env.table(table)) is not None:
-                raise _taken(name, what)
+                raise taken(name)
 
     def _stamp(self, transaction: Any) -> None:
         meta = self._env.table("meta")
@@ -162,13 +173,24 @@ class Catalog:
             transaction.put(META_FORMAT, str(CATALOG_FORMAT).encode(), db=meta)
 
 
-def not_found(name: str) -> CollectionNotFound:
+def _is_name(name: object) -> bool:
+    """Whether it may be the key of a table; names are checked when they are made."""
+    return isinstance(name, str) and 0 < len(name.encode(errors="replace")) <= LMDB_MAX_KEY_BYTES
+
+
+def _must_be_name(name: object) -> None:
+    if not _is_name(name):
+        raise not_found(name)
+
+
+def not_found(name: object) -> CollectionNotFound:
     return CollectionNotFound(
-        f"no collection {name!r}; `list_collections()` shows those there are", collection=name
+        f"no collection {name!r}; `list_collections()` shows those there are", collection=str(name)
     )
 
 
-def _taken(name: str, what: str) -> CollectionExists:
+def taken(name: str) -> CollectionExists:
     return CollectionExists(
-        f"the name {name!r} is taken by {what}; choose another or drop that first", name=name
+        f"the name {name!r} is taken by a collection or an alias; choose another or drop that first",
+        name=name,
     )

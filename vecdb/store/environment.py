@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,13 +14,23 @@ from typing import Any, TypeVar
 
 import lmdb
 
-from ..errors import Closed, Corrupted, FormatMismatch, Internal, StorageFull, VecdbError
+from ..errors import (
+    Closed,
+    Corrupted,
+    FormatMismatch,
+    Internal,
+    LimitExceeded,
+    StorageFull,
+    VecdbError,
+)
 from ..layout import DATA_FILE
 
 Result = TypeVar("Result")
 
 _MAX_READERS = 1_024
 _LITTLE_ROOM_BYTES = 16 << 20
+_PATIENCE_S = 0.05
+_COMMITS_A_READER_CHECK = 256
 
 
 class Environment:
@@ -47,6 +58,7 @@ class Environment:
         self._mine = threading.local()
         self._growing = False
         self._closed = False
+        self._commits = 0
         data_file = folder / DATA_FILE
         if not create and not data_file.is_file():
             raise Corrupted(f"{data_file} is missing; restore it from a backup")
@@ -66,6 +78,8 @@ class Environment:
                 # The kernel's read-ahead doubles the memory of random reads of single records.
                 readahead=False,
             )
+            # A reader that was killed keeps its slot, and LMDB the pages it saw, until someone looks.
+            self._env.reader_check()
             try:
                 self._tables = {t: self._env.open_db(t.encode(), create=create) for t in tables}
             except lmdb.NotFoundError:
@@ -83,21 +97,26 @@ class Environment:
     @contextmanager
     def read(self) -> Iterator[Any]:
         """A read transaction whose values are buffers into the map, valid until it ends."""
-        self._enter()
-        try:
-            with _in_our_words(self.folder):
-                try:
-                    transaction = self._env.begin(buffers=True)
-                except lmdb.MapResizedError:
-                    # Another process has made the file larger than our map.
-                    self._leave()
-                    self._resize(0)
-                    self._enter()
-                    transaction = self._env.begin(buffers=True)
+        with _in_our_words(self.folder):
+            transaction = self._begin()
+            try:
                 with transaction:
                     yield transaction
-        finally:
-            self._leave()
+            finally:
+                self._leave()
+
+    def _begin(self) -> Any:
+        while True:
+            self._enter()
+            try:
+                return self._env.begin(buffers=True)
+            except lmdb.MapResizedError:
+                # Another process has made the file larger than our map.
+                self._leave()
+                self._resize(0)
+            except BaseException:
+                self._leave()
+                raise
 
     def write(self, work: Callable[[Any], Result]) -> Result:
         """Runs `work(transaction)` and commits durably; if it raises, nothing is written.
@@ -105,6 +124,9 @@ class Environment:
         `work` runs again from the start when the map had to grow, so it must keep its results to
         itself until it returns. Raises StorageFull when the disk or the map limit is reached.
         """
+        self._commits += 1
+        if self._commits % _COMMITS_A_READER_CHECK == 0:
+            self._env.reader_check()
         while True:
             self._enter()
             try:
@@ -118,7 +140,7 @@ class Environment:
             if size >= self.map_limit_bytes:
                 raise StorageFull(
                     f"the LMDB map of {self.folder} is full at {size} bytes, its limit; nothing was "
-                    "written. Raise map_limit_bytes, or delete records and compact",
+                    "written. Raise the setting map_limit_bytes",
                     limit_bytes=size,
                 )
             self._resize(min(2 * size, self.map_limit_bytes))
@@ -170,15 +192,19 @@ class Environment:
                 self._gate.notify_all()
 
     def _resize(self, map_size_bytes: int) -> None:
-        with self._gate:
-            self._growing = True
-            try:
-                self._gate.wait_for(lambda: self._open_transactions == 0)
-                if not self._closed:
-                    self._env.set_mapsize(map_size_bytes)
-            finally:
-                self._growing = False
-                self._gate.notify_all()
+        """Waits for a moment without transactions. While one lasts long, others go on in between."""
+        while True:
+            with self._gate:
+                self._growing = True
+                try:
+                    if self._gate.wait_for(lambda: not self._open_transactions, _PATIENCE_S):
+                        if not self._closed:
+                            self._env.set_mapsize(map_size_bytes)
+                        return
+                finally:
+                    self._growing = False
+                    self._gate.notify_all()
+            time.sleep(_PATIENCE_S)
 
 
 class _MapFull(Exception):
@@ -207,6 +233,11 @@ def _in_our_words(folder: Path) -> Iterator[None]:
 
 def _full_or_internal(folder: Path, text: str) -> VecdbError:
     full = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), os.strerror(errno.EFBIG))
+    if os.strerror(errno.EMFILE) in text or os.strerror(errno.ENFILE) in text:
+        return LimitExceeded(
+            f"too many files are open to open {folder}; raise the limit (ulimit -n): each collection "
+            "takes two files and those of its index"
+        )
     # LMDB reports a write that was cut short as EIO, whatever cut it.
     cut_short = os.strerror(errno.EIO) in text and _room_bytes(folder) < _LITTLE_ROOM_BYTES
     if cut_short or any(words in text for words in full):

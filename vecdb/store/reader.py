@@ -27,10 +27,8 @@ from ..layout import (
     id_key,
     keys_of_rows,
     rows_per_block,
-    unpack_content,
     unpack_ids,
 )
-from ..types import Content
 from .environment import Environment
 
 Rows = NDArray[np.int64]
@@ -119,7 +117,7 @@ class Reader:
         """Live row of each id, -1 where there is none; about 1 us an id."""
         get, db = self._txn.get, self._env.table("keys")
         none = b"\xff" * 8  # -1
-        found = b"".join([get(id_key(i), none, db=db) for i in ids])
+        found = b"".join([get(id_key(i), none, db=db) if i else none for i in ids])
         return np.frombuffer(found, dtype="<i8").astype(np.int64)
 
     def id_range(self, start: int, stop: int) -> list[bytes]:
@@ -148,6 +146,11 @@ class Reader:
             raise Corrupted(f"block {number} of ids in {self._env.folder}: {error}") from error
 
     # -- vectors
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of one vector as float32, which it is read as."""
+        return 4 * self._shape.dimension
 
     def vectors(self, rows: Rows | Sequence[int]) -> NDArray[Any]:
         """Vectors of any rows in stored dtype, shape (n, dimension); about 1.5 us a row."""
@@ -204,26 +207,12 @@ class Reader:
     def documents(self, rows: Rows | Sequence[int]) -> list[str | None]:
         return [None if v is None else str(v, "utf-8") for v in self._get_many("documents", rows)]
 
-    def uris(self, rows: Rows | Sequence[int]) -> list[str | None]:
-        return [None if v is None else str(v, "utf-8") for v in self._get_many("uris", rows)]
-
-    def contents(self, rows: Rows | Sequence[int]) -> list[Content | None]:
-        found: list[Content | None] = []
-        for value in self._get_many("contents", rows):
-            if value is None:
-                found.append(None)
-            else:
-                media_type, data = unpack_content(bytes(value))
-                found.append(Content(data, media_type))
-        return found
-
-    def sizes(self, table: str, rows: Rows | Sequence[int]) -> Rows:
-        """Bytes of the values of one of the tables keyed by row; 0 where there is none."""
-        found = [0 if v is None else len(v) for v in self._get_many(table, rows)]
-        return np.asarray(found, dtype=np.int64)
+    def views(self, table: str, rows: Rows | Sequence[int]) -> list[memoryview | None]:
+        """Values of one of the tables keyed by row: buffers into the map, nothing is copied."""
+        return self._get_many(table, rows)
 
     def raw(self, table: str, rows: Rows | Sequence[int]) -> list[bytes | None]:
-        """Values of one of the tables keyed by row, undecoded."""
+        """Values of one of the tables keyed by row, undecoded copies."""
         return [None if v is None else bytes(v) for v in self._get_many(table, rows)]
 
     # -- history

@@ -74,6 +74,8 @@ class Writer(Reader):
         self.next_row = self.before.next_row
         self.live = self.before.live
         self.died: list[Rows] = []
+        self.changes = 0
+        """Calls so far that change something; counted before they begin."""
 
     @property
     def changed(self) -> bool:
@@ -84,6 +86,7 @@ class Writer(Reader):
 
         An id that pointed elsewhere must have been given to `kill` before.
         """
+        self.changes += 1
         first, count = self.next_row, len(rows)
         keys = row_keys(first, count)
         self._append_vectors(rows.vectors, first)
@@ -111,6 +114,7 @@ class Writer(Reader):
         """Marks live rows dead; `forget` removes their ids, or `append` points them elsewhere."""
         if not len(rows):
             return
+        self.changes += 1
         value = SEQUENCE_VALUE.pack(sequence)
         put, db = self._txn.put, self._env.table("dead")
         for key in keys_of_rows(rows):
@@ -120,6 +124,7 @@ class Writer(Reader):
 
     def forget(self, ids: Sequence[bytes]) -> None:
         """Removes ids whose rows were killed and not replaced."""
+        self.changes += 1
         delete, db = self._txn.delete, self._env.table("keys")
         for record_id in ids:
             delete(id_key(record_id), db=db)

@@ -135,7 +135,8 @@ def encode_filter(expression: Mapping[str, Any] | str | None) -> str:
     if isinstance(expression, str):
         if not expression.strip():
             raise InvalidFilter(
-                "the filter is an empty text; leave it out to match everything", path="$"
+                "filter at $: the text is empty; leave the filter out, or write {} for everything",
+                path="$",
             )
         try:
             expression.encode()

@@ -49,7 +49,12 @@ def normalised_target(target: str) -> str:
             f"a target is host:port such as 127.0.0.1:{DEFAULT_PORT}, given {target!r}"
         )
     target = target.strip()
-    if target.startswith("unix:") or re.search(r"(^[^:]+|\]):\d+$", target):
+    if target.startswith("unix:"):
+        return target
+    if found := re.search(r"(?:^[^:]+|\]):(\d+)$", target):
+        # grpc takes a larger number for the one that its last 16 bits are.
+        if not 1 <= int(found[1]) <= 65_535:
+            raise errors.InvalidSetting(f"the port in target {target!r} must be from 1 to 65535")
         return target
     if target.count(":") > 1 and not target.startswith("["):
         target = f"[{target}]"

@@ -85,10 +85,12 @@ def as_matrix(value: Any, ids: Sequence[str] = ()) -> NDArray[Any]:
         too_large = np.isfinite(matrix) & (np.abs(matrix) > _FLOAT32_MAX)
         if too_large.any():
             row, column = (int(i) for i in np.argwhere(too_large)[0])
-            place = f"record {ids[row]!r} (position {row})" if row < len(ids) else f"vector {row}"
+            vector = f"vector {row}"
+            if row < len(ids):
+                vector = f"record {ids[row]!r} (position {row} of the batch): vector"
             raise InvalidVector(
-                f"{place}: {float(matrix[row, column])!r} at dimension {column} is too large for "
-                "float32; scale the vectors down",
+                f"{vector} has values too large for float32, "
+                f"{float(matrix[row, column])!r} at dimension {column}; scale the vectors down",
                 position=row,
             )
     return np.ascontiguousarray(matrix, dtype="<f4")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
-    AsyncIterator,
     Iterable,
     Mapping,
     Sequence,
@@ -28,6 +26,7 @@ from ..types import (
     WriteResult,
 )
 from .connection import Connection
+from .uploads import Upload, following, messages_of
 
 
 class Collection:
@@ -131,25 +130,24 @@ class Collection:
         message's acknowledgement in order."""
         connection = self._connection
         limit_s = transport.checked_timeout(timeout_s, None)
-        stream = connection.method("Ingest")(timeout=limit_s)
-        messages = _messages(self.name, batch_stream, upsert, connection.max_message_bytes)
+        upload = Upload(connection.method("Ingest")(timeout=limit_s))
+        messages = messages_of(self.name, batch_stream, upsert, connection.max_message_bytes)
         done = WriteResult(0, 0)
         try:
-            message, failure = await _following(messages)
+            message, failure = await following(messages)
             while message is not None:
-                await _send(stream, message)
-                # Made while the server writes the one before. More than one under way, as the
-                # synchronous client has, would lose errors: see `_send`.
-                message, failure = await _following(messages)
-                ack = calls.present(await _read(stream))
+                await upload.send(message)
+                # Made while the server writes the one before.
+                message, failure = await following(messages)
+                ack = calls.present(await upload.acknowledgement())
                 done = WriteResult(ack.sequence, done.count + ack.count)
                 yield WriteResult(ack.sequence, ack.count)
-            await stream.done_writing()
+            await upload.finish()
         except (grpc.RpcError, Unavailable) as error:
             raise calls.acknowledged(connection.raised(error), done) from None
         finally:
             await messages.aclose()
-            stream.cancel()
+            upload.cancel()
         if failure is not None:
             raise calls.acknowledged(failure, done)
 
@@ -233,51 +231,3 @@ class Collection:
     async def build_index(self, *, wait: bool = True, timeout_s: float | None = None) -> IndexStats:
         """Indexes what is not indexed yet. `wait` False: answers once the build is queued."""
         return await self._connection.run(calls.build_index(self.name, wait), timeout_s)
-
-
-async def _messages(
-    collection: str,
-    batch_stream: Iterable[Any] | AsyncIterable[Any],
-    upsert: bool,
-    max_message_bytes: int,
-) -> AsyncGenerator[Any, None]:
-    if isinstance(batch_stream, AsyncIterable):
-        async for batch in batch_stream:
-            for message in calls.ingest(collection, [batch], upsert, max_message_bytes):
-                yield message
-    else:
-        for message in calls.ingest(collection, batch_stream, upsert, max_message_bytes):
-            yield message
-
-
-async def _following(messages: AsyncIterator[Any]) -> tuple[Any, Exception | None]:
-    """The next message, or None with the error that kept it from being made, if one did."""
-    try:
-        return await anext(messages, None), None
-    except Exception as error:
-        # A bad batch, or the caller's iterable: what is under way is still finished.
-        return None, error
-
-
-async def _send(stream: Any, message: Any) -> None:
-    """Writes when nothing is under way.
-
-    A write that fails because the server ended the stream makes grpc.aio forget the status that the
-    server gave (`set_internal_error` in grpc/aio/_call.py). So the answer to each message is read
-    before the next is written, and only a server that goes away in between is met here.
-    """
-    try:
-        await stream.write(message)
-    except (grpc.RpcError, asyncio.InvalidStateError):
-        code = await stream.code()
-        if code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.OK):
-            # The true status after all.
-            await _read(stream)
-        raise Unavailable(
-            "the server ended the ingest; it is shutting down, or takes smaller messages only"
-        ) from None
-
-
-async def _read(stream: Any) -> Any:
-    answer = await stream.read()
-    return None if answer is grpc.aio.EOF else answer

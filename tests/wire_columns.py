@@ -1,0 +1,47 @@
+"""Random vectors and columns of records for tests of what travels between client and server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from vecdb_client import wire
+
+QUICK = settings(max_examples=60, deadline=None, print_blob=True)
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+shapes = st.tuples(st.integers(0, 7), st.integers(1, 9))
+matrices = st.one_of(
+    hnp.arrays(np.float32, shapes, elements=st.floats(width=32)),
+    hnp.arrays(np.float16, shapes, elements=st.floats(width=16)),
+)
+
+
+def over_the_wire(message: Any) -> Any:
+    """The message as the other side parses it."""
+    return type(message).FromString(message.SerializeToString())
+
+
+@st.composite
+def columns(draw: st.DrawFn) -> wire.Columns:
+    """One to twelve records, any of whose columns may be missing or have gaps."""
+    n = draw(st.integers(1, 12))
+
+    def column(values: st.SearchStrategy[Any]) -> Any:
+        return draw(st.none() | st.lists(values, min_size=n, max_size=n))
+
+    vectors = draw(
+        st.none() | hnp.arrays(np.float32, (n, 3), elements=st.floats(width=32, allow_nan=False))
+    )
+    return wire.Columns(
+        ids=draw(st.lists(texts, min_size=n, max_size=n)),
+        vectors=vectors,
+        metadata=column(st.binary(max_size=9)),
+        documents=column(st.none() | texts),
+        contents=column(st.none() | st.tuples(st.binary(max_size=9), texts)),
+        uris=column(st.none() | texts),
+    )
