@@ -319,7 +319,7 @@ def test_names_are_never_stale(data_folder):
 
         def change():
             try:
-                for round_ in range(15):
+                for round_ in range(8):
                     for name in ("c0", "c1"):
                         db.create_collection(name, dimension=2)
                         assert db.get_collection(name).count() == 0

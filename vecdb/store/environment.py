@@ -56,7 +56,7 @@ class Environment:
         self._gate = threading.Condition()
         self._open_transactions = 0
         self._mine = threading.local()
-        self._growing = False
+        self._keep_out = False
         self._closed = False
         self._commits = 0
         data_file = folder / DATA_FILE
@@ -130,8 +130,8 @@ class Environment:
         while True:
             self._enter()
             try:
-                with _in_our_words(self.folder), self._env.begin(write=True) as transaction:
-                    return work(transaction)
+                with _in_our_words(self.folder):
+                    return self._try_write(work)
             except _MapFull:
                 pass
             finally:
@@ -144,6 +144,26 @@ class Environment:
                     limit_bytes=size,
                 )
             self._resize(min(2 * size, self.map_limit_bytes))
+
+    def _try_write(self, work: Callable[[Any], Result]) -> Result:
+        transaction = self._env.begin(write=True)
+        try:
+            result = work(transaction)
+        except BaseException:
+            # py-lmdb waits with an abort for a moment in which no thread is inside any call of this
+            # environment. Beside busy readers that moment took a minute to come.
+            with self._gate:
+                self._keep_out = True
+                self._gate.wait_for(lambda: self._open_transactions <= 1, _PATIENCE_S)
+            try:
+                transaction.abort()
+            finally:
+                with self._gate:
+                    self._keep_out = False
+                    self._gate.notify_all()
+            raise
+        transaction.commit()
+        return result
 
     def map_bytes(self) -> tuple[int, int]:
         """(bytes of the map in use, bytes it may grow to)."""
@@ -174,9 +194,9 @@ class Environment:
     def _enter(self) -> None:
         depth = getattr(self._mine, "depth", 0)
         with self._gate:
-            # A thread inside a transaction must not wait for the growth that waits for that transaction.
-            if self._growing and not depth:
-                self._gate.wait_for(lambda: not self._growing)
+            # A thread inside a transaction must not wait for those who wait for that transaction.
+            if self._keep_out and not depth:
+                self._gate.wait_for(lambda: not self._keep_out)
             if self._closed:
                 raise Closed(f"{self.folder} is closed; open the database again")
             if os.getpid() != self._pid:
@@ -188,21 +208,21 @@ class Environment:
         self._mine.depth -= 1
         with self._gate:
             self._open_transactions -= 1
-            if not self._open_transactions and (self._growing or self._closed):
+            if self._keep_out or self._closed:
                 self._gate.notify_all()
 
     def _resize(self, map_size_bytes: int) -> None:
         """Waits for a moment without transactions. While one lasts long, others go on in between."""
         while True:
             with self._gate:
-                self._growing = True
+                self._keep_out = True
                 try:
                     if self._gate.wait_for(lambda: not self._open_transactions, _PATIENCE_S):
                         if not self._closed:
                             self._env.set_mapsize(map_size_bytes)
                         return
                 finally:
-                    self._growing = False
+                    self._keep_out = False
                     self._gate.notify_all()
             time.sleep(_PATIENCE_S)
 
