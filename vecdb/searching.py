@@ -56,7 +56,6 @@ def query(
     check_bound(max_distance)
     check_recall(target_recall)
     # Without a k a distance bound asks for all that lie within: the index cannot know how many.
-    # Without a k a distance bound asks for all that lie within: the index cannot know how many.
     exact = exact or (max_distance is not None and k is None)
     interrupt = deadline(timeout_s)
     view = core.wait_for(min_sequence, timeout_s)
