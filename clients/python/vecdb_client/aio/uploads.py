@@ -84,7 +84,8 @@ class Upload:
             return Unavailable(
                 "the server ended the ingest before it took all messages; it may be shutting down"
             )
-        return self._status
+        status: Exception = self._status
+        return status
 
     async def acknowledgement(self) -> Any:
         """The answer to the message before; None when the server ended the stream without one."""
