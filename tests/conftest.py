@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -39,6 +40,8 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    # A job in the background of a shell ignores SIGINT, and so would every process that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Chosen here instead of by hypothesis, so that the header can name it: --hypothesis-seed=N with
     # the same number replays a run.
     if config.option.hypothesis_seed is None:
