@@ -268,7 +268,15 @@ def test_every_setting_is_documented() -> None:
 
 def test_nothing_tracked_names_a_machine_or_a_registry() -> None:
     """No file of the repository holds a path of one machine or the host of a package registry."""
-    registries = r"index-url|files\.pythonhosted|py" + r"pi\.org|deb\.debian\.org|registry\.npmjs"
+    registries = "|".join(
+        [
+            "index" + "-url",
+            "files.python" + "hosted",
+            "py" + "pi.org",
+            "deb.deb" + "ian.org",
+            "registry.npm" + "js",
+        ]
+    ).replace(".", r"\.")
     machine = r"(?<![\w.])/(?:work|farm|ro" + r"ot|home/\w+|Users/\w+)/[\w.-]+"
     found = []
     for path in tracked():

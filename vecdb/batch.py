@@ -218,10 +218,13 @@ def check_matrix(
             given=matrix.shape[1],
             expected=info.dimension,
         )
-    with np.errstate(over="ignore", invalid="ignore"):
-        out = np.ascontiguousarray(matrix, dtype=dtype)
-        wide = out if dtype.itemsize == 4 else out.astype(np.float32)
-        squared = np.einsum("ij,ij->i", wide, wide)
+    if matrix.dtype == dtype:
+        out = np.ascontiguousarray(matrix)
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            out = np.ascontiguousarray(matrix, dtype=dtype)
+    wide = out if dtype.itemsize == 4 else out.astype(np.float32)
+    squared = np.einsum("ij,ij->i", wide, wide)
     # One pass finds everything: NaN and infinity carry over into the squared norm.
     bad = ~(squared <= _LARGEST_SQUARED_NORM)
     if info.metric == "cosine":

@@ -50,7 +50,9 @@ class Block(Protocol):
 def as_keys(scores: Floats, positions: Rows, metric: int) -> tuple[Floats, Rows]:
     """FAISS's scores as keys; key inf where the position is -1."""
     keys = scores if metric == L2 else -scores
-    keys[positions < 0] = np.inf
+    missing = positions < 0
+    if missing.any():
+        keys[missing] = np.inf
     return keys, positions
 
 

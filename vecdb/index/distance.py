@@ -16,17 +16,22 @@ _SLICE_SCALARS = 1 << 20
 """Scalars of a temporary array; keeps it within the caches."""
 
 
+_SMALL_SQUARE, _LARGE_SQUARE = 1e-20, 1e30
+"""Squared lengths between these need no scaling: no square of a part is lost or overflows."""
+
+
 def unit(vectors: NDArray[np.floating]) -> Floats:
     """A float32 copy of (n, d) `vectors` with rows of length 1; a zero row stays zero."""
     copy = np.array(vectors, dtype=np.float32, order="C")
-    # Scaling by the largest entry first keeps the squares of very small or large rows in range.
-    largest = np.abs(copy).max(axis=1, initial=0.0)
-    extreme = (largest > 1e15) | ((largest < 1e-15) & (largest > 0))
-    if extreme.any():
+    squares = np.einsum("nd,nd->n", copy, copy)
+    if not ((squares > _SMALL_SQUARE) & (squares < _LARGE_SQUARE)).all():
+        # Scaling by the largest entry first keeps the squares of very small or large rows in range.
+        largest = np.abs(copy).max(axis=1, initial=0.0)
+        extreme = (largest > 1e15) | ((largest < 1e-15) & (largest > 0))
         copy[extreme] /= largest[extreme, None]
-    norms = np.sqrt(np.einsum("nd,nd->n", copy, copy))
-    norms[norms == 0] = 1.0
-    copy /= norms[:, None]
+        squares = np.einsum("nd,nd->n", copy, copy)
+        squares[squares == 0] = 1.0
+    copy /= np.sqrt(squares)[:, None]
     return copy
 
 
@@ -116,15 +121,17 @@ class Merger:
         else:
             keys, rows = best(self._parts, self.k)
         near = keys if metric == "l2" else 1.0 + keys
-        near = np.where(rows < 0, np.float32(np.nan), near)
+        missing = rows < 0
+        if missing.any():
+            near = np.where(missing, np.float32(np.nan), near)
         # Mostly they are in order already, and then a tenth of a single query's time is saved.
         if not (near[:, 1:] > near[:, :-1]).all():
             order = np.lexsort((rows, near), axis=1)
             near = np.take_along_axis(near, order, axis=1)
             rows = np.take_along_axis(rows, order, axis=1)
-        missing = self.k - near.shape[1]
-        if missing > 0:
-            pad = ((0, 0), (0, missing))
+        columns = self.k - near.shape[1]
+        if columns > 0:
+            pad = ((0, 0), (0, columns))
             near = np.pad(near, pad, constant_values=np.float32(np.nan))
             rows = np.pad(rows, pad, constant_values=-1)
         return near, rows

@@ -7,6 +7,7 @@ is made; growing it makes another one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -62,11 +63,17 @@ class Main:
 def search(kind: str, index: Any, queries: Floats, k: int, setting: int) -> tuple[Floats, Rows]:
     use_threads_for(len(queries))
     if kind == "hnsw":
-        params = faiss.SearchParametersHNSW(efSearch=max(setting, k))
+        params = _walk(max(setting, k))
     else:
         params = faiss.SearchParametersIVF(nprobe=min(setting, index.nlist))
     scores, positions = index.search(queries, k, params=params)
     return as_keys(scores, positions, int(index.metric_type))
+
+
+@lru_cache(maxsize=4_096)
+def _walk(ef_search: int) -> Any:
+    """Parameters of a walk. A search only reads them, so threads may share them."""
+    return faiss.SearchParametersHNSW(efSearch=ef_search)
 
 
 def new_hnsw(dimension: int, metric: str, storage: str) -> Any:

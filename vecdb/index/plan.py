@@ -98,4 +98,6 @@ def _allowed_first(keys: Floats, positions: Rows, mask: Mask, k: int) -> tuple[F
 
 
 def _rows(main: Main, positions: Rows) -> Rows:
-    return np.where(positions < 0, -1, main.rows[positions])
+    rows = main.rows[positions]
+    missing = positions < 0
+    return np.where(missing, -1, rows) if missing.any() else rows
