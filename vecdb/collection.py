@@ -114,7 +114,7 @@ class Collection:
         documents: Sequence[str | None] | None = None,
         contents: Sequence[Content | tuple[bytes, str] | bytes | None] | None = None,
         uris: Sequence[str | None] | None = None,
-        clear: Iterable[str] = (),
+        clear: Iterable[str] | None = (),
     ) -> WriteResult:
         """Changes parts of stored records; what is not given, or None for a record, stays.
 
@@ -123,7 +123,7 @@ class Collection:
         metadata, document, content, uri. Raises RecordNotFound (naming the ids), and as `insert`.
         """
         core = self._core
-        cleared = frozenset([clear] if isinstance(clear, str) else clear)
+        cleared = frozenset([clear] if isinstance(clear, str) else clear or ())
         if not cleared <= set(_CLEARABLE):
             unknown = sorted(map(str, cleared - set(_CLEARABLE)))[0]
             raise InvalidQuery(f"clear takes {', '.join(_CLEARABLE)}; given {unknown!r}")

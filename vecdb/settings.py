@@ -85,7 +85,7 @@ def resolve(table: tuple[Setting, ...], given: Mapping[str, Any]) -> dict[str, S
 GIB = 1024**3
 
 ENGINE: tuple[Setting, ...] = (
-    Setting("map_initial_bytes", int, GIB, "Size a new collection's LMDB map starts with. The file is sparse: it takes only what is written.", 1 << 20, 1 << 46),
+    Setting("map_initial_bytes", int, GIB // 4, "Size a new collection's LMDB map starts with. The file is sparse: it takes only what is written.", 1 << 20, 1 << 46),
     Setting("map_limit_bytes", int, 1 << 42, "Size the LMDB map of one collection may grow to; beyond it writes answer STORAGE_FULL.", 1 << 20, 1 << 46),
     Setting("exact_max_scalars", int, 8_000_000, "An `auto` collection is searched exactly while rows x dimension stays at or below this.", 0, 1 << 40),
     Setting("index_tail_share", float, 0.25, "A build starts when fresh rows exceed this share of the indexed ones (and 10,000 rows).", 0.01, 10.0),

@@ -258,6 +258,11 @@ def _full_or_internal(folder: Path, text: str) -> VecdbError:
             f"too many files are open to open {folder}; raise the limit (ulimit -n): each collection "
             "takes two files and those of its index"
         )
+    if os.strerror(errno.ENOMEM) in text:
+        return LimitExceeded(
+            f"not enough memory or address space to map {folder}; lift the limit (ulimit -v), or open "
+            "with a smaller map_initial_bytes"
+        )
     # LMDB reports a write that was cut short as EIO, whatever cut it.
     cut_short = os.strerror(errno.EIO) in text and _room_bytes(folder) < _LITTLE_ROOM_BYTES
     if cut_short or any(words in text for words in full):
