@@ -31,7 +31,7 @@ ReadVectors = Callable[[int, int], NDArray[np.floating]]
 with any finite content. Called from the build's own thread."""
 
 READ_ROWS = 8_192
-ADD_ROWS = 1_024
+ADD_ROWS = 4_096
 """Rows a FAISS call adds; cancelling and progress wait for at most one such call."""
 
 LOW_PRIORITY = 10

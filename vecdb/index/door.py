@@ -61,6 +61,13 @@ def _load() -> Any:
 
 faiss: Any = _load()
 
+_BLAS_FROM_SCALARS = 6_144
+"""Queries x dimension from which exact search goes through BLAS. FAISS 1.15 waits until 128,000. At
+d = 384 on 2 cores, rows 16,384 and 116,659, BLAS takes 1.4 to 1.0 times as long for 8 queries, 0.7 to
+0.4 for 16, 0.3 to 0.2 for 100, and 0.15 for 256. Process-wide: FAISS knows no other way."""
+if faiss.cvar.distance_compute_blas_threshold > _BLAS_FROM_SCALARS:
+    faiss.cvar.distance_compute_blas_threshold = _BLAS_FROM_SCALARS
+
 L2: int = faiss.METRIC_L2
 INNER_PRODUCT: int = faiss.METRIC_INNER_PRODUCT
 
@@ -110,9 +117,9 @@ def bitmap_selector(mask: NDArray[np.bool_]) -> tuple[Any, NDArray[np.uint8]]:
 def through_blas(queries: int, dimension: int) -> bool:
     """Whether `knn` without a selector computes l2 by expansion, which loses digits.
 
-    FAISS 1.15 does so when queries x dimension reach its threshold of 128,000 (tried out: 500 x 256
-    does, 499 x 256 does not), earlier versions when the number of queries reaches 20. Then BLAS is
-    2 to 5 times as fast as FAISS's own loops.
+    FAISS 1.15 does so when queries x dimension reach its threshold (tried out with its default of
+    128,000: 500 x 256 does, 499 x 256 does not), earlier versions when the number of queries reaches
+    theirs, 20.
     """
     threshold = int(faiss.cvar.distance_compute_blas_threshold)
     return queries * dimension >= threshold if threshold > 1_000 else queries >= threshold
