@@ -27,7 +27,7 @@ _ENOUGH = 0.999
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Recall at one setting (efSearch, nprobe): mean and lower 95 % bound, at k = 10 and 100."""
+    """Recall at one setting (efSearch, nprobe): mean and lower 99 % bound, at k = 10 and 100."""
 
     setting: int
     recall_10: float
@@ -84,7 +84,7 @@ def held_out(count: int, rng: np.random.Generator) -> Rows:
 
 
 def recall(truth: Floats, found: Floats, k: int) -> tuple[float, float]:
-    """Mean recall@k over queries and its lower one-sided 95 % bound, from ascending keys (q, >=k).
+    """Mean recall@k over queries and its lower one-sided 99 % bound, from ascending keys (q, >=k).
 
     An answer counts when it is as near as the true k-th one: ties are right. With no miss at all
     the spread says nothing, so the bound leaves room for 3 misses (the rule of three).
@@ -94,7 +94,7 @@ def recall(truth: Floats, found: Floats, k: int) -> tuple[float, float]:
     hits = np.count_nonzero(found[:, :k] <= (kth + slack)[:, None], axis=1) / k
     spread = float(hits.std(ddof=1)) / math.sqrt(len(hits))
     mean = float(hits.mean())
-    return mean, mean - max(1.645 * spread, 3.0 / (len(hits) * k))
+    return mean, mean - max(2.326 * spread, 3.0 / (len(hits) * k))
 
 
 def measure(

@@ -24,7 +24,7 @@ with 80, 0.988 with 100, 0.991 with 140, 0.992 with 200; recall@100 at efSearch 
 0.958 and 0.960. The step from 80 to 100 gains most. Build times were taken on a busy machine, too
 noisy to compare."""
 
-EF_SETTINGS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+EF_SETTINGS = (16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512, 768, 1024)
 GRAPH_BYTES_A_ROW = 2 * HNSW_M * 4 + 16
 
 
