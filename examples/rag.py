@@ -2,8 +2,8 @@
 
     python examples/rag.py FOLDER
 
-Documents go in with their embeddings; a question finds the passages that a prompt is made of. The
-embeddings of the sample stand in for a model: replace `embed` with yours.
+Documents go in with their embeddings; a question finds the passages that a prompt is made of, near
+to it and unlike each other, so that none of them says the same again. The embeddings of the sample stand in for a model: replace `embed` with yours.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ def main(folder: str) -> None:
             documents=passages.texts,
         )
         found = docs.query(
-            embed(question), k=4, filter={"pos": "noun"}, include=("document", "metadata")
+            embed(question),
+            k=4,
+            filter={"pos": "noun"},
+            mmr_lambda=0.7,
+            include=("document", "metadata"),
         )
         lines = [f"[{hit.id}] {hit.document}" for hit in found.hits()]
     print(PROMPT.format(passages="\n".join(lines), question=question))

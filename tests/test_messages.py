@@ -1,9 +1,8 @@
-"""Results, settings and batches as messages: unchanged on the other side, cut where too large."""
+"""Results and settings as messages: unchanged on the other side."""
 
 from __future__ import annotations
 
 import datetime as dt
-import itertools
 import json
 from dataclasses import replace
 from typing import Any
@@ -12,29 +11,43 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wire_columns import QUICK, columns, over_the_wire, texts
+from wire_columns import QUICK, over_the_wire, texts
 
-from vecdb_client import batches, messages, wire
+from vecdb_client import answers, messages
 from vecdb_client.errors import (
     Internal,
-    InvalidBatch,
-    InvalidId,
-    InvalidMetadata,
     InvalidQuery,
     InvalidSetting,
-    LimitExceeded,
 )
 from vecdb_client.types import (
+    INDEX_KINDS,
+    METRICS,
+    QUANTIZATIONS,
+    STORAGES,
+    AuditStats,
     CheckReport,
     CollectionInfo,
     CollectionStats,
+    CompactResult,
     Content,
+    CurvePoint,
+    Explain,
     IndexStats,
     QueryResult,
+    Records,
+    VectorSettings,
 )
 from vecdb_client.v1 import vecdb_pb2 as pb
 
 keys = texts.filter(lambda key: key != "$date")
+search_settings: dict[str, st.SearchStrategy[Any]] = {
+    "dimension": st.integers(1, 65_535),
+    "metric": st.sampled_from(METRICS),
+    "storage": st.sampled_from(STORAGES),
+    "index": st.sampled_from(INDEX_KINDS),
+    "quantization": st.sampled_from(QUANTIZATIONS),
+    "target_recall": st.floats(0.5, 1.0),
+}
 
 
 @QUICK
@@ -42,11 +55,8 @@ keys = texts.filter(lambda key: key != "$date")
     st.builds(
         CollectionInfo,
         name=texts,
-        dimension=st.integers(1, 65_535),
-        metric=st.sampled_from(["cosine", "l2", "ip"]),
-        storage=st.sampled_from(["float32", "float16"]),
-        index=st.sampled_from(["auto", "exact", "hnsw", "ivf"]),
-        target_recall=st.floats(0.5, 1.0),
+        **search_settings,
+        vectors=st.dictionaries(texts, st.builds(VectorSettings, **search_settings), max_size=3),
         schema=st.dictionaries(texts, texts, max_size=3),
         description=texts,
         created_at=st.datetimes(
@@ -57,20 +67,27 @@ keys = texts.filter(lambda key: key != "$date")
     )
 )
 def test_collection_info_round_trip(info: CollectionInfo) -> None:
-    """The settings of a collection arrive unchanged."""
-    assert messages.decode_info(over_the_wire(messages.encode_info(info))) == info
+    """The settings of a collection arrive unchanged, its vector fields in their order."""
+    arrived = messages.decode_info(over_the_wire(messages.encode_info(info)))
+    assert arrived == info
+    assert list(arrived.vectors) == list(info.vectors)
 
 
 def test_defaults_of_a_collection() -> None:
     """Fields that a caller in another language leaves out take the defaults of the contract."""
     info = messages.decode_info(pb.Collection(name="c", dimension=3))
     assert (info.metric, info.storage, info.index) == ("cosine", "float32", "auto")
-    assert info.target_recall == 0.95
+    assert (info.target_recall, info.quantization, info.vectors) == (0.95, "auto", {})
+    bits = pb.VectorField(name="print", dimension=64, storage=pb.ELEMENT_TYPE_BINARY)
+    info = messages.decode_info(pb.Collection(name="c", dimension=3, vectors=[bits]))
+    assert info.vectors == {"print": VectorSettings(64, "hamming", "binary")}
+    with pytest.raises(InvalidSetting, match="more than once"):
+        messages.decode_info(pb.Collection(name="c", dimension=3, vectors=[bits, bits]))
 
 
 def test_unknown_enums_are_refused() -> None:
     """Numbers of a later contract, and names of none, are typed errors."""
-    for field in ("metric", "storage", "index"):
+    for field in ("metric", "storage", "index", "quantization"):
         message = pb.Collection(name="c", dimension=3)
         setattr(message, field, 77)
         with pytest.raises(InvalidSetting):
@@ -101,6 +118,18 @@ index_stats = st.builds(
     target_recall=st.floats(0, 1),
     measured_recall=st.floats(0, 1),
     last_error=texts,
+    quantization=texts,
+    curve=st.lists(
+        st.builds(
+            CurvePoint, st.integers(0, 2**40), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1e9)
+        ),
+        max_size=3,
+    ).map(tuple),
+    built_at_sequence=st.integers(0, 2**63),
+    age_s=st.floats(0, 1e9),
+    audit=st.builds(
+        AuditStats, st.integers(0, 2**63), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)
+    ),
 )
 
 
@@ -117,6 +146,8 @@ index_stats = st.builds(
         map_limit_bytes=st.integers(0, 2**63),
         fields=st.dictionaries(texts, st.integers(0, 2**63), max_size=3),
         index=index_stats,
+        vectors=st.dictionaries(texts, index_stats, max_size=2),
+        purged_rows=st.integers(0, 2**63),
     )
 )
 def test_stats_round_trip(stats: CollectionStats) -> None:
@@ -130,6 +161,85 @@ def test_check_round_trip(ok: bool, records: int, problems: list[str]) -> None:
     """A report arrives unchanged."""
     report = CheckReport(ok, records, tuple(problems))
     assert messages.decode_check(over_the_wire(messages.encode_check(report))) == report
+
+
+@QUICK
+@given(st.builds(CompactResult, *[st.integers(0, 2**63)] * 3))
+def test_compaction_round_trip(result: CompactResult) -> None:
+    """What a compaction did arrives unchanged."""
+    assert messages.decode_compaction(over_the_wire(messages.encode_compaction(result))) == result
+
+
+def test_stats_of_a_server_without_an_audit() -> None:
+    """Numbers that a server leaves out take the values of an index that was never audited."""
+    assert messages.decode_index_stats(pb.IndexStats(kind="exact")).audit == AuditStats()
+
+
+counts_below = st.integers(0, 2**62)
+shares = st.floats(0, 1)
+
+
+@QUICK
+@given(
+    st.builds(
+        Explain, texts, texts, texts, texts, counts_below, shares, shares, counts_below, counts_below,
+        counts_below, counts_below, counts_below, counts_below, counts_below, st.floats(0, 1e9),
+        counts_below, counts_below, st.dictionaries(texts, st.floats(0, 1e9), max_size=6),
+        counts_below,
+    )
+)  # fmt: skip
+def test_explain_round_trip(explain: Explain) -> None:
+    """Every number of an explanation arrives unchanged."""
+    assert answers.decode_explain(over_the_wire(answers.encode_explain(explain))) == explain
+
+
+# --- records and answers
+
+
+@pytest.mark.parametrize("include", [("named_vectors",), ()])
+def test_named_vectors_of_records(include: tuple[str, ...]) -> None:
+    """A field arrives as float32 with NaN where a record lacks it, packed bits as uint8 with zeros."""
+    present = np.array([True, False, True])
+    page = Records(
+        ["a", "b", "c"],
+        named_vectors={
+            "title": np.array([[1, 2], [np.nan, np.nan], [3, 4]], np.float32),
+            "print": np.array([[7], [0], [255]], np.uint8),
+            "all": np.ones((3, 1), np.float32),
+            "none": np.full((3, 5), np.nan, np.float32),
+        },
+        named_present={"title": present, "print": present, "all": np.ones(3, bool),
+                       "none": np.zeros(3, bool)},
+    )  # fmt: skip
+    sent = over_the_wire(messages.encode_records(page if include else Records(["a", "b", "c"])))
+    arrived = messages.decode_records(sent, include, "", 1)
+    if not include:
+        assert (arrived.named_vectors, arrived.named_present) == (None, None)
+        return
+    assert arrived.named_vectors is not None
+    assert arrived.named_present is not None
+    assert page.named_vectors is not None
+    assert page.named_present is not None
+    assert set(arrived.named_vectors) == set(page.named_vectors)
+    for name, rows in page.named_vectors.items():
+        got = arrived.named_vectors[name]
+        assert got.dtype == rows.dtype
+        assert got.flags.writeable
+        assert np.array_equal(got, rows, equal_nan=got.dtype.kind == "f")
+        assert np.array_equal(arrived.named_present[name], page.named_present[name])
+    second = list(arrived)[1]
+    assert set(second.named_vectors or ()) == {"all"}
+
+
+def test_packed_bits_stay_packed() -> None:
+    """Vectors of a binary collection come back as uint8; all others as float32."""
+    bits = np.array([[1, 255]], np.uint8)
+    page = messages.decode_records(
+        over_the_wire(messages.encode_records(Records(["a"], bits))), ("vector",), "", 1
+    )
+    assert page.vectors is not None
+    assert page.vectors.dtype == np.uint8
+    assert page.vectors.tolist() == [[1, 255]]
 
 
 @QUICK
@@ -149,6 +259,10 @@ def test_query_result_round_trip(counts: list[int], k: int, data: st.DataObject)
     contents = nested(st.none() | st.builds(Content, st.binary(max_size=4), texts))
     uris = nested(st.none() | texts)
     vectors = [np.arange(n * 3, dtype=np.float32).reshape(n, 3) for n in counts]
+    present = [np.arange(n) % 2 == 0 for n in counts]
+    wants_named = "named_vectors" in include and bool(counts)
+    moment = dt.datetime(2026, 1, 31, tzinfo=dt.UTC)
+    groups = data.draw(st.none() | st.just(nested(st.sampled_from([1, 1.5, "x", True, moment]))))
     raw = [[json.dumps(entry).encode() if entry else b"" for entry in row] for row in entries]
     sent = QueryResult(
         ids=nested(texts),
@@ -159,10 +273,26 @@ def test_query_result_round_trip(counts: list[int], k: int, data: st.DataObject)
         contents=contents if "content" in include else None,
         uris=uris if "uri" in include else None,
         sequence=7,
+        named_vectors={"title": vectors} if wants_named else None,
+        named_present={"title": present} if wants_named else None,
+        groups=groups,
     )
-    arrived = messages.decode_query_result(
-        over_the_wire(messages.encode_query_result(sent)), tuple(include), k
+    arrived = answers.decode_query_result(
+        over_the_wire(answers.encode_query_result(sent)),
+        tuple(include),
+        k,
+        grouped=groups is not None,
     )
+    assert repr(arrived.groups) == repr(groups)
+    assert arrived.explain is None
+    if wants_named:
+        for i, n in enumerate(counts):
+            got_rows = (arrived.named_vectors or {})["title"][i]
+            got_present = (arrived.named_present or {})["title"][i]
+            assert np.array_equal(got_present, present[i])
+            assert np.array_equal(got_rows[got_present], vectors[i][present[i]])
+            assert np.isnan(got_rows[~got_present]).all()
+            assert got_rows.shape == (n, 3)
     assert arrived.ids == sent.ids
     assert np.array_equal(arrived.distances, distances, equal_nan=True)
     assert arrived.distances.dtype == np.float32
@@ -182,7 +312,7 @@ def test_query_result_as_wide_as_its_longest_answer() -> None:
     """Without a k the distances are as wide as the longest answer."""
     message = pb.QueryResponse(counts=[1, 3], distances=b"\0" * 16)
     message.hits.ids.extend("abcd")
-    assert messages.decode_query_result(message, (), None).distances.shape == (2, 3)
+    assert answers.decode_query_result(message, (), None).distances.shape == (2, 3)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +326,15 @@ def test_query_result_as_wide_as_its_longest_answer() -> None:
 def test_query_result_that_disagrees_with_itself(message: pb.QueryResponse) -> None:
     """An answer whose counts, ids and distances do not agree is Internal, not a wrong result."""
     with pytest.raises(Internal):
-        messages.decode_query_result(message, (), 5)
+        answers.decode_query_result(message, (), 5)
+
+
+def test_groups_that_disagree_with_the_hits() -> None:
+    """An answer with more or fewer groups than hits is Internal."""
+    message = pb.QueryResponse(counts=[1], distances=b"\0" * 4, groups=[b"1", b"2"])
+    message.hits.ids.append("a")
+    with pytest.raises(Internal, match="groups"):
+        answers.decode_query_result(message, (), 5, grouped=True)
 
 
 def test_empty_pages_have_the_columns_that_were_asked_for() -> None:
@@ -206,64 +344,3 @@ def test_empty_pages_have_the_columns_that_were_asked_for() -> None:
     assert page.vectors is not None
     assert len(page.vectors) == 0
     assert page.cursor is None
-
-
-# --- cutting a batch into messages
-
-
-@QUICK
-@given(columns(), st.integers(1, 5))
-def test_cutting_loses_nothing(given_columns: wire.Columns, rows: int) -> None:
-    """The parts of a batch follow each other, cover it, and keep to the rows asked for."""
-    parts = batches.cut(given_columns, rows, 64 * 1024 * 1024)
-    assert parts[0][0] == 0
-    assert parts[-1][1] == len(given_columns.ids)
-    assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
-    assert all(0 < stop - start <= rows for start, stop in parts)
-
-
-@QUICK
-@given(columns())
-def test_estimated_sizes_are_upper_bounds(given_columns: wire.Columns) -> None:
-    """What a record is said to take at most is never less than what it takes."""
-    estimated = int(batches.row_bytes(given_columns).sum())
-    assert wire.encode_columns(given_columns).ByteSize() <= estimated + 64
-
-
-def test_parts_keep_under_the_byte_limit() -> None:
-    """Large records make smaller parts; one that fits no message is LimitExceeded with both sizes."""
-    n = 50
-    ids = [str(i) for i in range(n)]
-    large = wire.Columns(ids, np.zeros((n, 4), np.float32), documents=["x" * 100_000] * n)
-    parts = batches.cut(large, None, 1024 * 1024)
-    assert len(parts) > 4
-    for start, stop in parts:
-        assert wire.encode_columns(large, start, stop).ByteSize() <= 1024 * 1024
-    with pytest.raises(LimitExceeded) as caught:
-        batches.cut(large, None, 64 * 1024)
-    assert caught.value.details["limit_bytes"] == 64 * 1024
-    assert int(str(caught.value.details["given_bytes"])) > 100_000
-
-
-@pytest.mark.parametrize(
-    ("batch", "error"),
-    [
-        ({"ids": ["a"], "vectors": [[1]], "other": 3}, InvalidBatch),
-        ((["a"],), InvalidBatch),
-        (3, InvalidBatch),
-        ((["a", "b"], [[1.0]]), InvalidBatch),
-        (([], []), InvalidBatch),
-        (("abc", [[1.0]]), InvalidBatch),
-        (([1], [[1.0]]), InvalidId),
-        ((["\ud800"], [[1.0]]), InvalidId),
-        ((["a"], [[1.0]], [{}, {}]), InvalidBatch),
-        ((["a"], [[1.0]], {"k": 1}), InvalidBatch),
-        ((["a"], [[1.0]], None, ["x", "y"]), InvalidBatch),
-        ((["a"], [[1.0]], None, "x"), InvalidBatch),
-        ((["a"], [[1.0]], None, [3]), InvalidMetadata),
-    ],
-)
-def test_batches_that_are_refused_before_sending(batch: Any, error: type[Exception]) -> None:
-    """A batch whose columns do not fit together is a typed error on the client already."""
-    with pytest.raises(error):
-        batches.of_any(batch)

@@ -177,6 +177,48 @@ def test_a_scan_message_is_a_few_mib_whatever_was_asked_for(start: StartServer) 
         assert [bool(answer.cursor) for answer in answers] == [True] * (len(answers) - 1) + [False]
 
 
+def test_named_vectors_make_messages_of_a_scan_smaller(start: StartServer) -> None:
+    """Wide named vectors are counted when a scan is cut into messages."""
+    server = start()
+    with connect(server.address, timeout_s=60) as client:
+        fields = {name: {"dimension": 4_000} for name in ("title", "body")}
+        docs = client.create_collection("wide", dimension=2, vectors=fields)
+        wide = np.ones((400, 4_000), np.float32)
+        ids = [f"r{i}" for i in range(400)]
+        docs.insert(ids, np.ones((400, 2)), named_vectors={"title": wide, "body": wide})
+        pages = list(docs.scan(include=["named_vectors"], batch_size=10_000))
+    assert [len(page) for page in pages] == [131, 131, 131, 7]
+    assert sum(page.named_present["title"].sum() for page in pages) == 400
+
+
+@pytest.mark.parametrize("verb", ["compact", "build_index"])
+def test_long_care_takes_no_thread_of_queries(
+    start: StartServer, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compaction and builds run beside queries, however few threads answer those."""
+    server = start(worker_threads=1, stream_threads=1)
+    begun, may_end = threading.Event(), threading.Event()
+    original = getattr(vecdb.Collection, verb)
+
+    def slow(self: Any, **given: Any) -> Any:
+        begun.set()
+        may_end.wait(20)
+        return original(self, **given)
+
+    monkeypatch.setattr(vecdb.Collection, verb, slow)
+    with connect(server.address, timeout_s=20) as client:
+        docs = filled(client, 10)
+        caller = threading.Thread(target=getattr(docs, verb))
+        caller.start()
+        assert begun.wait(10)
+        assert docs.count() == 10
+        assert docs.cancel_build() is False
+        with pytest.raises(errors.ResourceExhausted):
+            getattr(docs, verb)()
+        may_end.set()
+        caller.join(20)
+
+
 def test_messages_that_are_too_large(start: StartServer) -> None:
     """Too large requests and answers are LimitExceeded with both sizes, whichever side finds out."""
     server = start(max_message_bytes=MIB)

@@ -34,7 +34,7 @@ from vecdb_client.v1 import vecdb_pb2 as pb
 @QUICK
 @given(matrices)
 def test_vectors_round_trip(matrix: Any) -> None:
-    """Every float32 and float16 matrix, also empty and not finite, arrives with the same bits."""
+    """Every matrix of floats or of small integers, also empty and not finite, arrives bit by bit."""
     arrived = wire.decode_vectors(over_the_wire(wire.encode_vectors(matrix)))
     assert arrived.dtype == matrix.dtype
     assert arrived.shape == matrix.shape
@@ -80,7 +80,7 @@ class OnDevice:
         [[1, 2], [3, 4]],
         ((1.0, 2.0), (3.0, 4.0)),
         np.array([[1, 2], [3, 4]], np.int64),
-        np.array([[1, 2], [3, 4]], np.uint8),
+        np.array([[1, 2], [3, 4]], np.int16),
         [np.array([1.0, 2.0]), np.array([3.0, 4.0])],
         [array.array("f", [1, 2]), array.array("f", [3, 4])],
         np.array([[1, 2], [3, 4]], np.float32).data,
@@ -94,6 +94,16 @@ def test_what_counts_as_vectors(given: Any) -> None:
     matrix = wire.as_matrix(given)
     assert matrix.dtype == np.dtype("<f4")
     assert matrix.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+def test_small_integers_stay_what_they_are(dtype: Any) -> None:
+    """int8 and uint8 travel in one byte a number, from arrays of any layout."""
+    matrix = wire.as_matrix(np.asfortranarray(np.array([[1, 2], [3, 4]], dtype)))
+    assert matrix.dtype == dtype
+    message = wire.encode_vectors(matrix)
+    assert message.data == b"\1\2\3\4"
+    assert message.dimension == 2
 
 
 def test_one_vector_is_one_row() -> None:
@@ -155,6 +165,8 @@ def test_infinity_is_left_to_the_engine() -> None:
         pb.Vectors(data=b"", count=2**32 - 1, dimension=0),
         pb.Vectors(data=b"\0" * 4, count=1, dimension=1, element_type=9),  # type: ignore[arg-type]
         pb.Vectors(data=b"\0" * 4, count=1, dimension=1, element_type=pb.ELEMENT_TYPE_FLOAT16),
+        pb.Vectors(data=b"\0" * 4, count=1, dimension=1, element_type=pb.ELEMENT_TYPE_UINT8),
+        pb.Vectors(data=b"\0", count=1, dimension=8, element_type=pb.ELEMENT_TYPE_BINARY),
     ],
 )
 def test_vectors_whose_length_is_wrong(message: pb.Vectors) -> None:
@@ -197,6 +209,17 @@ def test_columns_round_trip(given_columns: wire.Columns, data: st.DataObject) ->
         assert arrived.vectors is None
     else:
         assert np.array_equal(arrived.vectors, given_columns.vectors[start:stop])  # type: ignore[arg-type]
+    for name, sent in (given_columns.named_vectors or {}).items():
+        got = (arrived.named_vectors or {})[name]
+        assert np.array_equal(spread(got, stop - start), spread(sent, n)[start:stop])
+        assert got.rows.dtype == sent.rows.dtype
+
+
+def spread(named: wire.Named, n: int) -> Any:
+    """A row a record, -1 where it has no such vector."""
+    whole = np.full((n, named.rows.shape[1]), -1.0)
+    whole[slice(None) if named.present is None else named.present] = named.rows
+    return whole
 
 
 def batch_of_two() -> pb.RecordBatch:
@@ -207,6 +230,10 @@ def batch_of_two() -> pb.RecordBatch:
         ["x", None],
         [(b"1", "t"), None],
         [None, "u"],
+        {
+            "title": wire.Named(np.zeros((2, 3), np.float32)),
+            "body": wire.Named(np.zeros((1, 3), np.float32), np.array([False, True])),
+        },
     )
     return wire.encode_columns(whole)
 
@@ -222,6 +249,14 @@ def batch_of_two() -> pb.RecordBatch:
         ("uris", lambda b: b.uris.values.pop()),
         ("documents", lambda b: setattr(b.documents, "present", b"\1\1")),
         ("contents", lambda b: setattr(b.contents, "present", b"\1\1")),
+        ("named_vectors.title", lambda b: setattr(b.named_vectors[0], "present", b"\1")),
+        (
+            "named_vectors.title",
+            lambda b: b.named_vectors[0].vectors.CopyFrom(wire.encode_vectors(np.zeros((1, 3)))),
+        ),
+        ("named_vectors.body", lambda b: setattr(b.named_vectors[1], "present", b"\3")),
+        ("named_vectors.body", lambda b: setattr(b.named_vectors[1], "present", b"\2\0")),
+        ("named_vectors.body", lambda b: setattr(b.named_vectors[1], "present", b"")),
     ],
 )
 def test_columns_of_unequal_length(column: str, spoil: Any) -> None:
@@ -233,12 +268,25 @@ def test_columns_of_unequal_length(column: str, spoil: Any) -> None:
     assert caught.value.details["column"] == column
 
 
-def test_named_vectors_are_refused() -> None:
-    """Named vectors, which the contract keeps for later, are InvalidVector."""
+def test_named_vectors_that_are_none() -> None:
+    """A named vector without numbers is InvalidVector; a name given twice is InvalidBatch."""
     batch = batch_of_two()
-    batch.named_vectors.add(name="title")
+    batch.named_vectors.add(name="empty")
     with pytest.raises(InvalidVector):
         wire.decode_columns(batch)
+    batch = batch_of_two()
+    batch.named_vectors.append(batch.named_vectors[0])
+    with pytest.raises(InvalidBatch, match="more than once"):
+        wire.decode_columns(batch)
+
+
+def test_claims_of_absent_vectors_cost_nothing() -> None:
+    """However wide a named vector says it is, rows that are not there take no memory."""
+    batch = pb.RecordBatch(ids=map(str, range(20_000)))
+    wide = pb.Vectors(count=0, dimension=2**32 - 1)
+    batch.named_vectors.add(name="title", vectors=wide, present=b"\0" * 2_500)
+    (named,) = (wire.decode_columns(batch).named_vectors or {}).values()
+    assert named.rows.nbytes == 0
 
 
 def test_texts_that_are_no_unicode() -> None:

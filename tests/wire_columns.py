@@ -18,12 +18,26 @@ shapes = st.tuples(st.integers(0, 7), st.integers(1, 9))
 matrices = st.one_of(
     hnp.arrays(np.float32, shapes, elements=st.floats(width=32)),
     hnp.arrays(np.float16, shapes, elements=st.floats(width=16)),
+    hnp.arrays(np.int8, shapes),
+    hnp.arrays(np.uint8, shapes),
 )
 
 
 def over_the_wire(message: Any) -> Any:
     """The message as the other side parses it."""
     return type(message).FromString(message.SerializeToString())
+
+
+@st.composite
+def named_fields(draw: st.DrawFn, n: int) -> dict[str, wire.Named]:
+    """Named vector fields of n records, each with gaps, without, or with nobody in it."""
+    found = {}
+    for name in draw(st.lists(st.sampled_from(["title", "body", "print"]), unique=True)):
+        present = draw(st.none() | hnp.arrays(np.bool_, n))
+        rows = n if present is None else int(present.sum())
+        dtype = draw(st.sampled_from([np.float32, np.float16, np.int8, np.uint8]))
+        found[name] = wire.Named(draw(hnp.arrays(dtype, (rows, 4), elements=st.just(3))), present)
+    return found
 
 
 @st.composite
@@ -44,4 +58,5 @@ def columns(draw: st.DrawFn) -> wire.Columns:
         documents=column(st.none() | texts),
         contents=column(st.none() | st.tuples(st.binary(max_size=9), texts)),
         uris=column(st.none() | texts),
+        named_vectors=draw(named_fields(n)) or None,
     )

@@ -16,17 +16,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Metric = Literal["cosine", "l2", "ip"]
-Storage = Literal["float32", "float16"]
+Metric = Literal["cosine", "l2", "ip", "hamming"]
+Storage = Literal["float32", "float16", "int8", "uint8", "binary"]
 IndexKind = Literal["auto", "exact", "hnsw", "ivf"]
+Quantization = Literal["auto", "none", "float16", "sq8", "sq4", "rabitq"]
 Scalar = str | int | float | bool | None | dt.datetime
 Metadata = Mapping[str, Any]
 """JSON-like: Scalar values, lists of Scalars, nested mappings of the same."""
 
-METRICS: tuple[Metric, ...] = ("cosine", "l2", "ip")
-STORAGES: tuple[Storage, ...] = ("float32", "float16")
+METRICS: tuple[Metric, ...] = ("cosine", "l2", "ip", "hamming")
+STORAGES: tuple[Storage, ...] = ("float32", "float16", "int8", "uint8", "binary")
 INDEX_KINDS: tuple[IndexKind, ...] = ("auto", "exact", "hnsw", "ivf")
-INCLUDABLE: tuple[str, ...] = ("vector", "metadata", "document", "content", "uri")
+QUANTIZATIONS: tuple[Quantization, ...] = ("auto", "none", "float16", "sq8", "sq4", "rabitq")
+INCLUDABLE: tuple[str, ...] = ("vector", "metadata", "document", "content", "uri", "named_vectors")
 FIELD_TYPES: tuple[str, ...] = ("string", "int", "float", "bool", "datetime")
 """Types of a metadata schema; each also as a list, written `string[]`."""
 
@@ -34,6 +36,11 @@ DEFAULT_K = 10
 MAX_K = 10_000
 MAX_ID_BYTES = 1_024
 MAX_DIMENSION = 65_535
+MAX_VECTOR_FIELDS = 16
+"""Named vector fields of a collection, beside the record's own vector."""
+DEFAULT_GROUP_SIZE = 1
+MAX_GROUP_SIZE = 100
+MAX_MMR_CANDIDATES = 10_000
 MAX_CONTENT_BYTES = 16 * 1024 * 1024
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
 MAX_METADATA_BYTES = 1024 * 1024
@@ -52,11 +59,26 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
+class VectorSettings:
+    """The settings of a named vector field; fixed when its collection is made."""
+
+    dimension: int
+    """Numbers a vector, 1 to 65,535; for storage `binary` bits, a multiple of 8."""
+    metric: Metric = "cosine"
+    """`hamming` for storage `binary`, which has no other; the others for numbers."""
+    storage: Storage = "float32"
+    index: IndexKind = "auto"
+    quantization: Quantization = "auto"
+    target_recall: float = 0.95
+
+
+@dataclass(frozen=True, slots=True)
 class CollectionInfo:
     """The settings of a collection. All but `name` are fixed at creation."""
 
     name: str
     dimension: int
+    """Numbers a vector; for storage `binary` bits, a multiple of 8."""
     metric: Metric = "cosine"
     storage: Storage = "float32"
     index: IndexKind = "auto"
@@ -66,6 +88,10 @@ class CollectionInfo:
     """Dotted metadata path to a type of `FIELD_TYPES`, `[]` behind it for a list; others are free."""
     description: str = ""
     created_at: dt.datetime = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    quantization: Quantization = "auto"
+    """How the index codes vectors; the store keeps them whole, and answers are ranked by the store."""
+    vectors: Mapping[str, VectorSettings] = field(default_factory=dict)
+    """Further, named vectors, at most 16; a record may lack any of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,29 +109,37 @@ class Record:
     """One record, for reading one at a time. Fields that were not included are None."""
 
     id: str
-    vector: NDArray[np.float32] | None = None
+    vector: NDArray[Any] | None = None
     metadata: dict[str, Any] | None = None
     document: str | None = None
     content: Content | None = None
     uri: str | None = None
+    named_vectors: dict[str, NDArray[Any]] | None = None
+    """Name to vector; names that the record lacks are left out."""
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
     """A page of records, as columns. A column that was not included is None.
 
-    `vectors` is float32, shape (len(ids), dimension), owned by the caller. `cursor` continues
-    behind the last record, or is None when there is no more. `sequence` is the commit that was read.
+    `vectors` is float32, shape (len(ids), dimension), owned by the caller; in storage `binary` it is
+    uint8, shape (len(ids), dimension / 8), packed as by `numpy.packbits`. `cursor` continues behind
+    the last record, or is None when there is no more. `sequence` is the commit that was read.
+
+    `named_vectors` holds such an array for each named vector field, and `named_present` a bool array
+    of shape (len(ids),) that says who has one; the row of a record without is NaN (binary: zeros).
     """
 
     ids: list[str]
-    vectors: NDArray[np.float32] | None = None
+    vectors: NDArray[Any] | None = None
     metadata: list[dict[str, Any]] | None = None
     documents: list[str | None] | None = None
     contents: list[Content | None] | None = None
     uris: list[str | None] | None = None
     cursor: str | None = None
     sequence: int = 0
+    named_vectors: dict[str, NDArray[Any]] | None = None
+    named_present: dict[str, NDArray[np.bool_]] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -119,7 +153,19 @@ class Records:
                 None if self.documents is None else self.documents[i],
                 None if self.contents is None else self.contents[i],
                 None if self.uris is None else self.uris[i],
+                _present_rows(self.named_vectors, self.named_present, i),
             )
+
+
+def _present_rows(
+    named: Mapping[str, NDArray[Any]] | None,
+    present: Mapping[str, NDArray[np.bool_]] | None,
+    i: int,
+) -> dict[str, NDArray[Any]] | None:
+    """Row `i` of each named array, without those that are absent."""
+    if named is None:
+        return None
+    return {name: rows[i] for name, rows in named.items() if present is None or present[name][i]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +174,60 @@ class Hit:
 
     id: str
     distance: float
-    vector: NDArray[np.float32] | None = None
+    vector: NDArray[Any] | None = None
     metadata: dict[str, Any] | None = None
     document: str | None = None
     content: Content | None = None
     uri: str | None = None
+    named_vectors: dict[str, NDArray[Any]] | None = None
+    """Name to vector; names that the record lacks are left out."""
+    group: Any = None
+    """The value of `group_by` that this hit stands for; None without `group_by`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """How a query was answered: the plan, what it read, and where the time went."""
+
+    plan: str
+    """`exact`; `codes`: every row, by its code; `graph` or `lists`: the walk of hnsw or of ivf;
+    `overfetch`: such a walk under a filter, made wider until enough rows pass; `exact-after-` these
+    where they found too few."""
+    kind: str
+    """What serves the indexed rows: `exact`, `hnsw` or `ivf`."""
+    quantization: str
+    """How the index codes vectors: `none`, `float16`, `sq8`, `sq4` or `rabitq`."""
+    setting_name: str
+    """The knob that trades recall for time: `efSearch`, `nprobe`, or empty where there is none."""
+    setting: int
+    """Its value in this query; 0 where there is none."""
+    target_recall: float
+    expected_recall: float
+    """What the calibration measured at this setting; 1.0 where search is exact."""
+    rows: int
+    """Live records of the collection."""
+    allowed_rows: int
+    """Those of them that the filter lets through; all of them without one."""
+    indexed_rows: int
+    """Rows of the main index."""
+    tail_rows: int
+    """Rows behind it, which are always compared exactly."""
+    candidates: int
+    """Rows that the index handed over to be ranked, over all queries of the call."""
+    rows_compared: int
+    """Comparisons with stored or copied vectors: in the main part, in the tail, in re-ranking."""
+    index_sequence: int
+    """Commit that the main index was built at; 0 where there is none."""
+    index_age_s: float
+    """Seconds since then; 0.0 where there is none."""
+    rows_since_index: int
+    """Rows written since then."""
+    batch: int
+    """Queries that were searched together with this one; 1 means alone."""
+    times_us: Mapping[str, float]
+    """Microseconds by step: wait, filter, search, rerank, fetch and total."""
+    sequence: int
+    """Commit that was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,18 +236,28 @@ class QueryResult:
 
     `ids[i]` holds the answers to query i, at most k, without padding. `distances` is float32, shape
     (q, k), NaN where fewer than k records match; smaller is nearer for every metric (l2: squared
-    Euclidean, cosine: 1 - cos, ip: 1 - dot). The included columns are nested like `ids`;
-    `vectors[i]` is float32 of shape (len(ids[i]), dimension). `sequence` is the commit that was read.
+    Euclidean, cosine: 1 - cos, ip: 1 - dot, hamming: bits that differ). The included columns are
+    nested like `ids`; `vectors[i]` is float32 of shape (len(ids[i]), dimension), in storage `binary`
+    uint8 of shape (len(ids[i]), dimension / 8). `sequence` is the commit that was read.
+
+    `named_vectors[name][i]` and `named_present[name][i]` are as in `Records`, for query i. With
+    `group_by`, `groups` is nested like `ids` and holds the group of each hit, groups stand in the
+    order of their best hits, and there are up to k * group_size hits a query. With `mmr_lambda` hits
+    stand in the order they were picked in.
     """
 
     ids: list[list[str]]
     distances: NDArray[np.float32]
-    vectors: list[NDArray[np.float32]] | None = None
+    vectors: list[NDArray[Any]] | None = None
     metadata: list[list[dict[str, Any]]] | None = None
     documents: list[list[str | None]] | None = None
     contents: list[list[Content | None]] | None = None
     uris: list[list[str | None]] | None = None
     sequence: int = 0
+    named_vectors: dict[str, list[NDArray[Any]]] | None = None
+    named_present: dict[str, list[NDArray[np.bool_]]] | None = None
+    groups: list[list[Any]] | None = None
+    explain: Explain | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -160,6 +265,11 @@ class QueryResult:
     def hits(self, query: int = 0) -> list[Hit]:
         """The answers to one query as objects, nearest first."""
         i = query
+        named = present = None
+        if self.named_vectors is not None:
+            named = {name: rows[i] for name, rows in self.named_vectors.items()}
+        if self.named_present is not None:
+            present = {name: rows[i] for name, rows in self.named_present.items()}
         return [
             Hit(
                 record_id,
@@ -169,9 +279,37 @@ class QueryResult:
                 None if self.documents is None else self.documents[i][j],
                 None if self.contents is None else self.contents[i][j],
                 None if self.uris is None else self.uris[i][j],
+                _present_rows(named, present, j),
+                None if self.groups is None else self.groups[i][j],
             )
             for j, record_id in enumerate(self.ids[i])
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePoint:
+    """What one setting of an index gives, as measured by its calibration."""
+
+    setting: int
+    """efSearch of hnsw, nprobe of ivf."""
+    recall_at_10: float
+    recall_at_100: float
+    cost_us: float
+    """Microseconds a query in one thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditStats:
+    """Live queries that were answered again exactly in spare time, and how the index did."""
+
+    queries: int = 0
+    """Queries audited so far; the share is the setting `audit_share`."""
+    recall: float = 1.0
+    """Their mean recall; 1.0 while there are none."""
+    low: float = 0.0
+    """Lower end of its 95 % confidence interval."""
+    high: float = 1.0
+    """Upper end of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +334,15 @@ class IndexStats:
     """recall@10 measured by the last calibration on held-out rows; 1.0 where search is exact."""
     last_error: str = ""
     """Why the last build failed, empty if it did not."""
+    quantization: str = "none"
+    """How the index codes vectors: `none`, `float16`, `sq8`, `sq4` or `rabitq`."""
+    curve: Sequence[CurvePoint] = ()
+    """The last calibration, by rising setting; empty where search is exact."""
+    built_at_sequence: int = 0
+    """Commit that the main index was built at; 0 where there is none."""
+    age_s: float = 0.0
+    """Seconds since that build; 0.0 where there is none."""
+    audit: AuditStats = field(default_factory=AuditStats)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +361,20 @@ class CollectionStats:
     fields: Mapping[str, int]
     """Metadata paths seen, each with the number of rows that have it, dead rows included."""
     index: IndexStats
+    vectors: Mapping[str, IndexStats] = field(default_factory=dict)
+    """The index of each named vector field."""
+    purged_rows: int = 0
+    """Dead rows whose space was given back."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompactResult:
+    """What `compact` did; bytes are those of the collection's files on disk."""
+
+    purged_rows: int
+    """Dead rows whose space was given back by this call."""
+    bytes_before: int
+    bytes_after: int
 
 
 @dataclass(frozen=True, slots=True)

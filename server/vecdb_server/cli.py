@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from . import cli_collections, cli_records, cli_serve, cli_transfer
 from .cli_target import EXIT_CODES, Target
@@ -23,6 +24,10 @@ otherwise. Each command explains itself: vecdb COMMAND --help
 
 {EXIT_CODES}"""
 
+_METRICS = ("cosine", "l2", "ip", "hamming")
+_STORAGES = ("float32", "float16", "int8", "uint8", "binary")
+_QUANTIZATIONS = ("auto", "none", "float16", "sq8", "sq4", "rabitq")
+_PARTS = "vector,metadata,document,content,uri,named_vectors"
 _FILTER_HELP = 'JSON filter, such as \'{"pos": "noun", "year": {"$gte": 2020}}\''
 
 
@@ -68,10 +73,13 @@ def build_parser(*, with_settings: bool) -> argparse.ArgumentParser:
         "create",
         cli_collections.run_create,
         "make an empty collection",
-        "  vecdb create docs --dimension 384 --metric cosine",
+        "  vecdb create docs --dimension 384 --metric cosine\n"
+        "  vecdb create pictures --dimension 512 --vector caption:384 --vector print:64:hamming:binary",
     )
     create.add_argument("collection")
-    create.add_argument("--dimension", type=int, required=True, help="numbers a vector")
+    create.add_argument(
+        "--dimension", type=int, required=True, help="numbers a vector; for storage binary, bits"
+    )
     create.add_argument(
         "--exist-ok", action="store_true", help="fine if it exists with these settings"
     )
@@ -142,8 +150,16 @@ def build_parser(*, with_settings: bool) -> argparse.ArgumentParser:
     )
     check.add_argument("collection", nargs="?")
 
+    compact = command(
+        "compact",
+        cli_collections.run_compact,
+        "give the space of deleted and replaced records back",
+        "  vecdb compact docs",
+    )
+    compact.add_argument("collection")
+
     for one in (create, list_, drop, rename, alias, import_, export, query, get, delete, count,
-                stats, check):  # fmt: skip
+                stats, check, compact):  # fmt: skip
         _add_target(one)
     return parser
 
@@ -165,12 +181,44 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_creation(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--metric", choices=("cosine", "l2", "ip"), help="default cosine")
-    parser.add_argument("--storage", choices=("float32", "float16"), help="default float32")
+    parser.add_argument(
+        "--metric", choices=_METRICS, help="default cosine; storage binary needs hamming"
+    )
+    parser.add_argument("--storage", choices=_STORAGES, help="default float32")
     parser.add_argument("--index", choices=("auto", "exact", "hnsw", "ivf"), help="default auto")
+    parser.add_argument(
+        "--quantization", choices=_QUANTIZATIONS, help="how the index codes vectors; default auto"
+    )
     parser.add_argument("--target-recall", type=float, help="0.5 to 1.0; default 0.95")
+    parser.add_argument(
+        "--vector",
+        dest="fields",
+        action="append",
+        type=_vector_field,
+        metavar="NAME:DIM[:METRIC[:STORAGE]]",
+        help="a further, named vector field; may be repeated",
+    )
     parser.add_argument("--schema", help='JSON: {"year": "int", "tags": "string[]"}')
     parser.add_argument("--description", help="free text")
+
+
+def _vector_field(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and settings of a named vector field."""
+    name, *given = text.split(":")
+    if not name or not 1 <= len(given) <= 3 or not given[0].isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"expected NAME:DIM[:METRIC[:STORAGE]], such as title:384:cosine, given {text!r}"
+        )
+    settings: dict[str, Any] = {"dimension": int(given[0])}
+    for what, choices, value in zip(
+        ("metric", "storage"), (_METRICS, _STORAGES), given[1:], strict=False
+    ):
+        if value not in choices:
+            raise argparse.ArgumentTypeError(
+                f"{what} of {name} must be one of {', '.join(choices)}, given {value!r}"
+            )
+        settings[what] = value
+    return name, settings
 
 
 def _add_import(command: Callable[..., argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -214,7 +262,8 @@ def _add_import(command: Callable[..., argparse.ArgumentParser]) -> argparse.Arg
     creation.add_argument(
         "--create",
         action="store_true",
-        help="make the collection if it does not exist; the dimension comes from the file",
+        help="make the collection if it does not exist; dimensions, also those of named vectors in"
+        " the first batch, come from the file",
     )
     _add_creation(parser)
     return parser
@@ -235,9 +284,9 @@ def _add_export(command: Callable[..., argparse.ArgumentParser]) -> argparse.Arg
     parser.add_argument("--filter", help=_FILTER_HELP)
     parser.add_argument(
         "--include",
-        default="vector,metadata,document,content,uri",
+        default=_PARTS,
         metavar="A,B",
-        help="parts to write; default all: vector,metadata,document,content,uri",
+        help=f"parts to write; default all: {_PARTS}",
     )
     return parser
 
@@ -259,11 +308,26 @@ def _add_query(command: Callable[..., argparse.ArgumentParser]) -> argparse.Argu
     parser.add_argument(
         "--id", action="append", help="the vector of a stored record; may be repeated"
     )
-    parser.add_argument("--k", type=int, help="answers a query; default 10")
+    for name, text in (
+        ("positive", "search near this; an id or a JSON list of numbers; may be repeated"),
+        ("negative", "and away from this, likewise; with --positive"),
+    ):
+        parser.add_argument(f"--{name}", action="append", metavar="ID|JSON", help=text)
+    parser.add_argument("--vector-name", metavar="NAME", help="search this named vector field")
+    parser.add_argument("--k", type=int, help="answers a query, or groups; default 10")
     parser.add_argument("--filter", help=_FILTER_HELP)
     parser.add_argument("--exact", action="store_true", help="compare with every vector")
     parser.add_argument("--max-distance", type=float, help="leave out what is farther")
     parser.add_argument("--target-recall", type=float, help="0.5 to 1.0; default: the collection's")
+    parser.add_argument("--group-by", metavar="FIELD", help="the best records of each group")
+    parser.add_argument("--group-size", type=int, metavar="N", help="records a group; default 1")
+    parser.add_argument(
+        "--mmr",
+        type=float,
+        metavar="LAMBDA",
+        help="choose unlike answers: 1 is the plain order, 0 looks at unlikeness only",
+    )
+    parser.add_argument("--explain", action="store_true", help="say how the query was answered")
     _add_include(parser)
     return parser
 
@@ -291,7 +355,7 @@ def _add_include(parser: argparse.ArgumentParser) -> None:
         "--include",
         default="metadata,document",
         metavar="A,B",
-        help="of vector, metadata, document, content, uri; default metadata,document",
+        help=f"of {_PARTS.replace(',', ', ')}; default metadata,document",
     )
 
 

@@ -1,4 +1,5 @@
-"""The commands about whole collections: create, list, drop, rename, alias, stats, check."""
+"""The commands about whole collections: create, list, drop, rename, alias, stats, check,
+compact."""
 
 from __future__ import annotations
 
@@ -23,6 +24,8 @@ def run_create(args: argparse.Namespace, target: Target) -> int:
         json_line(plain(info))
     else:
         print(f"{info.name}: {info.dimension} dimensions, {info.metric}, {info.storage}")
+        for name, field in info.vectors.items():
+            print(f"  {name}: {field.dimension} dimensions, {field.metric}, {field.storage}")
     return EXIT_OK
 
 
@@ -121,32 +124,67 @@ def run_stats(args: argparse.Namespace, target: Target) -> int:
     if args.json:
         json_line(plain(stats))
         return EXIT_OK
-    index = stats.index
     pairs(
         {
             "collection": stats.name,
             "records": stats.count,
             "rows ever written": stats.rows,
+            "rows given back": stats.purged_rows,
             "sequence": stats.sequence,
             "on disk": size(stats.disk_bytes),
             "map used": f"{size(stats.map_used_bytes)} of {size(stats.map_limit_bytes)}",
-            "index": f"{index.kind} on {index.device}",
-            "indexed rows": index.indexed_rows,
-            "rows searched exactly": index.tail_rows,
-            "dead rows": index.dead_rows,
-            "index memory": size(index.memory_bytes),
-            "index file": size(index.file_bytes),
-            "recall": f"{index.measured_recall:.4f} measured, {index.target_recall:g} wanted",
         }
     )
-    if index.building:
-        print(f"building: {index.build_progress:.0%}")
-    if index.last_error:
-        print(f"the last build failed: {index.last_error}")
+    _print_index("index", stats.index)
+    for name, index in stats.vectors.items():
+        _print_index(f"index of {name}", index)
     if stats.fields:
         print("\nmetadata fields (rows that have them)")
         pairs({f"  {name}": count for name, count in sorted(stats.fields.items())})
     return EXIT_OK
+
+
+def _print_index(title: str, index: Any) -> None:
+    audit = index.audit
+    wanted = f"{index.target_recall:g} wanted"
+    print(f"\n{title}: {index.kind} on {index.device}, quantization {index.quantization}")
+    values = {
+        "  indexed rows": index.indexed_rows,
+        "  rows searched exactly": index.tail_rows,
+        "  dead rows": index.dead_rows,
+        "  memory": size(index.memory_bytes),
+        "  file": size(index.file_bytes),
+        "  recall": f"{index.measured_recall:.4f} measured, {wanted}",
+    }
+    if index.built_at_sequence:
+        values["  built"] = f"{index.age_s:,.0f} s ago, at sequence {index.built_at_sequence:,}"
+    if audit.queries:
+        values["  audited recall"] = (
+            f"{audit.recall:.4f} ({audit.low:.4f} to {audit.high:.4f}) of {audit.queries:,} queries"
+        )
+    pairs(values)
+    if index.building:
+        print(f"  building: {index.build_progress:.0%}")
+    if index.last_error:
+        print(f"  the last build failed: {index.last_error}")
+    if index.curve:
+        points = [
+            (one.setting, round(one.recall_at_10, 4), round(one.recall_at_100, 4),
+             round(one.cost_us, 1)) for one in index.curve
+        ]  # fmt: skip
+        table(("  setting", "recall@10", "recall@100", "microseconds"), points)
+
+
+def run_compact(args: argparse.Namespace, target: Target) -> int:
+    """Waits until the space of dead rows is given back, however long that takes."""
+    with opened(target, write=True) as database:
+        collection = database.get_collection(args.collection)
+        done = collection.compact(wait=True, timeout_s=target.no_limit_s)
+    text = (
+        f"{done.purged_rows:,} rows given back, {size(done.bytes_before)} to "
+        f"{size(done.bytes_after)} on disk"
+    )
+    return _said(args, text, plain(done))
 
 
 def run_check(args: argparse.Namespace, target: Target) -> int:

@@ -14,6 +14,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -58,8 +59,18 @@ def dumps(row: dict[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False, default=jsonable)
 
 
+def _with_vectors(line: bytes, record: Any, *, own: bool) -> bytes:
+    """The JSON object `line` with the named vectors of a record, and its own one."""
+    if own and record.vector is not None:
+        line = line[:-1] + b', "vector": ' + msgspec.json.encode(record.vector.tolist()) + b"}"
+    if record.named_vectors:
+        named = {name: vector.tolist() for name, vector in record.named_vectors.items()}
+        line = line[:-1] + b', "vectors": ' + msgspec.json.encode(named) + b"}"
+    return line
+
+
 class _Lines:
-    """Rows as JSON lines, each with its vector when it was asked for.
+    """Rows as JSON lines, each with its vectors when they were asked for.
 
     Vectors are written as the shortest double that gives the float32 back, so nothing is lost.
     """
@@ -69,43 +80,76 @@ class _Lines:
 
     def write(self, records: Any) -> None:
         for record in records:
-            line = dumps(row_of(record)).encode()
-            if record.vector is not None:
-                vector = msgspec.json.encode(record.vector.tolist())
-                line = line[:-1] + b', "vector": ' + vector + b"}"
+            line = _with_vectors(dumps(row_of(record)).encode(), record, own=True)
             self._file.write(line + b"\n")
 
 
 class _Array:
-    """Vectors as the rows of one .npy, other parts as JSON lines beside it.
+    """Rows of one .npy.
 
     How many rows there will be is not known at the start. NumPy leaves room in a header for any
     number of rows, so it is written again at the end.
     """
 
-    def __init__(self, array: IO[bytes], lines: IO[bytes], dimension: int) -> None:
-        self._array = array
-        self._lines = lines
-        self._shape = (0, dimension)
+    def __init__(self, file: IO[bytes], descr: str, width: tuple[int, ...]) -> None:
+        self._file = file
+        self._descr = descr
+        self._width = width
+        self._rows = 0
         self.finish()
 
     def finish(self) -> None:
-        self._array.seek(0)
+        self._file.seek(0)
+        shape = (self._rows, *self._width)
         np.lib.format.write_array_header_1_0(
-            self._array, {"descr": "<f4", "fortran_order": False, "shape": self._shape}
+            self._file, {"descr": self._descr, "fortran_order": False, "shape": shape}
         )
 
+    def write(self, rows: NDArray[Any]) -> None:
+        self._rows += len(rows)
+        self._file.write(np.ascontiguousarray(rows, self._descr).tobytes())
+
+
+def _array_of(file: IO[bytes], field: Any) -> _Array:
+    """An array for the vectors of a collection or of one of its named fields."""
+    if field.storage == "binary":
+        return _Array(file, "|u1", (field.dimension // 8,))
+    return _Array(file, "<f4", (field.dimension,))
+
+
+class _Arrays:
+    """Vectors as rows of arrays, other parts as JSON lines beside them.
+
+    Named vectors stand in the lines where there are no arrays for them.
+    """
+
+    def __init__(
+        self, lines: IO[bytes], own: _Array, named: dict[str, tuple[_Array, _Array]]
+    ) -> None:
+        self._lines = lines
+        self._own = own
+        self._named = named
+
+    def finish(self) -> None:
+        for array in (self._own, *chain.from_iterable(self._named.values())):
+            array.finish()
+
     def write(self, records: Any) -> None:
-        vectors: NDArray[np.float32] = records.vectors
-        self._shape = (self._shape[0] + len(vectors), self._shape[1])
-        self._array.write(np.ascontiguousarray(vectors, "<f4").tobytes())
+        self._own.write(records.vectors)
+        for name, (vectors, present) in self._named.items():
+            vectors.write(records.named_vectors[name])
+            present.write(records.named_present[name])
         for record in records:
-            self._lines.write(dumps(row_of(record)).encode() + b"\n")
+            line = dumps(row_of(record)).encode()
+            if not self._named:
+                line = _with_vectors(line, record, own=False)
+            self._lines.write(line + b"\n")
 
 
 @contextmanager
-def sink(path: Path, *, dimension: int) -> Iterator[Sink]:
-    """Where records go, by the ending of `path`; `-` is JSON lines on stdout."""
+def sink(path: Path, info: Any, *, named: bool) -> Iterator[Sink]:
+    """Where records of the collection `info` go, by the ending of `path`; `-` is JSON lines on
+    stdout. `named` says that they come with their named vectors."""
     name = path.name
     if name == "-":
         if sys.stdout is None:
@@ -128,11 +172,12 @@ def sink(path: Path, *, dimension: int) -> Iterator[Sink]:
             elif name.endswith(".npy"):
                 array = stack.enter_context(_finished_as(path))
                 beside = stack.enter_context(_finished_as(rows_beside(path)))
-                target = _Array(array, stack.enter_context(_packed(beside)), dimension)
+                lines = stack.enter_context(_packed(beside))
+                target = _Arrays(lines, _array_of(array, info), {})
                 yield target
                 target.finish()
             else:
-                yield from _npz(path, stack, dimension)
+                yield from _npz(path, stack, info, tuple(info.vectors) if named else ())
     except OSError as error:
         raise CommandFailed(f"cannot write {path}: {error}") from error
 
@@ -147,19 +192,33 @@ def _packed(raw: IO[bytes]) -> Any:
     return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)
 
 
-def _npz(path: Path, stack: ExitStack, dimension: int) -> Iterator[Sink]:
-    array_path = path.with_name(path.name + ".vectors.part")
-    lines_path = path.with_name(path.name + ".rows.part")
-    for scratch in (array_path, lines_path):
-        stack.callback(scratch.unlink, missing_ok=True)
-    with array_path.open("wb") as array, lines_path.open("wb") as lines:
-        target = _Array(array, lines, dimension)
+def _npz(path: Path, stack: ExitStack, info: Any, named: tuple[str, ...]) -> Iterator[Sink]:
+    scratch: dict[str, Path] = {}
+
+    def member(name: str) -> IO[bytes]:
+        scratch[name] = path.with_name(f"{path.name}.{name}.part")
+        stack.callback(scratch[name].unlink, missing_ok=True)
+        return files.enter_context(scratch[name].open("wb"))
+
+    with ExitStack() as files:
+        lines = member("rows")
+        own = _array_of(member("vectors"), info)
+        arrays = {
+            name: (
+                _array_of(member(f"vectors.{name}"), info.vectors[name]),
+                _Array(member(f"present.{name}"), "|b1", ()),
+            )
+            for name in named
+        }
+        target = _Arrays(lines, own, arrays)
         yield target
         target.finish()
     with _finished_as(path) as raw, zipfile.ZipFile(raw, "w", zipfile.ZIP_STORED) as archive:
-        archive.write(array_path, "vectors.npy")
-        with archive.open("rows.npy", "w", force_zip64=True) as member:
-            np.lib.format.write_array(member, np.fromfile(lines_path, np.uint8))
+        rows = scratch.pop("rows")
+        for name, array_path in scratch.items():
+            archive.write(array_path, f"{name}.npy")
+        with archive.open("rows.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array(file, np.fromfile(rows, np.uint8))
 
 
 @contextmanager

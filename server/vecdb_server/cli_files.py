@@ -37,6 +37,7 @@ class Fields:
     uri: str = "uri"
     content: str = "content"
     media_type: str = "media_type"
+    named_vectors: str = "vectors"
     metadata: tuple[str, ...] | None = None
 
 
@@ -50,6 +51,7 @@ class Batch:
     documents: list[str | None] = field(default_factory=list)
     contents: list[tuple[bytes, str] | None] = field(default_factory=list)
     uris: list[str | None] = field(default_factory=list)
+    named: dict[str, list[Any]] = field(default_factory=dict)
     share: float | None = None
 
     def columns(self) -> dict[str, Any]:
@@ -59,7 +61,25 @@ class Batch:
             column = getattr(self, name)
             if any(column):
                 found[name] = column
+        if self.named:
+            found["named_vectors"] = self.named
         return found
+
+    def add_named(self, vectors: dict[str, Any]) -> None:
+        """Appends the named vectors of the record whose id was added last."""
+        behind = len(self.ids) - 1
+        for name in vectors.keys() - self.named.keys():
+            self.named[name] = [None] * behind
+        for name, column in self.named.items():
+            column.append(vectors.get(name))
+
+    def named_widths(self) -> dict[str, int]:
+        """Numbers of the first vector of each named field."""
+        firsts = {
+            name: next((vector for vector in column if vector is not None), None)
+            for name, column in self.named.items()
+        }
+        return {name: np.size(first) for name, first in firsts.items() if first is not None}
 
 
 def read_batches(
@@ -173,14 +193,38 @@ def _read_npz(path: Path, fields: Fields, batch_size: int, skip: int) -> Iterato
         lines = [msgspec.json.encode({fields.id: str(given)}) for given in found["ids"].tolist()]
     if len(lines) != len(vectors):
         raise CommandFailed(f"{path} has {len(lines):,} rows and {len(vectors):,} vectors")
+    named = _named_arrays(path, found, len(lines))
     for start in range(skip, len(lines), batch_size):
         batch = Batch()
         for number, line in enumerate(lines[start : start + batch_size], start + 1):
             where = f"{path} row {number}"
             _add_row(batch, _decode(line, where), fields, where)
         batch.vectors = vectors[start : start + batch_size]
+        for name, (rows_of, present) in named.items():
+            part = slice(start, start + batch_size)
+            column = zip(rows_of[part], present[part].tolist(), strict=True)
+            batch.named[name] = [row if there else None for row, there in column]
         batch.share = (start + len(batch.ids)) / len(lines)
         yield batch
+
+
+def _named_arrays(
+    path: Path, arrays: dict[str, Any], count: int
+) -> dict[str, tuple[NDArray[Any], NDArray[np.bool_]]]:
+    """Arrays called `vectors.NAME`, each with who has such a vector: `present.NAME`, or else all."""
+    named = {}
+    for key in arrays:
+        kind, _, name = key.partition(".")
+        if kind != "vectors" or not name:
+            continue
+        present = arrays.get(f"present.{name}", np.ones(count, np.bool_))
+        if arrays[key].ndim != 2 or len(arrays[key]) != count or present.shape != (count,):
+            raise CommandFailed(
+                f"{path}: {key} has shape {arrays[key].shape} and its presence {present.shape}, "
+                f"expected ({count}, d) and ({count},)"
+            )
+        named[name] = arrays[key], present.astype(np.bool_)
+    return named
 
 
 def _open(path: Path) -> BinaryIO:
@@ -240,6 +284,12 @@ def _add_row(batch: Batch, row: dict[str, Any], fields: Fields, where: str) -> A
         )
     batch.ids.append(record_id)
     vector = row.pop(fields.vector, None)
+    named = row.pop(fields.named_vectors, None) or {}
+    if not isinstance(named, dict):
+        raise CommandFailed(
+            f"{where}: field {fields.named_vectors!r} must map names to vectors, found {str(named)[:60]}"
+        )
+    batch.add_named(named)
     batch.documents.append(_text(row.pop(fields.document, None), fields.document, where))
     batch.uris.append(_text(row.pop(fields.uri, None), fields.uri, where))
     batch.contents.append(_content(row, fields, where))

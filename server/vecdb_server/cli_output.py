@@ -22,8 +22,8 @@ def plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return {one.name: plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return dict(value)
-    return list(value) if isinstance(value, tuple) else value
+        return {name: plain(one) for name, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -73,8 +73,12 @@ def record_json(record: Any) -> dict[str, Any]:
     row = row_of(record)
     if hasattr(record, "distance"):
         row["distance"] = record.distance
+    if getattr(record, "group", None) is not None:
+        row["group"] = record.group
     if record.vector is not None:
         row["vector"] = record.vector.tolist()
+    if record.named_vectors:
+        row["vectors"] = {name: vector.tolist() for name, vector in record.named_vectors.items()}
     return row
 
 
@@ -92,10 +96,16 @@ def print_record(record: Any, prefix: str = "") -> None:
     if record.content is not None:
         lines.append(f"{record.content.media_type}, {size(len(record.content.data))}")
     if record.vector is not None:
-        lines.append(json.dumps([round(float(x), 4) for x in record.vector]))
+        lines.append(_numbers(record.vector))
+    for name, vector in (record.named_vectors or {}).items():
+        lines.append(f"{name}: {_numbers(vector)}")
     indent = " " * max(len(prefix), 4)
     for line in lines:
         print(indent + _cut(line, width - len(indent)))
+
+
+def _numbers(vector: Any) -> str:
+    return json.dumps([round(float(x), 4) for x in vector])
 
 
 def _cut(text: str, width: int) -> str:

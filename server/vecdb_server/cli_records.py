@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .cli_files import load_vectors, number_matrix
-from .cli_output import json_line, print_record, record_json
+from .cli_output import json_line, pairs, plain, print_record, record_json
 from .cli_target import EXIT_ERROR, EXIT_OK, EXIT_USAGE, CommandFailed, Target, opened
 
 _PAGE = 1_000
@@ -66,31 +66,73 @@ def _print_records(records: Any, args: argparse.Namespace) -> None:
 def run_query(args: argparse.Namespace, target: Target) -> int:
     """Prints the nearest records to each query; as JSON, one line a query."""
     vectors = _query_vectors(args)
-    given = (args.id, vectors)
+    given = (args.id, vectors, args.positive)
     if sum(one is not None for one in given) != 1:
-        raise CommandFailed("name one of --vector, --vectors and --id", EXIT_USAGE)
+        raise CommandFailed("name one of --vector, --vectors and --id, or --positive", EXIT_USAGE)
     with opened(target) as database:
         result = database.get_collection(args.collection).query(
             vectors,
             ids=args.id,
+            positive=_examples("--positive", args.positive),
+            negative=_examples("--negative", args.negative),
+            vector_name=args.vector_name,
             k=args.k,
             filter=args.filter,
             exact=args.exact,
             max_distance=args.max_distance,
             target_recall=args.target_recall,
+            group_by=args.group_by,
+            group_size=args.group_size,
+            mmr_lambda=args.mmr,
+            explain=args.explain,
             include=_include(args),
         )
     for query in range(len(result)):
         hits = result.hits(query)
         if args.json:
-            rows = [record_json(hit) for hit in hits]
-            json_line({"query": query, "sequence": result.sequence, "hits": rows})
+            line = {
+                "query": query,
+                "sequence": result.sequence,
+                "hits": list(map(record_json, hits)),
+            }
+            if result.explain is not None:
+                line["explain"] = plain(result.explain)
+            json_line(line)
             continue
         if len(result) > 1 or not hits:
             print(f"query {query}: {len(hits)} hits")
         for rank, hit in enumerate(hits, 1):
-            print_record(hit, f"{rank:>4}  {hit.distance:8.4f}  ")
+            group = "" if hit.group is None else f"{hit.group}  "
+            print_record(hit, f"{rank:>4}  {hit.distance:8.4f}  {group}")
+    if result.explain is not None and not args.json:
+        _print_explain(result.explain)
     return EXIT_OK
+
+
+def _examples(flag: str, given: list[str] | None) -> list[Any] | None:
+    """Ids as they are, JSON lists as vectors."""
+    if given is None:
+        return None
+    found: list[Any] = []
+    for text in given:
+        if not text.startswith("["):
+            found.append(text)
+            continue
+        try:
+            found.append(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            raise CommandFailed(
+                f"{flag} takes an id or a JSON list of numbers: {error}", EXIT_USAGE
+            ) from error
+    return found
+
+
+def _print_explain(explain: Any) -> None:
+    values = plain(explain)
+    times = values.pop("times_us")
+    print("\nexplain")
+    pairs({f"  {name.replace('_', ' ')}": value for name, value in values.items()})
+    pairs({f"  {step} us": round(time, 1) for step, time in times.items()})
 
 
 def _query_vectors(args: argparse.Namespace) -> Any:

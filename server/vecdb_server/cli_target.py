@@ -6,6 +6,7 @@ become messages and exit codes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,11 @@ class Target:
     address: str
     data: Path | None = None
     timeout_s: float = 30.0
+
+    @property
+    def no_limit_s(self) -> float | None:
+        """`timeout_s` of a call that may take as long as it takes: the client has a default."""
+        return math.inf if self.data is None else None
 
 
 def failed(error: Any) -> CommandFailed:

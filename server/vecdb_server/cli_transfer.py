@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import signal
 import sys
 import threading
@@ -61,7 +60,7 @@ def run_import(args: argparse.Namespace, target: Target) -> int:
         if collection is None:
             collection = _without_rows(database, args)
         if args.build_index:
-            collection.build_index(wait=True, timeout_s=math.inf)
+            collection.build_index(wait=True, timeout_s=target.no_limit_s)
     seconds = time.perf_counter() - started_s
     if args.json:
         print(json.dumps({"count": done, "sequence": sequence, "seconds": round(seconds, 3)}))
@@ -108,11 +107,16 @@ def _stored(done: int, skip: int, error: BaseException) -> str:
 def _collection(database: Any, args: argparse.Namespace, first: Batch) -> Any:
     if not args.create:
         return database.get_collection(args.collection)
+    settings = creation_settings(args)
+    width = first.vectors.shape[1]
+    fields = {name: {"dimension": width} for name, width in first.named_widths().items()}
+    if fields:
+        settings["vectors"] = {**fields, **settings.get("vectors", {})}
     return database.create_collection(
         args.collection,
-        dimension=first.vectors.shape[1],
+        dimension=8 * width if args.storage == "binary" else width,
         exist_ok=True,
-        **creation_settings(args),
+        **settings,
     )
 
 
@@ -133,9 +137,11 @@ def creation_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `create_collection` that were given; defaults are the engine's."""
     given = {
         name: getattr(args, name)
-        for name in ("metric", "storage", "index", "target_recall", "description")
+        for name in ("metric", "storage", "index", "quantization", "target_recall", "description")
         if getattr(args, name) is not None
     }
+    if args.fields:
+        given["vectors"] = dict(args.fields)
     if args.schema is not None:
         try:
             given["schema"] = json.loads(args.schema)
@@ -165,7 +171,7 @@ def run_export(args: argparse.Namespace, target: Target) -> int:
     with opened(target) as database:
         collection = database.get_collection(args.collection)
         progress = Progress(f"from {args.collection}", collection.count(args.filter))
-        with sink(path, dimension=collection.info.dimension) as out:
+        with sink(path, collection.info, named="named_vectors" in include) as out:
             try:
                 for records in collection.scan(filter=args.filter, include=include):
                     out.write(records)

@@ -27,7 +27,7 @@ _WRITES = frozenset(
         "Delete",
     )
 )
-_LONG = frozenset(("Scan", "Ingest", "Check", "BuildIndex"))
+_LONG = frozenset(("Scan", "Ingest", "Check", "BuildIndex", "Compact"))
 
 
 class CountedPool(ThreadPoolExecutor):

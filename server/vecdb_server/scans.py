@@ -27,8 +27,8 @@ def scan_messages(
     include = messages.decode_includes(request.include)
     aim_bytes = min(MESSAGE_BYTES, max_message_bytes // 4)
     size = request.batch_size or DEFAULT_BATCH
-    if "vector" in include:
-        size = min(size, max(1, aim_bytes // (4 * collection.info.dimension)))
+    if numbers := _numbers(collection.info, include):
+        size = min(size, max(1, aim_bytes // (4 * numbers)))
     cursor = request.cursor or None
     again = True
     while again:
@@ -55,3 +55,11 @@ def scan_messages(
             if not context.is_active():
                 return
             yield pb.ScanResponse(records=batch, cursor=cursor or "", sequence=records.sequence)
+
+
+def _numbers(info: vecdb.CollectionInfo, include: tuple[str, ...]) -> int:
+    """Numbers of the vectors of a record that are sent with it."""
+    own = info.dimension if "vector" in include else 0
+    if "named_vectors" not in include:
+        return own
+    return own + sum(field.dimension for field in info.vectors.values())

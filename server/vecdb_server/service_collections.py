@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import vecdb
@@ -38,6 +39,8 @@ class CollectionHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unu
             target_recall=info.target_recall,
             schema=info.schema or None,
             description=info.description,
+            quantization=info.quantization,
+            vectors={name: asdict(field) for name, field in info.vectors.items()} or None,
             exist_ok=request.exist_ok,
         )
         return pb.CreateCollectionResponse(collection=messages.encode_info(collection.info))
@@ -79,3 +82,12 @@ class CollectionHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unu
         collection = self._database.get_collection(request.collection)
         stats = collection.build_index(wait=request.wait, timeout_s=remaining_s(context))
         return pb.BuildIndexResponse(index=messages.encode_index_stats(stats))
+
+    def CancelBuild(self, request: Any, context: Any) -> Any:
+        collection = self._database.get_collection(request.collection)
+        return pb.CancelBuildResponse(cancelled=collection.cancel_build())
+
+    def Compact(self, request: Any, context: Any) -> Any:
+        collection = self._database.get_collection(request.collection)
+        result = collection.compact(wait=request.wait, timeout_s=remaining_s(context))
+        return messages.encode_compaction(result)

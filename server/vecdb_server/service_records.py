@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import vecdb
-from vecdb.errors import InvalidArgument, InvalidQuery, Unavailable
-from vecdb_client import messages, wire
+from vecdb.errors import InvalidArgument, Unavailable
+from vecdb_client import answers, messages, wire
 from vecdb_client.v1 import vecdb_pb2 as pb
 
 from .scans import scan_messages
@@ -24,7 +24,41 @@ from .status import remaining_s
 def _columns(batch: Any) -> dict[str, Any]:
     """Keyword arguments of insert, upsert and update. Absent columns are None."""
     columns = wire.decode_columns(batch)
-    return {name: getattr(columns, name) for name in columns.__slots__}
+    found = {name: getattr(columns, name) for name in columns.__slots__}
+    if columns.named_vectors is not None:
+        found["named_vectors"] = {
+            name: named.rows if named.present is None else _spread(named.rows, named.present)
+            for name, named in columns.named_vectors.items()
+        }
+    return found
+
+
+def _spread(rows: Any, present: Any) -> list[Any]:
+    """A vector a record, None for those that lack it."""
+    following = iter(rows)
+    return [next(following) if there else None for there in present.tolist()]
+
+
+def _examples(message: Any) -> list[Any]:
+    """Ids, then vectors."""
+    vectors = wire.decode_vectors(message.vectors) if message.HasField("vectors") else ()
+    return [*message.ids, *vectors]
+
+
+def _rarely_asked(request: Any) -> dict[str, Any]:
+    """Keyword arguments of a query that most queries leave out."""
+    has = request.HasField
+    found: dict[str, Any] = {}
+    if has("positive"):
+        found["positive"] = _examples(request.positive)
+    if has("negative"):
+        found["negative"] = _examples(request.negative)
+    if has("mmr_lambda"):
+        found["mmr_lambda"] = request.mmr_lambda
+    for name in ("vector_name", "group_by", "group_size", "mmr_candidates", "explain"):
+        if value := getattr(request, name):
+            found[name] = value
+    return found
 
 
 class Service(CollectionHandlers):
@@ -118,11 +152,6 @@ class Service(CollectionHandlers):
         )
 
     def Query(self, request: Any, context: Any) -> Any:
-        if request.vector_name:
-            raise InvalidQuery(
-                f"this version has one vector a record; vector_name must be empty, "
-                f"given {request.vector_name!r}"
-            )
         collection = self._database.get_collection(request.collection)
         has = request.HasField
         with self._room_to_wait(collection, request.min_sequence):
@@ -139,8 +168,9 @@ class Service(CollectionHandlers):
                 timeout_s=remaining_s(context),
                 raw_metadata=True,
                 max_bytes=self._max_message_bytes,
+                **_rarely_asked(request),
             )
-        return messages.encode_query_result(result)
+        return answers.encode_query_result(result)
 
     def Count(self, request: Any, context: Any) -> Any:
         collection = self._database.get_collection(request.collection)

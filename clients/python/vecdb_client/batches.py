@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from . import json_text, wire
+from . import json_text, messages, wire
 from .errors import InvalidBatch, InvalidId, InvalidMetadata, LimitExceeded
 
 MESSAGE_ROWS = 2_000
 MESSAGE_BYTES = 8 * 1024 * 1024
 _ROW_OVERHEAD_BYTES = 48
 """Upper bound for tags and lengths of one record's fields."""
-_COLUMNS = ("ids", "vectors", "metadata", "documents", "contents", "uris")
+_FIELD_OVERHEAD_BYTES = 192
+"""Upper bound for name, tags and lengths of one named vector field in a message."""
+_COLUMNS = ("ids", "vectors", "metadata", "documents", "contents", "uris", "named_vectors")
 
 
 def id_list(ids: Any) -> list[str]:
@@ -71,8 +73,50 @@ def _texts(name: str, column: Any, ids: list[str]) -> list[str | None] | None:
     return entries
 
 
+def _named(given: Any, ids: list[str]) -> dict[str, wire.Named] | None:
+    if given is None:
+        return None
+    if not isinstance(given, Mapping):
+        raise InvalidBatch(
+            "named_vectors must map names of vector fields to vectors, given "
+            f"{type(given).__name__}"
+        )
+    found = {}
+    for name, column in given.items():
+        if not isinstance(name, str) or not name or not name.isascii():
+            raise InvalidBatch(f"no vector field {name!r:.80}")
+        if column is not None:
+            found[name] = _field(name, column, ids)
+    return found
+
+
+def _field(name: str, column: Any, ids: list[str]) -> wire.Named:
+    if isinstance(column, wire.Named):
+        return column
+    present = None
+    if isinstance(column, list | tuple) and any(entry is None for entry in column):
+        present = np.array([entry is not None for entry in column])
+        column = [entry for entry in column if entry is not None]
+    # Of a field that no record has the width is not known; the server asks for at least one.
+    matrix = wire.as_matrix(column) if len(column) else np.zeros((0, 1), np.float32)
+    n = len(matrix) if present is None else len(present)
+    if n != len(ids) or (present is not None and present.sum() != len(matrix)):
+        raise InvalidBatch(
+            f"{len(ids)} ids and {n} vectors of field {name!r} were given; give one an id, or None "
+            "for a record without",
+            field=name,
+        )
+    return wire.Named(matrix, present)
+
+
 def to_columns(
-    ids: Any, vectors: Any, metadata: Any, documents: Any, contents: Any, uris: Any
+    ids: Any,
+    vectors: Any,
+    metadata: Any,
+    documents: Any,
+    contents: Any,
+    uris: Any,
+    named_vectors: Any = None,
 ) -> wire.Columns:
     """The columns of a batch, each of one length. Vectors None: none (the server may refuse it)."""
     names = id_list(ids)
@@ -89,12 +133,13 @@ def to_columns(
         documents=_texts("documents", documents, names),
         contents=None if pairs is None else [wire.as_content(pair) for pair in pairs],
         uris=_texts("uris", uris, names),
+        named_vectors=_named(named_vectors, names),
     )
 
 
 def of_any(batch: Any) -> wire.Columns:
     """The columns of one batch of an ingest: a mapping of columns, a tuple of them in the order
-    ids, vectors, metadata, documents, contents, uris, or Records of a scan."""
+    ids, vectors, metadata, documents, contents, uris, named_vectors, or Records of a scan."""
     if isinstance(batch, Mapping):
         unknown = [name for name in batch if name not in _COLUMNS]
         if unknown:
@@ -105,9 +150,11 @@ def of_any(batch: Any) -> wire.Columns:
     if isinstance(batch, tuple) and 2 <= len(batch) <= len(_COLUMNS):
         return to_columns(*batch, *[None] * (len(_COLUMNS) - len(batch)))
     if hasattr(batch, "ids") and hasattr(batch, "vectors"):
-        return to_columns(*(getattr(batch, name) for name in _COLUMNS))
+        columns = {name: getattr(batch, name) for name in _COLUMNS}
+        named = messages.named_columns(batch.named_vectors, batch.named_present)
+        return to_columns(**{**columns, "named_vectors": named})
     raise InvalidBatch(
-        "a batch is a mapping of columns, a tuple of 2 to 6 columns, or Records, "
+        "a batch is a mapping of columns, a tuple of 2 to 7 columns, or Records, "
         f"given {type(batch).__name__}"
     )
 
@@ -150,6 +197,9 @@ def row_bytes(columns: wire.Columns) -> Any:
     if columns.contents is not None:
         pairs = (0 if pair is None else len(pair[0]) + _size(pair[1]) for pair in columns.contents)
         sizes += np.fromiter(pairs, np.int64, n)
+    for named in (columns.named_vectors or {}).values():
+        there: Any = slice(None) if named.present is None else named.present
+        sizes[there] += named.rows.shape[1] * named.rows.dtype.itemsize
     return sizes
 
 
@@ -161,7 +211,7 @@ def cut(
     LimitExceeded, before anything is sent, when one record alone is too large for a message.
     """
     sizes = row_bytes(columns)
-    room = max_message_bytes - 1024
+    room = max_message_bytes - 1024 - _FIELD_OVERHEAD_BYTES * len(columns.named_vectors or ())
     if sizes.max(initial=0) > room:
         row = int(sizes.argmax())
         raise LimitExceeded(

@@ -1,4 +1,5 @@
-"""What each verb sends and how its answer is read: all that sync and asyncio clients share.
+"""What each verb sends and how its answer is read: all that sync and asyncio clients share. Reads
+of records are in `reads.py`.
 
 A `Call` is one request with the function that reads its answer. A write that may take several
 messages is a generator that yields calls and is sent their results; `client.py` and `aio.py` only
@@ -8,28 +9,25 @@ drive these.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
 from . import arguments, batches, json_text, messages, wire
-from .errors import Internal, InvalidArgument, InvalidQuery, InvalidSetting, VecdbError
+from .errors import Internal, InvalidArgument, InvalidSetting, VecdbError
 from .progress import Progress
 from .types import (
     MAX_DIMENSION,
-    MAX_K,
-    MAX_PAGE,
     CheckReport,
     CollectionInfo,
     CollectionStats,
+    CompactResult,
     IndexStats,
-    QueryResult,
-    Records,
+    VectorSettings,
     WriteResult,
 )
 from .v1 import vecdb_pb2 as pb
 
 T = TypeVar("T")
-MAX_SLICES = 65_536
 INGEST_WINDOW = 4
 """Messages of an ingest that may be under way without acknowledgement."""
 
@@ -82,6 +80,8 @@ def create_collection(
     target_recall: float,
     schema: Mapping[str, str] | None,
     description: str,
+    quantization: Any,
+    vectors: Mapping[str, Any] | None,
     exist_ok: bool,
 ) -> Call[CollectionInfo]:
     pairs = {} if schema is None else schema
@@ -99,6 +99,8 @@ def create_collection(
         target_recall=arguments.recall(target_recall, InvalidSetting),
         schema=pairs,
         description=description,
+        quantization=quantization,
+        vectors=_vector_fields(vectors),
     )
     try:
         message = messages.encode_info(info)
@@ -108,6 +110,37 @@ def create_collection(
         collection=message, exist_ok=arguments.flag("exist_ok", exist_ok, InvalidSetting)
     )
     return Call("CreateCollection", request, lambda a: messages.decode_info(a.collection), False)
+
+
+_SEARCH_SETTINGS = {field.name: field.default for field in fields(VectorSettings)}
+
+
+def _vector_fields(given: Any) -> dict[str, VectorSettings]:
+    """Named vector fields, each from VectorSettings or a mapping of them; InvalidSetting otherwise."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise InvalidSetting(
+            f"vectors must map names to VectorSettings, given {type(given).__name__}"
+        )
+    found = {}
+    for name, settings in given.items():
+        where = f"vector field {arguments.text('the name of a vector field', name)!r}"
+        if not isinstance(settings, Mapping):
+            # The engine's VectorSettings serve as well as the client's.
+            settings = {one: getattr(settings, one, None) for one in _SEARCH_SETTINGS}
+        unknown = sorted(map(str, set(settings) - set(_SEARCH_SETTINGS)))
+        if unknown:
+            raise InvalidSetting(
+                f"{where}: no setting {unknown[0]!r}; there are {', '.join(_SEARCH_SETTINGS)}"
+            )
+        chosen = {**_SEARCH_SETTINGS, **settings}
+        chosen["dimension"] = arguments.whole(
+            f"{where}: dimension", settings.get("dimension"), 1, MAX_DIMENSION, InvalidSetting
+        )
+        chosen["target_recall"] = arguments.recall(chosen["target_recall"], InvalidSetting)
+        found[name] = VectorSettings(**chosen)
+    return found
 
 
 def get_collection(name: str) -> Call[CollectionInfo]:
@@ -248,118 +281,7 @@ def acknowledged(error: ErrorT, done: WriteResult) -> ErrorT:
     return error
 
 
-# --- reads ----------------------------------------------------------------------------------------
-
-
-def get(
-    collection: str,
-    ids: Any,
-    where: Any,
-    order_by: str | None,
-    limit: int | None,
-    cursor: str | None,
-    include: Iterable[str],
-    min_sequence: int | None,
-) -> Call[Records]:
-    wanted = arguments.names(include)
-    request = pb.GetRequest(
-        collection=collection,
-        ids=[] if ids is None else batches.id_list(ids),
-        filter=json_text.encode_filter(where),
-        order_by=arguments.plain_text("order_by", order_by),
-        limit=arguments.optional_whole("limit", limit, 1, MAX_PAGE),
-        cursor=arguments.plain_text("cursor", cursor),
-        include=messages.encode_includes(wanted),
-        min_sequence=arguments.sequence(min_sequence),
-    )
-    return Call(
-        "Get",
-        request,
-        lambda a: messages.decode_records(a.records, wanted, a.cursor, a.sequence),
-        True,
-    )
-
-
-def query(
-    collection: str,
-    vectors: Any,
-    ids: Any,
-    k: int | None,
-    where: Any,
-    exact: bool,
-    max_distance: float | None,
-    target_recall: float | None,
-    include: Iterable[str],
-    min_sequence: int | None,
-) -> Call[QueryResult]:
-    wanted = arguments.names(include)
-    width = arguments.optional_whole("k", k, 1, MAX_K)
-    request = pb.QueryRequest(
-        collection=collection,
-        ids=[] if ids is None else batches.id_list(ids),
-        k=width,
-        filter=json_text.encode_filter(where),
-        exact=arguments.flag("exact", exact),
-        target_recall=0 if target_recall is None else arguments.recall(target_recall, InvalidQuery),
-        include=messages.encode_includes(wanted),
-        min_sequence=arguments.sequence(min_sequence),
-    )
-    if vectors is not None:
-        request.vectors.CopyFrom(wire.encode_vectors(wire.as_matrix(vectors)))
-    if max_distance is not None:
-        request.max_distance = arguments.number("max_distance", max_distance)
-    return Call(
-        "Query", request, lambda a: messages.decode_query_result(a, wanted, width or None), True
-    )
-
-
-def count(collection: str, where: Any, min_sequence: int | None) -> Call[int]:
-    request = pb.CountRequest(
-        collection=collection,
-        filter=json_text.encode_filter(where),
-        min_sequence=arguments.sequence(min_sequence),
-    )
-    return Call("Count", request, lambda a: int(a.count), True)
-
-
-def scan(
-    collection: str,
-    where: Any,
-    include: Iterable[str],
-    batch_size: int,
-    cursor: str | None,
-    slice_index: int,
-    slices: int,
-    min_sequence: int | None,
-) -> Call[Records]:
-    wanted = arguments.names(include)
-    of = arguments.whole("slices", slices, 1, MAX_SLICES)
-    request = pb.ScanRequest(
-        collection=collection,
-        filter=json_text.encode_filter(where),
-        include=messages.encode_includes(wanted),
-        batch_size=arguments.whole("batch_size", batch_size, 1, MAX_PAGE),
-        cursor=arguments.plain_text("cursor", cursor),
-        slice=arguments.whole("slice_index", slice_index, 0, of - 1),
-        slices=of,
-        min_sequence=arguments.sequence(min_sequence),
-    )
-    return Call(
-        "Scan",
-        request,
-        lambda a: messages.decode_records(a.records, wanted, a.cursor, a.sequence),
-        True,
-    )
-
-
-def behind(call: Call[Records], records: Records) -> Call[Records] | None:
-    """The scan that goes on behind `records`; None when that was all. It shows the same moment."""
-    if records.cursor is None:
-        return None
-    request = pb.ScanRequest()
-    request.CopyFrom(call.request)
-    request.cursor = records.cursor
-    return replace(call, request=request)
+# --- numbers and care -----------------------------------------------------------------------------
 
 
 def stats(collection: str) -> Call[CollectionStats]:
@@ -375,3 +297,15 @@ def build_index(collection: str, wait: bool) -> Call[IndexStats]:
         collection=collection, wait=arguments.flag("wait", wait, InvalidArgument)
     )
     return Call("BuildIndex", request, lambda a: messages.decode_index_stats(a.index), True)
+
+
+def cancel_build(collection: str) -> Call[bool]:
+    request = pb.CancelBuildRequest(collection=collection)
+    return Call("CancelBuild", request, lambda a: bool(a.cancelled), False)
+
+
+def compact(collection: str, wait: bool) -> Call[CompactResult]:
+    request = pb.CompactRequest(
+        collection=collection, wait=arguments.flag("wait", wait, InvalidArgument)
+    )
+    return Call("Compact", request, messages.decode_compaction, True)

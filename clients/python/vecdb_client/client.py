@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from . import calls, transport
 from .calls import ServerInfo
 from .collection import Collection
 from .connection import Connection
-from .types import CollectionInfo, IndexKind, Metric, Storage
+from .types import CollectionInfo, IndexKind, Metric, Quantization, Storage, VectorSettings
 
 
 def connect(
@@ -79,13 +79,21 @@ class Client:
         target_recall: float = 0.95,
         schema: Mapping[str, str] | None = None,
         description: str = "",
+        quantization: Quantization = "auto",
+        vectors: Mapping[str, VectorSettings | Mapping[str, Any]] | None = None,
         exist_ok: bool = False,
         timeout_s: float | None = None,
     ) -> Collection:
-        """Makes a collection. CollectionExists if the name is taken, unless `exist_ok` and equal."""
+        """Makes a collection. CollectionExists if the name is taken, unless `exist_ok` and equal.
+
+        `storage` binary counts bits in `dimension` and takes the metric hamming. `quantization` says
+        how the index codes vectors; `vectors` names up to 16 further vector fields, each with
+        settings of its own.
+        """
         call = calls.create_collection(
-            name, dimension, metric, storage, index, target_recall, schema, description, exist_ok
-        )
+            name, dimension, metric, storage, index, target_recall, schema, description,
+            quantization, vectors, exist_ok,
+        )  # fmt: skip
         return Collection(self._connection, self._connection.run(call, timeout_s))
 
     def get_collection(self, name: str, *, timeout_s: float | None = None) -> Collection:

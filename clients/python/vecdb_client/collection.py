@@ -8,12 +8,13 @@ from typing import Any
 
 import grpc
 
-from . import batches, calls, transport
+from . import batches, calls, reads, transport
 from .connection import Connection
 from .types import (
     CheckReport,
     CollectionInfo,
     CollectionStats,
+    CompactResult,
     IndexStats,
     QueryResult,
     Records,
@@ -48,6 +49,7 @@ class Collection:
         documents: Sequence[str | None] | None = None,
         contents: Sequence[Any] | None = None,
         uris: Sequence[str | None] | None = None,
+        named_vectors: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         progress: bool = False,
         timeout_s: float | None = None,
@@ -58,9 +60,12 @@ class Collection:
         rows and 8 MiB. Each message is atomic and has its own deadline; when one fails, those
         before it stay, and the error's details say how many records were `acknowledged`. Returns
         the last commit and the total count. `progress` draws a bar on standard error if that is a
-        terminal.
+        terminal. `named_vectors` maps the collection's named vector fields to arrays of one row a
+        record, or to lists with None for a record without.
         """
-        columns = batches.to_columns(ids, vectors, metadata, documents, contents, uris)
+        columns = batches.to_columns(
+            ids, vectors, metadata, documents, contents, uris, named_vectors
+        )
         return self._write("Insert", columns, batch_size, progress, timeout_s)
 
     def upsert(
@@ -72,12 +77,15 @@ class Collection:
         documents: Sequence[str | None] | None = None,
         contents: Sequence[Any] | None = None,
         uris: Sequence[str | None] | None = None,
+        named_vectors: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         progress: bool = False,
         timeout_s: float | None = None,
     ) -> WriteResult:
         """Adds records, replacing those whose ids are stored; otherwise as `insert`."""
-        columns = batches.to_columns(ids, vectors, metadata, documents, contents, uris)
+        columns = batches.to_columns(
+            ids, vectors, metadata, documents, contents, uris, named_vectors
+        )
         return self._write("Upsert", columns, batch_size, progress, timeout_s)
 
     def _write(
@@ -101,6 +109,7 @@ class Collection:
         documents: Sequence[str | None] | None = None,
         contents: Sequence[Any] | None = None,
         uris: Sequence[str | None] | None = None,
+        named_vectors: Mapping[str, Any] | None = None,
         clear: Iterable[str] = (),
         timeout_s: float | None = None,
     ) -> WriteResult:
@@ -109,7 +118,9 @@ class Collection:
         None in a column means no change; metadata is a merge patch (RFC 7396); `clear` removes
         metadata, document, content or uri before the rest applies.
         """
-        columns = batches.to_columns(ids, vectors, metadata, documents, contents, uris)
+        columns = batches.to_columns(
+            ids, vectors, metadata, documents, contents, uris, named_vectors
+        )
         return self._connection.run(calls.update(self.name, columns, clear), timeout_s)
 
     def delete(
@@ -186,7 +197,7 @@ class Collection:
 
         `limit`: records a page, 1 to 10,000; None: 100.
         """
-        call = calls.get(self.name, ids, filter, order_by, limit, cursor, include, min_sequence)
+        call = reads.get(self.name, ids, filter, order_by, limit, cursor, include, min_sequence)
         return self._connection.run(call, timeout_s)
 
     def query(
@@ -194,23 +205,41 @@ class Collection:
         vectors: Any = None,
         *,
         ids: Sequence[str] | None = None,
+        positive: Sequence[Any] | None = None,
+        negative: Sequence[Any] | None = None,
+        vector_name: str | None = None,
         k: int | None = None,
         filter: Mapping[str, Any] | str | None = None,
         exact: bool = False,
         max_distance: float | None = None,
         target_recall: float | None = None,
+        group_by: str | None = None,
+        group_size: int | None = None,
+        mmr_lambda: float | None = None,
+        mmr_candidates: int | None = None,
+        explain: bool = False,
         include: Iterable[str] = (),
         min_sequence: int | None = None,
         timeout_s: float | None = None,
     ) -> QueryResult:
-        """The nearest records to each vector, or to each record named by `ids`.
+        """The nearest records to each vector, to each record named by `ids`, or to examples.
 
         `k` None: 10, or 10,000 with `max_distance`. `distances` is float32 of shape (q, k), NaN
         where fewer match, and without `k` as wide as the longest answer; smaller is nearer.
+
+        `positive` and `negative` hold ids and vectors, in any mixture, and make one query: twice the
+        mean of `positive` minus the mean of `negative`. `vector_name` searches a named vector field.
+        `group_by` gives the best `group_size` (1 to 100, default 1) of each of the `k` best groups by
+        a metadata path. `mmr_lambda` (0 to 1, where 1 is the plain order) chooses unlike answers out
+        of the `mmr_candidates` (default: the larger of 4 k and 50) nearest. `explain` says how the
+        query was answered, in `explain` of the result.
         """
-        call = calls.query(
-            self.name, vectors, ids, k, filter, exact, max_distance, target_recall, include,
-            min_sequence,
+        call = reads.query(
+            self.name, vectors, ids=ids, positive=positive, negative=negative,
+            vector_name=vector_name, k=k, where=filter, exact=exact, max_distance=max_distance,
+            target_recall=target_recall, group_by=group_by, group_size=group_size,
+            mmr_lambda=mmr_lambda, mmr_candidates=mmr_candidates, explain=explain, include=include,
+            min_sequence=min_sequence,
         )  # fmt: skip
         return self._connection.run(call, timeout_s)
 
@@ -222,7 +251,7 @@ class Collection:
         timeout_s: float | None = None,
     ) -> int:
         """Number of live records that match; exact."""
-        return self._connection.run(calls.count(self.name, filter, min_sequence), timeout_s)
+        return self._connection.run(reads.count(self.name, filter, min_sequence), timeout_s)
 
     def scan(
         self,
@@ -242,7 +271,7 @@ class Collection:
         a batch resumes behind it. `timeout_s` is for the whole scan; None: no limit. Closing the
         iterator ends the scan on the server.
         """
-        call = calls.scan(
+        call = reads.scan(
             self.name, filter, include, batch_size, cursor, slice_index, slices, min_sequence
         )
         limit_s = transport.checked_timeout(timeout_s, None)
@@ -259,3 +288,11 @@ class Collection:
     def build_index(self, *, wait: bool = True, timeout_s: float | None = None) -> IndexStats:
         """Indexes what is not indexed yet. `wait` False: answers once the build is queued."""
         return self._connection.run(calls.build_index(self.name, wait), timeout_s)
+
+    def cancel_build(self, *, timeout_s: float | None = None) -> bool:
+        """Stops the build of the index that runs or is queued; False when there is none."""
+        return self._connection.run(calls.cancel_build(self.name), timeout_s)
+
+    def compact(self, *, wait: bool = True, timeout_s: float | None = None) -> CompactResult:
+        """Gives the space of dead rows back. `wait` False: answers once that is queued."""
+        return self._connection.run(calls.compact(self.name, wait), timeout_s)

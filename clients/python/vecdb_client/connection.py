@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from . import calls, transport
+from . import reads, transport
 from .calls import Call
 from .errors import Closed, VecdbError
 from .types import Records, WriteResult
@@ -94,7 +94,7 @@ class Connection:
             try:
                 for answer in stream:
                     records = left.read(answer)
-                    left = calls.behind(left, records)
+                    left = reads.behind(left, records)
                     pauses_s = transport.retry_pauses_s()
                     yield records
                     if left is None:

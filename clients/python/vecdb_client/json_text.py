@@ -121,10 +121,20 @@ def _moments(value: dict[str, Any]) -> Any:
 
 def decode_metadata(entries: Sequence[bytes]) -> list[dict[str, Any]]:
     """One mapping for each JSON object; b"" becomes {}. Moments come back in UTC."""
-    text = b"[" + b",".join(entry or b"{}" for entry in entries) + b"]"
+    return decode_values([entry or b"{}" for entry in entries])
+
+
+def encode_values(values: Iterable[Any]) -> list[bytes]:
+    """One JSON value for each metadata value, such as a text, a number or a moment."""
+    return [_encode_json(value).encode() for value in values]
+
+
+def decode_values(entries: Iterable[bytes]) -> list[Any]:
+    """The values of `encode_values`. Moments come back in UTC."""
+    text = b"[" + b",".join(entries) + b"]"
     # The hook runs for every object and doubles the time, so only where it has something to find.
     hook = _moments if b'"$date"' in text else None
-    found: list[dict[str, Any]] = json.loads(text, object_hook=hook)
+    found: list[Any] = json.loads(text, object_hook=hook)
     return found
 
 

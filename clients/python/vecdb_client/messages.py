@@ -1,4 +1,5 @@
-"""Results and settings to messages and back: collections, records, query results, stats, checks.
+"""Results and settings to messages and back: collections, records, stats, checks. Query results are
+in `answers.py`.
 
 Used by client and server. Functions that take a result read only its attributes, so that the
 dataclasses of the engine and the copies of the client serve alike; they are typed Any for that.
@@ -9,34 +10,54 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Collection as Names
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import json_text, wire
-from .errors import Internal, InvalidQuery, InvalidSetting
+from .errors import InvalidQuery, InvalidSetting
 from .types import (
     INCLUDABLE,
+    AuditStats,
     CheckReport,
     CollectionInfo,
     CollectionStats,
+    CompactResult,
     Content,
-    IndexKind,
+    CurvePoint,
     IndexStats,
-    Metric,
-    QueryResult,
     Records,
-    Storage,
+    VectorSettings,
 )
 from .v1 import vecdb_pb2 as pb
 
-METRICS = {"cosine": pb.METRIC_COSINE, "l2": pb.METRIC_L2, "ip": pb.METRIC_IP}
-STORAGES = {"float32": pb.ELEMENT_TYPE_FLOAT32, "float16": pb.ELEMENT_TYPE_FLOAT16}
+METRICS = {
+    "cosine": pb.METRIC_COSINE,
+    "l2": pb.METRIC_L2,
+    "ip": pb.METRIC_IP,
+    "hamming": pb.METRIC_HAMMING,
+}
+STORAGES = {
+    "float32": pb.ELEMENT_TYPE_FLOAT32,
+    "float16": pb.ELEMENT_TYPE_FLOAT16,
+    "int8": pb.ELEMENT_TYPE_INT8,
+    "uint8": pb.ELEMENT_TYPE_UINT8,
+    "binary": pb.ELEMENT_TYPE_BINARY,
+}
 INDEX_KINDS = {
     "auto": pb.INDEX_KIND_AUTO,
     "exact": pb.INDEX_KIND_EXACT,
     "hnsw": pb.INDEX_KIND_HNSW,
     "ivf": pb.INDEX_KIND_IVF,
+}
+QUANTIZATIONS = {
+    "auto": pb.QUANTIZATION_AUTO,
+    "none": pb.QUANTIZATION_NONE,
+    "float16": pb.QUANTIZATION_FLOAT16,
+    "sq8": pb.QUANTIZATION_SQ8,
+    "sq4": pb.QUANTIZATION_SQ4,
+    "rabitq": pb.QUANTIZATION_RABITQ,
 }
 INCLUDES = {
     "vector": pb.INCLUDE_VECTOR,
@@ -44,6 +65,7 @@ INCLUDES = {
     "document": pb.INCLUDE_DOCUMENT,
     "content": pb.INCLUDE_CONTENT,
     "uri": pb.INCLUDE_URI,
+    "named_vectors": pb.INCLUDE_NAMED_VECTORS,
 }
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
@@ -103,22 +125,53 @@ def encode_info(info: Any) -> pb.Collection:
         schema=dict(info.schema),
         description=info.description,
         created_at_us=(info.created_at - _EPOCH) // _MICROSECOND,
+        quantization=_number(QUANTIZATIONS, info.quantization, "quantization"),
+        vectors=[encode_vector_field(name, field) for name, field in info.vectors.items()],
+    )
+
+
+def encode_vector_field(name: str, field: Any) -> pb.VectorField:
+    """The message of the VectorSettings of a named vector field."""
+    return pb.VectorField(
+        name=name,
+        dimension=field.dimension,
+        metric=_number(METRICS, field.metric, "metric"),
+        storage=_number(STORAGES, field.storage, "storage"),
+        index=_number(INDEX_KINDS, field.index, "index"),
+        target_recall=field.target_recall,
+        quantization=_number(QUANTIZATIONS, field.quantization, "quantization"),
     )
 
 
 def decode_info(message: pb.Collection) -> CollectionInfo:
-    """The CollectionInfo of a message, defaults filled in. InvalidSetting for unknown enums."""
+    """The CollectionInfo of a message, defaults filled in.
+
+    InvalidSetting for unknown enums and a vector field named twice.
+    """
+    fields = {field.name: VectorSettings(**_search_settings(field)) for field in message.vectors}
+    if len(fields) < len(message.vectors):
+        raise InvalidSetting("a vector field is named more than once; give each a name of its own")
     return CollectionInfo(
         name=message.name,
-        dimension=message.dimension,
-        metric=cast("Metric", _name(METRICS, message.metric, "metric", "cosine")),
-        storage=cast("Storage", _name(STORAGES, message.storage, "storage", "float32")),
-        index=cast("IndexKind", _name(INDEX_KINDS, message.index, "index", "auto")),
-        target_recall=message.target_recall or 0.95,
+        **_search_settings(message),
         schema=dict(message.schema),
         description=message.description,
         created_at=_EPOCH + message.created_at_us * _MICROSECOND,
+        vectors=fields,
     )
+
+
+def _search_settings(message: pb.Collection | pb.VectorField) -> dict[str, Any]:
+    """What a collection and a named vector field have alike."""
+    binary = message.storage == pb.ELEMENT_TYPE_BINARY
+    return {
+        "dimension": message.dimension,
+        "metric": _name(METRICS, message.metric, "metric", "hamming" if binary else "cosine"),
+        "storage": _name(STORAGES, message.storage, "storage", "float32"),
+        "index": _name(INDEX_KINDS, message.index, "index", "auto"),
+        "quantization": _name(QUANTIZATIONS, message.quantization, "quantization", "auto"),
+        "target_recall": message.target_recall or 0.95,
+    }
 
 
 # --- records --------------------------------------------------------------------------------------
@@ -133,13 +186,51 @@ def encode_records(records: Any) -> pb.RecordBatch:
             vectors=records.vectors,
             metadata=None if metadata is None else [entry or b"{}" for entry in metadata],
             documents=records.documents,
-            contents=_content_tuples(records.contents),
+            contents=content_tuples(records.contents),
             uris=records.uris,
+            named_vectors=named_columns(records.named_vectors, records.named_present),
         )
     )
 
 
-def _content_tuples(contents: Sequence[Any] | None) -> list[wire.ContentTuple | None] | None:
+def named_columns(
+    vectors: Mapping[str, NDArray[Any]] | None, present: Mapping[str, NDArray[np.bool_]] | None
+) -> dict[str, wire.Named] | None:
+    """The named vectors of Records for the wire, without the rows of those that lack them."""
+    if vectors is None:
+        return None
+    found = {}
+    for name, rows in vectors.items():
+        mask = None if present is None else present[name]
+        whole = mask is None or mask.all()
+        found[name] = wire.Named(rows) if whole else wire.Named(rows[mask], mask)
+    return found
+
+
+def named_arrays(
+    named: Mapping[str, wire.Named], count: int
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
+    """`named_vectors` and `named_present` of `count` Records."""
+    vectors, present = {}, {}
+    for name, one in named.items():
+        if one.present is None:
+            vectors[name] = _owned(one.rows)
+            present[name] = np.ones(count, np.bool_)
+            continue
+        bits = one.rows.dtype == np.uint8
+        shape = (count, one.rows.shape[1])
+        vectors[name] = np.zeros(shape, np.uint8) if bits else np.full(shape, np.nan, np.float32)
+        vectors[name][one.present] = one.rows
+        present[name] = one.present
+    return vectors, present
+
+
+def _owned(vectors: NDArray[Any]) -> NDArray[Any]:
+    """A copy of what an answer carries: float32, or uint8 where it is packed bits."""
+    return vectors.copy() if vectors.dtype == np.uint8 else vectors.astype(np.float32)
+
+
+def content_tuples(contents: Sequence[Any] | None) -> list[wire.ContentTuple | None] | None:
     if contents is None:
         return None
     return [None if content is None else (content.data, content.media_type) for content in contents]
@@ -155,17 +246,21 @@ def decode_records(
     """The Records of an answer to a read that asked for `include`.
 
     An answer without records cannot carry columns, so `include` says which are there, empty.
-    `vectors` is a fresh float32 array, shape (n, dimension).
+    `vectors` is a fresh float32 array, shape (n, dimension); packed bits stay uint8.
     """
     columns = wire.decode_columns(batch)
     n = len(columns.ids)
-    vectors = columns.vectors
-    if vectors is None:
-        vectors = np.empty((0, 0), np.float32)
     has = set(include)
+    vectors = named = present = None
+    if "vector" in has:
+        vectors = _owned(
+            np.empty((0, 0), np.float32) if columns.vectors is None else columns.vectors
+        )
+    if "named_vectors" in has:
+        named, present = named_arrays(columns.named_vectors or {}, n)
     return Records(
         ids=columns.ids,
-        vectors=vectors.astype(np.float32) if "vector" in has else None,
+        vectors=vectors,
         metadata=json_text.decode_metadata(columns.metadata or [b""] * n)
         if "metadata" in has
         else None,
@@ -174,73 +269,8 @@ def decode_records(
         uris=(columns.uris or [None] * n) if "uri" in has else None,
         cursor=cursor or None,
         sequence=sequence,
-    )
-
-
-# --- query results --------------------------------------------------------------------------------
-
-
-def _flat(nested: Sequence[Sequence[Any]] | None) -> list[Any] | None:
-    return None if nested is None else [entry for row in nested for entry in row]
-
-
-def encode_query_result(result: Any) -> pb.QueryResponse:
-    """The message of a QueryResult whose metadata is JSON bytes: all hits in one row of columns."""
-    counts = np.fromiter((len(row) for row in result.ids), np.int64, len(result.ids))
-    distances = np.asarray(result.distances, "<f4")
-    filled = np.arange(distances.shape[1]) < counts[:, None]
-    metadata = _flat(result.metadata)
-    vectors = None
-    if result.vectors is not None and counts.sum():
-        vectors = np.concatenate([rows for rows in result.vectors if len(rows)])
-    hits = wire.Columns(
-        ids=_flat(result.ids) or [],
-        vectors=vectors,
-        metadata=None if metadata is None else [entry or b"{}" for entry in metadata],
-        documents=_flat(result.documents),
-        contents=_content_tuples(_flat(result.contents)),
-        uris=_flat(result.uris),
-    )
-    return pb.QueryResponse(
-        counts=counts.tolist(),
-        distances=distances[filled].tobytes(),
-        hits=wire.encode_columns(hits),
-        sequence=result.sequence,
-    )
-
-
-def decode_query_result(
-    message: pb.QueryResponse, include: Names[str], width: int | None
-) -> QueryResult:
-    """The QueryResult of a message, its distances `width` wide; None: as wide as the longest row."""
-    counts = np.array(message.counts, np.int64)
-    flat = np.frombuffer(message.distances, "<f4") if len(message.distances) % 4 == 0 else None
-    page = decode_records(message.hits, include, "", message.sequence)
-    total = int(counts.sum())
-    longest = int(counts.max(initial=0))
-    columns = longest if width is None else width
-    if flat is None or len(flat) != total or len(page) != total or longest > columns:
-        raise Internal(
-            f"the answer of the server does not agree with itself: {total} hits counted, "
-            f"{len(page)} ids, {len(message.distances)} bytes of distances, {columns} asked for"
-        )
-    distances = np.full((len(counts), columns), np.nan, np.float32)
-    distances[np.arange(columns) < counts[:, None]] = flat
-    ends = np.cumsum(counts).tolist()
-    parts = [slice(end - count, end) for end, count in zip(ends, counts.tolist(), strict=True)]
-
-    def nested(column: Any) -> Any:
-        return None if column is None else [column[part] for part in parts]
-
-    return QueryResult(
-        ids=nested(page.ids),
-        distances=distances,
-        vectors=nested(page.vectors),
-        metadata=nested(page.metadata),
-        documents=nested(page.documents),
-        contents=nested(page.contents),
-        uris=nested(page.uris),
-        sequence=message.sequence,
+        named_vectors=named,
+        named_present=present,
     )
 
 
@@ -259,7 +289,12 @@ _INDEX_FIELDS = (
     "target_recall",
     "measured_recall",
     "last_error",
+    "quantization",
+    "built_at_sequence",
+    "age_s",
 )
+_CURVE_FIELDS = ("setting", "recall_at_10", "recall_at_100", "cost_us")
+_AUDIT_FIELDS = ("queries", "recall", "low", "high")
 _STATS_FIELDS = (
     "name",
     "sequence",
@@ -268,34 +303,51 @@ _STATS_FIELDS = (
     "disk_bytes",
     "map_used_bytes",
     "map_limit_bytes",
+    "purged_rows",
 )
+_COMPACT_FIELDS = ("purged_rows", "bytes_before", "bytes_after")
+
+
+def _fields(source: Any, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in names}
 
 
 def encode_index_stats(stats: Any) -> pb.IndexStats:
     """The message of an IndexStats."""
-    return pb.IndexStats(**{name: getattr(stats, name) for name in _INDEX_FIELDS})
+    return pb.IndexStats(
+        **_fields(stats, _INDEX_FIELDS),
+        curve=[pb.CurvePoint(**_fields(point, _CURVE_FIELDS)) for point in stats.curve],
+        audit=pb.AuditStats(**_fields(stats.audit, _AUDIT_FIELDS)),
+    )
 
 
 def decode_index_stats(message: pb.IndexStats) -> IndexStats:
     """The IndexStats of a message."""
-    return IndexStats(**{name: getattr(message, name) for name in _INDEX_FIELDS})
+    audited = message.HasField("audit")
+    return IndexStats(
+        **_fields(message, _INDEX_FIELDS),
+        curve=tuple(CurvePoint(**_fields(point, _CURVE_FIELDS)) for point in message.curve),
+        audit=AuditStats(**_fields(message.audit, _AUDIT_FIELDS)) if audited else AuditStats(),
+    )
 
 
 def encode_stats(stats: Any) -> pb.GetStatsResponse:
     """The message of a CollectionStats."""
     return pb.GetStatsResponse(
-        **{name: getattr(stats, name) for name in _STATS_FIELDS},
+        **_fields(stats, _STATS_FIELDS),
         fields=dict(stats.fields),
         index=encode_index_stats(stats.index),
+        vectors={name: encode_index_stats(one) for name, one in stats.vectors.items()},
     )
 
 
 def decode_stats(message: pb.GetStatsResponse) -> CollectionStats:
     """The CollectionStats of a message."""
     return CollectionStats(
-        **{name: getattr(message, name) for name in _STATS_FIELDS},
+        **_fields(message, _STATS_FIELDS),
         fields=dict(message.fields),
         index=decode_index_stats(message.index),
+        vectors={name: decode_index_stats(one) for name, one in message.vectors.items()},
     )
 
 
@@ -307,3 +359,13 @@ def encode_check(report: Any) -> pb.CheckResponse:
 def decode_check(message: pb.CheckResponse) -> CheckReport:
     """The CheckReport of a message."""
     return CheckReport(ok=message.ok, records=message.records, problems=tuple(message.problems))
+
+
+def encode_compaction(result: Any) -> pb.CompactResponse:
+    """The message of a CompactResult."""
+    return pb.CompactResponse(**_fields(result, _COMPACT_FIELDS))
+
+
+def decode_compaction(message: pb.CompactResponse) -> CompactResult:
+    """The CompactResult of a message."""
+    return CompactResult(**_fields(message, _COMPACT_FIELDS))

@@ -2,7 +2,9 @@
 
 Client and server both use this file, so that one side cannot drift from the other. The rules:
 
-- Vectors are row-major little-endian float32 (`<f4`) or float16 (`<f2`), whatever the machine.
+- Vectors are row-major little-endian float32 (`<f4`), float16 (`<f2`), int8 or uint8, whatever the
+  machine. Packed bits are uint8.
+- Named vectors travel as the rows that are there, with one presence bit a record.
 - A column that may miss values carries one presence bit a record, lowest bit of the first byte
   first; no bits at all means that every value is there.
 - Metadata is one JSON object a record, see `json_text.py`; the server passes it through unread.
@@ -28,6 +30,14 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     pb.ELEMENT_TYPE_UNSPECIFIED: np.dtype("<f4"),
     pb.ELEMENT_TYPE_FLOAT32: np.dtype("<f4"),
     pb.ELEMENT_TYPE_FLOAT16: np.dtype("<f2"),
+    pb.ELEMENT_TYPE_INT8: np.dtype("i1"),
+    pb.ELEMENT_TYPE_UINT8: np.dtype("u1"),
+}
+_ELEMENT_TYPES = {
+    "f4": pb.ELEMENT_TYPE_FLOAT32,
+    "f2": pb.ELEMENT_TYPE_FLOAT16,
+    "i1": pb.ELEMENT_TYPE_INT8,
+    "u1": pb.ELEMENT_TYPE_UINT8,
 }
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _DEFAULT_MEDIA_TYPE = "application/octet-stream"
@@ -36,11 +46,28 @@ ContentTuple = tuple[bytes, str]
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """A vector field of n records: `present` of shape (n,) says who has one, None for all, and
+    `rows`, of shape (present.sum(), width), are theirs in order."""
+
+    rows: NDArray[Any]
+    present: NDArray[np.bool_] | None = None
+
+    def part(self, start: int, stop: int | None) -> Named:
+        """The field of records `start` to `stop`."""
+        if self.present is None:
+            return Named(self.rows[start:stop])
+        some = self.present[start:stop]
+        first = int(np.count_nonzero(self.present[:start]))
+        return Named(self.rows[first : first + int(np.count_nonzero(some))], some)
+
+
+@dataclass(frozen=True, slots=True)
 class Columns:
     """Records as columns, ready for the wire. Every column that is not None has len(ids) entries.
 
-    `vectors` is `<f4` or `<f2` of shape (n, dimension); `metadata` holds JSON, b"" for none;
-    `contents` holds (data, media type).
+    `vectors` is of shape (n, dimension) and of a dtype that `as_matrix` gives; `metadata` holds JSON,
+    b"" for none; `contents` holds (data, media type); `named_vectors` maps names.
     """
 
     ids: list[str]
@@ -49,16 +76,17 @@ class Columns:
     documents: list[str | None] | None = None
     contents: list[ContentTuple | None] | None = None
     uris: list[str | None] | None = None
+    named_vectors: dict[str, Named] | None = None
 
 
 # --- vectors --------------------------------------------------------------------------------------
 
 
 def as_matrix(value: Any, ids: Sequence[str] = ()) -> NDArray[Any]:
-    """`value` as an (n, d) array of `<f4` or `<f2`; one vector of shape (d,) becomes one row.
+    """`value` as an (n, d) array of `<f4`, `<f2`, int8 or uint8; one vector (d,) becomes one row.
 
-    Takes numpy, lists, and anything with `__array__` or the buffer protocol. float16 stays float16;
-    integers and wider floats become float32. InvalidVector for ragged lists, other types, a finite
+    Takes numpy, lists, and anything with `__array__` or the buffer protocol. float16, int8 and uint8
+    stay; other integers and wider floats become float32. InvalidVector for ragged lists, other types, a finite
     number beyond the range of float32, and shapes that are not one or two deep. `ids` name the record in
     messages. Copies only when type or layout must change.
     """
@@ -81,6 +109,8 @@ def as_matrix(value: Any, ids: Sequence[str] = ()) -> NDArray[Any]:
     matrix = array.reshape(1, -1) if array.ndim == 1 else array
     if matrix.dtype.kind == "f" and matrix.dtype.itemsize == 2:
         return np.ascontiguousarray(matrix, dtype="<f2")
+    if matrix.dtype.itemsize == 1:
+        return np.ascontiguousarray(matrix)
     if matrix.dtype.kind == "f" and matrix.dtype.itemsize > 4:
         too_large = np.isfinite(matrix) & (np.abs(matrix) > _FLOAT32_MAX)
         if too_large.any():
@@ -97,9 +127,8 @@ def as_matrix(value: Any, ids: Sequence[str] = ()) -> NDArray[Any]:
 
 
 def encode_vectors(matrix: NDArray[Any]) -> pb.Vectors:
-    """The message of an (n, d) array; dtypes other than float16 are sent as float32."""
-    half = matrix.dtype.kind == "f" and matrix.dtype.itemsize == 2
-    kind = pb.ELEMENT_TYPE_FLOAT16 if half else pb.ELEMENT_TYPE_FLOAT32
+    """The message of an (n, d) array; float16, int8 and uint8 are sent so, others as float32."""
+    kind = _ELEMENT_TYPES.get(matrix.dtype.str[1:], pb.ELEMENT_TYPE_FLOAT32)
     return pb.Vectors(
         data=np.ascontiguousarray(matrix, dtype=_DTYPES[kind]).tobytes(),
         count=matrix.shape[0],
@@ -116,7 +145,8 @@ def decode_vectors(message: pb.Vectors) -> NDArray[Any]:
     dtype = _DTYPES.get(message.element_type)
     if dtype is None:
         raise InvalidVector(
-            f"unknown element type {int(message.element_type)}; known are float32 (1), float16 (2)"
+            f"element type {int(message.element_type)} is none of float32 (1), float16 (2), int8 (3) and "
+            "uint8 (4), which is also that of packed bits"
         )
     expected = message.count * message.dimension * dtype.itemsize
     if len(message.data) != expected or message.dimension == 0:
@@ -139,9 +169,7 @@ def _presence(values: Sequence[object]) -> bytes:
     return np.packbits([value is not None for value in values], bitorder="little").tobytes()
 
 
-def _absent(present: bytes, count: int, column: str) -> Iterable[int]:
-    if not present:
-        return ()
+def _bits(present: bytes, count: int, column: str) -> NDArray[np.bool_]:
     if len(present) != (count + 7) // 8:
         raise InvalidBatch(
             f"column {column!r}: {count} records take {(count + 7) // 8} presence bytes, "
@@ -149,7 +177,13 @@ def _absent(present: bytes, count: int, column: str) -> Iterable[int]:
             column=column,
         )
     bits = np.unpackbits(np.frombuffer(present, np.uint8), count=count, bitorder="little")
-    absent: list[int] = np.flatnonzero(bits == 0).tolist()
+    return bits.astype(np.bool_)
+
+
+def _absent(present: bytes, count: int, column: str) -> Iterable[int]:
+    if not present:
+        return ()
+    absent: list[int] = np.flatnonzero(~_bits(present, count, column)).tolist()
     return absent
 
 
@@ -214,6 +248,28 @@ def decode_contents(message: pb.ContentColumn, count: int) -> list[ContentTuple 
     return values
 
 
+def encode_named(name: str, named: Named) -> pb.NamedVectors:
+    """The message of a vector field of some records."""
+    bits = b"" if named.present is None else np.packbits(named.present, bitorder="little").tobytes()
+    return pb.NamedVectors(name=name, vectors=encode_vectors(named.rows), present=bits)
+
+
+def decode_named(message: pb.NamedVectors, count: int) -> Named:
+    """The vector field of a message of `count` records.
+
+    InvalidBatch when rows and presence bits do not agree with `count`, InvalidVector as
+    `decode_vectors`.
+    """
+    column = f"named_vectors.{message.name}"
+    rows = decode_vectors(message.vectors)
+    if not message.present:
+        _check_length(rows.shape[0], count, column)
+        return Named(rows)
+    present = _bits(message.present, count, column)
+    _check_length(rows.shape[0], int(np.count_nonzero(present)), column)
+    return Named(rows, present)
+
+
 def encode_columns(columns: Columns, start: int = 0, stop: int | None = None) -> pb.RecordBatch:
     """The message of records `start` to `stop`. InvalidId or InvalidMetadata for what is no UTF-8."""
     part = slice(start, stop)
@@ -224,6 +280,8 @@ def encode_columns(columns: Columns, start: int = 0, stop: int | None = None) ->
         raise InvalidId(f"record ids must be texts in UTF-8: {error}") from None
     if columns.vectors is not None:
         batch.vectors.CopyFrom(encode_vectors(columns.vectors[part]))
+    for name, named in (columns.named_vectors or {}).items():
+        batch.named_vectors.append(encode_named(name, named.part(start, stop)))
     try:
         if columns.metadata is not None:
             batch.metadata.extend(columns.metadata[part])
@@ -243,14 +301,14 @@ def encode_columns(columns: Columns, start: int = 0, stop: int | None = None) ->
 def decode_columns(batch: pb.RecordBatch) -> Columns:
     """The columns of a message; those that it does not carry are None.
 
-    InvalidBatch when a column's length is not the number of ids, InvalidVector for named vectors.
+    InvalidBatch when a column's length is not the number of ids, or a named vector is given twice.
     """
     count = len(batch.ids)
+    named: dict[str, Named] | None = None
     if batch.named_vectors:
-        raise InvalidVector(
-            "this version stores one vector a record; named_vectors must be empty",
-            given=[named.name for named in batch.named_vectors[:10]],
-        )
+        named = {one.name: decode_named(one, count) for one in batch.named_vectors}
+        if len(named) < len(batch.named_vectors):
+            raise InvalidBatch("a named vector field is given more than once; give each name once")
     vectors = decode_vectors(batch.vectors) if batch.HasField("vectors") else None
     if vectors is not None:
         _check_length(vectors.shape[0], count, "vectors")
@@ -264,4 +322,5 @@ def decode_columns(batch: pb.RecordBatch) -> Columns:
         documents=decode_texts(batch.documents, count, "documents") if has("documents") else None,
         contents=decode_contents(batch.contents, count) if has("contents") else None,
         uris=decode_texts(batch.uris, count, "uris") if has("uris") else None,
+        named_vectors=named,
     )

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from .. import calls, transport
 from ..calls import ServerInfo
-from ..types import CollectionInfo, IndexKind, Metric, Storage
+from ..types import CollectionInfo, IndexKind, Metric, Quantization, Storage, VectorSettings
 from .collection import Collection
 from .connection import Connection
 
@@ -86,13 +86,16 @@ class Client:
         target_recall: float = 0.95,
         schema: Mapping[str, str] | None = None,
         description: str = "",
+        quantization: Quantization = "auto",
+        vectors: Mapping[str, VectorSettings | Mapping[str, Any]] | None = None,
         exist_ok: bool = False,
         timeout_s: float | None = None,
     ) -> Collection:
         """Makes a collection. CollectionExists if the name is taken, unless `exist_ok` and equal."""
         call = calls.create_collection(
-            name, dimension, metric, storage, index, target_recall, schema, description, exist_ok
-        )
+            name, dimension, metric, storage, index, target_recall, schema, description,
+            quantization, vectors, exist_ok,
+        )  # fmt: skip
         return Collection(self._connection, await self._connection.run(call, timeout_s))
 
     async def get_collection(self, name: str, *, timeout_s: float | None = None) -> Collection:

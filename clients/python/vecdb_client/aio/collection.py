@@ -14,12 +14,13 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from .. import batches, calls, transport
+from .. import batches, calls, reads, transport
 from ..errors import Unavailable
 from ..types import (
     CheckReport,
     CollectionInfo,
     CollectionStats,
+    CompactResult,
     IndexStats,
     QueryResult,
     Records,
@@ -56,12 +57,15 @@ class Collection:
         documents: Sequence[str | None] | None = None,
         contents: Sequence[Any] | None = None,
         uris: Sequence[str | None] | None = None,
+        named_vectors: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         progress: bool = False,
         timeout_s: float | None = None,
     ) -> WriteResult:
         """Adds records. RecordExists names ids that are stored already."""
-        columns = batches.to_columns(ids, vectors, metadata, documents, contents, uris)
+        columns = batches.to_columns(
+            ids, vectors, metadata, documents, contents, uris, named_vectors
+        )
         return await self._write("Insert", columns, batch_size, progress, timeout_s)
 
     async def upsert(
@@ -73,12 +77,15 @@ class Collection:
         documents: Sequence[str | None] | None = None,
         contents: Sequence[Any] | None = None,
         uris: Sequence[str | None] | None = None,
+        named_vectors: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         progress: bool = False,
         timeout_s: float | None = None,
     ) -> WriteResult:
         """Adds records, replacing those whose ids are stored; otherwise as `insert`."""
-        columns = batches.to_columns(ids, vectors, metadata, documents, contents, uris)
+        columns = batches.to_columns(
+            ids, vectors, metadata, documents, contents, uris, named_vectors
+        )
         return await self._write("Upsert", columns, batch_size, progress, timeout_s)
 
     async def _write(
@@ -102,11 +109,14 @@ class Collection:
         documents: Sequence[str | None] | None = None,
         contents: Sequence[Any] | None = None,
         uris: Sequence[str | None] | None = None,
+        named_vectors: Mapping[str, Any] | None = None,
         clear: Iterable[str] = (),
         timeout_s: float | None = None,
     ) -> WriteResult:
         """Changes parts of stored records, all or none. RecordNotFound names ids that are missing."""
-        columns = batches.to_columns(ids, vectors, metadata, documents, contents, uris)
+        columns = batches.to_columns(
+            ids, vectors, metadata, documents, contents, uris, named_vectors
+        )
         return await self._connection.run(calls.update(self.name, columns, clear), timeout_s)
 
     async def delete(
@@ -167,7 +177,7 @@ class Collection:
 
         `limit`: records a page, 1 to 10,000; None: 100.
         """
-        call = calls.get(self.name, ids, filter, order_by, limit, cursor, include, min_sequence)
+        call = reads.get(self.name, ids, filter, order_by, limit, cursor, include, min_sequence)
         return await self._connection.run(call, timeout_s)
 
     async def query(
@@ -175,19 +185,30 @@ class Collection:
         vectors: Any = None,
         *,
         ids: Sequence[str] | None = None,
+        positive: Sequence[Any] | None = None,
+        negative: Sequence[Any] | None = None,
+        vector_name: str | None = None,
         k: int | None = None,
         filter: Mapping[str, Any] | str | None = None,
         exact: bool = False,
         max_distance: float | None = None,
         target_recall: float | None = None,
+        group_by: str | None = None,
+        group_size: int | None = None,
+        mmr_lambda: float | None = None,
+        mmr_candidates: int | None = None,
+        explain: bool = False,
         include: Iterable[str] = (),
         min_sequence: int | None = None,
         timeout_s: float | None = None,
     ) -> QueryResult:
         """The nearest records to each vector, or to each record named by `ids`."""
-        call = calls.query(
-            self.name, vectors, ids, k, filter, exact, max_distance, target_recall, include,
-            min_sequence,
+        call = reads.query(
+            self.name, vectors, ids=ids, positive=positive, negative=negative,
+            vector_name=vector_name, k=k, where=filter, exact=exact, max_distance=max_distance,
+            target_recall=target_recall, group_by=group_by, group_size=group_size,
+            mmr_lambda=mmr_lambda, mmr_candidates=mmr_candidates, explain=explain, include=include,
+            min_sequence=min_sequence,
         )  # fmt: skip
         return await self._connection.run(call, timeout_s)
 
@@ -199,7 +220,7 @@ class Collection:
         timeout_s: float | None = None,
     ) -> int:
         """Number of live records that match; exact."""
-        return await self._connection.run(calls.count(self.name, filter, min_sequence), timeout_s)
+        return await self._connection.run(reads.count(self.name, filter, min_sequence), timeout_s)
 
     def scan(
         self,
@@ -214,7 +235,7 @@ class Collection:
         timeout_s: float | None = None,
     ) -> AsyncGenerator[Records, None]:
         """Every matching record in row order, as of the moment the scan began."""
-        call = calls.scan(
+        call = reads.scan(
             self.name, filter, include, batch_size, cursor, slice_index, slices, min_sequence
         )
         limit_s = transport.checked_timeout(timeout_s, None)
@@ -231,3 +252,11 @@ class Collection:
     async def build_index(self, *, wait: bool = True, timeout_s: float | None = None) -> IndexStats:
         """Indexes what is not indexed yet. `wait` False: answers once the build is queued."""
         return await self._connection.run(calls.build_index(self.name, wait), timeout_s)
+
+    async def cancel_build(self, *, timeout_s: float | None = None) -> bool:
+        """Stops the build of the index that runs or is queued; False when there is none."""
+        return await self._connection.run(calls.cancel_build(self.name), timeout_s)
+
+    async def compact(self, *, wait: bool = True, timeout_s: float | None = None) -> CompactResult:
+        """Gives the space of dead rows back. `wait` False: answers once that is queued."""
+        return await self._connection.run(calls.compact(self.name, wait), timeout_s)

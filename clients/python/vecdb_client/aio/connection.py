@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 
-from .. import calls, transport
+from .. import reads, transport
 from ..calls import Call
 from ..errors import Closed, VecdbError
 from ..types import Records, WriteResult
@@ -105,7 +105,7 @@ class Connection:
             try:
                 async for answer in stream:
                     records = left.read(answer)
-                    left = calls.behind(left, records)
+                    left = reads.behind(left, records)
                     pauses_s = transport.retry_pauses_s()
                     yield records
                     if left is None:

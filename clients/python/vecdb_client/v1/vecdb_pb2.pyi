@@ -13,12 +13,16 @@ class Metric(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     METRIC_COSINE: _ClassVar[Metric]
     METRIC_L2: _ClassVar[Metric]
     METRIC_IP: _ClassVar[Metric]
+    METRIC_HAMMING: _ClassVar[Metric]
 
 class ElementType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ELEMENT_TYPE_UNSPECIFIED: _ClassVar[ElementType]
     ELEMENT_TYPE_FLOAT32: _ClassVar[ElementType]
     ELEMENT_TYPE_FLOAT16: _ClassVar[ElementType]
+    ELEMENT_TYPE_INT8: _ClassVar[ElementType]
+    ELEMENT_TYPE_UINT8: _ClassVar[ElementType]
+    ELEMENT_TYPE_BINARY: _ClassVar[ElementType]
 
 class IndexKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -28,6 +32,16 @@ class IndexKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     INDEX_KIND_HNSW: _ClassVar[IndexKind]
     INDEX_KIND_IVF: _ClassVar[IndexKind]
 
+class Quantization(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    QUANTIZATION_UNSPECIFIED: _ClassVar[Quantization]
+    QUANTIZATION_AUTO: _ClassVar[Quantization]
+    QUANTIZATION_NONE: _ClassVar[Quantization]
+    QUANTIZATION_FLOAT16: _ClassVar[Quantization]
+    QUANTIZATION_SQ8: _ClassVar[Quantization]
+    QUANTIZATION_SQ4: _ClassVar[Quantization]
+    QUANTIZATION_RABITQ: _ClassVar[Quantization]
+
 class Include(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     INCLUDE_UNSPECIFIED: _ClassVar[Include]
@@ -36,24 +50,37 @@ class Include(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     INCLUDE_DOCUMENT: _ClassVar[Include]
     INCLUDE_CONTENT: _ClassVar[Include]
     INCLUDE_URI: _ClassVar[Include]
+    INCLUDE_NAMED_VECTORS: _ClassVar[Include]
 METRIC_UNSPECIFIED: Metric
 METRIC_COSINE: Metric
 METRIC_L2: Metric
 METRIC_IP: Metric
+METRIC_HAMMING: Metric
 ELEMENT_TYPE_UNSPECIFIED: ElementType
 ELEMENT_TYPE_FLOAT32: ElementType
 ELEMENT_TYPE_FLOAT16: ElementType
+ELEMENT_TYPE_INT8: ElementType
+ELEMENT_TYPE_UINT8: ElementType
+ELEMENT_TYPE_BINARY: ElementType
 INDEX_KIND_UNSPECIFIED: IndexKind
 INDEX_KIND_AUTO: IndexKind
 INDEX_KIND_EXACT: IndexKind
 INDEX_KIND_HNSW: IndexKind
 INDEX_KIND_IVF: IndexKind
+QUANTIZATION_UNSPECIFIED: Quantization
+QUANTIZATION_AUTO: Quantization
+QUANTIZATION_NONE: Quantization
+QUANTIZATION_FLOAT16: Quantization
+QUANTIZATION_SQ8: Quantization
+QUANTIZATION_SQ4: Quantization
+QUANTIZATION_RABITQ: Quantization
 INCLUDE_UNSPECIFIED: Include
 INCLUDE_VECTOR: Include
 INCLUDE_METADATA: Include
 INCLUDE_DOCUMENT: Include
 INCLUDE_CONTENT: Include
 INCLUDE_URI: Include
+INCLUDE_NAMED_VECTORS: Include
 
 class Vectors(_message.Message):
     __slots__ = ("data", "count", "dimension", "element_type")
@@ -68,12 +95,14 @@ class Vectors(_message.Message):
     def __init__(self, data: _Optional[bytes] = ..., count: _Optional[int] = ..., dimension: _Optional[int] = ..., element_type: _Optional[_Union[ElementType, str]] = ...) -> None: ...
 
 class NamedVectors(_message.Message):
-    __slots__ = ("name", "vectors")
+    __slots__ = ("name", "vectors", "present")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     vectors: Vectors
-    def __init__(self, name: _Optional[str] = ..., vectors: _Optional[_Union[Vectors, _Mapping]] = ...) -> None: ...
+    present: bytes
+    def __init__(self, name: _Optional[str] = ..., vectors: _Optional[_Union[Vectors, _Mapping]] = ..., present: _Optional[bytes] = ...) -> None: ...
 
 class TextColumn(_message.Message):
     __slots__ = ("values", "present")
@@ -111,8 +140,26 @@ class RecordBatch(_message.Message):
     named_vectors: _containers.RepeatedCompositeFieldContainer[NamedVectors]
     def __init__(self, ids: _Optional[_Iterable[str]] = ..., vectors: _Optional[_Union[Vectors, _Mapping]] = ..., metadata: _Optional[_Iterable[bytes]] = ..., documents: _Optional[_Union[TextColumn, _Mapping]] = ..., contents: _Optional[_Union[ContentColumn, _Mapping]] = ..., uris: _Optional[_Union[TextColumn, _Mapping]] = ..., named_vectors: _Optional[_Iterable[_Union[NamedVectors, _Mapping]]] = ...) -> None: ...
 
+class VectorField(_message.Message):
+    __slots__ = ("name", "dimension", "metric", "storage", "index", "target_recall", "quantization")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIMENSION_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    STORAGE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    TARGET_RECALL_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dimension: int
+    metric: Metric
+    storage: ElementType
+    index: IndexKind
+    target_recall: float
+    quantization: Quantization
+    def __init__(self, name: _Optional[str] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., storage: _Optional[_Union[ElementType, str]] = ..., index: _Optional[_Union[IndexKind, str]] = ..., target_recall: _Optional[float] = ..., quantization: _Optional[_Union[Quantization, str]] = ...) -> None: ...
+
 class Collection(_message.Message):
-    __slots__ = ("name", "dimension", "metric", "storage", "index", "target_recall", "schema", "description", "created_at_us")
+    __slots__ = ("name", "dimension", "metric", "storage", "index", "target_recall", "schema", "description", "created_at_us", "quantization", "vectors")
     class SchemaEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -129,6 +176,8 @@ class Collection(_message.Message):
     SCHEMA_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
     name: str
     dimension: int
     metric: Metric
@@ -138,7 +187,9 @@ class Collection(_message.Message):
     schema: _containers.ScalarMap[str, str]
     description: str
     created_at_us: int
-    def __init__(self, name: _Optional[str] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., storage: _Optional[_Union[ElementType, str]] = ..., index: _Optional[_Union[IndexKind, str]] = ..., target_recall: _Optional[float] = ..., schema: _Optional[_Mapping[str, str]] = ..., description: _Optional[str] = ..., created_at_us: _Optional[int] = ...) -> None: ...
+    quantization: Quantization
+    vectors: _containers.RepeatedCompositeFieldContainer[VectorField]
+    def __init__(self, name: _Optional[str] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., storage: _Optional[_Union[ElementType, str]] = ..., index: _Optional[_Union[IndexKind, str]] = ..., target_recall: _Optional[float] = ..., schema: _Optional[_Mapping[str, str]] = ..., description: _Optional[str] = ..., created_at_us: _Optional[int] = ..., quantization: _Optional[_Union[Quantization, str]] = ..., vectors: _Optional[_Iterable[_Union[VectorField, _Mapping]]] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
@@ -367,8 +418,16 @@ class GetResponse(_message.Message):
     sequence: int
     def __init__(self, records: _Optional[_Union[RecordBatch, _Mapping]] = ..., cursor: _Optional[str] = ..., sequence: _Optional[int] = ...) -> None: ...
 
+class Examples(_message.Message):
+    __slots__ = ("ids", "vectors")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[str]
+    vectors: Vectors
+    def __init__(self, ids: _Optional[_Iterable[str]] = ..., vectors: _Optional[_Union[Vectors, _Mapping]] = ...) -> None: ...
+
 class QueryRequest(_message.Message):
-    __slots__ = ("collection", "vectors", "ids", "k", "filter", "exact", "max_distance", "target_recall", "include", "min_sequence", "vector_name")
+    __slots__ = ("collection", "vectors", "ids", "k", "filter", "exact", "max_distance", "target_recall", "include", "min_sequence", "vector_name", "positive", "negative", "group_by", "group_size", "mmr_lambda", "mmr_candidates", "explain")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
@@ -380,6 +439,13 @@ class QueryRequest(_message.Message):
     INCLUDE_FIELD_NUMBER: _ClassVar[int]
     MIN_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     VECTOR_NAME_FIELD_NUMBER: _ClassVar[int]
+    POSITIVE_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_BY_FIELD_NUMBER: _ClassVar[int]
+    GROUP_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MMR_LAMBDA_FIELD_NUMBER: _ClassVar[int]
+    MMR_CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     collection: str
     vectors: Vectors
     ids: _containers.RepeatedScalarFieldContainer[str]
@@ -391,19 +457,79 @@ class QueryRequest(_message.Message):
     include: _containers.RepeatedScalarFieldContainer[Include]
     min_sequence: int
     vector_name: str
-    def __init__(self, collection: _Optional[str] = ..., vectors: _Optional[_Union[Vectors, _Mapping]] = ..., ids: _Optional[_Iterable[str]] = ..., k: _Optional[int] = ..., filter: _Optional[str] = ..., exact: _Optional[bool] = ..., max_distance: _Optional[float] = ..., target_recall: _Optional[float] = ..., include: _Optional[_Iterable[_Union[Include, str]]] = ..., min_sequence: _Optional[int] = ..., vector_name: _Optional[str] = ...) -> None: ...
+    positive: Examples
+    negative: Examples
+    group_by: str
+    group_size: int
+    mmr_lambda: float
+    mmr_candidates: int
+    explain: bool
+    def __init__(self, collection: _Optional[str] = ..., vectors: _Optional[_Union[Vectors, _Mapping]] = ..., ids: _Optional[_Iterable[str]] = ..., k: _Optional[int] = ..., filter: _Optional[str] = ..., exact: _Optional[bool] = ..., max_distance: _Optional[float] = ..., target_recall: _Optional[float] = ..., include: _Optional[_Iterable[_Union[Include, str]]] = ..., min_sequence: _Optional[int] = ..., vector_name: _Optional[str] = ..., positive: _Optional[_Union[Examples, _Mapping]] = ..., negative: _Optional[_Union[Examples, _Mapping]] = ..., group_by: _Optional[str] = ..., group_size: _Optional[int] = ..., mmr_lambda: _Optional[float] = ..., mmr_candidates: _Optional[int] = ..., explain: _Optional[bool] = ...) -> None: ...
+
+class Explain(_message.Message):
+    __slots__ = ("plan", "kind", "quantization", "setting_name", "setting", "target_recall", "expected_recall", "rows", "allowed_rows", "indexed_rows", "tail_rows", "candidates", "rows_compared", "index_sequence", "index_age_s", "rows_since_index", "batch", "times_us", "sequence")
+    class TimesUsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    SETTING_NAME_FIELD_NUMBER: _ClassVar[int]
+    SETTING_FIELD_NUMBER: _ClassVar[int]
+    TARGET_RECALL_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_RECALL_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    INDEXED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    TAIL_ROWS_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    ROWS_COMPARED_FIELD_NUMBER: _ClassVar[int]
+    INDEX_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    INDEX_AGE_S_FIELD_NUMBER: _ClassVar[int]
+    ROWS_SINCE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    TIMES_US_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    plan: str
+    kind: str
+    quantization: str
+    setting_name: str
+    setting: int
+    target_recall: float
+    expected_recall: float
+    rows: int
+    allowed_rows: int
+    indexed_rows: int
+    tail_rows: int
+    candidates: int
+    rows_compared: int
+    index_sequence: int
+    index_age_s: float
+    rows_since_index: int
+    batch: int
+    times_us: _containers.ScalarMap[str, float]
+    sequence: int
+    def __init__(self, plan: _Optional[str] = ..., kind: _Optional[str] = ..., quantization: _Optional[str] = ..., setting_name: _Optional[str] = ..., setting: _Optional[int] = ..., target_recall: _Optional[float] = ..., expected_recall: _Optional[float] = ..., rows: _Optional[int] = ..., allowed_rows: _Optional[int] = ..., indexed_rows: _Optional[int] = ..., tail_rows: _Optional[int] = ..., candidates: _Optional[int] = ..., rows_compared: _Optional[int] = ..., index_sequence: _Optional[int] = ..., index_age_s: _Optional[float] = ..., rows_since_index: _Optional[int] = ..., batch: _Optional[int] = ..., times_us: _Optional[_Mapping[str, float]] = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class QueryResponse(_message.Message):
-    __slots__ = ("counts", "distances", "hits", "sequence")
+    __slots__ = ("counts", "distances", "hits", "sequence", "groups", "explain")
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     DISTANCES_FIELD_NUMBER: _ClassVar[int]
     HITS_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     counts: _containers.RepeatedScalarFieldContainer[int]
     distances: bytes
     hits: RecordBatch
     sequence: int
-    def __init__(self, counts: _Optional[_Iterable[int]] = ..., distances: _Optional[bytes] = ..., hits: _Optional[_Union[RecordBatch, _Mapping]] = ..., sequence: _Optional[int] = ...) -> None: ...
+    groups: _containers.RepeatedScalarFieldContainer[bytes]
+    explain: Explain
+    def __init__(self, counts: _Optional[_Iterable[int]] = ..., distances: _Optional[bytes] = ..., hits: _Optional[_Union[RecordBatch, _Mapping]] = ..., sequence: _Optional[int] = ..., groups: _Optional[_Iterable[bytes]] = ..., explain: _Optional[_Union[Explain, _Mapping]] = ...) -> None: ...
 
 class CountRequest(_message.Message):
     __slots__ = ("collection", "filter", "min_sequence")
@@ -459,8 +585,32 @@ class GetStatsRequest(_message.Message):
     collection: str
     def __init__(self, collection: _Optional[str] = ...) -> None: ...
 
+class CurvePoint(_message.Message):
+    __slots__ = ("setting", "recall_at_10", "recall_at_100", "cost_us")
+    SETTING_FIELD_NUMBER: _ClassVar[int]
+    RECALL_AT_10_FIELD_NUMBER: _ClassVar[int]
+    RECALL_AT_100_FIELD_NUMBER: _ClassVar[int]
+    COST_US_FIELD_NUMBER: _ClassVar[int]
+    setting: int
+    recall_at_10: float
+    recall_at_100: float
+    cost_us: float
+    def __init__(self, setting: _Optional[int] = ..., recall_at_10: _Optional[float] = ..., recall_at_100: _Optional[float] = ..., cost_us: _Optional[float] = ...) -> None: ...
+
+class AuditStats(_message.Message):
+    __slots__ = ("queries", "recall", "low", "high")
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    RECALL_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    queries: int
+    recall: float
+    low: float
+    high: float
+    def __init__(self, queries: _Optional[int] = ..., recall: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
+
 class IndexStats(_message.Message):
-    __slots__ = ("kind", "device", "indexed_rows", "tail_rows", "dead_rows", "building", "build_progress", "memory_bytes", "file_bytes", "target_recall", "measured_recall", "last_error")
+    __slots__ = ("kind", "device", "indexed_rows", "tail_rows", "dead_rows", "building", "build_progress", "memory_bytes", "file_bytes", "target_recall", "measured_recall", "last_error", "quantization", "curve", "built_at_sequence", "age_s", "audit")
     KIND_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     INDEXED_ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -473,6 +623,11 @@ class IndexStats(_message.Message):
     TARGET_RECALL_FIELD_NUMBER: _ClassVar[int]
     MEASURED_RECALL_FIELD_NUMBER: _ClassVar[int]
     LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    CURVE_FIELD_NUMBER: _ClassVar[int]
+    BUILT_AT_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    AUDIT_FIELD_NUMBER: _ClassVar[int]
     kind: str
     device: str
     indexed_rows: int
@@ -485,10 +640,15 @@ class IndexStats(_message.Message):
     target_recall: float
     measured_recall: float
     last_error: str
-    def __init__(self, kind: _Optional[str] = ..., device: _Optional[str] = ..., indexed_rows: _Optional[int] = ..., tail_rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., building: _Optional[bool] = ..., build_progress: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., file_bytes: _Optional[int] = ..., target_recall: _Optional[float] = ..., measured_recall: _Optional[float] = ..., last_error: _Optional[str] = ...) -> None: ...
+    quantization: str
+    curve: _containers.RepeatedCompositeFieldContainer[CurvePoint]
+    built_at_sequence: int
+    age_s: float
+    audit: AuditStats
+    def __init__(self, kind: _Optional[str] = ..., device: _Optional[str] = ..., indexed_rows: _Optional[int] = ..., tail_rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., building: _Optional[bool] = ..., build_progress: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., file_bytes: _Optional[int] = ..., target_recall: _Optional[float] = ..., measured_recall: _Optional[float] = ..., last_error: _Optional[str] = ..., quantization: _Optional[str] = ..., curve: _Optional[_Iterable[_Union[CurvePoint, _Mapping]]] = ..., built_at_sequence: _Optional[int] = ..., age_s: _Optional[float] = ..., audit: _Optional[_Union[AuditStats, _Mapping]] = ...) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("name", "sequence", "count", "rows", "disk_bytes", "map_used_bytes", "map_limit_bytes", "fields", "index")
+    __slots__ = ("name", "sequence", "count", "rows", "disk_bytes", "map_used_bytes", "map_limit_bytes", "fields", "index", "vectors", "purged_rows")
     class FieldsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -496,6 +656,13 @@ class GetStatsResponse(_message.Message):
         key: str
         value: int
         def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class VectorsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: IndexStats
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[IndexStats, _Mapping]] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -505,6 +672,8 @@ class GetStatsResponse(_message.Message):
     MAP_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     FIELDS_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    PURGED_ROWS_FIELD_NUMBER: _ClassVar[int]
     name: str
     sequence: int
     count: int
@@ -514,7 +683,9 @@ class GetStatsResponse(_message.Message):
     map_limit_bytes: int
     fields: _containers.ScalarMap[str, int]
     index: IndexStats
-    def __init__(self, name: _Optional[str] = ..., sequence: _Optional[int] = ..., count: _Optional[int] = ..., rows: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., map_used_bytes: _Optional[int] = ..., map_limit_bytes: _Optional[int] = ..., fields: _Optional[_Mapping[str, int]] = ..., index: _Optional[_Union[IndexStats, _Mapping]] = ...) -> None: ...
+    vectors: _containers.MessageMap[str, IndexStats]
+    purged_rows: int
+    def __init__(self, name: _Optional[str] = ..., sequence: _Optional[int] = ..., count: _Optional[int] = ..., rows: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., map_used_bytes: _Optional[int] = ..., map_limit_bytes: _Optional[int] = ..., fields: _Optional[_Mapping[str, int]] = ..., index: _Optional[_Union[IndexStats, _Mapping]] = ..., vectors: _Optional[_Mapping[str, IndexStats]] = ..., purged_rows: _Optional[int] = ...) -> None: ...
 
 class CheckRequest(_message.Message):
     __slots__ = ("collection",)
@@ -545,3 +716,33 @@ class BuildIndexResponse(_message.Message):
     INDEX_FIELD_NUMBER: _ClassVar[int]
     index: IndexStats
     def __init__(self, index: _Optional[_Union[IndexStats, _Mapping]] = ...) -> None: ...
+
+class CancelBuildRequest(_message.Message):
+    __slots__ = ("collection",)
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    def __init__(self, collection: _Optional[str] = ...) -> None: ...
+
+class CancelBuildResponse(_message.Message):
+    __slots__ = ("cancelled",)
+    CANCELLED_FIELD_NUMBER: _ClassVar[int]
+    cancelled: bool
+    def __init__(self, cancelled: _Optional[bool] = ...) -> None: ...
+
+class CompactRequest(_message.Message):
+    __slots__ = ("collection", "wait")
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    WAIT_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    wait: bool
+    def __init__(self, collection: _Optional[str] = ..., wait: _Optional[bool] = ...) -> None: ...
+
+class CompactResponse(_message.Message):
+    __slots__ = ("purged_rows", "bytes_before", "bytes_after")
+    PURGED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_AFTER_FIELD_NUMBER: _ClassVar[int]
+    purged_rows: int
+    bytes_before: int
+    bytes_after: int
+    def __init__(self, purged_rows: _Optional[int] = ..., bytes_before: _Optional[int] = ..., bytes_after: _Optional[int] = ...) -> None: ...

@@ -140,6 +140,16 @@ class VecdbServiceStub:
                 request_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.BuildIndexRequest.SerializeToString,
                 response_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.BuildIndexResponse.FromString,
                 _registered_method=True)
+        self.CancelBuild = channel.unary_unary(
+                '/vecdb.v1.VecdbService/CancelBuild',
+                request_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.CancelBuildRequest.SerializeToString,
+                response_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.CancelBuildResponse.FromString,
+                _registered_method=True)
+        self.Compact = channel.unary_unary(
+                '/vecdb.v1.VecdbService/Compact',
+                request_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.CompactRequest.SerializeToString,
+                response_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.CompactResponse.FromString,
+                _registered_method=True)
 
 
 class VecdbServiceServicer:
@@ -259,7 +269,8 @@ class VecdbServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Query(self, request, context):
-        """The nearest records to each query vector, or to each named record.
+        """The nearest records to each query vector, to each named record, or to examples; also the best of
+        each group, or a choice of unlike ones. INVALID_ARGUMENT (INVALID_QUERY, INVALID_VECTOR).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -296,6 +307,20 @@ class VecdbServiceServicer:
 
     def BuildIndex(self, request, context):
         """Indexes the rows that are not indexed yet, now instead of when the engine sees fit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelBuild(self, request, context):
+        """Stops the build of this collection's index that runs or is queued, if there is one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Compact(self, request, context):
+        """Gives the space of deleted and replaced records back to the file system.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -408,6 +433,16 @@ def add_VecdbServiceServicer_to_server(servicer, server):
                     servicer.BuildIndex,
                     request_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.BuildIndexRequest.FromString,
                     response_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.BuildIndexResponse.SerializeToString,
+            ),
+            'CancelBuild': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelBuild,
+                    request_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.CancelBuildRequest.FromString,
+                    response_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.CancelBuildResponse.SerializeToString,
+            ),
+            'Compact': grpc.unary_unary_rpc_method_handler(
+                    servicer.Compact,
+                    request_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.CompactRequest.FromString,
+                    response_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.CompactResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -978,6 +1013,60 @@ class VecdbService:
             '/vecdb.v1.VecdbService/BuildIndex',
             vecdb__client_dot_v1_dot_vecdb__pb2.BuildIndexRequest.SerializeToString,
             vecdb__client_dot_v1_dot_vecdb__pb2.BuildIndexResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelBuild(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vecdb.v1.VecdbService/CancelBuild',
+            vecdb__client_dot_v1_dot_vecdb__pb2.CancelBuildRequest.SerializeToString,
+            vecdb__client_dot_v1_dot_vecdb__pb2.CancelBuildResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Compact(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vecdb.v1.VecdbService/Compact',
+            vecdb__client_dot_v1_dot_vecdb__pb2.CompactRequest.SerializeToString,
+            vecdb__client_dot_v1_dot_vecdb__pb2.CompactResponse.FromString,
             options,
             channel_credentials,
             insecure,

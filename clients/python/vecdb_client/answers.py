@@ -1,0 +1,127 @@
+"""Query results to messages and back: all hits in one row of columns.
+
+As in `messages.py`, a function that takes a result reads only its attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection as Names
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+
+from . import json_text, wire
+from .errors import Internal
+from .messages import content_tuples, decode_records, named_columns
+from .types import Explain, QueryResult
+from .v1 import vecdb_pb2 as pb
+
+_EXPLAIN_FIELDS = tuple(name for name in Explain.__slots__ if name != "times_us")
+
+
+def _flat(nested: Sequence[Sequence[Any]] | None) -> list[Any] | None:
+    return None if nested is None else [entry for row in nested for entry in row]
+
+
+def encode_query_result(result: Any) -> pb.QueryResponse:
+    """The message of a QueryResult whose metadata is JSON bytes."""
+    counts = np.fromiter((len(row) for row in result.ids), np.int64, len(result.ids))
+    distances = np.asarray(result.distances, "<f4")
+    filled = np.arange(distances.shape[1]) < counts[:, None]
+    metadata = _flat(result.metadata)
+    vectors = None
+    if result.vectors is not None and counts.sum():
+        vectors = np.concatenate([rows for rows in result.vectors if len(rows)])
+    hits = wire.Columns(
+        ids=_flat(result.ids) or [],
+        vectors=vectors,
+        metadata=None if metadata is None else [entry or b"{}" for entry in metadata],
+        documents=_flat(result.documents),
+        contents=content_tuples(_flat(result.contents)),
+        uris=_flat(result.uris),
+        named_vectors=None if result.named_vectors is None else _named(result),
+    )
+    response = pb.QueryResponse(
+        counts=counts.tolist(),
+        distances=distances[filled].tobytes(),
+        hits=wire.encode_columns(hits),
+        sequence=result.sequence,
+    )
+    if result.groups is not None:
+        response.groups.extend(json_text.encode_values(_flat(result.groups) or ()))
+    if result.explain is not None:
+        response.explain.CopyFrom(encode_explain(result.explain))
+    return response
+
+
+def _named(result: Any) -> dict[str, wire.Named] | None:
+    vectors = {name: np.concatenate(rows) for name, rows in result.named_vectors.items()}
+    present = {name: np.concatenate(bits) for name, bits in result.named_present.items()}
+    return named_columns(vectors, present)
+
+
+def decode_query_result(
+    message: pb.QueryResponse, include: Names[str], width: int | None, *, grouped: bool = False
+) -> QueryResult:
+    """The QueryResult of a message, its distances `width` wide; None: as wide as the longest row.
+
+    `grouped`: the query asked for groups. Internal when the parts of the message do not agree.
+    """
+    counts = list(message.counts)
+    flat = np.frombuffer(message.distances, "<f4") if len(message.distances) % 4 == 0 else None
+    page = decode_records(message.hits, include, "", message.sequence)
+    total = sum(counts)
+    longest = max(counts, default=0)
+    columns = longest if width is None else width
+    if flat is None or len(flat) != total or len(page) != total or longest > columns:
+        raise Internal(
+            f"the answer of the server does not agree with itself: {total} hits counted, "
+            f"{len(page)} ids, {len(message.distances)} bytes of distances, {columns} asked for"
+        )
+    if grouped and len(message.groups) != total:
+        raise Internal(f"the server gave {total} hits and {len(message.groups)} groups of them")
+    if total == len(counts) * columns:
+        distances = flat.reshape(len(counts), columns).astype(np.float32)
+    else:
+        distances = np.full((len(counts), columns), np.nan, np.float32)
+        distances[np.arange(columns) < np.array(counts, np.int64)[:, None]] = flat
+    parts = [slice(end - count, end) for end, count in zip(accumulate(counts), counts, strict=True)]
+
+    def nested(column: Any) -> Any:
+        return None if column is None else [column[part] for part in parts]
+
+    def nested_by_name(columns: Any) -> Any:
+        return None if columns is None else {name: nested(rows) for name, rows in columns.items()}
+
+    return QueryResult(
+        ids=nested(page.ids),
+        distances=distances,
+        vectors=nested(page.vectors),
+        metadata=nested(page.metadata),
+        documents=nested(page.documents),
+        contents=nested(page.contents),
+        uris=nested(page.uris),
+        sequence=message.sequence,
+        named_vectors=nested_by_name(page.named_vectors),
+        named_present=nested_by_name(page.named_present),
+        groups=nested(json_text.decode_values(message.groups)) if grouped else None,
+        explain=decode_explain(message.explain) if message.HasField("explain") else None,
+    )
+
+
+def encode_explain(explain: Any) -> pb.Explain:
+    """The message of an Explain."""
+    return pb.Explain(
+        **{name: getattr(explain, name) for name in _EXPLAIN_FIELDS},
+        times_us=dict(explain.times_us),
+    )
+
+
+def decode_explain(message: pb.Explain) -> Explain:
+    """The Explain of a message."""
+    return Explain(
+        **{name: getattr(message, name) for name in _EXPLAIN_FIELDS},
+        times_us=dict(message.times_us),
+    )
