@@ -6,29 +6,54 @@ import datetime as dt
 import tarfile
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
+import store_rows
 
 import vecdb
 from vecdb import layout
+from vecdb.store import Shape, collection_store
 
-SAVED = sorted((Path(__file__).parent / "data").glob("format-*.tar.gz"))
+DATA = Path(__file__).parent / "data"
+SAVED = sorted(DATA.glob("format-*.tar.gz"))
+
+
+def number_of(path):
+    return int(path.name.split("-")[1].split(".")[0])
+
+
+def unpacked(path, folder):
+    with tarfile.open(path) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "data"
+
+
+def formats(database):
+    """Format of each collection, as its file says."""
+    found = set()
+    for folder in (database / layout.COLLECTIONS_FOLDER).iterdir():
+        env = lmdb.open(str(folder), max_dbs=1, readonly=True, lock=False)
+        with env, env.begin(db=env.open_db(b"meta", create=False)) as txn:
+            found.add(int(txn.get(layout.META_FORMAT)))
+    return found
 
 
 def test_every_format_has_a_saved_database():
     """The present format and all before it are under tests/data."""
-    numbers = {int(path.name.split("-")[1].split(".")[0]) for path in SAVED}
-    assert numbers == set(range(1, layout.COLLECTION_FORMAT + 1))
+    assert {number_of(p) for p in SAVED} == set(range(1, layout.COLLECTION_FORMAT + 1))
 
 
+@pytest.mark.parametrize("read_only", [True, False], ids=["read-only", "written"])
 @pytest.mark.parametrize("path", SAVED, ids=lambda path: path.name)
-def test_a_saved_database_opens_and_holds_what_was_stored(path, tmp_path):
-    """Records, settings, aliases, dead rows and the index of an older database are all there."""
-    with tarfile.open(path) as archive:
-        archive.extractall(tmp_path, filter="data")
+def test_a_saved_database_opens_and_holds_what_was_stored(path, read_only, tmp_path):
+    """Records, settings, aliases, dead rows and the index of an older database are all there; only
+    opened for writing it becomes one of the present format."""
+    folder = unpacked(path, tmp_path)
+    assert formats(folder) == {number_of(path)}
     vectors = (np.sin(np.arange(4_800, dtype=np.float64).reshape(1_200, 4)) * 10).astype(np.float32)
-    with vecdb.open(tmp_path / "data", auto_build=False) as db:
-        assert [i.name for i in db.list_collections()] == ["docs", "half"]
+    with vecdb.open(folder, auto_build=False, read_only=read_only) as db:
+        assert [i.name for i in db.list_collections() if i.name != "fields"] == ["docs", "half"]
         assert db.list_aliases() == {"alias": "docs"}
         docs = db.get_collection("alias")
         assert (docs.info.metric, docs.info.index, dict(docs.info.schema)) == (
@@ -55,6 +80,68 @@ def test_a_saved_database_opens_and_holds_what_was_stored(path, tmp_path):
         assert got.contents == [vecdb.Content(b"\x00\xff", "image/png"), None]
         assert np.array_equal(got.vectors, [[1, 2, 3, 4], vectors[2]])
         assert docs.check().ok
-        assert db.get_collection("half").query([[1, 2, 3, 4]], k=1).ids == [["a"]]
-        assert docs.upsert(["r0"], [[0, 0, 0, 0]]).sequence == 5
-        assert docs.check().ok
+        half = db.get_collection("half")
+        assert half.query([[1, 2, 3, 4]], k=1).ids == [["a"]]
+        if not read_only:
+            assert docs.upsert(["r0"], [[0, 0, 0, 0]]).sequence == 5
+            assert docs.check().ok
+    assert formats(folder) == {number_of(path) if read_only else layout.COLLECTION_FORMAT}
+
+
+@pytest.mark.parametrize("path", [p for p in SAVED if number_of(p) > 1], ids=lambda path: path.name)
+def test_what_format_2_has_added_is_there(path, tmp_path):
+    """Named vectors, storages and purged rows of a saved database, and it can be written."""
+    with vecdb.open(unpacked(path, tmp_path), auto_build=False) as db:
+        fields = db.get_collection("fields")
+        assert (fields.count(), fields.stats().rows) == (999, 1_501)
+        assert fields.stats().purged_rows == 500
+        assert (fields.info.storage, [*fields.info.vectors]) == ("binary", ["title", "body"])
+        with fields._core.read() as reader:
+            assert 0 < reader.keyed().first <= reader.n_rows
+            rows = reader.rows_of_ids([b"f0", b"f1", b"f2", b"f4", b"f1498", b"f1499"])
+            assert rows.tolist() == [-1, -1, 1_500, 4, 1_498, 1_499]
+            rows = rows[rows >= 0]
+            assert reader.vectors(rows).tolist() == [[0, 255], [0, 4], [5, 218], [5, 219]]
+            assert reader.vectors(rows, 1).tolist() == [[7, 7], [4, 1], [98, 1], [0, 0]]
+            assert reader.present(rows, 1).tolist() == [True, True, True, False]
+            assert reader.vectors(rows[2:], 2).tolist() == [[1498, 1, 0.5], [1499, 1, 0.5]]
+            assert not reader.present(rows[:2], 2).any()
+        assert fields.query([[1, 2]], vector_name="title", k=1).distances[0][0] == 2
+        assert fields.check().ok
+        fields.upsert([f"f{n}" for n in range(20)], np.ones((20, 2), np.uint8))
+        assert (fields.count(), fields.check().ok) == (999 + 8, True)
+
+
+def test_a_reader_beside_follows_the_change_of_format(tmp_path):
+    """A process that has format 1 open read-only goes on when the writer makes format 2 of it."""
+    folder = unpacked(SAVED[0], tmp_path)
+    with vecdb.open(folder, auto_build=False, read_only=True) as db:
+        store_folder = db.get_collection("docs")._core.store.folder
+    beside = store_rows.reader_beside(store_folder, Shape(4, "float32"))
+    assert store_rows.ask(beside, "r0", "r3") == ["1", "4", "-x"]
+    with vecdb.open(folder, auto_build=False, history_s=0.0) as db:
+        docs = db.get_collection("docs")
+        assert store_rows.ask(beside, "r0", "r3") == ["2", "4", "-x"]
+        docs.upsert(["r0", "r3"], np.ones((2, 4)))
+        for _ in docs._core.store.purge(5):
+            pass
+        assert store_rows.ask(beside, "r0", "r3", "r1") == ["2", "5", "xx-"]
+        docs._core.store.vacuum()
+        assert store_rows.ask(beside, "r0", "r3", "r1") == ["2", "5", "xx-"]
+    beside.communicate()
+
+
+def test_making_the_present_format_is_one_commit(tmp_path, monkeypatch):
+    """An upgrade that breaks leaves the older format as it was, and is done at the next opening."""
+    folder = unpacked(SAVED[0], tmp_path)
+
+    def refuse(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(collection_store, "KEYED", type("Broken", (), {"pack": refuse}))
+        with pytest.raises(OSError, match="Input"), vecdb.open(folder) as db:
+            db.get_collection("docs")
+    assert formats(folder) == {1}
+    with vecdb.open(folder, auto_build=False) as db:
+        assert db.get_collection("docs").check().ok

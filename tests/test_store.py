@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 import lmdb
@@ -10,6 +11,7 @@ import pytest
 
 import vecdb
 from vecdb import errors, layout
+from vecdb.store import fresh
 
 SETTINGS = {"map_initial_bytes": 1 << 20, "auto_build": False}
 
@@ -91,18 +93,26 @@ def test_disk_use_stays_near_the_raw_bytes(data_folder):
 
 
 @pytest.fixture
-def planted(data_folder):
+def planted(data_folder, monkeypatch):
     """A function that plants a fault into a small closed database and gives the problems found."""
+    monkeypatch.setattr(fresh, "LEAST_FRESH_ROWS", 16)  # so that `keys` holds some of the rows
 
     def plant(fault):
         with vecdb.open(data_folder, **SETTINGS) as db:
             docs = db.create_collection("docs", dimension=64)
-            fill(docs, 0, 200)
+            for first in range(0, 600, 200):
+                fill(docs, first, 200)
             docs.insert(["img"], np.ones((1, 64)), contents=[(b"x" * 100, "image/png")], uris=["u"])
             docs.delete(["r5", "r6"])
             docs.update(["r7"], metadata=[{"new": 1}])
+            with docs._core.read() as reader:
+                assert reader.keyed().first > 100
+            for _ in docs._core.store.purge(5):
+                pass
+            docs.delete(["r20"])
             assert docs.check().ok
-        with lmdb.open(str(environment_of(data_folder)), max_dbs=10, map_size=1 << 24) as env:
+        path = str(environment_of(data_folder))
+        with lmdb.open(path, max_dbs=len(layout.COLLECTION_TABLES), map_size=1 << 24) as env:
             tables = {t: env.open_db(t.encode()) for t in layout.COLLECTION_TABLES}
             with env.begin(write=True) as txn:
                 fault(txn, tables)
@@ -129,37 +139,63 @@ def put(table, key, value):
     return lambda txn, tables: txn.put(key, value, db=tables[table])
 
 
-BLOCK_0 = layout.ROW.pack(0)
-ROW_10, ROW_200, ROW_999 = (layout.ROW.pack(n) for n in (10, 200, 999))
+def cut(table, key, size):
+    return lambda txn, tables: txn.put(
+        key, bytes(txn.get(key, db=tables[table]))[:-size], db=tables[table]
+    )
+
+
+BLOCK_0, BLOCK_1 = layout.ROW.pack(0), layout.ROW.pack(1)
+VECTORS_0 = layout.VECTOR_KEY.pack(0, 0)
+ROW_4, ROW_10, ROW_600, ROW_999 = (layout.ROW.pack(n) for n in (4, 10, 600, 999))
+# Rows 5 and 6 are purged, so the vector of row 10 and its checksum stand two places lower.
 FAULTS = [
-    (flip("vectors", layout.VECTOR_KEY.pack(0, 0), 64 * 4 * 10), "'r10' .* checksum"),
+    (flip("vectors", VECTORS_0, 64 * 4 * 8), "'r10' .* checksum"),
     (flip("documents", ROW_10, 0), "'r10' .* checksum"),
     (flip("metadata", ROW_10, 5), "'r10' .* checksum"),
-    (flip("contents", ROW_200, 50), "'img' .* checksum"),
-    (flip("uris", ROW_200, 0), "'img' .* checksum"),
-    (flip("ids", BLOCK_0, 4 + 4 * 10), "'r10' .* checksum"),
+    (flip("contents", ROW_600, 50), "'img' .* checksum"),
+    (flip("contents", ROW_600, 0), "'img' .* checksum|media type"),
+    (flip("uris", ROW_600, 0), "'img' .* checksum"),
+    (flip("ids", BLOCK_0, 4 + 4 * 8), "'r10' .* checksum"),
     (flip("ids", BLOCK_0, -1), "checksum|points to"),
     (put("ids", BLOCK_0, b"\x01"), "block 0 of ids"),
+    (cut("ids", BLOCK_0, 1), "block 0 of ids"),
     (remove("documents", ROW_10), "'r10' .* checksum"),
     (remove("ids", BLOCK_0), "block 0 of ids is missing"),
-    (put("ids", layout.ROW.pack(7), layout.pack_ids([], [])), "2 blocks of ids are stored"),
+    (remove("ids", BLOCK_1), "block 1 of ids is missing"),
+    (put("ids", layout.ROW.pack(7), layout.pack_ids([], [])), "4 blocks of ids are stored, 3 belong"),
     (remove("keys", b"r10"), "'r10' points to row -1"),
     (put("keys", b"r10", layout.ROW_VALUE.pack(11)), "'r10' points to row 11"),
+    (put("keys", b"ghost", layout.ROW_VALUE.pack(10)), "row 10, and so does another"),
+    (put("keys", b"ghost", layout.ROW_VALUE.pack(5)), "row 5 is purged, but something is left"),
+    (put("keys", b"ghost", layout.ROW_VALUE.pack(20)), "an id points to row 20, whose id is b'r20'"),
+    (put("keys", b"r20", layout.ROW_VALUE.pack(20)), "an id points to row 20, which is dead"),
     (put("keys", b"ghost", layout.ROW_VALUE.pack(999)), "row 999, which was never given out"),
+    (put("meta", layout.META_KEYED, layout.KEYED.pack(7, 999)), "keyed up to rows 7 and 999 of 602"),
     (put("documents", ROW_999, b"x"), "documents holds row 999"),
-    (remove("dead", layout.ROW.pack(5)), "live"),
+    (put("documents", layout.ROW.pack(5), b"x"), "row 5 is purged, but something is left"),
+    (remove("dead", layout.ROW.pack(20)), "live"),
     (put("dead", ROW_10, layout.SEQUENCE_VALUE.pack(2)), "live"),
-    (remove("log", layout.SEQUENCE.pack(2)), "log jumps from commit 1 to 3"),
-    (put("meta", layout.META_STATE, layout.STATE.pack(4, 202, 7)), "7 live"),
-    (remove("vectors", layout.VECTOR_KEY.pack(0, 0)), "block 0 of vectors is missing"),
+    (put("dead", ROW_999, layout.SEQUENCE_VALUE.pack(2)), "row 999 is marked dead"),
+    (put("dead", ROW_10, layout.SEQUENCE_VALUE.pack(99)), "died in commit 99, the newest is 7"),
+    (put("dead", layout.ROW.pack(5), layout.SEQUENCE_VALUE.pack(2)), "row 5 is purged, but still"),
+    (remove("log", layout.SEQUENCE.pack(6)), "begins at commit 7, the horizon is 5"),
+    (remove("log", layout.SEQUENCE.pack(7)), "log ends at commit 6, the state is at 7"),
+    (put("meta", layout.META_HORIZON, layout.SEQUENCE_VALUE.pack(8)), "the horizon is commit 8"),
+    (remove("meta", layout.META_HORIZON), "horizon was never moved"),
+    (put("meta", layout.META_STATE, layout.STATE.pack(7, 602, 7)), "7 live"),
+    (remove("vectors", VECTORS_0), "block 0 of vectors is missing"),
+    (cut("vectors", VECTORS_0, 1), "block 0 of vectors is .* bytes long"),
+    (put("vectors", layout.VECTOR_KEY.pack(0, 99), b""), "4 blocks of vectors are stored, 3 belong"),
+    (remove("purged", BLOCK_0), "block 0"),
+    (put("purged", layout.ROW.pack(9), b"\1" * 32), "purged that were never given out"),
+    (put("absent", layout.VECTOR_KEY.pack(1, 0), b"\1" * 32), "block 0 of field 1, which does not"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("fault", "match"), FAULTS)
 def test_check_finds_each_planted_fault(planted, fault, match):
     """A fault in any table is found and named."""
-    import re
-
     try:
         problems = planted(fault)
     except errors.Corrupted as error:

@@ -1,6 +1,6 @@
 """Saves a small database for `tests/data`, one a format version; they are opened by tests for ever.
 
-    python tools/save_database.py tests/data/format-1.tar.gz
+    python tools/save_database.py tests/data/format-2.tar.gz
 
 Run it once when a format is new, never again for the same version.
 """
@@ -28,8 +28,9 @@ def vectors() -> np.ndarray:
 
 
 def fill(folder: Path) -> None:
-    """A collection of every kind of content, with an index, dead rows, a long id and an alias."""
-    with vecdb.open(folder, auto_build=False, map_initial_bytes=1 << 20) as db:
+    """Collections of every kind of content, with an index, dead rows, a long id and an alias; and what
+    format 2 has added: named vectors, storages, purged rows, and ids that wait for their table."""
+    with vecdb.open(folder, auto_build=False, map_initial_bytes=1 << 20, history_s=0.0) as db:
         docs = db.create_collection(
             "docs", dimension=DIMENSION, metric="l2", index="hnsw", schema={"n": "int"}
         )
@@ -52,6 +53,39 @@ def fill(folder: Path) -> None:
         half = db.create_collection("half", dimension=DIMENSION, storage="float16")
         half.insert(["a"], [[1, 2, 3, 4]])
         db.set_alias("alias", "docs")
+        fill_fields(db)
+
+
+def fill_fields(db: vecdb.Database) -> None:
+    """1,500 records f<n>; every third is purged, f1 is deleted and f2 replaced after that.
+
+    Record n has the vector of the bits of n; `title` (n mod 100, 1) if n is even, `body` if n > 1,400.
+    """
+    fields = db.create_collection(
+        "fields",
+        dimension=16,
+        metric="hamming",
+        storage="binary",
+        vectors={
+            "title": {"dimension": 2, "metric": "l2", "storage": "int8"},
+            "body": {"dimension": 3, "metric": "ip", "storage": "float16"},
+        },
+    )
+    for first in range(0, 1_500, 500):
+        numbers = range(first, first + 500)
+        fields.insert(
+            [f"f{n}" for n in numbers],
+            np.array([[n >> 8, n & 255] for n in numbers], np.uint8),
+            metadata=[{"n": n} for n in numbers],
+            named_vectors={
+                "title": [None if n % 2 else [n % 100, 1] for n in numbers],
+                "body": [[n, 1, 0.5] if n > 1_400 else None for n in numbers],
+            },
+        )
+    fields.delete([f"f{n}" for n in range(0, 1_500, 3)])
+    fields.compact()
+    fields.delete(["f1"])
+    fields.upsert(["f2"], np.array([[0, 255]], np.uint8), named_vectors={"title": [[7, 7]]})
 
 
 def main(target: str) -> None:

@@ -18,28 +18,50 @@ Tables of the catalog
     collections  name -> token
     aliases      alias -> token (of the collection; so aliases follow a rename)
 
-Tables of a collection. Rows are numbers that only grow; a row, once written, never changes.
+Tables of a collection. Rows are numbers that only grow; a row, once written, never changes. A row
+that died at or before the horizon may be purged: nothing is left of it but its number.
     meta         b"format"   -> COLLECTION_FORMAT as ASCII digits
                  b"settings" -> JSON, see `vecdb.database`
                  b"state"    -> STATE: sequence, next row, live records
-                 b"index"    -> JSON record of the saved index, absent while there is none
+                 b"index"    -> JSON record of the saved index, absent while there is none; b"index:2"
+                                for that of named vector 2
+                 b"horizon"  -> SEQUENCE_VALUE: no moment before it can be read any more; absent for 0
+                 b"keyed"    -> KEYED and an id, see `keys`; absent when `keys` holds every row
     vectors      VECTOR_KEY (field, block) -> the vectors of rows block*R .. block*R + R - 1, row-major,
                  little-endian, no header; the last block may be short. Many vectors share a value since
                  one of 4 KB would take 8 KB of pages. Field 0 is the vector of every record; further
-                 numbers are for named vectors.
+                 numbers are for named vectors. A block leaves out the rows that lack the vector or are
+                 purged: it is shorter by them, and is not there when it would be empty.
+    absent       VECTOR_KEY (field, block of 256 rows) -> BITMAP of the rows without the named vector; no
+                 entry where all have it
     ids          ROW (of a block) -> ids of rows block*256 .. block*256 + 255, see `pack_ids`: so all ids
                  of a collection are read at open in milliseconds. With each stands a checksum of its
-                 row over id, vector, metadata, document, content and uri, in this order, so that damage
-                 to any of them is found.
-    keys         id (`id_key`) -> ROW_VALUE of its live row
+                 row over id, vector, metadata, document, content, uri and the named vectors it has, in
+                 this order, so that damage to any of them is found. Purged rows are left out; a block
+                 of purged rows only is not there.
+    keys         id (`id_key`) -> ROW_VALUE of its live row, for rows below the first number of KEYED.
+                 The ids of later rows are found in memory, made from `ids`, and are put here many at a
+                 time in the order of the ids: in the second number of KEYED ends the round that is under
+                 way, which has come as far as the id behind it. At random ids every row would else
+                 write a page of its own, which halves the rate of inserts at a million records.
     metadata     ROW -> JSON object; no entry when empty
     documents    ROW -> UTF-8
     contents     ROW -> one byte length of the media type, the media type, the bytes
     uris         ROW -> UTF-8
-    dead         ROW -> SEQUENCE_VALUE of the commit that replaced or deleted the row
-    log          SEQUENCE -> LOG (time, first row, end row) + ROW_VALUE for each row that died
+    dead         ROW -> SEQUENCE_VALUE of the commit that replaced or deleted the row; no entry when purged
+    purged       ROW (of a block of 256 rows) -> BITMAP of the purged rows; no entry where there are none
+    log          SEQUENCE -> LOG (time, first row, end row) + ROW_VALUE for each row that died; entries up
+                 to the horizon may be gone, the oldest first
 Keys are big-endian, so that LMDB's byte order is number order and appends fill pages to the end.
 Values are little-endian, so that numpy reads them in place.
+
+Format 1 had no tables `absent` and `purged`, and all rows in `keys`. It becomes format 2 in place when it
+is opened for writing: two empty tables and two entries of `meta`.
+
+A vacuum writes the tables into a file without free pages, in a folder `compacting-<token>` beside the old
+one, which is renamed to `compacted` when it is complete and durable: from then on it is the truth. Its
+two files are renamed over the old ones, the locks first; whoever opens for writing finishes what a crash
+has left undone.
 """
 
 from __future__ import annotations
@@ -53,7 +75,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CATALOG_FORMAT = 1
-COLLECTION_FORMAT = 1
+COLLECTION_FORMAT = 2
 
 LOCK_FILE = "vecdb.lock"
 CATALOG_FOLDER = "catalog"
@@ -61,16 +83,23 @@ COLLECTIONS_FOLDER = "collections"
 DATA_FILE = "data.mdb"
 LMDB_LOCK_FILE = "lock.mdb"
 UNNAMED_FILE = "unnamed"
+COMPACTING_PREFIX = "compacting-"
+COMPACTED_FOLDER = "compacted"
 
 CATALOG_TABLES = ("meta", "collections", "aliases")
 COLLECTION_TABLES = (
     "meta", "vectors", "ids", "keys", "metadata", "documents", "contents", "uris", "dead", "log",
+    "absent", "purged",
 )  # fmt: skip
+LATER_TABLES = ("absent", "purged")
+"""Those that format 1 lacks."""
 
 META_FORMAT = b"format"
 META_SETTINGS = b"settings"
 META_STATE = b"state"
 META_INDEX = b"index"
+META_HORIZON = b"horizon"
+META_KEYED = b"keyed"
 
 STATE = struct.Struct("<QQQ")
 ROW = struct.Struct(">Q")
@@ -79,12 +108,23 @@ SEQUENCE = struct.Struct(">Q")
 SEQUENCE_VALUE = struct.Struct("<Q")
 VECTOR_KEY = struct.Struct(">HQ")
 LOG = struct.Struct("<qQQ")
+KEYED = struct.Struct("<QQ")
 
 DEFAULT_FIELD = 0
 ID_BLOCK_ROWS = 256
 """Rows in one value of the table `ids`: some 8 KiB, little to write again for a commit of one row."""
 
-VECTOR_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+BITMAP_ROWS = 256
+"""Rows of one bitmap, one bit a row, the lowest bit of the first byte for the first row."""
+
+VECTOR_DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "int8": np.dtype("<i1"),
+    "uint8": np.dtype("<u1"),
+    "binary": np.dtype("<u1"),
+}
+"""How a number of a vector is stored, by storage; `binary` holds 8 dimensions in each."""
 
 _BLOCK_BYTES = 98_304
 """Target size of a block of vectors. Measured at d = 384, float32, batches of 1,000 rows: 64 rows
@@ -96,10 +136,20 @@ LMDB_MAX_KEY_BYTES = 511
 _LONG_ID_MARK = b"\x00"
 
 
+def vector_width(dimension: int, storage: str) -> int:
+    """Numbers stored for one vector: its dimension, or its bytes where a dimension is one bit."""
+    return -(-dimension // 8) if storage == "binary" else dimension
+
+
 def rows_per_block(dimension: int, storage: str) -> int:
     """R: rows in one value of the table `vectors`; a power of two, at least 1."""
-    vector_bytes = dimension * VECTOR_DTYPES[storage].itemsize
+    vector_bytes = vector_width(dimension, storage) * VECTOR_DTYPES[storage].itemsize
     return 1 << max(0, (_BLOCK_BYTES // vector_bytes).bit_length() - 1)
+
+
+def index_key(field: int) -> bytes:
+    """Key in `meta` of a field's saved index."""
+    return META_INDEX + b":%d" % field if field else META_INDEX
 
 
 def id_key(record_id: bytes) -> bytes:
@@ -131,18 +181,45 @@ def pack_ids(ids: Sequence[bytes], checksums: Sequence[int]) -> bytes:
     return head.tobytes() + b"".join(ids)
 
 
+def id_count(value: Any) -> int:
+    """Ids in a block; ValueError when it has no room for them."""
+    n = int(np.frombuffer(value, "<u4", 1)[0])
+    if len(value) < 4 + 8 * n:
+        raise ValueError(f"a block of {n} ids has only {len(value)} bytes")
+    return n
+
+
+def id_lengths(value: Any) -> tuple[NDArray[np.int64], int]:
+    """(bytes of each id, where the texts begin) of a block; ValueError when its lengths disagree."""
+    n = id_count(value)
+    ends = np.frombuffer(value, "<u4", n, 4 + 4 * n).astype(np.int64)
+    lengths = np.diff(ends, prepend=0)
+    at, last = 4 + 8 * n, int(ends[-1]) if n else 0
+    if at + last != len(value) or (lengths < 0).any():
+        raise ValueError(
+            f"a block of {n} ids has {len(value) - at} bytes of text, its ends say {last}"
+        )
+    return lengths, at
+
+
 def unpack_ids(value: Any) -> tuple[list[bytes], list[int]]:
     """(ids, checksums) of a block. ValueError when its lengths do not agree."""
-    n = int(np.frombuffer(value, "<u4", 1)[0])
-    head = np.frombuffer(value, "<u4", 2 * n, 4)
-    ends = head[n:].tolist()
-    texts = bytes(value[4 + 8 * n :])
-    if (ends[-1] if n else 0) != len(texts) or ends != sorted(ends):
-        raise ValueError(
-            f"a block of {n} ids has {len(texts)} bytes of text, its ends say {ends[-1:]}"
-        )
-    starts = [0, *ends][:n]
-    return [texts[a:b] for a, b in zip(starts, ends, strict=True)], head[:n].tolist()
+    lengths, at = id_lengths(value)
+    n = len(lengths)
+    texts = bytes(value[at:])
+    ends = np.frombuffer(value, "<u4", n, 4 + 4 * n).tolist()
+    sums = np.frombuffer(value, "<u4", n, 4).tolist()
+    return [texts[a:b] for a, b in zip([0, *ends][:n], ends, strict=True)], sums
+
+
+def pack_bitmap(mask: NDArray[np.bool_]) -> bytes:
+    """32 bytes for up to 256 rows; those beyond the end of `mask` are not set."""
+    return np.packbits(mask, bitorder="little").tobytes().ljust(BITMAP_ROWS // 8, b"\0")
+
+
+def unpack_bitmaps(bitmaps: bytes | bytearray) -> NDArray[np.bool_]:
+    """Mask of the rows of consecutive bitmaps."""
+    return np.unpackbits(np.frombuffer(bitmaps, np.uint8), bitorder="little").view(np.bool_)
 
 
 def pack_content(media_type: bytes, data: bytes) -> bytes:

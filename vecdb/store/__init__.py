@@ -3,7 +3,9 @@
 from .catalog import Catalog, not_found, taken
 from .check import problems
 from .collection_store import CollectionStore
-from .reader import Commit, Reader, Shape, State
+from .reader import Commit, Reader
+from .shape import FieldShape, Shape
+from .tables import State
 from .writer import EncodedRows, Writer, checksums
 
 __all__ = [
@@ -11,6 +13,7 @@ __all__ = [
     "CollectionStore",
     "Commit",
     "EncodedRows",
+    "FieldShape",
     "Reader",
     "Shape",
     "State",

@@ -6,10 +6,24 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import Corrupted
-from ..layout import ID_BLOCK_ROWS, LOG, ROW_VALUE, SEQUENCE, keys_of_rows, unpack_content
-from .reader import Reader, Rows
+from ..layout import (
+    BITMAP_ROWS,
+    ID_BLOCK_ROWS,
+    LOG,
+    ROW_VALUE,
+    SEQUENCE,
+    VECTOR_KEY,
+    id_key,
+    keys_of_rows,
+    unpack_content,
+)
+from .reader import Reader
+from .tables import Rows
+
+Mask = NDArray[np.bool_]
 
 _SLICE_ROWS = 4_096
 _BY_ROW = ("metadata", "documents", "contents", "uris")
@@ -19,67 +33,144 @@ def problems(reader: Reader) -> Iterator[str]:
     """One sentence for each fault, in no promised order; about 3 us a record.
 
     Checks that every live row has an id that points back to it, that every checksum holds, that
-    counts and row numbers agree, that no value belongs to a row that does not exist, and that the
-    log has no gap.
+    counts and row numbers agree, that no value belongs to a row that does not exist or is purged, and
+    that the log has no gap behind the horizon.
     """
-    state = reader.state()
-    dead_rows, dead_sequences = reader.dead()
-    dead = np.zeros(state.next_row, np.bool_)
-    if len(dead_rows) and dead_rows[-1] >= state.next_row:
-        yield f"row {dead_rows[-1]} is marked dead, but only {state.next_row} rows were ever given out"
-        dead_rows = dead_rows[dead_rows < state.next_row]
-    dead[dead_rows] = True
-    if (dead_sequences > state.sequence).any():
-        yield f"a row died in commit {dead_sequences.max()}, the newest is {state.sequence}"
-    live = int(state.next_row - dead.sum())
+    state, horizon = reader.state(), reader.horizon()
+    n_rows = state.next_row
+    dying, sequences = reader.dying()
+    if len(dying) and dying[-1] >= n_rows:
+        yield f"row {dying[-1]} is marked dead, but only {n_rows} rows were ever given out"
+        sequences, dying = sequences[dying < n_rows], dying[dying < n_rows]
+    if (sequences > state.sequence).any():
+        yield f"a row died in commit {sequences.max()}, the newest is {state.sequence}"
+    if horizon > state.sequence:
+        yield f"the horizon is commit {horizon}, the newest is {state.sequence}"
+    purged, dead = _mask(reader.purged(), n_rows), _mask(dying, n_rows)
+    if (purged & dead).any():
+        yield f"row {np.flatnonzero(purged & dead)[0]} is purged, but still marked dead"
+    dead |= purged
+    live = int(n_rows - dead.sum())
     if live != state.live:
         yield f"the state counts {state.live} live records, the rows {live}"
-    if reader.entries("keys") != live:
-        yield f"{reader.entries('keys')} ids point to rows, but {live} rows are live"
-    yield from _orphans(reader, state.next_row)
-    for start in range(0, state.next_row, _SLICE_ROWS):
-        yield from _rows(reader, start, min(start + _SLICE_ROWS, state.next_row), dead)
-    yield from _log(reader, dead_rows, dead_sequences)
+    claims = Claims(n_rows)
+    yield from claims.read(reader)
+    yield from _orphans(reader, n_rows, purged)
+    for start in range(0, n_rows, _SLICE_ROWS):
+        stop = min(start + _SLICE_ROWS, n_rows)
+        yield from _rows(reader, start, stop, dead, purged, claims)
+    yield from _log(reader, dict(zip(dying.tolist(), sequences.tolist(), strict=True)), purged)
 
 
-def _rows(reader: Reader, start: int, stop: int, dead: np.ndarray) -> Iterator[str]:
+def _mask(rows: Rows, n_rows: int) -> Mask:
+    mask = np.zeros(n_rows, np.bool_)
+    mask[rows] = True
+    return mask
+
+
+class Claims:
+    """Which rows the table `keys` points to, each with a checksum of the key."""
+
+    def __init__(self, n_rows: int) -> None:
+        self.made = np.zeros(n_rows, np.bool_)
+        self._sums = np.zeros(n_rows, np.uint32)
+
+    def read(self, reader: Reader) -> Iterator[str]:
+        keyed = reader.keyed()
+        n_rows = len(self.made)
+        if not keyed.first <= keyed.end <= n_rows:
+            yield f"ids are keyed up to rows {keyed.first} and {keyed.end} of {n_rows}"
+        for key, value in reader.items("keys"):
+            row = ROW_VALUE.unpack(value)[0]
+            if row >= n_rows:
+                yield f"id {key!r} points to row {row}, which was never given out"
+            elif self.made[row]:
+                yield f"id {key!r} points to row {row}, and so does another"
+            else:
+                self.made[row] = True
+                self._sums[row] = zlib.crc32(key)
+
+    def fits(self, row: int, record_id: bytes) -> bool:
+        return int(self._sums[row]) == zlib.crc32(id_key(record_id))
+
+
+def _rows(
+    reader: Reader, start: int, stop: int, dead: Mask, purged: Mask, claims: Claims
+) -> Iterator[str]:
     rows = np.arange(start, stop)
     try:
-        vectors = reader.vector_range(start, stop).reshape(-1).view(np.uint8).data
+        sums = _stored_sums(reader, start, stop)
+        found = _sums(reader, rows)
     except Corrupted as error:
         yield error.message
         return
-    width = len(vectors) // (stop - start)
-    known: list[tuple[bytes, int]] = []
-    for number in range(start // ID_BLOCK_ROWS, -(-stop // ID_BLOCK_ROWS)):
-        try:
-            known += zip(*reader.id_block(number), strict=True)
-        except Corrupted as error:
-            yield error.message
-            return
-    columns = [reader.raw(table, rows) for table in _BY_ROW]
-    live_ids, live_rows = [], []
-    for n, row in enumerate(range(start, stop)):
-        if n >= len(known):
+    live_ids, live_rows, stale_ids, stale_rows = [], [], [], []
+    for n, row in enumerate(rows.tolist()):
+        record_id, expected = sums[n] if n < len(sums) else (b"", 0)
+        if purged[row]:
+            if (record_id, expected, found[n]) != (b"", 0, 0) or claims.made[row]:
+                yield f"row {row} is purged, but something is left of it"
+            continue
+        if not record_id:
             yield f"row {row} has no id"
             continue
-        record_id, expected = known[n]
-        crc = zlib.crc32(vectors[n * width : (n + 1) * width], zlib.crc32(record_id))
-        for column in columns:
-            value = column[n]
-            if value is not None:
-                crc = zlib.crc32(value, crc)
-        if crc != expected:
+        if found[n] != expected:
             yield f"record {record_id.decode(errors='replace')!r} (row {row}) fails its checksum"
-        content = columns[2][n]
-        if content is not None and not _readable(content):
-            yield f"row {row} holds a content without a readable media type"
+        if claims.made[row]:
+            if not claims.fits(row, record_id):
+                yield f"an id points to row {row}, whose id is {record_id!r}"
+            elif dead[row]:
+                stale_ids.append(record_id)
+                stale_rows.append(row)
         if not dead[row]:
             live_ids.append(record_id)
             live_rows.append(row)
-    found = reader.rows_of_ids(live_ids)
-    for n in np.flatnonzero(found != np.asarray(live_rows, np.int64)).tolist():
-        yield f"row {live_rows[n]} is live, but its id {live_ids[n]!r} points to row {found[n]}"
+    for n, content in enumerate(reader.raw("contents", rows)):
+        if content is not None and not _readable(content):
+            yield f"row {start + n} holds a content without a readable media type"
+    yield from _pointers(reader, live_ids, live_rows)
+    # In `keys` an id may point to a dead row until its newest row, which waits in memory, is put there.
+    for row, newest in zip(stale_rows, reader.fresh_rows(stale_ids), strict=True):
+        if newest <= row:
+            yield f"an id points to row {row}, which is dead"
+
+
+def _pointers(reader: Reader, ids: list[bytes], rows: list[int]) -> Iterator[str]:
+    found = reader.rows_of_ids(ids)
+    for n in np.flatnonzero(found != np.asarray(rows, np.int64)).tolist():
+        yield f"row {rows[n]} is live, but its id {ids[n]!r} points to row {found[n]}"
+
+
+def _stored_sums(reader: Reader, start: int, stop: int) -> list[tuple[bytes, int]]:
+    """(id, checksum) of each row, as far as the blocks of ids go."""
+    known: list[tuple[bytes, int]] = []
+    for number in range(start // ID_BLOCK_ROWS, -(-stop // ID_BLOCK_ROWS)):
+        known += zip(*reader.id_block(number), strict=True)
+    return known
+
+
+def _sums(reader: Reader, rows: Rows) -> list[int]:
+    """The checksum of what is stored of each row; 0 where nothing is."""
+    start, stop = int(rows[0]), int(rows[-1]) + 1
+    sums = [zlib.crc32(i) for i in reader.id_range(start, stop)]
+    sums = _with_vectors(reader, 0, rows, sums)
+    for table in _BY_ROW:
+        values = reader.views(table, rows)
+        sums = [s if v is None else zlib.crc32(v, s) for v, s in zip(values, sums, strict=True)]
+    for field in range(1, reader.n_fields):
+        sums = _with_vectors(reader, field, rows, sums)
+    return sums
+
+
+def _with_vectors(reader: Reader, field: int, rows: Rows, sums: list[int]) -> list[int]:
+    start, stop = int(rows[0]), int(rows[-1]) + 1
+    vectors = reader.vector_range(start, stop, field)
+    raw, width = vectors.reshape(-1).view(np.uint8).data, vectors[0].nbytes
+    for n in np.flatnonzero(
+        reader.present(rows, field) & ~reader.purged_mask(start, stop)
+    ).tolist():
+        sums[n] = zlib.crc32(raw[n * width : (n + 1) * width], sums[n])
+    return sums
 
 
 def _readable(content: bytes) -> bool:
@@ -90,38 +181,69 @@ def _readable(content: bytes) -> bool:
     return True
 
 
-def _orphans(reader: Reader, next_row: int) -> Iterator[str]:
-    limit = keys_of_rows([next_row])[0]
-    blocks = -(-next_row // ID_BLOCK_ROWS)
-    if reader.entries("ids") != blocks:
-        yield f"{reader.entries('ids')} blocks of ids are stored, {blocks} belong to {next_row} rows"
+def _orphans(reader: Reader, n_rows: int, purged: Mask) -> Iterator[str]:
+    """Values of rows that do not exist, and blocks that should not be there or are not."""
+    limit = keys_of_rows([n_rows])[0]
     for table in _BY_ROW:
         last = reader.last_key(table)
         if last is not None and last >= limit:
             yield f"table {table} holds row {int.from_bytes(last, 'big')}, which was never given out"
-    for key, value in reader.items("keys"):
-        row = ROW_VALUE.unpack(value)[0]
-        if row >= next_row:
-            yield f"id {key!r} points to row {row}, which was never given out"
+    blocks = _blocks(~purged, ID_BLOCK_ROWS)
+    if reader.entries("ids") != blocks:
+        yield f"{reader.entries('ids')} blocks of ids are stored, {blocks} belong to {n_rows} rows"
+    last = reader.last_key("purged")
+    if last is not None and int.from_bytes(last, "big") * BITMAP_ROWS >= n_rows:
+        yield f"rows are purged that were never given out, of {n_rows}"
+    if purged.any() and not reader.horizon():
+        yield "rows are purged, but the horizon was never moved"
+    expected = 0
+    for field in range(reader.n_fields):
+        held = ~purged
+        held[reader.absent(field)] = False
+        expected += _blocks(held, reader.rows_per_block(field))
+    if reader.entries("vectors") != expected:
+        yield f"{reader.entries('vectors')} blocks of vectors are stored, {expected} belong to the rows"
+    for key, _ in reader.items("absent"):
+        field, number = VECTOR_KEY.unpack(key)
+        if not 0 < field < reader.n_fields or number * BITMAP_ROWS >= n_rows:
+            yield f"vectors are absent from block {number} of field {field}, which does not exist"
 
 
-def _log(reader: Reader, dead_rows: Rows, dead_sequences: Rows) -> Iterator[str]:
-    state = reader.state()
-    row, expected = 0, 1
+def _blocks(held: Mask, rows_per_block: int) -> int:
+    """Blocks that hold anything."""
+    if not len(held):
+        return 0
+    return int(np.logical_or.reduceat(held, np.arange(0, len(held), rows_per_block)).sum())
+
+
+def _log(reader: Reader, dying: dict[int, int], purged: Mask) -> Iterator[str]:
+    state, horizon = reader.state(), reader.horizon()
+    row, expected = -1, 0
     died_in: dict[int, int] = {}
     for key, value in reader.items("log"):
         sequence = SEQUENCE.unpack(key)[0]
+        _, first_row, end_row = LOG.unpack_from(value)
+        if row < 0:
+            if sequence > horizon + 1:
+                yield f"the log begins at commit {sequence}, the horizon is {horizon}"
+            row, expected = 0 if sequence == 1 else first_row, sequence
         if sequence != expected:
             yield f"the log jumps from commit {expected - 1} to {sequence}"
-        _, first_row, end_row = LOG.unpack_from(value)
         if first_row != row:
             yield f"commit {sequence} starts at row {first_row}, the one before it ended at {row}"
         row, expected = end_row, sequence + 1
         for dead in np.frombuffer(value[LOG.size :], "<u8").tolist():
             died_in[dead] = sequence
+    if row < 0:
+        row, expected = state.next_row, horizon + 1
     if expected - 1 != state.sequence:
         yield f"the log ends at commit {expected - 1}, the state is at {state.sequence}"
     if row != state.next_row:
         yield f"the log ends at row {row}, the state at {state.next_row}"
-    if died_in != dict(zip(dead_rows.tolist(), dead_sequences.tolist(), strict=True)):
+    begin = expected - reader.entries("log")
+    known = {row: sequence for row, sequence in dying.items() if sequence >= begin}
+    gone = {r: s for r, s in died_in.items() if r not in known and r < len(purged) and purged[r]}
+    if any(sequence > horizon for sequence in gone.values()):
+        yield f"a row that died behind the horizon, commit {horizon}, is purged"
+    if died_in != {**known, **gone}:
         yield "the dead rows of the log and of the table differ"

@@ -5,13 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import FormatMismatch
-from ..layout import COLLECTION_FORMAT, COLLECTION_TABLES, META_FORMAT, META_SETTINGS
+from ..layout import (
+    COLLECTION_FORMAT,
+    COLLECTION_TABLES,
+    DEFAULT_FIELD,
+    KEYED,
+    LATER_TABLES,
+    META_FORMAT,
+    META_KEYED,
+    META_SETTINGS,
+    SEQUENCE,
+)
 from .environment import Environment
-from .reader import Reader, Shape
+from .fresh import FreshIds
+from .purge import STEP_BYTES, Purger
+from .reader import Reader
+from .shape import Shape
+from .tables import Rows
 from .writer import Writer
 
 Result = TypeVar("Result")
@@ -27,6 +42,7 @@ class CollectionStore:
         self.settings = settings
         self._shape = shape
         self._env = environment
+        self._fresh = FreshIds()
 
     @classmethod
     def create(
@@ -39,6 +55,7 @@ class CollectionStore:
             meta = environment.table("meta")
             transaction.put(META_FORMAT, str(COLLECTION_FORMAT).encode(), db=meta)
             transaction.put(META_SETTINGS, settings, db=meta)
+            transaction.put(META_KEYED, KEYED.pack(0, 0), db=meta)
 
         environment.write(describe)
         return cls(folder, shape, environment, settings)
@@ -52,19 +69,24 @@ class CollectionStore:
         *,
         read_only: bool,
     ) -> CollectionStore:
-        """Opens an existing store. Raises FormatMismatch or Corrupted when it cannot be read."""
+        """Opens an existing store. Raises FormatMismatch or Corrupted when it cannot be read.
+
+        One of an older format is brought to the present one, unless it is opened read-only.
+        """
         environment = _open(folder, options, create=False, read_only=read_only)
         try:
             with environment.read() as transaction:
                 reader = Reader(environment, transaction, Shape(1, "float32"))
-                if reader.format() != COLLECTION_FORMAT:
+                if not 1 <= reader.format() <= COLLECTION_FORMAT:
                     raise FormatMismatch(
-                        f"{folder} has collection format {reader.format()}, this version reads "
+                        f"{folder} has collection format {reader.format()}, this version reads 1 to "
                         f"{COLLECTION_FORMAT}; open it with the version of vecdb that wrote it",
                         given=reader.format(),
                         expected=COLLECTION_FORMAT,
                     )
-                settings = reader.settings()
+                settings, older = reader.settings(), reader.format() < COLLECTION_FORMAT
+            if older and not read_only:
+                _upgrade(environment)
             return cls(folder, shape_of(settings), environment, settings)
         except BaseException:
             environment.close()
@@ -73,8 +95,18 @@ class CollectionStore:
     @contextmanager
     def read(self) -> Iterator[Reader]:
         """A short read transaction: one moment of the store. Do not keep it across other work."""
+        if self._env.lacks_tables:
+            self._look_for_tables()
         with self._env.read() as transaction:
-            yield Reader(self._env, transaction, self._shape)
+            yield Reader(self._env, transaction, self._shape, self._fresh)
+
+    def _look_for_tables(self) -> None:
+        """Read-only at a file of an older format: the writer may have made the present one of it."""
+        with self._env.read() as transaction:
+            reader = Reader(self._env, transaction, self._shape, self._fresh)
+            newer = reader.format() == COLLECTION_FORMAT
+        if newer:
+            self._env.reopen()
 
     def commit(self, work: Callable[[Writer, int], Result]) -> tuple[Result, int]:
         """Runs `work(writer, sequence)` and commits; (its result, newest sequence).
@@ -83,22 +115,74 @@ class CollectionStore:
         and the returned one is that of the last commit. `work` may run twice (see Environment.write).
         """
 
-        def run(transaction: Any) -> tuple[Result, int]:
-            writer = Writer(self._env, transaction, self._shape)
+        def run(transaction: Any) -> tuple[Result, Writer, int]:
+            writer = self._writer(transaction)
             sequence = writer.before.sequence + 1
             result = work(writer, sequence)
             if not writer.changed:
-                return result, writer.before.sequence
+                return result, writer, writer.before.sequence
             writer.finish(sequence, time.time_ns() // 1000)
-            return result, sequence
+            return result, writer, sequence
 
-        return self._env.write(run)
+        result, writer, sequence = self._env.write(run)
+        self._fresh.follow(writer.keyed_rows, writer.before.next_row, writer.appended)
+        return result, sequence
 
-    def set_index_record(self, record: bytes | None) -> None:
-        """Names the saved index; no commit of rows, so no sequence number."""
+    def set_index_record(self, record: bytes | None, field: int = DEFAULT_FIELD) -> None:
+        """Names the saved index of a field; no commit of rows, so no sequence number."""
         self._env.write(
-            lambda transaction: Writer(self._env, transaction, self._shape).set_index_record(record)
+            lambda transaction: self._writer(transaction).set_index_record(record, field)
         )
+
+    def _writer(self, transaction: Any) -> Writer:
+        return Writer(self._env, transaction, self._shape, self._fresh)
+
+    def purge(self, horizon: int, *, step_bytes: int = STEP_BYTES) -> Iterator[int]:
+        """Takes back the space of the rows that died in commit `horizon` or before.
+
+        Gives an iterator. Each step of it is one durable transaction of some milliseconds, for which
+        the caller keeps writers out, and gives the number of rows purged; between steps writers may go
+        on. Left in the middle, all is right and the rest can be purged another time. No moment before
+        commit `horizon` may be read from the first step on. Rows keep their numbers; no commit, so no
+        sequence number. LMDB uses the pages for later writes; `vacuum` gives them to the disk.
+        """
+        with self.read() as reader:
+            if horizon > reader.state().sequence:
+                raise ValueError(f"horizon {horizon} is behind commit {reader.state().sequence}")
+            rows, sequences = reader.dying()
+            rows = rows[sequences <= horizon]
+            logged = next((SEQUENCE.unpack(key)[0] for key, _ in reader.items("log")), horizon + 1)
+        if not len(rows) and logged > horizon:
+            return iter(())
+        return self._purge_steps(rows, horizon, step_bytes)
+
+    def _purge_steps(self, rows: Rows, horizon: int, step_bytes: int) -> Iterator[int]:
+        last = int(rows[-1]) if len(rows) else -1
+        while self._purge_step(partial(Purger.prepare, horizon=horizon)) <= last:
+            yield 0
+        while len(rows):
+            done = self._purge_step(partial(Purger.purge, rows=rows, step_bytes=step_bytes))
+            rows = rows[done:]
+            yield done
+        while self._purge_step(Purger.truncate_log):
+            yield 0
+        yield 0
+
+    def _purge_step(self, work: Callable[[Purger], Result]) -> Result:
+        def run(transaction: Any) -> tuple[Result, Purger]:
+            purger = Purger(self._env, transaction, self._shape, self._fresh)
+            return work(purger), purger
+
+        result, purger = self._env.write(run)
+        self._fresh.follow(purger.keyed_rows, purger.next_row, ())
+        return result
+
+    def vacuum(self) -> tuple[int, int]:
+        """Rewrites the file without free pages; (bytes in use before, after). See Environment.vacuum.
+
+        The caller keeps writers out; readers wait only for the exchange of the files. About 3 s a GB.
+        """
+        return self._env.vacuum()
 
     def has_metadata(self) -> bool:
         with self.read() as reader:
@@ -120,6 +204,20 @@ def _open(
         COLLECTION_TABLES,
         create=create,
         read_only=read_only,
+        later_tables=LATER_TABLES,
         map_initial_bytes=options["map_initial_bytes"],
         map_limit_bytes=options["map_limit_bytes"],
     )
+
+
+def _upgrade(environment: Environment) -> None:
+    """Makes format 2 of format 1, in one commit: tables are added, and all rows are in `keys`."""
+
+    def work(transaction: Any) -> None:
+        environment.make_tables(transaction)
+        rows = Reader(environment, transaction, Shape(1, "float32")).n_rows
+        meta = environment.table("meta")
+        transaction.put(META_KEYED, KEYED.pack(rows, rows), db=meta)
+        transaction.put(META_FORMAT, str(COLLECTION_FORMAT).encode(), db=meta)
+
+    environment.write(work)

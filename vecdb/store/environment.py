@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import resource
+import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,23 +14,18 @@ from typing import Any, TypeVar
 
 import lmdb
 
-from ..errors import (
-    Closed,
-    Corrupted,
-    FormatMismatch,
-    Internal,
-    LimitExceeded,
-    StorageFull,
-    VecdbError,
-)
-from ..layout import DATA_FILE
+from ..errors import Closed, Corrupted, FormatMismatch, Internal, StorageFull
+from ..layout import COMPACTING_PREFIX, DATA_FILE
+from . import vacuum
+from .faults import MapFull, in_our_words
 
 Result = TypeVar("Result")
 
 _MAX_READERS = 1_024
-_LITTLE_ROOM_BYTES = 16 << 20
 _PATIENCE_S = 0.05
 _COMMITS_A_READER_CHECK = 256
+_SPARE_BYTES = 16 << 20
+"""What a copy may take more than its original, which is small: pages of its own bookkeeping."""
 
 
 class Environment:
@@ -49,9 +44,15 @@ class Environment:
         read_only: bool,
         map_initial_bytes: int,
         map_limit_bytes: int,
+        later_tables: tuple[str, ...] = (),
     ) -> None:
+        """`later_tables` are those of `tables` that a file of an older format may lack."""
         self.folder = folder
         self.map_limit_bytes = map_limit_bytes
+        self._names = tables
+        self._later_names = later_tables
+        self._read_only = read_only
+        self._map_initial_bytes = map_initial_bytes
         self._pid = os.getpid()
         self._gate = threading.Condition()
         self._open_transactions = 0
@@ -59,45 +60,89 @@ class Environment:
         self._keep_out = False
         self._closed = False
         self._commits = 0
-        data_file = folder / DATA_FILE
-        if not create and not data_file.is_file():
-            raise Corrupted(f"{data_file} is missing; restore it from a backup")
+        self._env: Any = None
+        self._tables: dict[str, Any] = {}
+        self._file_number = 0
+        self._data_file = str(folder / DATA_FILE)
+        if not create and not (folder / DATA_FILE).is_file():
+            raise Corrupted(f"{folder / DATA_FILE} is missing; restore it from a backup")
+        if read_only:
+            self._open_newest()
+            return
+        whole = vacuum.whole_copy(folder)
+        self._env, self._tables = self._open_in(whole or folder, create=create)
+        try:
+            if whole is not None:
+                vacuum.move_in(folder)
+            vacuum.sweep(folder)
+        except BaseException:
+            self._env.close()
+            raise
+
+    def _open_newest(self) -> None:
+        """Opens the file that stands in the folder when it is open, not one replaced meanwhile."""
+        while True:
+            number = os.stat(self._data_file).st_ino
+            env, tables = self._open_in(self.folder, create=False)
+            if number == os.stat(self._data_file).st_ino:
+                self._env, self._tables, self._file_number = env, tables, number
+                return
+            env.close()
+
+    def _open_in(self, folder: Path, *, create: bool) -> tuple[Any, dict[str, Any]]:
         # LMDB takes the larger of the file's own size and this one.
-        size = min(map_initial_bytes, map_limit_bytes)
-        if data_file.is_file():
-            size = max(size, data_file.stat().st_size)
-        with _in_our_words(folder):
-            self._env = lmdb.open(
+        size = min(self._map_initial_bytes, self.map_limit_bytes)
+        if (folder / DATA_FILE).is_file():
+            size = max(size, (folder / DATA_FILE).stat().st_size)
+        with in_our_words(folder):
+            env = lmdb.open(
                 str(folder),
                 map_size=size,
-                max_dbs=len(tables),
+                max_dbs=len(self._names),
                 max_readers=_MAX_READERS,
-                readonly=read_only,
+                readonly=self._read_only,
                 create=create,
                 meminit=False,
                 # The kernel's read-ahead doubles the memory of random reads of single records.
                 readahead=False,
             )
-            # A reader that was killed keeps its slot, and LMDB the pages it saw, until someone looks.
-            self._env.reader_check()
+            tables = {}
             try:
-                self._tables = {t: self._env.open_db(t.encode(), create=create) for t in tables}
-            except lmdb.NotFoundError:
-                self._env.close()
-                raise FormatMismatch(
-                    f"{data_file} is not a file of this version of vecdb: a table is missing"
-                ) from None
+                # A reader that was killed keeps its slot, and LMDB the pages it saw, until someone
+                # looks.
+                env.reader_check()
+                for name in self._names:
+                    try:
+                        tables[name] = env.open_db(name.encode(), create=create)
+                    except lmdb.NotFoundError:
+                        if name not in self._later_names:
+                            raise FormatMismatch(
+                                f"{folder / DATA_FILE} is not a file of this version of vecdb: a "
+                                "table is missing"
+                            ) from None
             except BaseException:
-                self._env.close()
+                env.close()
                 raise
+        return env, tables
 
     def table(self, name: str) -> Any:
-        return self._tables[name]
+        """Handle of a table; None if the file is of a format that lacks it."""
+        return self._tables.get(name)
+
+    @property
+    def lacks_tables(self) -> bool:
+        """Whether the file is of an older format, as far as this process has seen."""
+        return len(self._tables) < len(self._names)
+
+    def make_tables(self, transaction: Any) -> None:
+        """Adds the tables that an older format lacks; part of a `write`."""
+        for name in self._later_names:
+            self._tables[name] = self._env.open_db(name.encode(), txn=transaction)
 
     @contextmanager
     def read(self) -> Iterator[Any]:
         """A read transaction whose values are buffers into the map, valid until it ends."""
-        with _in_our_words(self.folder):
+        with in_our_words(self.folder):
             transaction = self._begin()
             try:
                 with transaction:
@@ -107,9 +152,11 @@ class Environment:
 
     def _begin(self) -> Any:
         while True:
+            if self._read_only and not getattr(self._mine, "depth", 0):
+                self._follow_file()
             self._enter()
             try:
-                return self._env.begin(buffers=True)
+                return self._opened().begin(buffers=True)
             except lmdb.MapResizedError:
                 # Another process has made the file larger than our map.
                 self._leave()
@@ -125,14 +172,14 @@ class Environment:
         itself until it returns. Raises StorageFull when the disk or the map limit is reached.
         """
         self._commits += 1
-        if self._commits % _COMMITS_A_READER_CHECK == 0:
-            self._env.reader_check()
         while True:
             self._enter()
             try:
-                with _in_our_words(self.folder):
+                if self._commits % _COMMITS_A_READER_CHECK == 0:
+                    self._env.reader_check()
+                with in_our_words(self.folder):
                     return self._try_write(work)
-            except _MapFull:
+            except MapFull:
                 pass
             finally:
                 self._leave()
@@ -169,7 +216,7 @@ class Environment:
         """(bytes of the map in use, bytes it may grow to)."""
         self._enter()
         try:
-            info, stat = self._env.info(), self._env.stat()
+            info, stat = self._opened().info(), self._opened().stat()
         finally:
             self._leave()
         return (info["last_pgno"] + 1) * stat["psize"], self.map_limit_bytes
@@ -178,9 +225,73 @@ class Environment:
         """Number of the last commit of any process; about 2 us."""
         self._enter()
         try:
-            return int(self._env.info()["last_txnid"])
+            return int(self._opened().info()["last_txnid"])
         finally:
             self._leave()
+
+    def vacuum(self) -> tuple[int, int]:
+        """Rewrites the file without free pages; (bytes of the map in use before, after).
+
+        The caller keeps writers out; readers go on, and wait only while the files are exchanged. Takes
+        room for a second file meanwhile. When it fails before the copy is whole, StorageFull among the
+        reasons, the old file stays and nothing has changed; later the environment is closed, and is
+        right when it is opened again.
+        """
+        before = self.map_bytes()[0]
+        aside = self.folder / (COMPACTING_PREFIX + secrets.token_hex(8))
+        try:
+            with self.read() as transaction:
+                size = int(self._env.info()["map_size"])
+                vacuum.copy_tables(transaction, self._tables, aside, size + _SPARE_BYTES)
+            env, tables = self._open_in(aside, create=False)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        old = self._env
+        try:
+            vacuum.declare_whole(self.folder, aside)
+
+            def swap() -> None:
+                vacuum.move_in(self.folder)
+                self._env, self._tables = env, tables
+
+            self._alone(swap)
+        except BaseException as error:
+            self.close()
+            env.close()
+            raise Internal(
+                f"the compacted file of {self.folder} could not be put in its place ({error}); nothing "
+                "is lost, open the database again"
+            ) from error
+        old.close()
+        return before, self.map_bytes()[0]
+
+    def reopen(self) -> None:
+        """Opens the file again as it is now; of a read-only environment."""
+        seen = self._env
+
+        def again() -> None:
+            if self._env is seen:
+                # LMDB must not map one file twice in a process, so the old one is closed first.
+                self._env = None
+                if seen is not None:
+                    seen.close()
+                self._open_newest()
+
+        self._alone(again)
+
+    def _follow_file(self) -> None:
+        """Opens the file that the writer has put in place of ours, if it has; 2 us."""
+        try:
+            if self._env is None or os.stat(self._data_file).st_ino != self._file_number:
+                self.reopen()
+        except FileNotFoundError:
+            return  # The collection was dropped; what is open can still be read.
+
+    def _opened(self) -> Any:
+        if self._env is None:
+            raise Internal(f"{self.folder} could not be opened again; repeat the call")
+        return self._env
 
     def close(self) -> None:
         """Waits for running transactions, then closes. Later calls raise Closed."""
@@ -189,7 +300,8 @@ class Environment:
                 return
             self._closed = True
             self._gate.wait_for(lambda: self._open_transactions == 0)
-            self._env.close()
+            if self._env is not None:
+                self._env.close()
 
     def _enter(self) -> None:
         depth = getattr(self._mine, "depth", 0)
@@ -212,69 +324,22 @@ class Environment:
                 self._gate.notify_all()
 
     def _resize(self, map_size_bytes: int) -> None:
-        """Waits for a moment without transactions. While one lasts long, others go on in between."""
+        self._alone(lambda: self._opened().set_mapsize(map_size_bytes))
+
+    def _alone(self, work: Callable[[], None]) -> None:
+        """Runs `work` in a moment without transactions; not at all once the environment is closed.
+
+        While one lasts long, others go on in between.
+        """
         while True:
             with self._gate:
                 self._keep_out = True
                 try:
                     if self._gate.wait_for(lambda: not self._open_transactions, _PATIENCE_S):
                         if not self._closed:
-                            self._env.set_mapsize(map_size_bytes)
+                            work()
                         return
                 finally:
                     self._keep_out = False
                     self._gate.notify_all()
             time.sleep(_PATIENCE_S)
-
-
-class _MapFull(Exception):
-    pass
-
-
-@contextmanager
-def _in_our_words(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (VecdbError, lmdb.MapResizedError, lmdb.NotFoundError):
-        raise
-    except lmdb.MapFullError:
-        raise _MapFull from None
-    except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError) as error:
-        raise Corrupted(f"{folder / DATA_FILE} is damaged ({error}); restore a backup") from error
-    except (lmdb.VersionMismatchError, lmdb.InvalidError) as error:
-        raise FormatMismatch(
-            f"{folder / DATA_FILE} is not a file of this LMDB version ({error})"
-        ) from error
-    except lmdb.DiskError as error:
-        raise _full_or_internal(folder, str(error)) from error
-    except lmdb.Error as error:
-        raise _full_or_internal(folder, str(error)) from error
-
-
-def _full_or_internal(folder: Path, text: str) -> VecdbError:
-    full = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), os.strerror(errno.EFBIG))
-    if os.strerror(errno.EMFILE) in text or os.strerror(errno.ENFILE) in text:
-        return LimitExceeded(
-            f"too many files are open to open {folder}; raise the limit (ulimit -n): each collection "
-            "takes two files and those of its index"
-        )
-    if os.strerror(errno.ENOMEM) in text:
-        return LimitExceeded(
-            f"not enough memory or address space to map {folder}; lift the limit (ulimit -v), or open "
-            "with a smaller map_initial_bytes"
-        )
-    # LMDB reports a write that was cut short as EIO, whatever cut it.
-    cut_short = os.strerror(errno.EIO) in text and _room_bytes(folder) < _LITTLE_ROOM_BYTES
-    if cut_short or any(words in text for words in full):
-        return StorageFull(f"no space left for {folder}; nothing was written. Free some and repeat")
-    return Internal(f"LMDB refused: {text} ({folder})")
-
-
-def _room_bytes(folder: Path) -> int:
-    """How far the data file can still grow, by the disk and by the process's limit of file sizes."""
-    disk = os.statvfs(folder)
-    room = disk.f_bavail * disk.f_frsize
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    if limit != resource.RLIM_INFINITY:
-        room = min(room, limit - (folder / DATA_FILE).stat().st_size)
-    return room

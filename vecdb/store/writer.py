@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from numpy.typing import NDArray
 
 from ..errors import Corrupted
 from ..layout import (
+    BITMAP_ROWS,
     DEFAULT_FIELD,
     ID_BLOCK_ROWS,
+    KEYED,
     LOG,
-    META_INDEX,
+    META_KEYED,
     META_STATE,
     ROW,
     SEQUENCE,
@@ -23,15 +26,25 @@ from ..layout import (
     STATE,
     VECTOR_KEY,
     id_key,
+    index_key,
     keys_of_rows,
+    pack_bitmap,
     pack_ids,
     row_keys,
+    unpack_bitmaps,
+    unpack_ids,
 )
 from .environment import Environment
-from .reader import Reader, Rows, Shape, State
+from .fresh import FreshIds, fresh_limit
+from .reader import Reader
+from .shape import Shape
+from .tables import Keyed, Rows, State
 
 Column = Sequence[bytes | None] | None
 """One encoded value a row, None where the row has none; None for a column without any."""
+
+_ROUND_STEP_ROWS = 256
+"""How many rows must have come before the round of the table `keys` goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,35 +60,63 @@ class EncodedRows:
     documents: Column = None
     contents: Column = None
     uris: Column = None
+    named: Mapping[int, tuple[NDArray[Any], NDArray[np.bool_]]] = field(default_factory=dict)
+    """By number of a named field: vectors as above, one a row, and which of the rows have one. Rows
+    have none in a field that is left out."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 def checksums(rows: EncodedRows) -> list[int]:
-    """CRC-32 of each row over id, vector, metadata, document, content and uri, in this order."""
+    """CRC-32 of each row over what it holds, in the order that `vecdb.layout` states."""
     crc32 = zlib.crc32
-    vectors = rows.vectors.reshape(-1).view(np.uint8).data
-    width = len(vectors) // max(1, len(rows))
     sums = [crc32(i) for i in rows.ids]
-    sums = [crc32(vectors[n * width : (n + 1) * width], s) for n, s in enumerate(sums)]
+    sums = [crc32(part, s) for part, s in zip(_rows_of(rows.vectors), sums, strict=True)]
     for column in (rows.metadata, rows.documents, rows.contents, rows.uris):
         if column is not None:
             sums = [s if v is None else crc32(v, s) for v, s in zip(column, sums, strict=True)]
+    for number in sorted(rows.named):
+        vectors, present = rows.named[number]
+        parts = _rows_of(vectors)
+        for n in np.flatnonzero(present).tolist():
+            sums[n] = crc32(parts[n], sums[n])
     return sums
+
+
+def _rows_of(vectors: NDArray[Any]) -> list[memoryview]:
+    """The bytes of each vector; nothing is copied."""
+    raw = np.ascontiguousarray(vectors).reshape(-1).view(np.uint8).data
+    width = len(raw) // max(1, len(vectors))
+    return [raw[at : at + width] for at in range(0, width * len(vectors), width)]
 
 
 class Writer(Reader):
     """A Reader that sees its own writes. All of them become durable together, or none."""
 
-    def __init__(self, environment: Environment, transaction: Any, shape: Shape) -> None:
-        super().__init__(environment, transaction, shape)
+    def __init__(
+        self,
+        environment: Environment,
+        transaction: Any,
+        shape: Shape,
+        fresh: FreshIds | None = None,
+    ) -> None:
+        super().__init__(environment, transaction, shape, fresh)
         self.before = self.state()
         self.next_row = self.before.next_row
         self.live = self.before.live
         self.died: list[Rows] = []
         self.changes = 0
         """Calls so far that change something; counted before they begin."""
+        self.appended: list[bytes] = []
+        """Ids of the rows that this transaction has added."""
+        self.keyed_rows = self.keyed().first
+        """Rows below it are all in the table `keys`."""
+        self._own: dict[bytes, int] = {}
+
+    @property
+    def n_rows(self) -> int:
+        return self.next_row
 
     @property
     def changed(self) -> bool:
@@ -88,9 +129,16 @@ class Writer(Reader):
         """
         self.changes += 1
         first, count = self.next_row, len(rows)
-        keys = row_keys(first, count)
-        self._append_vectors(rows.vectors, first)
+        self._append_vectors(DEFAULT_FIELD, rows.vectors, None, first)
+        for number, shape in enumerate(self._shape.named, 1):
+            held, present = np.empty((0, shape.width), shape.dtype), np.zeros(count, np.bool_)
+            if number in rows.named:
+                vectors, present = rows.named[number]
+                held = vectors[present]
+            self._append_vectors(number, held, present, first)
+            self._append_absent(number, ~present, first)
         self._append_ids(rows.ids, sums, first)
+        keys = row_keys(first, count)
         for table, column in (
             ("metadata", rows.metadata),
             ("documents", rows.documents),
@@ -98,14 +146,12 @@ class Writer(Reader):
             ("uris", rows.uris),
         ):
             if column is not None:
-                self._put_many(
-                    table, ((k, v) for k, v in zip(keys, column, strict=True) if v is not None)
-                )
-        values = np.arange(first, first + count, dtype="<u8").tobytes()
-        pointers = [(id_key(i), values[8 * n : 8 * n + 8]) for n, i in enumerate(rows.ids)]
-        # In key order neighbouring leaves are touched together: a third less time at random ids.
-        pointers.sort()
-        self._txn.cursor(db=self._env.table("keys")).putmulti(pointers)
+                items: Iterable[tuple[bytes, bytes | None]] = zip(keys, column, strict=True)
+                if None in column:
+                    items = ((k, v) for k, v in items if v is not None)
+                self._txn.cursor(db=self._env.table(table)).putmulti(items, append=True)
+        self.appended += rows.ids
+        self._own.update(zip(rows.ids, range(first, first + count), strict=True))
         self.next_row += count
         self.live += count
         return first
@@ -123,14 +169,27 @@ class Writer(Reader):
         self.live -= len(rows)
 
     def forget(self, ids: Sequence[bytes]) -> None:
-        """Removes ids whose rows were killed and not replaced."""
+        """Removes ids whose rows were killed and not replaced, whether `keys` holds them or not."""
         self.changes += 1
         delete, db = self._txn.delete, self._env.table("keys")
         for record_id in ids:
             delete(id_key(record_id), db=db)
 
+    def fresh_rows(self, ids: Sequence[bytes]) -> list[int]:
+        first, stop = self.keyed_rows, self.before.next_row
+        found = [-1] * len(ids)
+        if first < stop:
+            found = self._fresh.rows(ids, first, stop, self.id_range)
+        if self._own:
+            own = self._own
+            found = [own.get(i, row) for i, row in zip(ids, found, strict=True)]
+        return found
+
     def finish(self, sequence: int, time_us: int) -> None:
         """Writes the log entry and the new state; the last call before the commit."""
+        steps = self.next_row // _ROUND_STEP_ROWS - self.before.next_row // _ROUND_STEP_ROWS
+        if steps:
+            self.key_rows(steps * _ROUND_STEP_ROWS, fresh_limit(self.next_row))
         died = np.concatenate(self.died) if self.died else np.empty(0, np.int64)
         entry = (
             LOG.pack(time_us, self.before.next_row, self.next_row) + died.astype("<u8").tobytes()
@@ -139,31 +198,94 @@ class Writer(Reader):
         state = State(sequence, self.next_row, self.live)
         self._txn.put(META_STATE, STATE.pack(*state), db=self._env.table("meta"))
 
-    def set_index_record(self, record: bytes | None) -> None:
-        if record is None:
-            self._txn.delete(META_INDEX, db=self._env.table("meta"))
-        else:
-            self._txn.put(META_INDEX, record, db=self._env.table("meta"))
+    def key_rows(self, count: int, limit: int) -> None:
+        """Puts `count` more ids of fresh rows into the table `keys`, in the order of the ids.
 
-    def _append_vectors(self, vectors: NDArray[Any], first_row: int) -> None:
-        per_block = self._shape.rows_per_block
-        width = self._shape.dimension * self._shape.dtype.itemsize
-        raw = vectors.reshape(-1).view(np.uint8).data
-        db = self._env.table("vectors")
-        done = 0
-        while done < len(vectors):
-            number, offset = divmod(first_row + done, per_block)
-            take = min(per_block - offset, len(vectors) - done)
-            key = VECTOR_KEY.pack(DEFAULT_FIELD, number)
-            block: Any = raw[done * width : (done + take) * width]
-            if offset:
+        Begins a round when more than `limit` committed rows wait and none is under way.
+        """
+        first, end, done = self.keyed()
+        if first == end:
+            end, done = self.before.next_row, b""
+            if end - first <= limit:
+                return
+        ids = self._fresh.in_order(first, end, self.id_range)
+        at = bisect_right(ids, done)
+        part = ids[at : at + count]
+        rows = np.array(self._fresh.rows(part, first, end, self.id_range), np.int64)
+        values = rows.astype("<u8").tobytes()
+        pointers = [(id_key(i), values[8 * n : 8 * n + 8]) for n, i in enumerate(part)]
+        dead, _ = next(self.items("dead", ROW.pack(first)), (b"", b""))
+        if dead and dead < ROW.pack(end):
+            # Deleted since, or written again, and then the next round has them.
+            held = self._get_many("dead", rows)
+            pointers = [p for p, value in zip(pointers, held, strict=True) if value is None]
+        pointers.sort()
+        self._txn.cursor(db=self._env.table("keys")).putmulti(pointers)
+        over = at + len(part) == len(ids)
+        keyed = Keyed(end, end, b"") if over else Keyed(first, end, part[-1])
+        value = KEYED.pack(keyed.first, keyed.end) + keyed.done
+        self._txn.put(META_KEYED, value, db=self._env.table("meta"))
+        self.keyed_rows = keyed.first
+
+    def set_index_record(self, record: bytes | None, field: int = DEFAULT_FIELD) -> None:
+        """Names the saved index of a field; None takes it away."""
+        meta = self._env.table("meta")
+        if record is None:
+            self._txn.delete(index_key(field), db=meta)
+        else:
+            self._txn.put(index_key(field), record, db=meta)
+
+    def _append_vectors(
+        self, field: int, held: NDArray[Any], present: NDArray[np.bool_] | None, first_row: int
+    ) -> None:
+        """Stores the vectors `held` of those of the new rows that are `present` (None: of all)."""
+        shape = self._shape.fields[field]
+        raw = np.ascontiguousarray(held).reshape(-1).view(np.uint8).data
+        width, db = shape.row_bytes, self._env.table("vectors")
+        count = len(held) if present is None else len(present)
+        # Keys of one field only can be appended; those of several lie between each other.
+        append = not self._shape.named
+        done = stored = 0
+        while done < count:
+            number, offset = divmod(first_row + done, shape.rows_per_block)
+            take = min(shape.rows_per_block - offset, count - done)
+            given = take if present is None else int(present[done : done + take].sum())
+            block: Any = raw[stored * width : (stored + given) * width]
+            if offset and given:
                 # The last block is short: written again with the new rows behind the old ones.
+                block = self._held(field, number, offset) + block
+            if given:
+                key = VECTOR_KEY.pack(field, number)
+                self._txn.put(key, block, db=db, append=append and not offset)
+            done, stored = done + take, stored + given
+
+    def _held(self, field: int, number: int, offset: int) -> bytes:
+        """The vectors that the first `offset` rows of the last block have stored."""
+        shape = self._shape.fields[field]
+        held = self._get("vectors", VECTOR_KEY.pack(field, number))
+        found = b"" if held is None else bytes(held)
+        if len(found) == offset * shape.row_bytes:
+            return found
+        gaps = self._gaps(field, number * shape.rows_per_block, offset)
+        if len(found) != (offset - gaps.bit_count()) * shape.row_bytes:
+            raise Corrupted(f"block {number} of vectors is short in {self._env.folder}")
+        return found
+
+    def _append_absent(self, field: int, absent: NDArray[np.bool_], first_row: int) -> None:
+        db = self._env.table("absent")
+        done = 0
+        while done < len(absent):
+            number, offset = divmod(first_row + done, BITMAP_ROWS)
+            part = absent[done : done + BITMAP_ROWS - offset]
+            if part.any():
+                mask = np.zeros(BITMAP_ROWS, np.bool_)
+                mask[offset : offset + len(part)] = part
+                key = VECTOR_KEY.pack(field, number)
                 held = self._txn.get(key, db=db)
-                if held is None or len(held) < offset * width:
-                    raise Corrupted(f"block {number} of vectors is short in {self._env.folder}")
-                block = bytes(held[: offset * width]) + block
-            self._txn.put(key, block, db=db, append=not offset)
-            done += take
+                if held is not None:
+                    mask |= unpack_bitmaps(held)
+                self._txn.put(key, pack_bitmap(mask), db=db)
+            done += len(part)
 
     def _append_ids(self, ids: Sequence[bytes], sums: Sequence[int], first_row: int) -> None:
         db = self._env.table("ids")
@@ -173,13 +295,10 @@ class Writer(Reader):
             take = min(ID_BLOCK_ROWS - offset, len(ids) - done)
             block, block_sums = list(ids[done : done + take]), list(sums[done : done + take])
             if offset:
-                held, held_sums = self.id_block(number)
-                if len(held) < offset:
-                    raise Corrupted(f"block {number} of ids is short in {self._env.folder}")
-                block, block_sums = held[:offset] + block, held_sums[:offset] + block_sums
+                raw, _ = self._id_value(number)
+                with self._id_faults(number):
+                    held, held_sums = unpack_ids(raw)
+                block, block_sums = held + block, held_sums + block_sums
             value = pack_ids(block, block_sums)
             self._txn.put(ROW.pack(number), value, db=db, append=not offset)
             done += take
-
-    def _put_many(self, table: str, items: Any) -> None:
-        self._txn.cursor(db=self._env.table(table)).putmulti(items, append=True)

@@ -1,0 +1,71 @@
+"""Errors of LMDB in our own words."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lmdb
+
+from ..errors import Corrupted, FormatMismatch, Internal, LimitExceeded, StorageFull, VecdbError
+from ..layout import DATA_FILE
+
+_LITTLE_ROOM_BYTES = 16 << 20
+
+
+class MapFull(Exception):
+    """The map has to grow before the transaction can be repeated."""
+
+
+@contextmanager
+def in_our_words(folder: Path) -> Iterator[None]:
+    """Errors of LMDB as those of `vecdb.errors`; MapFull where growing the map helps."""
+    try:
+        yield
+    except (VecdbError, lmdb.MapResizedError, lmdb.NotFoundError):
+        raise
+    except lmdb.MapFullError:
+        raise MapFull from None
+    except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError) as error:
+        raise Corrupted(f"{folder / DATA_FILE} is damaged ({error}); restore a backup") from error
+    except (lmdb.VersionMismatchError, lmdb.InvalidError) as error:
+        raise FormatMismatch(
+            f"{folder / DATA_FILE} is not a file of this LMDB version ({error})"
+        ) from error
+    except lmdb.DiskError as error:
+        raise _full_or_internal(folder, str(error)) from error
+    except lmdb.Error as error:
+        raise _full_or_internal(folder, str(error)) from error
+
+
+def _full_or_internal(folder: Path, text: str) -> VecdbError:
+    full = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), os.strerror(errno.EFBIG))
+    if os.strerror(errno.EMFILE) in text or os.strerror(errno.ENFILE) in text:
+        return LimitExceeded(
+            f"too many files are open to open {folder}; raise the limit (ulimit -n): each collection "
+            "takes two files and those of its index"
+        )
+    if os.strerror(errno.ENOMEM) in text:
+        return LimitExceeded(
+            f"not enough memory or address space to map {folder}; lift the limit (ulimit -v), or open "
+            "with a smaller map_initial_bytes"
+        )
+    # LMDB reports a write that was cut short as EIO, whatever cut it.
+    cut_short = os.strerror(errno.EIO) in text and _room_bytes(folder) < _LITTLE_ROOM_BYTES
+    if cut_short or any(words in text for words in full):
+        return StorageFull(f"no space left for {folder}; nothing was written. Free some and repeat")
+    return Internal(f"LMDB refused: {text} ({folder})")
+
+
+def _room_bytes(folder: Path) -> int:
+    """How far the data file can still grow, by the disk and by the process's limit of file sizes."""
+    disk = os.statvfs(folder)
+    room = disk.f_bavail * disk.f_frsize
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY:
+        room = min(room, limit - (folder / DATA_FILE).stat().st_size)
+    return room

@@ -1,0 +1,103 @@
+"""A copy of an environment without free pages, and putting it in the place of the old one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from ..layout import COMPACTED_FOLDER, COMPACTING_PREFIX, DATA_FILE, LMDB_LOCK_FILE
+
+_CHUNK_BYTES = 32 << 20
+"""Written in one transaction: pages wait in memory until it ends."""
+_ENTRY_BYTES = 32
+"""What an entry takes beside its value, near enough."""
+
+
+def copy_tables(
+    transaction: Any, tables: Mapping[str, Any], folder: Path, map_size_bytes: int
+) -> None:
+    """Writes the tables, as `transaction` sees them, into a new environment; durable on return.
+
+    Entries are appended in the order of their keys, so that every page is full, which a copy of the
+    pages would not give: at random ids those of `keys` are two thirds full.
+    """
+    folder.mkdir()
+    environment = lmdb.open(
+        str(folder),
+        map_size=map_size_bytes,
+        max_dbs=len(tables),
+        sync=False,
+        # Pages are not left as memory was: something deleted long ago might come back in them.
+        meminit=True,
+        readahead=False,
+    )
+    try:
+        for name, table in tables.items():
+            target = environment.open_db(name.encode())
+            source = transaction.cursor(db=table)
+            more = source.first()
+            while more:
+                with environment.begin(write=True) as writing:
+                    writing.cursor(db=target).putmulti(_chunk(source), append=True)
+                more = bool(source.key())
+        environment.sync(True)
+    finally:
+        environment.close()
+    sync_folder(folder)
+
+
+def _chunk(cursor: Any) -> Iterator[tuple[Any, Any]]:
+    """Entries from where the cursor stands, some MiB of them; it is left behind the last."""
+    room = _CHUNK_BYTES
+    while room > 0:
+        key, value = cursor.item()
+        room -= len(value) + _ENTRY_BYTES
+        yield key, value
+        if not cursor.next():
+            return
+
+
+def declare_whole(folder: Path, aside: Path) -> None:
+    """From here on the copy `aside` is the truth, whatever happens next."""
+    aside.rename(folder / COMPACTED_FOLDER)
+    sync_folder(folder)
+
+
+def whole_copy(folder: Path) -> Path | None:
+    """The copy that has been declared whole and is not in its place yet."""
+    made = folder / COMPACTED_FOLDER
+    return made if (made / DATA_FILE).is_file() else None
+
+
+def move_in(folder: Path) -> None:
+    """Renames the files of the whole copy over the old ones.
+
+    The locks come first. A reader of another process that opens in between has the old data with the
+    new locks, which harms nobody, since nobody writes to the old data any more. The other way round
+    it would have the new data without being seen by the writer.
+    """
+    made = folder / COMPACTED_FOLDER
+    (made / LMDB_LOCK_FILE).replace(folder / LMDB_LOCK_FILE)
+    (made / DATA_FILE).replace(folder / DATA_FILE)
+    made.rmdir()
+    sync_folder(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what an interrupted copy has left; not to be called while there is a whole one."""
+    for path in [*folder.glob(COMPACTING_PREFIX + "*"), folder / COMPACTED_FOLDER]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
