@@ -43,7 +43,7 @@ class Nothing:
 
 
 def masks(columns: Columns, start: int, stop: int) -> list[list[bool]]:
-    return [evaluate(parse(f), columns, Nothing(), start, stop).tolist() for f in FILTERS]
+    return [evaluate(parse(f), columns, Nothing(), range(start, stop)).tolist() for f in FILTERS]
 
 
 def filled(records: list[dict[str, Any]], cuts: list[int]) -> Columns:
@@ -79,10 +79,10 @@ def test_rows_left_out_are_missing() -> None:
     columns.extend(ColumnBatch.from_metadata([{"a": 1}]), 0)
     columns.extend(ColumnBatch.from_metadata([{"a": 1}, {}]), 5)
     columns.extend(ColumnBatch.from_metadata([{}] * 5000), 7)
-    found = evaluate(parse({"a": 1}), columns, Nothing(), 0, columns.n_rows)
+    found = evaluate(parse({"a": 1}), columns, Nothing(), range(columns.n_rows))
     assert np.flatnonzero(found).tolist() == [0, 5]
     assert np.count_nonzero(~found) == columns.n_rows - 2
-    missing = evaluate(parse({"a": None}), columns, Nothing(), 4, columns.n_rows)
+    missing = evaluate(parse({"a": None}), columns, Nothing(), range(4, columns.n_rows))
     assert np.flatnonzero(~missing).tolist() == [1]
 
 
@@ -182,7 +182,7 @@ def test_readers_beside_the_writer() -> None:
             seen.add(stop)
             start = max(0, stop - 1500)
             for one, mask in parsed:
-                got = evaluate(one, columns, Nothing(), start, stop)
+                got = evaluate(one, columns, Nothing(), range(start, stop))
                 if not np.array_equal(got, mask[start:stop]):
                     failures.append(f"{one.text} on [{start}, {stop})")
             if last:

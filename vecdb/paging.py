@@ -18,6 +18,7 @@ from .fetching import Fetched, check_include, fetch
 from .filters import Filter, evaluate
 from .masks import Moment
 from .ordering import sort_ranks
+from .selection import Selection
 from .store import Reader
 from .types import MAX_PAGE, Records
 
@@ -26,6 +27,8 @@ SCAN_STRIPE_ROWS = 64
 whenever it is read, however much the collection has grown in between."""
 MAX_SLICES = 65_536
 _FETCH_BYTES = 32 * 1024 * 1024
+_PAGE_STEP = 16_384
+"""Rows looked at first for a page, beside its own."""
 
 Rows = NDArray[np.int64]
 
@@ -68,22 +71,32 @@ def _few_matching(
     expression: Filter,
     interrupt: Interrupt,
 ) -> NDArray[np.bool_]:
-    """Evaluates a filter on some rows only, through columns made for them."""
-    columns = Columns(core.options["max_fields"])
-    columns.extend(ColumnBatch.from_metadata([meta.decode(m) for m in reader.metadata(rows)]), 0)
-    place = {record_id: n for n, record_id in enumerate(ids)}
+    """Evaluates a filter on some rows only, as the reader sees them; one bool for each."""
+    order = np.argsort(rows)
+    columns, at = core.columns, rows[order]
+    if len(rows) and at[-1] >= columns.n_rows:
+        # Newer than the columns, or these are not built yet: columns are made for the rows.
+        columns, at = Columns(core.options["max_fields"]), np.arange(len(rows))
+        texts = reader.metadata(rows[order])
+        columns.extend(ColumnBatch.from_metadata([meta.decode(m) for m in texts]), 0)
+    given = {int(row): int(n) for row, n in zip(at, order, strict=True)}
+    place = {
+        record_id: int(row) for row, record_id in zip(at, (ids[n] for n in order), strict=True)
+    }
 
     class Given:
         def rows_of_ids(self, wanted: Sequence[str]) -> Rows:
             return np.asarray([place[i] for i in wanted if i in place], np.int64)
 
         def ids(self, some: Rows) -> list[str]:
-            return [ids[n] for n in some.tolist()]
+            return [ids[given[row]] for row in some.tolist()]
 
         def documents(self, some: Rows) -> list[str | None]:
-            return reader.documents(rows[some])
+            return reader.documents([rows[given[row]] for row in some.tolist()])
 
-    return evaluate(expression, columns, Given(), 0, len(rows), interrupt=interrupt)
+    found = np.empty(len(rows), np.bool_)
+    found[order] = evaluate(expression, columns, Given(), at, interrupt=interrupt)
+    return found
 
 
 def get_page(
@@ -107,11 +120,11 @@ def get_page(
     call = purpose("get", core.store.folder.name, text, order_by)
     at = Cursor.decode(cursor, call) if cursor else Cursor(call, view.sequence, view.n_rows, 0)
     moment = _moment(core, at)
-    rows = np.flatnonzero(_selected(core, moment, expression, interrupt))
+    selection = None if expression is None else core.matching(expression, moment, interrupt)
     if order_by:
-        rows = _ordered(core, rows, order_by)[at.position :]
+        rows = _ordered(core, moment.rows(selection), order_by)[at.position :]
     else:
-        rows = rows[np.searchsorted(rows, at.position) :]
+        rows = _following(moment, selection, at.position, limit + 1)
     got, n = _fetch_some(core, rows[:limit], wanted, raw_metadata)
     following = None
     if n < len(rows):
@@ -151,12 +164,11 @@ def scan(
     call = purpose("scan", core.store.folder.name, text, slice_index, slices)
     at = Cursor.decode(cursor, call) if cursor else Cursor(call, view.sequence, view.n_rows, 0)
     moment = _moment(core, at)
-    selected = _selected(core, moment, expression, interrupt)
-    if slices > 1:
-        stripe = np.arange(moment.n_rows) // SCAN_STRIPE_ROWS
-        selected = selected & (stripe % slices == slice_index)
-    rows = np.flatnonzero(selected)
+    selection = None if expression is None else core.matching(expression, moment, interrupt)
+    rows = moment.rows(selection)
     rows = rows[np.searchsorted(rows, at.position) :]
+    if slices > 1:
+        rows = rows[rows // SCAN_STRIPE_ROWS % slices == slice_index]
     return _batches(core, at, rows, wanted, batch_size, raw_metadata)
 
 
@@ -199,12 +211,22 @@ def _moment(core: Core, at: Cursor) -> Moment:
     return core.as_of(at.sequence, at.n_rows)
 
 
-def _selected(
-    core: Core, moment: Moment, expression: Filter | None, interrupt: Interrupt
-) -> NDArray[np.bool_]:
-    if expression is None:
-        return moment.live
-    return moment.live & core.matching(expression, moment, interrupt)
+def _following(moment: Moment, selection: Selection | None, start: int, n: int) -> Rows:
+    """The first `n` live and selected rows from `start` on; looks no further than they need."""
+    if selection is not None and selection.is_list:
+        rows = moment.rows(selection)
+        return rows[np.searchsorted(rows, start) :][:n]
+    found: list[Rows] = []
+    step = _PAGE_STEP + n
+    while n > 0 and start < moment.n_rows:
+        stop = min(start + step, moment.n_rows)
+        mask = moment.live_range(start, stop)
+        if selection is not None:
+            mask &= selection.mask()[start:stop]
+        found.append(np.flatnonzero(mask)[:n] + start)
+        n -= len(found[-1])
+        start, step = stop, 2 * step
+    return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
 def _ordered(core: Core, rows: Rows, order_by: str) -> Rows:
@@ -234,5 +256,6 @@ def _check_count(name: str, value: Any, high: int) -> None:
 
 def _records(got: Fetched, cursor: str | None, sequence: int) -> Records:
     return Records(
-        got.ids, got.vectors, got.metadata, got.documents, got.contents, got.uris, cursor, sequence
-    )
+        got.ids, got.vectors, got.metadata, got.documents, got.contents, got.uris, cursor, sequence,
+        got.named_vectors, got.named_present,
+    )  # fmt: skip
