@@ -4,21 +4,26 @@ It knows rows by number, vectors and bitmaps; nothing of ids, metadata or LMDB. 
 truth: whatever is in here can be made again from it.
 """
 
-from .build import ReadVectors
+from .calibrate import Curve
 from .distance import distances
 from .door import device
 from .files import IndexRecord
-from .index import BuiltIndex, Index, IndexFigures
+from .index import BuiltIndex, Index, IndexFigures, with_curve
+from .source import VectorSource
+from .trace import Trace
 from .view import Found, View
 
 __all__ = [
     "BuiltIndex",
+    "Curve",
     "Found",
     "Index",
     "IndexFigures",
     "IndexRecord",
-    "ReadVectors",
+    "Trace",
+    "VectorSource",
     "View",
     "device",
     "distances",
+    "with_curve",
 ]

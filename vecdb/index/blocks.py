@@ -1,8 +1,9 @@
-"""Blocks: vectors by position 0..n, searched exactly. What the tail and the main index are made of.
+"""Blocks: vectors by position 0..n, searched exactly by what stands for them. What the tail and the
+main index are made of.
 
-A block never changes once it is made. Its vectors live in float32 (`FloatBlock`), in float16 inside
-a FAISS index (`HalfBlock`), or in the lists of an IVF index (`ListBlock`). Searches may come from
-any number of threads. A mask is a bool array of length n, True for positions that may answer.
+A block never changes once it is made. Its vectors live in float32 (`FloatBlock`), as codes inside
+a FAISS index (`CodeBlock`), in the lists of an IVF index (`ListBlock`), or as bits (`BitBlock`). Searches
+may come from any number of threads.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from .codes import decoded, like, new_codes
 from .distance import Floats, Rows, squares
 from .door import L2, bitmap_selector, faiss, knn, through_blas, use_threads_for
 
@@ -22,29 +24,68 @@ Mask = NDArray[np.bool_]
 # against bitmap: 13 / 36 us at 1 %, 86 / 101 us at 10 %, 597 / 674 us at 50 %, 1,039 / 939 us at
 # 90 %. float16, copied codes against bitmap: 27 / 44 us at 1 %, 160 / 96 us at 10 %.
 _PICK_FLOATS = 0.25
-_PICK_HALVES = 0.04
+_PICK_CODES = 0.04
+
+
+class Allowed:
+    """Positions of a block that may answer: a bool mask of length n, or an ascending list, or both."""
+
+    __slots__ = ("_mask", "_picked", "count", "n")
+
+    def __init__(self, n: int, *, mask: Mask | None = None, picked: Rows | None = None) -> None:
+        self.n = n
+        self._mask = mask
+        self._picked = picked
+        if picked is not None:
+            self.count = int(picked.size)
+        else:
+            assert mask is not None
+            self.count = int(np.count_nonzero(mask))
+
+    def mask(self) -> Mask:
+        if self._mask is None:
+            assert self._picked is not None
+            mask = np.zeros(self.n, np.bool_)
+            mask[self._picked] = True
+            self._mask = mask
+        return self._mask
+
+    def picked(self) -> Rows:
+        if self._picked is None:
+            assert self._mask is not None
+            self._picked = np.flatnonzero(self._mask)
+        return self._picked
+
+    def holds(self, positions: Rows) -> Mask:
+        """Whether each of these positions, -1 among them, is allowed."""
+        found: Mask
+        if self._mask is None and self._picked is not None and positions.size * 16 < self.n:
+            at = np.searchsorted(self._picked, positions)
+            found = (
+                self._picked.take(at, mode="clip") == positions if self.count else positions < -1
+            )
+            return found
+        found = self.mask()[positions] & (positions >= 0)
+        return found
 
 
 class Block(Protocol):
     """Vectors by position, searched exactly."""
 
     n: int
-    metric: int
 
     @property
     def nbytes(self) -> int: ...
 
-    def search(
-        self, queries: Floats, k: int, mask: Mask | None = None, count: int | None = None
-    ) -> tuple[Floats, Rows]:
+    def search(self, queries: Any, k: int, allowed: Allowed | None = None) -> tuple[Floats, Rows]:
         """Keys and positions (q, min(k, allowed)), each row ascending by key.
 
-        `queries` is float32 (q, d), C-contiguous; `count` is the number of True in `mask`.
-        Missing answers have key inf and position -1.
+        `queries` is float32 (q, d), C-contiguous (bits: uint8). Missing answers have key inf and
+        position -1.
         """
 
-    def take(self, positions: Rows) -> Floats:
-        """A float32 copy (len(positions), d) of these vectors as they are stored."""
+    def take(self, positions: Rows) -> Any:
+        """A float32 (bits: uint8) copy (len(positions), d) of these vectors as they are stored."""
 
 
 def as_keys(scores: Floats, positions: Rows, metric: int) -> tuple[Floats, Rows]:
@@ -56,20 +97,18 @@ def as_keys(scores: Floats, positions: Rows, metric: int) -> tuple[Floats, Rows]
     return keys, positions
 
 
-def _nothing(queries: Floats) -> tuple[Floats, Rows]:
-    return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-
-
 def _search(index: Any, queries: Floats, k: int, params: Any = None) -> tuple[Floats, Rows]:
     scores, positions = index.search(queries, k, params=params)
     return scores, positions
 
 
-def half_index(dimension: int, metric: int) -> Any:
-    """An empty FAISS index of float16 codes; its search computes in float32, pair by pair."""
-    index = faiss.IndexScalarQuantizer(dimension, faiss.ScalarQuantizer.QT_fp16, metric)
-    index.is_trained = True  # float16 has nothing to train
-    return index
+def _nothing(queries: Any) -> tuple[Floats, Rows]:
+    return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+
+
+def _of_picked(keys: Floats, positions: Rows, picked: Rows) -> tuple[Floats, Rows]:
+    """Answers among picked vectors as answers of the block."""
+    return keys, np.where(positions < 0, -1, picked[positions])
 
 
 class FloatBlock:
@@ -86,28 +125,25 @@ class FloatBlock:
         return self.vectors.nbytes
 
     def search(
-        self, queries: Floats, k: int, mask: Mask | None = None, count: int | None = None
+        self, queries: Floats, k: int, allowed: Allowed | None = None
     ) -> tuple[Floats, Rows]:
-        allowed = (
-            self.n if mask is None else int(np.count_nonzero(mask)) if count is None else count
-        )
-        if allowed == 0:
+        count = self.n if allowed is None else allowed.count
+        if count == 0:
             return _nothing(queries)
         use_threads_for(len(queries))
-        k = min(k, allowed)
-        if mask is None or allowed == self.n:
+        k = min(k, count)
+        if allowed is None or count == self.n:
             return self._all(queries, self.vectors, k)
-        if allowed > _PICK_FLOATS * self.n:
-            selector, kept = bitmap_selector(mask)
+        if count > _PICK_FLOATS * self.n:
+            selector, kept = bitmap_selector(allowed.mask())
             found = knn(queries, self.vectors, k, self.metric, selector)
             del kept
             return as_keys(*found, self.metric)
-        picked = np.flatnonzero(mask)
+        picked = allowed.picked()
         if not through_blas(*queries.shape):
-            selector = faiss.IDSelectorArray(picked.size, faiss.swig_ptr(picked))
+            selector = faiss.IDSelectorArray(count, faiss.swig_ptr(picked))
             return as_keys(*knn(queries, self.vectors, k, self.metric, selector), self.metric)
-        keys, positions = self._all(queries, self.vectors[picked], k)
-        return keys, np.where(positions < 0, -1, picked[positions])
+        return _of_picked(*self._all(queries, self.vectors[picked], k), picked)
 
     def _all(self, queries: Floats, vectors: Floats, k: int) -> tuple[Floats, Rows]:
         """Search without a mask. l2 batches are proven against the rounding of BLAS.
@@ -147,67 +183,65 @@ class FloatBlock:
         return self.vectors[positions]
 
 
-class HalfBlock:
-    """float16 vectors inside `index`, an IndexScalarQuantizer that nobody adds to any more."""
+class CodeBlock:
+    """Codes inside `index`, an IndexScalarQuantizer that nobody adds to any more.
+
+    Its search computes in float32, pair by pair, with what the codes say.
+    """
 
     def __init__(self, index: Any, owner: Any = None) -> None:
         self.n = int(index.ntotal)
         self.metric = int(index.metric_type)
-        self.dimension = int(index.d)
-        self._index = index
+        self.index = index
         self._owner = owner
+        width = int(index.code_size)
         if self.n:
-            codes = faiss.rev_swig_ptr(index.codes.data(), self.n * self.dimension * 2)
-            self.codes = codes.reshape(self.n, self.dimension * 2)
+            codes = faiss.rev_swig_ptr(index.codes.data(), self.n * width)
+            self.codes: NDArray[np.uint8] = codes.reshape(self.n, width)
         else:
-            self.codes = np.empty((0, self.dimension * 2), np.uint8)
+            self.codes = np.empty((0, width), np.uint8)
 
     @classmethod
-    def of(cls, vectors: NDArray[np.floating], metric: int) -> HalfBlock:
-        """A block of a float16 copy of `vectors` (n, d)."""
-        index = half_index(vectors.shape[1], metric)
-        codes = np.ascontiguousarray(vectors, np.float16).view(np.uint8)
-        index.add_sa_codes(codes)
+    def of(cls, vectors: NDArray[np.floating], code: str, metric: str) -> CodeBlock:
+        """A block of copies of `vectors` (n, d) in a code that needs no training."""
+        index = new_codes(code, vectors.shape[1], metric)
+        index.add(np.ascontiguousarray(vectors, np.float32))
         return cls(index)
 
     @property
     def nbytes(self) -> int:
-        return self.n * self.dimension * 2
+        return self.codes.nbytes
 
     def search(
-        self, queries: Floats, k: int, mask: Mask | None = None, count: int | None = None
+        self, queries: Floats, k: int, allowed: Allowed | None = None
     ) -> tuple[Floats, Rows]:
-        allowed = (
-            self.n if mask is None else int(np.count_nonzero(mask)) if count is None else count
-        )
-        if allowed == 0:
+        count = self.n if allowed is None else allowed.count
+        if count == 0:
             return _nothing(queries)
         use_threads_for(len(queries))
-        k = min(k, allowed)
-        if mask is None or allowed == self.n:
-            return as_keys(*_search(self._index, queries, k), self.metric)
-        if allowed > _PICK_HALVES * self.n:
-            selector, kept = bitmap_selector(mask)
-            found = _search(self._index, queries, k, faiss.SearchParameters(sel=selector))
+        k = min(k, count)
+        if allowed is None or count == self.n:
+            return as_keys(*_search(self.index, queries, k), self.metric)
+        if count > _PICK_CODES * self.n:
+            selector, kept = bitmap_selector(allowed.mask())
+            found = _search(self.index, queries, k, faiss.SearchParameters(sel=selector))
             del kept
             return as_keys(*found, self.metric)
-        picked = np.flatnonzero(mask)
-        keys, positions = self.pick(picked).search(queries, k)
-        return keys, np.where(positions < 0, -1, picked[positions])
+        picked = allowed.picked()
+        return _of_picked(*self.pick(picked).search(queries, k), picked)
 
-    def pick(self, positions: Rows) -> HalfBlock:
+    def pick(self, positions: Rows) -> CodeBlock:
         """A block of a copy of these vectors."""
-        index = half_index(self.dimension, self.metric)
+        index = like(self.index)
         index.add_sa_codes(np.ascontiguousarray(self.codes[positions]))
-        return HalfBlock(index)
+        return CodeBlock(index)
 
     def take(self, positions: Rows) -> Floats:
-        halves: NDArray[np.float16] = self.codes[positions].view(np.float16)
-        return halves.astype(np.float32)
+        return decoded(self.index, self.codes[positions])
 
 
 class ListBlock:
-    """The vectors of an IVF index: all its lists are visited, so the answer is exact.
+    """The vectors of an IVF index: all its lists are visited, so the answer is exact by its codes.
 
     `index` must have ids 0..n and a direct map.
     """
@@ -219,25 +253,24 @@ class ListBlock:
 
     @property
     def nbytes(self) -> int:
-        return int(self.n * (self._index.code_size + 16))
+        size: int = self.n * (16 + int(self._index.code_size))
+        return size
 
     def search(
-        self, queries: Floats, k: int, mask: Mask | None = None, count: int | None = None
+        self, queries: Floats, k: int, allowed: Allowed | None = None
     ) -> tuple[Floats, Rows]:
-        allowed = (
-            self.n if mask is None else int(np.count_nonzero(mask)) if count is None else count
-        )
-        if allowed == 0:
+        count = self.n if allowed is None else allowed.count
+        if count == 0:
             return _nothing(queries)
-        k = min(k, allowed)
-        if mask is not None and allowed <= _PICK_HALVES * self.n:
-            picked = np.flatnonzero(mask)
-            keys, positions = FloatBlock(self.take(picked), self.metric).search(queries, k)
-            return keys, np.where(positions < 0, -1, picked[positions])
+        k = min(k, count)
+        if allowed is not None and count <= _PICK_CODES * self.n:
+            picked = allowed.picked()
+            found = FloatBlock(self.take(picked), self.metric).search(queries, k)
+            return _of_picked(*found, picked)
         use_threads_for(len(queries))
         selector, kept = None, None
-        if mask is not None and allowed < self.n:
-            selector, kept = bitmap_selector(mask)
+        if allowed is not None and count < self.n:
+            selector, kept = bitmap_selector(allowed.mask())
         params = faiss.SearchParametersIVF(nprobe=self._index.nlist, sel=selector)
         found = _search(self._index, queries, k, params)
         del kept
@@ -245,3 +278,37 @@ class ListBlock:
 
     def take(self, positions: Rows) -> Floats:
         return np.asarray(self._index.reconstruct_batch(positions), np.float32)
+
+
+class BitBlock:
+    """Packed bits, uint8 (n, bits / 8), compared by the number of bits that differ."""
+
+    def __init__(self, vectors: NDArray[np.uint8], owner: Any = None) -> None:
+        self.n = len(vectors)
+        self.vectors = vectors
+        self._owner = owner
+
+    @property
+    def nbytes(self) -> int:
+        return self.vectors.nbytes
+
+    def search(
+        self, queries: NDArray[np.uint8], k: int, allowed: Allowed | None = None
+    ) -> tuple[Floats, Rows]:
+        count = self.n if allowed is None else allowed.count
+        if count == 0:
+            return _nothing(queries)
+        use_threads_for(len(queries))
+        k = min(k, count)
+        if allowed is None or count == self.n:
+            return self._all(queries, self.vectors, k)
+        picked = allowed.picked()
+        return _of_picked(*self._all(queries, self.vectors[picked], k), picked)
+
+    @staticmethod
+    def _all(queries: NDArray[np.uint8], vectors: NDArray[np.uint8], k: int) -> tuple[Floats, Rows]:
+        found, positions = faiss.knn_hamming(queries, np.ascontiguousarray(vectors), k)
+        return found.astype(np.float32), positions
+
+    def take(self, positions: Rows) -> NDArray[np.uint8]:
+        return self.vectors[positions]

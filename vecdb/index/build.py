@@ -1,46 +1,41 @@
-"""Building a main index off to the side, anew or by growing a copy of the one that serves."""
+"""Building a main index off to the side, anew or by growing what serves."""
 
 from __future__ import annotations
 
 import math
 import os
 import threading
+import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import calibrate
-from .blocks import ListBlock
-from .distance import Floats, Rows, unit
-from .door import CORES, faiss, limit_threads, use_threads
-from .main import (
-    EF_SETTINGS,
-    Main,
-    attach_storage,
-    block_of,
-    new_hnsw,
-    new_ivf,
-    search,
-    storage_of,
+from .codes import (
+    code_bytes,
+    is_lossy,
+    largest_error,
+    own_code,
+    to_space,
 )
+from .distance import Floats, Rows
+from .door import CORES, limit_threads, use_threads
+from .main import EF_SETTINGS, Main, search
+from .makers import SEED, CodesMaker, GraphMaker, Job, ListsMaker, Maker
+from .source import READ_ROWS, scan, true_keys
 
-ReadVectors = Callable[[int, int], NDArray[np.floating]]
-"""read_vectors(start, stop) -> stored vectors (stop - start, d) of these rows, dead ones included
-with any finite content. Called from the build's own thread."""
-
-READ_ROWS = 8_192
 ADD_ROWS = 4_096
 """Rows a FAISS call adds; cancelling and progress wait for at most one such call."""
 
 LOW_PRIORITY = 10
 MIN_ROWS = 1_000
-_TRAIN_ROWS_A_LIST = 40
-_TRAIN_ROUNDS = 10
 _CALIBRATION_SHARE = 0.08
 _RECALIBRATE_GROWTH = 1.1
-_SEED = 7_700
+"""A graph that grew by less keeps its curve: at a fixed efSearch the recall falls with the logarithm of
+the rows, so a tenth more of them costs less than the curve's own bound leaves."""
+_SAMPLE_RUNS, _SAMPLE_ROWS = 16, 1_024
 
 
 def can_extend(old: Main, fresh: int) -> bool:
@@ -54,41 +49,50 @@ class Cancelled(Exception):
     """Raised inside a build to leave it; never reaches a caller."""
 
 
-class Job(Protocol):
-    """What a build needs to know about its collection."""
-
-    dimension: int
-    metric: str
-    storage: str
+HandOver = Callable[[Rows, Floats, int], None]
+"""(rows, their vectors in the arena, first row that is not through yet): called as an arena fills."""
 
 
 class Build:
-    """One build. `run` happens on a thread of its own, at low priority."""
+    """One build. The work happens on a thread of its own, at low priority."""
 
     def __init__(
         self,
         job: Job,
         kind: str,
-        read_vectors: ReadVectors,
+        code: str,
         threads: int,
         cancel: threading.Event,
         progress: Callable[[float], None],
+        hand_over: HandOver,
     ) -> None:
         self.job = job
         self.kind = kind
-        self.read_vectors = read_vectors
+        self.code = code
+        self.lossy = is_lossy(code, job.storage, job.metric)
         self.threads = threads or CORES
         self.cancel = cancel
         self.progress = progress
-        self.rng = np.random.default_rng(_SEED)
+        self.hand_over = hand_over
+        self.rng = np.random.default_rng(SEED)
+        self.error = 0.0
 
-    def anew(self, rows: Rows, high_water: int) -> Main | None:
+    def anew(self, rows: Rows, high_water: int, sequence: int) -> Main | None:
         """An index of these live rows (ascending); None when cancelled."""
-        return self._on_own_thread(lambda: self._anew(rows, high_water))
+        return self._on_own_thread(lambda: self._make(None, rows, high_water, sequence))
 
-    def extend(self, old: Main, fresh: Rows, high_water: int) -> Main | None:
-        """A copy of the HNSW index `old` with `fresh` rows (ascending); None when cancelled."""
-        return self._on_own_thread(lambda: self._extend(old, fresh, high_water))
+    def extend(self, old: Main, fresh: Rows, high_water: int, sequence: int) -> Main | None:
+        """The HNSW index `old` grown by `fresh` rows (ascending); None when cancelled."""
+        return self._on_own_thread(lambda: self._make(old, fresh, high_water, sequence))
+
+    def curve_on(self, main: Main, queries: Any, live: Callable[[int, int], Any]) -> Main | None:
+        """`main` with a curve measured on these (q, d) queries, which are in the index's space."""
+
+        def work() -> Main:
+            curve = self._measure(main.index, main.block, main.rows, queries, main.high_water, live)
+            return main.with_curve(curve)
+
+        return self._on_own_thread(work)
 
     def _on_own_thread(self, work: Callable[[], Main]) -> Main | None:
         """Run `work` on a new thread with lowered priority and wait for it.
@@ -121,127 +125,160 @@ class Build:
             raise failure[0]
         return outcome[0] if outcome else None
 
-    def _check(self) -> None:
+    def check(self) -> None:
         if self.cancel.is_set():
             raise Cancelled
 
-    def _read(self, start: int, stop: int) -> Floats:
-        vectors = self.read_vectors(start, stop)
-        if vectors.shape != (stop - start, self.job.dimension):
-            raise ValueError(
-                f"read_vectors({start}, {stop}) gave shape {vectors.shape}, expected "
-                f"{(stop - start, self.job.dimension)}"
-            )
-        return to_space(vectors, self.job.metric, self.job.storage)
+    # -- reading
 
-    def _each(self, rows: Rows, use: Callable[[int, Floats], None]) -> None:
+    def _read(self, start: int, stop: int) -> Any:
+        job = self.job
+        width = job.dimension // 8 if job.storage == "binary" else job.dimension
+        vectors = job.source.range(start, stop)
+        if vectors.shape != (stop - start, width):
+            raise ValueError(
+                f"range({start}, {stop}) gave shape {vectors.shape}, expected "
+                f"{(stop - start, width)}"
+            )
+        return to_space(vectors, job.metric, job.storage)
+
+    def _each(self, rows: Rows, use: Callable[[int, Any], None]) -> None:
         """Read these rows (ascending) and call use(index of the first one, vectors) in order."""
         done = 0
         while done < rows.size:
-            self._check()
+            self.check()
             start = int(rows[done])
             end = int(np.searchsorted(rows, start + READ_ROWS))
             vectors = self._read(start, int(rows[end - 1]) + 1)
             picked = np.ascontiguousarray(vectors[rows[done:end] - start])
             for at in range(0, len(picked), ADD_ROWS):
-                self._check()
+                self.check()
                 use(done + at, picked[at : at + ADD_ROWS])
             done = end
 
-    def _gather(self, rows: Rows) -> Floats:
-        """A float32 copy of these rows (ascending)."""
-        out = np.empty((rows.size, self.job.dimension), np.float32)
+    def gather(self, rows: Rows) -> Any:
+        """A copy of these rows (ascending) in the index's space."""
+        parts: list[Any] = []
+        self._each(rows, lambda at, part: parts.append(part))
+        return np.concatenate(parts)
 
-        def use(at: int, part: Floats) -> None:
-            out[at : at + len(part)] = part
+    def sample(self, rows: Rows) -> Floats:
+        """Vectors from runs of rows all over `rows`, as many as training codes needs."""
+        if rows.size > _SAMPLE_RUNS * _SAMPLE_ROWS:
+            starts = np.linspace(0, rows.size - _SAMPLE_ROWS, _SAMPLE_RUNS).astype(np.int64)
+            rows = rows[np.concatenate([np.arange(s, s + _SAMPLE_ROWS) for s in starts])]
+        sample: Floats = self.gather(rows)
+        return sample
 
-        self._each(rows, use)
-        return out
+    # -- making
 
-    def _anew(self, rows: Rows, high_water: int) -> Main:
-        base = 0.0
-        if self.kind == "ivf":
-            index = self._train(rows)
-            base = 0.4
+    def _make(self, old: Main | None, fresh: Rows, high_water: int, sequence: int) -> Main:
+        maker: Maker
+        if self.kind == "hnsw":
+            maker = GraphMaker(self, old, fresh)
+        elif self.kind == "ivf":
+            maker = ListsMaker(self, fresh)
         else:
-            index = new_hnsw(self.job.dimension, self.job.metric, self.job.storage)
-        return self._fill(index, np.empty(0, np.int64), rows, high_water, None, base)
-
-    def _extend(self, old: Main, fresh: Rows, high_water: int) -> Main:
-        # A graph that is mapped from a file must not be added to (FAISS aborts), and a clone of it
-        # is a view of the same map: a copy through bytes owns its memory whatever the source is.
-        graph = faiss.deserialize_index(
-            faiss.serialize_index(old.index, faiss.IO_FLAG_SKIP_STORAGE)
-        )
-        vectors, look = storage_of(old.n, self.job.dimension, self.job.metric, self.job.storage)
-        for start in range(0, old.n, READ_ROWS):
-            self._check()
-            stop = min(old.n, start + READ_ROWS)
-            look[start:stop] = old.block.take(np.arange(start, stop))
-        attach_storage(graph, vectors)
-        grown = old.n + fresh.size
-        curve = old.curve if grown <= _RECALIBRATE_GROWTH * old.curve.rows else None
-        return self._fill(graph, old.rows, fresh, high_water, curve, 0.02)
-
-    def _fill(
-        self,
-        index: Any,
-        before: Rows,
-        fresh: Rows,
-        high_water: int,
-        curve: calibrate.Curve | None,
-        base: float,
-    ) -> Main:
-        """Add `fresh` to an index that holds `before`, measuring the curve unless one is given."""
+            maker = CodesMaker(self, fresh)
+        before = np.empty(0, np.int64) if old is None else old.rows
+        if old is not None:
+            self.error = old.error
+        curve = None
+        if old is not None and old.n + fresh.size <= _RECALIBRATE_GROWTH * old.curve.rows:
+            curve = old.curve
         back = np.empty(0, np.int64)
         if curve is None:
             back = calibrate.held_out(fresh.size, self.rng)
         is_back = np.zeros(fresh.size, np.bool_)
         is_back[back] = True
-        kept_back = np.empty((back.size, self.job.dimension), np.float32)
-        kept = 0
+        kept_back: list[Any] = []
+        base = maker.base
         share = 1.0 - base - _CALIBRATION_SHARE
 
-        def use(at: int, part: Floats) -> None:
-            nonlocal kept
+        def use(at: int, part: Any) -> None:
             aside = is_back[at : at + len(part)]
-            count = int(np.count_nonzero(aside))
-            kept_back[kept : kept + count] = part[aside]
-            kept += count
-            index.add(part[~aside] if count else part)
-            self.progress(base + share * (at + len(part)) / fresh.size)
+            if aside.any():
+                kept_back.append(part[aside])
+                part = np.ascontiguousarray(part[~aside])
+            stop = at + len(aside)
+            self._note_error(maker, part)
+            maker.add(
+                part, fresh[at:stop][~aside], int(fresh[stop]) if stop < fresh.size else high_water
+            )
+            self.progress(base + share * stop / fresh.size)
 
         self._each(fresh, use)
+        rows = np.concatenate([before, fresh[~is_back], fresh[is_back]])
         if curve is None:
-            curve = self._measure(index, kept_back)
+            known = np.zeros(high_water, np.bool_)
+            known[rows[: rows.size - back.size]] = True
+            queries = np.concatenate(kept_back) if kept_back else np.empty((0, 1), np.float32)
+            index, block = maker.serving()
+            curve = self._measure(
+                index, block, rows, queries, high_water, lambda start, stop: known[start:stop]
+            )
             use_threads(self.threads)
-            index.add(kept_back)
+            if len(queries):
+                self._note_error(maker, queries)
+                maker.add(queries, np.empty(0, np.int64), -1)
+        index, block = maker.serving()
         if self.kind == "ivf":
             index.make_direct_map(True)
-        rows = np.concatenate([before, fresh[~is_back], fresh[is_back]])
-        block = block_of(self.kind, index, self.job.storage)
-        return Main(self.kind, index, block, rows, high_water, curve)
+        error = self.error if self.code != "rabitq" else math.inf
+        return Main(
+            kind=self.kind, code=self.code, index=index, block=block, rows=rows,
+            high_water=high_water, curve=curve, lossy=self.lossy, error=error, arena=maker.arena,
+            sequence=sequence, built_at_s=time.time(),
+        )  # fmt: skip
 
-    def _measure(self, index: Any, queries: Floats) -> calibrate.Curve:
+    def _note_error(self, maker: Maker, part: Any) -> None:
+        if self.lossy and maker.quantizer is not None and len(part):
+            self.error = max(self.error, largest_error(maker.quantizer, part))
+
+    def _measure(
+        self,
+        index: Any,
+        block: Any,
+        rows: Rows,
+        queries: Any,
+        high_water: int,
+        known: Callable[[int, int], NDArray[np.bool_]],
+    ) -> calibrate.Curve:
+        """The curve on `queries`, among positions 0..block.n with row numbers `rows`."""
+        job, kind, code = self.job, self.kind, self.code
         if not len(queries):
-            return calibrate.Curve((), int(index.ntotal), 0)
-        block = (
-            ListBlock(index) if self.kind == "ivf" else block_of("hnsw", index, self.job.storage)
-        )
-        if self.kind == "ivf":
-            settings = tuple(
-                dict.fromkeys([*(1 << i for i in range(index.nlist.bit_length())), index.nlist])
-            )
-        else:
+            return calibrate.Curve((), block.n, 0)
+        settings: tuple[int, ...] = (1,)
+        if kind == "ivf":
+            lists = int(index.nlist)
+            settings = tuple(dict.fromkeys([*(1 << i for i in range(lists.bit_length())), lists]))
+        elif kind == "hnsw":
             settings = EF_SETTINGS
+        rank = None
+
+        def exact(some: Any, k: int) -> Floats:
+            if not self.lossy:
+                keys: Floats = block.search(some, k)[0]
+                return keys
+            found = scan(some, k, job.metric, job.source, high_water, known, self.check)
+            return np.sort(found[0], axis=1)
+
+        if self.lossy:
+
+            def rank(some: Any, positions: Rows) -> Floats:
+                found = np.where(positions < 0, -1, rows[positions])
+                return true_keys(some, job.source, found, job.metric)
+
         start = 1.0 - _CALIBRATION_SHARE
         curve = calibrate.measure(
             queries,
             block.n,
             settings,
-            calibrate.CALIBRATED_K[1] if self.kind == "hnsw" else 1,
-            lambda some, k: block.search(some, k)[0],
-            lambda some, k, setting: search(self.kind, index, some, k, setting)[0],
+            calibrate.LARGE_K if kind == "hnsw" else 1,
+            calibrate.LISTS_LARGE_K if kind == "ivf" else calibrate.LARGE_K,
+            exact,
+            lambda some, k, setting: search(kind, code, index, some, k, setting),
+            rank,
             self.cancel,
             lambda share: self.progress(start + share * _CALIBRATION_SHARE),
         )
@@ -249,35 +286,19 @@ class Build:
             raise Cancelled
         return curve
 
-    def _train(self, rows: Rows) -> Any:
-        """Lists around k-means centroids of a sample. A call a round, so that it can be cancelled."""
-        lists = max(1, min(int(4 * math.sqrt(rows.size)), rows.size // _TRAIN_ROWS_A_LIST))
-        size = min(rows.size, lists * _TRAIN_ROWS_A_LIST)
-        sample = self._gather(np.sort(self.rng.choice(rows, size, replace=False)))
-        centroids = sample[self.rng.choice(size, lists, replace=False)].copy()
-        for done in range(_TRAIN_ROUNDS):
-            self._check()
-            kmeans = faiss.Kmeans(
-                self.job.dimension,
-                lists,
-                niter=1,
-                seed=_SEED,
-                spherical=self.job.metric == "cosine",
-                min_points_per_centroid=1,
-                max_points_per_centroid=size,
-            )
-            kmeans.train(sample, init_centroids=centroids)
-            centroids = np.array(kmeans.centroids, np.float32)
-            self.progress(0.4 * (done + 1) / _TRAIN_ROUNDS)
-        return new_ivf(self.job.dimension, self.job.metric, self.job.storage, centroids)
 
+def build_bytes(kind: str, code: str, dimension: int, held: int, fresh: int) -> int:
+    """Memory that a build needs beyond what is there when it begins, estimated in bytes.
 
-def to_space(vectors: NDArray[np.floating], metric: str, storage: str) -> Floats:
-    """Stored vectors as the index holds them: unit length for cosine, rounded for float16."""
-    floats = unit(vectors) if metric == "cosine" else np.ascontiguousarray(vectors, np.float32)
-    if storage == "float16" and (metric == "cosine" or vectors.dtype != np.float16):
-        floats = floats.astype(np.float16).astype(np.float32)
-    return floats
+    Vectors that the tail lets go of as the arena fills are not counted.
+    """
+    total = held + fresh
+    serving = code_bytes(code, dimension) * (0 if code == "float32" and kind == "hnsw" else total)
+    walk = (
+        code_bytes("sq8", dimension) * total if kind == "hnsw" and code in ("float32", "sq4") else 0
+    )
+    graph = 160 * total * (2 if held else 1) if kind == "hnsw" else 16 * total
+    return serving + walk + graph
 
 
 def lower_priority() -> None:
@@ -286,3 +307,6 @@ def lower_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
     except (OSError, AttributeError):
         return  # only a matter of latency; the build is right without it
+
+
+__all__ = ["MIN_ROWS", "Build", "build_bytes", "can_extend", "own_code"]

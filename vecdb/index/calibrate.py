@@ -2,15 +2,17 @@
 
 A build keeps some of its rows back, asks for their neighbours among all the others, compares with
 exact answers, and adds them afterwards. Rows that are in the graph would flatter it: the walk to a
-stored vector ends at the vector itself.
+stored vector ends at the vector itself. Later the curve is measured again on queries of users.
 """
 
 from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -18,22 +20,36 @@ from .distance import Floats, Rows
 
 MAX_HELD_OUT = 512
 LEAST_HELD_OUT = 64
-CALIBRATED_K = (10, 100)
+SMALL_K, LARGE_K, LISTS_LARGE_K = 10, 100, 1_000
+"""Curves are measured at k = 10 and at a large k: 100 for graphs, whose efSearch is at least k anyway, and
+1,000 for lists, where a filter asks for many candidates and nprobe does not grow with them by itself."""
+DEPTHS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
+"""Candidates to rank again by stored vectors, as multiples of k."""
+DEPTH_EXTRA = 6
+_DEPTH_LOSS = 0.002
+"""Recall that ranking fewer candidates again may cost against ranking all of them."""
 _STEP = 256
 """Queries between two looks at `cancel` while exact answers are made."""
+_RANKED_QUERIES = 128
+"""Queries at the large k where each of their many candidates is read from the store."""
 _ENOUGH = 0.999
 """Larger settings are not measured once both means reach this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Recall at one setting (efSearch, nprobe): mean and lower 99 % bound, at k = 10 and 100."""
+    """Recall at one setting (efSearch, nprobe): mean and lower 99 % bound, at k = 10 and at the large k
+    (named after 100).
+
+    `cost_us` is the time of a query at k = 10, searched in batches by the threads of the build.
+    """
 
     setting: int
     recall_10: float
     bound_10: float
     recall_100: float
     bound_100: float
+    cost_us: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,38 +57,51 @@ class Curve:
     """Recall by setting, ascending. `rows` is how many rows the index held when it was measured.
 
     `least` is the smallest setting that the search for k = 100 used in truth: a graph's efSearch is
-    never below k.
+    never below k. `depth` times k, and a few more, candidates are ranked again where codes are lossy.
+    `large` is the large k.
     """
 
     points: tuple[Point, ...]
     rows: int
     queries: int
     least: int = 1
+    depth: float = 1.0
+    large: int = LARGE_K
 
     def setting(self, target_recall: float, k: int) -> int | None:
         """The cheapest setting whose lower bound reaches the target, None if none does.
 
-        Up to k = 10 the curve of recall@10 decides, from 10 to 100 the setting is interpolated,
-        beyond 100 it grows with k.
+        Up to k = 10 the curve of recall@10 decides, from 10 to the large k the setting is interpolated,
+        beyond it grows with k.
         """
         if target_recall >= 1.0:
             return None
         at_10 = next((p.setting for p in self.points if p.bound_10 >= target_recall), None)
-        if k <= CALIBRATED_K[0]:
+        if k <= SMALL_K:
             return at_10
         at_100 = next((p.setting for p in self.points if p.bound_100 >= target_recall), None)
         if at_10 is None or at_100 is None:
             return None
         at_100 = max(at_100, self.least)
-        if k >= CALIBRATED_K[1]:
-            return math.ceil(at_100 * k / CALIBRATED_K[1])
-        share = (k - CALIBRATED_K[0]) / (CALIBRATED_K[1] - CALIBRATED_K[0])
+        if k >= self.large:
+            return math.ceil(at_100 * k / self.large)
+        share = (k - SMALL_K) / (self.large - SMALL_K)
         return math.ceil(at_10 + share * (max(at_10, at_100) - at_10))
 
     def measured(self, target_recall: float) -> float:
         """Mean recall@10 at the setting chosen for the target; 1.0 where search is exact."""
-        setting = self.setting(target_recall, CALIBRATED_K[0])
-        return next((p.recall_10 for p in self.points if p.setting == setting), 1.0)
+        return self.expected(self.setting(target_recall, SMALL_K))
+
+    def expected(self, setting: int | None) -> float:
+        """Mean recall@10 at the largest measured setting up to this one; 1.0 for None, which is exact."""
+        if setting is None:
+            return 1.0
+        below = [p.recall_10 for p in self.points if p.setting <= setting]
+        return below[-1] if below else 0.0
+
+    def ranked_again(self, k: int) -> int:
+        """Candidates that a lossy index must give for k answers."""
+        return math.ceil(self.depth * k) + DEPTH_EXTRA
 
 
 def held_out(count: int, rng: np.random.Generator) -> Rows:
@@ -97,22 +126,31 @@ def recall(truth: Floats, found: Floats, k: int) -> tuple[float, float]:
     return mean, mean - max(2.326 * spread, 3.0 / (len(hits) * k))
 
 
+Exact = Callable[[Any, int], Floats]
+"""(queries, k) -> true keys (q, k), ascending."""
+Search = Callable[[Any, int, int], tuple[Floats, Rows]]
+"""(queries, k, setting) -> keys by code, and positions (q, k); inf and -1 where there is none."""
+Rank = Callable[[Any, Rows], Floats]
+"""(queries, positions) -> true keys of these positions, inf for -1; not sorted."""
+
+
 def measure(
-    queries: Floats,
+    queries: Any,
     rows: int,
     settings: tuple[int, ...],
     least: int,
-    exact: Callable[[Floats, int], Floats],
-    search: Callable[[Floats, int, int], Floats],
+    large_k: int,
+    exact: Exact,
+    search: Search,
+    rank: Rank | None,
     cancel: threading.Event,
     progress: Callable[[float], None],
 ) -> Curve | None:
-    """The curve over `settings`; None when cancelled.
+    """The curve over `settings` for (q, d) queries; None when cancelled.
 
-    `exact(queries, k)` and `search(queries, k, setting)` give ascending keys (q, k); `rows` is the
-    number of rows that both look at.
+    `rows` is the number of rows that all look at. `rank` None: keys by code are the true ones.
     """
-    small, large = (min(k, rows) for k in CALIBRATED_K)
+    small, large = min(SMALL_K, rows), min(large_k, rows)
     steps = [queries[i : i + _STEP] for i in range(0, len(queries), _STEP)]
     truth = []
     for done, step in enumerate(steps):
@@ -121,21 +159,57 @@ def measure(
         truth.append(exact(step, large))
         progress(0.5 * (done + 1) / len(steps))
     true_keys = np.concatenate(truth)
+    depth = 1.0
+    if rank is not None:
+        depth = _depth(queries, rows, settings, true_keys, search, rank)
     points: list[Point] = []
-    wide: Floats | None = None
     for done, setting in enumerate(settings):
         if cancel.is_set():
             return None
-        # The walk for the larger k sees what the one for the smaller k sees, at the same setting; and
-        # below `least` it is always the same walk.
-        if wide is None or setting > least:
-            wide = search(queries, large, max(setting, least))
-        narrow = wide if setting >= least else search(queries, small, setting)
-        at_10 = recall(true_keys, narrow[:, :small], small)
-        at_100 = recall(true_keys, wide, large)
-        points.append(Point(setting, *at_10, *at_100))
+        started = time.perf_counter()
+        narrow = _found(queries, small, setting, rows, depth, search, rank)
+        cost_us = 1e6 * (time.perf_counter() - started) / len(queries)
+        at_10 = recall(true_keys, narrow, small)
+        # Below `least` a walk for the large k is always the same one.
+        if setting > least or not points:
+            few = queries if rank is None else queries[:_RANKED_QUERIES]
+            wide = _found(few, large, max(setting, least), rows, depth, search, rank)
+            at_100 = recall(true_keys[: len(few)], wide, large)
+        points.append(Point(setting, *at_10, *at_100, cost_us))
         progress(0.5 + 0.5 * (done + 1) / len(settings))
         if at_10[0] >= _ENOUGH and at_100[0] >= _ENOUGH:
             break
     progress(1.0)
-    return Curve(tuple(points), rows, len(queries), least)
+    return Curve(tuple(points), rows, len(queries), least, depth, large_k)
+
+
+def _found(
+    queries: Any, k: int, setting: int, rows: int, depth: float, search: Search, rank: Rank | None
+) -> Floats:
+    if rank is None:
+        return search(queries, k, setting)[0]
+    width = min(rows, math.ceil(depth * k) + DEPTH_EXTRA)
+    true = rank(queries, search(queries, width, setting)[1])
+    return np.sort(true, axis=1)[:, :k]
+
+
+def _depth(
+    queries: Any,
+    rows: int,
+    settings: tuple[int, ...],
+    true_keys: Floats,
+    search: Search,
+    rank: Rank,
+) -> float:
+    """How many times k candidates have to be ranked again, at a setting that finds nearly all."""
+    small = min(SMALL_K, rows)
+    widest = min(rows, math.ceil(DEPTHS[-1] * small) + DEPTH_EXTRA)
+    some, truth = queries[:_STEP], true_keys[:_STEP]
+    setting = next((s for s in settings if s >= 2 * widest), settings[-1])
+    keys = rank(some, search(some, widest, setting)[1])
+    best = recall(truth, np.sort(keys, axis=1), small)[0]
+    for depth in DEPTHS:
+        width = math.ceil(depth * small) + DEPTH_EXTRA
+        if recall(truth, np.sort(keys[:, :width], axis=1), small)[0] >= best - _DEPTH_LOSS:
+            return depth
+    return DEPTHS[-1]

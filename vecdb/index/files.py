@@ -1,8 +1,9 @@
 """Saving a main index beside the store, and mapping it again.
 
-Two files a save, named by a token that is never used twice: the FAISS file and the row numbers.
-An HNSW file holds the graph only (144 bytes a row at M = 16); its vectors come from the store,
-so they are not on disk twice. Whatever is wrong with a file, the store can make it again.
+Up to three files a save, named by a token that is never used twice: the FAISS file, the row numbers,
+and codes that the store does not hold. An HNSW file holds the graph only (144 bytes a row at M = 16);
+its vectors come from the store, so they are not on disk twice. Whatever is wrong with a file, the
+store can make it again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import secrets
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,14 +22,19 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import Corrupted, StorageFull
-from .build import READ_ROWS, Job, ReadVectors, to_space
+from .arena import Arena
 from .calibrate import Curve, Point
+from .codes import is_lossy, new_codes, own_code, to_space
 from .distance import Rows
-from .door import faiss, faiss_metric
-from .main import Main, attach_storage, block_of, storage_of
+from .door import CORES, faiss, faiss_metric, flat_over
+from .main import Main, attach, block_of
+from .makers import Job
+from .source import READ_ROWS
 
-FORMAT = 1
-"""Version of the record and of the files it names."""
+_CLASSES = {"hnsw": faiss.IndexHNSW, "ivf": faiss.IndexIVF, "flat": faiss.IndexScalarQuantizer}
+
+FORMAT = 2
+"""Version of the record and of the files it names. Version 1 knew no codes but those of the storage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,35 +59,48 @@ class IndexRecord:
     graph: FilePart
     numbers: FilePart
     curve: Curve
+    code: str
+    codes: FilePart | None = None
+    """Codes of a graph that differ from the stored vectors; None where the store has them."""
+    error: float = 0.0
+    sequence: int = 0
+    built_at_s: float = 0.0
     format: int = FORMAT
 
     def files(self) -> list[str]:
         """Names of the files in the folder; nothing else there belongs to this index."""
-        return [self.graph.name, self.numbers.name]
+        return [part.name for part in self._parts()]
 
     @property
     def file_bytes(self) -> int:
         """Bytes of the files together."""
-        return self.graph.size + self.numbers.size
+        return sum(part.size for part in self._parts())
+
+    def _parts(self) -> list[FilePart]:
+        return [self.graph, self.numbers, *([] if self.codes is None else [self.codes])]
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> IndexRecord:
-        """The record in `data`; Corrupted when it is not one of this format."""
+        """The record in `data`; Corrupted when it is not one of a known format."""
         try:
             fields: dict[str, Any] = json.loads(data)
-            if fields["format"] != FORMAT:
+            if fields["format"] not in (1, FORMAT):
                 raise Corrupted(
-                    f"the index record has format {fields['format']!r}, this version reads {FORMAT}"
+                    f"the index record has format {fields['format']!r}, this version reads up to {FORMAT}"
                 )
+            if fields["format"] == 1:
+                fields["code"] = own_code(fields["storage"], fields["metric"])
             curve = fields.pop("curve")
-            points = tuple(Point(**point) for point in curve["points"])
+            points = tuple(Point(**point) for point in curve.pop("points"))
+            codes = fields.pop("codes", None)
             return cls(
                 graph=FilePart(**fields.pop("graph")),
                 numbers=FilePart(**fields.pop("numbers")),
-                curve=Curve(points, curve["rows"], curve["queries"], curve["least"]),
+                codes=None if codes is None else FilePart(**codes),
+                curve=Curve(points, **curve),
                 **fields,
             )
         except (ValueError, KeyError, TypeError) as error:
@@ -90,34 +110,51 @@ class IndexRecord:
 def save(job: Job, main: Main, folder: Path) -> IndexRecord:
     """Write `main` into `folder` and make it durable; StorageFull when the disk is full."""
     token = secrets.token_hex(8)
-    flags = faiss.IO_FLAG_SKIP_STORAGE if main.kind == "hnsw" else 0
+    binary = main.code == "binary"
 
     def write_graph(file: BinaryIO) -> None:
         # Not by path: FAISS only prints an error of the last write, and a full disk goes unseen.
-        faiss.write_index(main.index, faiss.PyCallbackIOWriter(file.write), flags)
+        writer = faiss.PyCallbackIOWriter(file.write)
+        if binary:
+            faiss.write_index_binary(main.index, writer)
+        else:
+            flags = faiss.IO_FLAG_SKIP_STORAGE if main.kind == "hnsw" else 0
+            faiss.write_index(main.index, writer, flags)
 
     def write_numbers(file: BinaryIO) -> None:
         file.write(main.rows.astype("<i8").tobytes())
 
-    graph_name, numbers_name = f"index-{token}.faiss", f"index-{token}.rows"
+    def write_codes(file: BinaryIO) -> None:
+        faiss.write_index(
+            faiss.downcast_index(main.index.storage), faiss.PyCallbackIOWriter(file.write)
+        )
+
+    apart = main.kind == "hnsw" and main.code != own_code(job.storage, job.metric)
+    names = [f"index-{token}.{kind}" for kind in ("faiss", "rows", "codes")]
     try:
-        graph = _write(folder, graph_name, write_graph)
-        numbers = _write(folder, numbers_name, write_numbers)
+        graph = _write(folder, names[0], write_graph)
+        numbers = _write(folder, names[1], write_numbers)
+        codes = _write(folder, names[2], write_codes) if apart else None
         _sync_folder(folder)
     except BaseException:
-        for name in (graph_name, numbers_name):
+        for name in names:
             (folder / name).unlink(missing_ok=True)
         raise
     return IndexRecord(
-        main.kind,
-        job.dimension,
-        job.metric,
-        job.storage,
-        main.n,
-        main.high_water,
-        graph,
-        numbers,
-        main.curve,
+        kind=main.kind,
+        dimension=job.dimension,
+        metric=job.metric,
+        storage=job.storage,
+        rows=main.n,
+        high_water=main.high_water,
+        graph=graph,
+        numbers=numbers,
+        curve=main.curve,
+        code=main.code,
+        codes=codes,
+        error=main.error,
+        sequence=main.sequence,
+        built_at_s=main.built_at_s,
     )
 
 
@@ -182,10 +219,11 @@ def _verify(folder: Path, part: FilePart) -> Path:
     return path
 
 
-def load(job: Job, record: IndexRecord, folder: Path, read_vectors: ReadVectors) -> Main:
+def load(job: Job, record: IndexRecord, folder: Path) -> Main:
     """Verify, map and complete a saved index; Corrupted says in plain words why it cannot be.
 
-    Reads the stored vectors of rows 0..high_water once for HNSW, in slices.
+    Reads the stored vectors of rows 0..high_water once for HNSW without codes of its own, in slices,
+    by as many threads as there are cores.
     """
     for name in ("dimension", "metric", "storage"):
         if getattr(record, name) != getattr(job, name):
@@ -203,36 +241,125 @@ def load(job: Job, record: IndexRecord, folder: Path, read_vectors: ReadVectors)
         raise Corrupted(
             f"index file {record.numbers.name} does not fit its record", file=record.numbers.name
         )
-    try:
-        index = faiss.read_index(str(graph_path), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as error:
-        raise Corrupted(
-            f"index file {record.graph.name} cannot be read by FAISS {faiss.__version__}: {error}",
-            file=record.graph.name,
-        ) from error
+    binary = record.code == "binary"
+    index = _mapped(graph_path, record.graph, binary=binary)
+    kind = faiss.IndexBinaryHNSW if binary else _CLASSES.get(record.kind, ())
     found = (int(index.ntotal), int(index.d), int(index.metric_type))
-    if found != (rows.size, record.dimension, faiss_metric(record.metric)):
+    expected = (rows.size, record.dimension, faiss_metric(record.metric))
+    if not isinstance(index, kind) or found != expected:
         raise Corrupted(
             f"index file {record.graph.name} does not fit its record", file=record.graph.name
         )
-    if record.kind == "hnsw":
-        attach_storage(index, _vectors(job, rows, record.high_water, read_vectors))
-    else:
+    arena: Arena | None = None
+    storage: Any = None
+    if binary:
+        storage = faiss.downcast_IndexBinary(index.storage)
+    elif record.codes is not None:
+        storage = _mapped(_verify(folder, record.codes), record.codes, binary=False)
+        coded = isinstance(storage, faiss.IndexScalarQuantizer)
+        if not coded or (int(storage.ntotal), int(storage.d)) != (rows.size, record.dimension):
+            raise Corrupted(
+                f"index file {record.codes.name} does not fit its record", file=record.codes.name
+            )
+        attach(index, storage)
+    elif record.kind == "hnsw":
+        if record.code == "float32":
+            arena = Arena(record.dimension, rows.size)
+            look = arena.vectors[: rows.size]
+            arena.used = rows.size
+            storage = flat_over(look, faiss_metric(record.metric))
+        else:
+            storage, look = _empty_codes(record, rows.size)
+        _fill(job, look, rows, record.high_water)
+        attach(index, storage)
+    elif record.kind == "ivf":
         index.make_direct_map(True)
-    block = block_of(record.kind, index, record.storage)
-    return Main(record.kind, index, block, rows, record.high_water, record.curve)
+    else:
+        storage = index
+    return Main(
+        kind=record.kind,
+        code=record.code,
+        index=index,
+        block=block_of(record.kind, record.code, index, storage),
+        rows=rows,
+        high_water=record.high_water,
+        curve=record.curve,
+        lossy=is_lossy(record.code, record.storage, record.metric),
+        error=record.error,
+        arena=arena,
+        sequence=record.sequence,
+        built_at_s=record.built_at_s,
+    )
 
 
-def _vectors(job: Job, rows: Rows, high_water: int, read_vectors: ReadVectors) -> Any:
-    """FAISS storage with the vectors of `rows`, read in row order and put where they belong."""
-    storage, look = storage_of(rows.size, job.dimension, job.metric, job.storage)
+def _mapped(path: Path, part: FilePart, *, binary: bool) -> Any:
+    try:
+        if binary:
+            return faiss.read_index_binary(str(path))
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise Corrupted(
+            f"index file {part.name} cannot be read by FAISS {faiss.__version__}: {error}",
+            file=part.name,
+        ) from error
+
+
+def _empty_codes(record: IndexRecord, size: int) -> tuple[Any, Any]:
+    """Codes of `size` vectors with undefined content, and a writable (size, d) look at them."""
+    kinds: dict[str, Any] = {"float16": np.float16, "int8": np.uint8, "uint8": np.uint8}
+    index = new_codes(record.code, record.dimension, record.metric)
+    if not size:
+        return index, np.empty((0, record.dimension), kinds[record.code])
+    needed = size * int(index.code_size)
+    index.codes.resize(needed)
+    index.ntotal = size
+    look = faiss.rev_swig_ptr(index.codes.data(), needed)
+    return index, look.view(kinds[record.code]).reshape(size, record.dimension)
+
+
+def _fill(job: Job, look: Any, rows: Rows, high_water: int) -> None:
+    """Read the vectors of `rows` in row order and put each where it belongs in `look`."""
     position = np.full(high_water, -1, np.int64)
     position[rows] = np.arange(rows.size)
-    for start in range(0, high_water, READ_ROWS):
-        stop = min(high_water, start + READ_ROWS)
-        target = position[start:stop]
-        wanted = target >= 0
-        if wanted.any():
-            vectors = to_space(read_vectors(start, stop)[wanted], job.metric, job.storage)
-            look[target[wanted]] = vectors
-    return storage
+    starts = iter(range(0, high_water, READ_ROWS))
+    lock = threading.Lock()
+    failure: list[BaseException] = []
+    # FAISS keeps signed bytes as unsigned ones, 128 higher.
+    shift = 128 if job.storage == "int8" and look.dtype == np.uint8 else 0
+
+    def work() -> None:
+        try:
+            while not failure:
+                with lock:
+                    start = next(starts, None)
+                if start is None:
+                    return
+                target = position[start : min(high_water, start + READ_ROWS)]
+                wanted = np.flatnonzero(target >= 0)
+                if not wanted.size:
+                    continue
+                stored = job.source.range(start, start + len(target))
+                target = target[wanted]
+                vectors = to_space(
+                    stored if wanted.size == len(stored) else stored[wanted],
+                    job.metric,
+                    job.storage,
+                )
+                if (
+                    int(target[-1]) - int(target[0]) == target.size - 1
+                    and (np.diff(target) == 1).all()
+                ):
+                    look[target[0] : target[-1] + 1] = vectors + shift if shift else vectors
+                else:
+                    look[target] = vectors + shift if shift else vectors
+        except BaseException as error:  # raised again in the caller's thread
+            failure.append(error)
+
+    threads = [threading.Thread(target=work, name="vecdb-load") for _ in range(CORES - 1)]
+    for thread in threads:
+        thread.start()
+    work()
+    for thread in threads:
+        thread.join()
+    if failure:
+        raise failure[0]

@@ -1,8 +1,10 @@
-"""The index of one collection: main + tail + live rows, and how they change."""
+"""The index of one vector field: main + tail + live rows, and how they change."""
 
 from __future__ import annotations
 
+import dataclasses
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +13,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import Internal
+from ..errors import Internal, LimitExceeded
 from . import files
-from .build import MIN_ROWS, Build, ReadVectors, can_extend, to_space
+from .build import MIN_ROWS, Build, build_bytes, can_extend
+from .calibrate import Curve
+from .choice import quantization_for
+from .chosen import MainMask
+from .codes import code_of, is_lossy, own_code, to_space
 from .distance import Rows
-from .door import device, faiss_metric
+from .door import device, give_memory_back
 from .files import IndexRecord
+from .handover import HandOver
 from .live import Bits, LiveRows, unpack
 from .main import Main
-from .tail import Piece, Tail, trim
-from .view import MainMask, View
+from .source import VectorSource, exact_space
+from .tail import Piece, Tail, replaced, trim
+from .view import View
 
 LEAST_FRESH_ROWS = 10_000
 """Fresh rows below which a main index is not worth growing: they are searched in under a ms."""
@@ -45,6 +53,10 @@ class BuiltIndex:
     def rows(self) -> int:
         return self.main.n
 
+    @property
+    def curve(self) -> Curve:
+        return self.main.curve
+
 
 @dataclass(frozen=True, slots=True)
 class IndexFigures:
@@ -52,6 +64,8 @@ class IndexFigures:
 
     kind: str
     device: str
+    quantization: str
+    """What stands for a vector in the main index: none, float16, sq8, sq4 or rabitq."""
     indexed_rows: int
     """Rows in the main index, live and dead."""
     tail_rows: int
@@ -61,17 +75,23 @@ class IndexFigures:
     memory_bytes: int
     measured_recall: float
     """Mean recall@10 on held-out rows at the setting in use; 1.0 where search is exact."""
+    curve: Curve
+    built_at_sequence: int
+    """The commit whose rows the main index was built of; 0 while there is none."""
+    age_s: float
+    """Seconds since then."""
 
 
 class Index:
-    """The index of one open collection.
+    """The index of one vector field of an open collection.
 
     append, kill and publish belong to the collection's writer lane: one thread at a time. install
-    may come from another thread. `view` and everything else may be used from any thread; a view is
-    replaced by assignment and never changes.
+    may come from another thread, and so may one build at a time. `view` and everything else may be
+    used from any thread; a view is replaced by assignment and never changes.
 
+    `quantization` is auto, none, float16, sq8, sq4 or rabitq (ivf only). `source` reads stored vectors.
     `settings` are the engine's (`vecdb.settings.ENGINE`): exact_max_scalars, index_tail_share,
-    index_dead_share, build_threads.
+    index_dead_share, build_threads, build_memory_bytes, index_memory_bytes.
     """
 
     def __init__(
@@ -83,35 +103,36 @@ class Index:
         kind: str,
         target_recall: float,
         settings: Mapping[str, Any],
+        source: VectorSource,
+        quantization: str = "auto",
     ) -> None:
         self.dimension = dimension
         self.metric = metric
         self.storage = storage
         self.kind = kind
+        self.quantization = quantization
         self.target_recall = target_recall
         self.settings = settings
+        self.source = source
         self._lock = threading.Lock()
-        self._half = storage == "float16"
         self._live = LiveRows()
-        self._tail = self._new_tail(0)
+        self._tail = Tail(dimension, metric, storage)
         self._main: Main | None = None
         self._main_live = 0
         self._main_mask = MainMask()
         self._dead_in_tail = 0
         self._view = self._make_view(0)
 
-    def _new_tail(self, start: int) -> Tail:
-        return Tail(self.dimension, faiss_metric(self.metric), self._half, start)
-
     # -- writing -------------------------------------------------------------------------------
 
-    def append(self, vectors: NDArray[np.floating]) -> None:
-        """Take stored vectors (n, d), float32 or float16, for the next n rows; not yet visible.
+    def append(self, vectors: NDArray[Any]) -> None:
+        """Take stored vectors (n, width) in stored dtype for the next n rows; not yet visible.
 
         Copies them. Under cosine the copies get unit length; the store keeps what the user gave.
         """
-        if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
-            raise Internal(f"vectors have shape {vectors.shape}, expected (n, {self.dimension})")
+        width = self.dimension // 8 if self.storage == "binary" else self.dimension
+        if vectors.ndim != 2 or vectors.shape[1] != width:
+            raise Internal(f"vectors have shape {vectors.shape}, expected (n, {width})")
         if not len(vectors):
             return
         ready = to_space(vectors, self.metric, self.storage)
@@ -164,7 +185,9 @@ class Index:
             if fresh:
                 # Rows below the mark that the index lacks were dead when it was built.
                 self._live.append(main.high_water)
-                self._live.kill(np.setdiff1d(np.arange(main.high_water), main.rows))
+                known = np.zeros(main.high_water, np.bool_)
+                known[main.rows] = True
+                self._live.kill(np.flatnonzero(~known))
             cut = self._tail.trim(main.high_water)
             self._main = main
             self._main_live = _live_in(main, self._live.share())
@@ -176,7 +199,9 @@ class Index:
         return View(
             dimension=self.dimension,
             metric=self.metric,
-            lossy=self._half and self.metric == "cosine",
+            storage=self.storage,
+            source=self.source,
+            lossy_tail=is_lossy(own_code(self.storage, self.metric), self.storage, self.metric),
             target_recall=self.target_recall,
             sequence=sequence,
             n_rows=self._live.n_rows,
@@ -195,20 +220,31 @@ class Index:
 
         It gets a mask of its own: the writer's next view may already know of more dead rows.
         """
-        return View(
-            dimension=self.dimension,
-            metric=self.metric,
-            lossy=old.lossy,
-            target_recall=self.target_recall,
-            sequence=old.sequence if sequence is None else sequence,
-            n_rows=old.n_rows,
-            n_live=old.n_live,
-            live=old.live,
+        return self._changed(
+            old,
             main=main,
             main_live=_live_in(main, old.live),
             main_mask=MainMask(),
             pieces=trim(old.pieces, main.high_water, dict(cut)),
+            sequence=old.sequence if sequence is None else sequence,
         )
+
+    @staticmethod
+    def _changed(old: View, **changes: Any) -> View:
+        kept = {
+            name: getattr(old, name)
+            for name in (
+                "dimension", "metric", "storage", "source", "lossy_tail", "target_recall",
+                "sequence", "n_rows", "n_live", "live", "main", "main_live", "pieces",
+            )
+        }  # fmt: skip
+        return View(**{"main_mask": old.main_mask, **kept, **changes})
+
+    def _replace(self, instead: dict[int, tuple[Piece, ...]]) -> None:
+        """Other pieces with the same live rows for full ones of the tail, by `id`; visible at once."""
+        with self._lock:
+            self._tail.replace(instead)
+            self._view = self._changed(self._view, pieces=replaced(self._view.pieces, instead))
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -230,9 +266,12 @@ class Index:
         return bool(many or self._dead_share(view) > self.settings["index_dead_share"])
 
     def _wanted_kind(self, view: View) -> str | None:
-        """hnsw or ivf, None where exact search serves best."""
-        if self.kind == "exact" or view.n_live < MIN_ROWS:
+        """hnsw, ivf or flat; None where the tail serves best."""
+        if view.n_live < MIN_ROWS:
             return None
+        if self.kind == "exact":
+            coded = self.quantization not in ("auto", "none")
+            return "flat" if coded and view.n_live >= LEAST_FRESH_ROWS else None
         if self.kind != "auto":
             return self.kind
         large = view.n_live * self.dimension > self.settings["exact_max_scalars"]
@@ -249,16 +288,22 @@ class Index:
         """The index's numbers at this moment."""
         view = self._view
         main = view.main
-        tail = sum(piece.block.n for piece in view.pieces)
+        tail = view.tail_rows
         indexed = 0 if main is None else main.n
+        own = own_code(self.storage, self.metric)
+        code = own if main is None else main.code
         return IndexFigures(
-            kind="exact" if main is None else main.kind,
+            kind="exact" if main is None or main.kind == "flat" else main.kind,
             device=device(),
+            quantization="none" if code == own else code,
             indexed_rows=indexed,
             tail_rows=tail,
             dead_rows=indexed + tail - view.n_live,
             memory_bytes=self.memory_bytes(),
             measured_recall=1.0 if main is None else main.curve.measured(self.target_recall),
+            curve=Curve((), 0, 0) if main is None else main.curve,
+            built_at_sequence=0 if main is None else main.sequence,
+            age_s=0.0 if main is None else max(0.0, time.time() - main.built_at_s),
         )
 
     def memory_bytes(self) -> int:
@@ -270,43 +315,99 @@ class Index:
 
     def build(
         self,
-        view: View,
-        read_vectors: ReadVectors,
         *,
         cancel: threading.Event,
         progress: Callable[[float], None],
+        anew: bool = False,
     ) -> BuiltIndex | None:
-        """A main index of the rows that are live in `view`; does not install it.
+        """A main index of the rows that are live in the newest view; does not install it.
 
-        Grows a copy of the HNSW index that serves when few of its rows are dead, else builds anew.
-        None when cancelled (`cancel` is set then), and when there is nothing to build: the
+        Grows the HNSW index that serves when few of its rows are dead and its codes are still those to
+        use, else (and with `anew`) builds a new one. None when cancelled (`cancel` is set then), and when there is nothing to build: the
         collection is to be searched exactly, or the index covers exactly the live rows already.
-        `read_vectors` and `progress` are called from a thread of lower priority; the caller waits.
-        An error of `read_vectors` is raised here.
+        Vectors are read and `progress` is called from a thread of lower priority; the caller waits.
+        LimitExceeded when it would need more than `build_memory_bytes`. An error of the source is
+        raised here. Whoever holds a view meanwhile also holds the tail's memory of that moment.
         """
+        view = self._view
         kind = self._wanted_kind(view)
         main = view.main
         if kind is None:
             return None
         rows = np.flatnonzero(view.live_mask())
         first = 0 if main is None else int(np.searchsorted(rows, main.high_water))
-        if main is not None and main.kind == kind and first == rows.size == main.n:
+        same = main is not None and main.kind == kind
+        if same and main is not None and first == rows.size == main.n and not anew:
             return None
-        threads = int(self.settings["build_threads"])
-        build = Build(self, kind, read_vectors, threads, cancel, progress)
+        code = self._code(kind, rows.size)
         grow = (
-            main is not None
-            and main.kind == kind
+            same
+            and main is not None
+            and not anew
             and first < rows.size
             and self._dead_share(view) <= self.settings["index_dead_share"]
+            and main.code == code
             and can_extend(main, rows.size - first)
         )
+        held = main.n if grow and main is not None else 0
+        self._check_budget(kind, code, held, rows.size - (first if grow else 0))
+        n_rows, sequence = view.n_rows, view.sequence
+        del view  # its pieces are let go of while the build takes their vectors over
+        hand_over = HandOver(lambda: self._tail.full, self._replace)
+        threads = int(self.settings["build_threads"])
+        build = Build(self, kind, code, threads, cancel, progress, hand_over)
         made = (
-            build.extend(main, rows[first:], view.n_rows)
+            build.extend(main, rows[first:], n_rows, sequence)
             if grow and main is not None
-            else build.anew(rows, view.n_rows)
+            else build.anew(rows, n_rows, sequence)
         )
+        del build
+        give_memory_back()
         return None if made is None else BuiltIndex(made)
+
+    def recalibrate(
+        self,
+        queries: NDArray[Any],
+        *,
+        cancel: threading.Event,
+        progress: Callable[[float], None],
+    ) -> BuiltIndex | None:
+        """The main index with a recall curve measured on `queries` (q, width) of users.
+
+        None when cancelled, without a main index, or with fewer than 64 queries. Costs as much as the
+        calibration of a build; nothing else of the index changes.
+        """
+        main = self._view.main
+        if main is None or len(queries) < 64:
+            return None
+        x = exact_space(queries, self.metric)
+        threads = int(self.settings["build_threads"])
+        build = Build(self, main.kind, main.code, threads, cancel, progress, lambda *_: None)
+        known = np.zeros(main.high_water, np.bool_)
+        known[main.rows] = True
+        made = build.curve_on(main, x, lambda start, stop: known[start:stop])
+        return None if made is None else BuiltIndex(made)
+
+    def _code(self, kind: str, rows: int) -> str:
+        quantization = self.quantization
+        if quantization == "auto":
+            quantization = quantization_for(
+                kind, self.storage, self.metric, self.dimension, rows,
+                int(self.settings["index_memory_bytes"]),
+            )  # fmt: skip
+        return code_of(self.storage, self.metric, quantization)
+
+    def _check_budget(self, kind: str, code: str, held: int, fresh: int) -> None:
+        limit = int(self.settings["build_memory_bytes"])
+        needed = build_bytes(kind, code, self.dimension, held, fresh)
+        if limit and needed > limit:
+            raise LimitExceeded(
+                f"a build of {held + fresh:,} rows as {kind} with {code} codes needs about "
+                f"{needed:,} bytes beside what is in use, build_memory_bytes allows {limit:,}; raise "
+                "it, or choose a quantization with smaller codes",
+                needed=needed,
+                limit=limit,
+            )
 
     def save(self, built: BuiltIndex, folder: Path) -> IndexRecord:
         """Write `built` durably into `folder`; the record belongs into the next commit.
@@ -316,12 +417,17 @@ class Index:
         """
         return files.save(self, built.main, folder)
 
-    def load(self, record: IndexRecord, folder: Path, read_vectors: ReadVectors) -> BuiltIndex:
+    def load(self, record: IndexRecord, folder: Path) -> BuiltIndex:
         """The saved index of `record`, verified and mapped; Corrupted when it cannot be used.
 
         The files must stay in place while the result is in use (deleting them is safe on POSIX).
         """
-        return BuiltIndex(files.load(self, record, folder, read_vectors))
+        return BuiltIndex(files.load(self, record, folder))
+
+
+def with_curve(record: IndexRecord, built: BuiltIndex) -> IndexRecord:
+    """The record of the same files with the curve of `built`."""
+    return dataclasses.replace(record, curve=built.curve)
 
 
 def _live_in(main: Main, bits: Bits) -> int:

@@ -1,21 +1,23 @@
-"""The main index: an HNSW graph or IVF lists over the rows that were live when it was built.
+"""The main index: an HNSW graph, IVF lists or flat codes over the rows that were live when it was built.
 
 Positions 0..n inside FAISS stand for the row numbers in `rows`. A main index never changes once it
-is made; growing it makes another one.
+is made; growing it makes another one, which may share memory with it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import atexit
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from .blocks import Block, FloatBlock, HalfBlock, ListBlock, as_keys, half_index
+from .arena import Arena
+from .blocks import Allowed, BitBlock, Block, CodeBlock, FloatBlock, ListBlock, as_keys
 from .calibrate import Curve
+from .codes import rotation
 from .distance import Floats, Rows
-from .door import faiss, faiss_metric, use_threads_for
+from .door import faiss, faiss_metric, flat_over, use_threads_for
 
 HNSW_M = 16
 EF_CONSTRUCTION = 100
@@ -26,48 +28,134 @@ noisy to compare."""
 
 EF_SETTINGS = (16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512, 768, 1024)
 GRAPH_BYTES_A_ROW = 2 * HNSW_M * 4 + 16
+SETTING_NAMES = {"hnsw": "efSearch", "ivf": "nprobe", "flat": ""}
 
 
-@dataclass(frozen=True, slots=True)
 class Main:
-    """A main index. `index` is a FAISS index whose vectors `block` searches exactly.
+    """A main index. `index` is a FAISS index whose vectors `block` searches exactly by their code.
 
-    `rows` (n,) int64 are the row numbers of positions, in no particular order; all are below
-    `high_water`. Rows below `high_water` that are not in `rows` were dead when it was built.
+    `kind` is hnsw, ivf or flat. `rows` (n,) int64 are the row numbers of positions, in no particular
+    order; all are below `high_water`. Rows below `high_water` that are not in `rows` were dead when it
+    was built. Immutable; any thread may search.
     """
 
-    kind: str
-    index: Any
-    block: Block
-    rows: Rows
-    high_water: int
-    curve: Curve
+    def __init__(
+        self,
+        *,
+        kind: str,
+        code: str,
+        index: Any,
+        block: Block,
+        rows: Rows,
+        high_water: int,
+        curve: Curve,
+        lossy: bool,
+        error: float,
+        arena: Arena | None = None,
+        sequence: int = 0,
+        built_at_s: float = 0.0,
+    ) -> None:
+        self.kind = kind
+        self.code = code
+        self.index = index
+        self.block = block
+        self.rows = rows
+        self.n = len(rows)
+        self.high_water = high_water
+        self.curve = curve
+        self.lossy = lossy
+        """Distances by the code differ from those of the stored vectors."""
+        self.error = error
+        """Largest Euclidean distance of a vector from its code, infinite where that is not known."""
+        self.arena = arena
+        self.sequence = sequence
+        """The commit whose live rows it was built of, and when (seconds since 1970)."""
+        self.built_at_s = built_at_s
+        self._settings: dict[tuple[float, int], int | None] = {}
+        self._positions: Rows | None = None
 
-    @property
-    def n(self) -> int:
-        return len(self.rows)
+    def with_curve(self, curve: Curve) -> Main:
+        """The same index with another recall curve; shares all memory."""
+        return Main(
+            kind=self.kind, code=self.code, index=self.index, block=self.block, rows=self.rows,
+            high_water=self.high_water, curve=curve, lossy=self.lossy, error=self.error,
+            arena=self.arena, sequence=self.sequence, built_at_s=self.built_at_s,
+        )  # fmt: skip
 
     @property
     def nbytes(self) -> int:
         graph = self.n * GRAPH_BYTES_A_ROW if self.kind == "hnsw" else 0
         return self.block.nbytes + graph + self.rows.nbytes
 
-    def search(self, queries: Floats, k: int, setting: int) -> tuple[Floats, Rows]:
+    def setting(self, target_recall: float, k: int) -> int | None:
+        """`Curve.setting`, remembered: it is asked for by every query."""
+        key = (target_recall, k)
+        if key not in self._settings:
+            if len(self._settings) > 4_096:
+                self._settings.clear()
+            self._settings[key] = self.curve.setting(target_recall, k)
+        return self._settings[key]
+
+    def position_of_row(self) -> Rows:
+        """Position of each row below the high-water mark, -1 for rows that are not in this index.
+
+        8 bytes a row, made when first asked for; read only.
+        """
+        if self._positions is None:
+            positions = np.full(self.high_water, -1, np.int64)
+            positions[self.rows] = np.arange(self.n)
+            self._positions = positions
+        return self._positions
+
+    def positions_of(self, rows: Rows) -> Rows:
+        """Positions, ascending, of those of the ascending `rows` that are in this index."""
+        found = self.position_of_row()[rows[: np.searchsorted(rows, self.high_water)]]
+        found = found[found >= 0]
+        if not (found[1:] > found[:-1]).all():
+            found.sort()
+        return found
+
+    def search(self, queries: Any, k: int, setting: int) -> tuple[Floats, Rows]:
         """Approximate answers: keys and positions (q, k) ascending; inf and -1 where there is none.
 
-        `queries` float32 (q, d), C-contiguous; k <= n; `setting` is efSearch or nprobe.
+        `queries` float32 (q, d), C-contiguous (bits: uint8); k <= n; `setting` is efSearch or nprobe.
         """
-        return search(self.kind, self.index, queries, k, setting)
+        return search(self.kind, self.code, self.index, queries, k, setting)
+
+    def nearest(self, query: Any, k: int, setting: int) -> tuple[Floats, Rows] | None:
+        """`search` of a graph for one query (1, d), as FAISS's scores and positions (1, k); None when
+        it found fewer than k."""
+        scores, positions = self.index.search(query, k, params=_walk(max(setting, k)))
+        return (scores, positions) if positions[0, -1] >= 0 else None
+
+    def exact(self, queries: Any, k: int, allowed: Allowed | None) -> tuple[Floats, Rows]:
+        """Answers among all (allowed) positions, exact by the code; keys and positions (q, <= k)."""
+        return self.block.search(turned(self.code, queries), k, allowed)
 
 
-def search(kind: str, index: Any, queries: Floats, k: int, setting: int) -> tuple[Floats, Rows]:
+def search(
+    kind: str, code: str, index: Any, queries: Any, k: int, setting: int
+) -> tuple[Floats, Rows]:
+    """See `Main.search`; for an index that is not a Main yet."""
     use_threads_for(len(queries))
+    if kind == "flat":
+        scores, positions = index.search(queries, k)
+        return as_keys(scores, positions, int(index.metric_type))
     if kind == "hnsw":
         params = _walk(max(setting, k))
     else:
-        params = faiss.SearchParametersIVF(nprobe=min(setting, index.nlist))
-    scores, positions = index.search(queries, k, params=params)
-    return as_keys(scores, positions, int(index.metric_type))
+        params = _probe(code, min(setting, int(index.nlist)))
+    scores, positions = index.search(turned(code, queries), k, params=params)
+    if scores.dtype != np.float32:
+        scores = scores.astype(np.float32)
+    return as_keys(
+        scores, positions, faiss_metric("l2") if code == "binary" else int(index.metric_type)
+    )
+
+
+def turned(code: str, queries: Any) -> Any:
+    """Queries in the directions that the code was made in."""
+    return queries @ rotation(queries.shape[1]) if code == "rabitq" else queries
 
 
 @lru_cache(maxsize=4_096)
@@ -76,73 +164,91 @@ def _walk(ef_search: int) -> Any:
     return faiss.SearchParametersHNSW(efSearch=ef_search)
 
 
-def new_hnsw(dimension: int, metric: str, storage: str) -> Any:
-    """An empty graph over vectors of `storage`."""
-    if storage == "float16":
-        half = faiss.ScalarQuantizer.QT_fp16
-        index = faiss.IndexHNSWSQ(dimension, half, HNSW_M, faiss_metric(metric))
-        index.storage.is_trained = True
-        index.is_trained = True
-    else:
-        index = faiss.IndexHNSWFlat(dimension, HNSW_M, faiss_metric(metric))
-    index.hnsw.efConstruction = EF_CONSTRUCTION
-    return index
+@lru_cache(maxsize=4_096)
+def _probe(code: str, nprobe: int) -> Any:
+    if code == "rabitq":
+        params = faiss.IVFRaBitQSearchParameters()
+        params.nprobe = nprobe
+        params.qb = 8
+        return params
+    return faiss.SearchParametersIVF(nprobe=nprobe)
 
 
-def new_ivf(dimension: int, metric: str, storage: str, centroids: Floats) -> Any:
-    """Empty lists around `centroids` (nlist, d)."""
+# Before the interpreter takes FAISS apart: its wrappers would complain that they cannot free them.
+atexit.register(_walk.cache_clear)
+atexit.register(_probe.cache_clear)
+
+
+def new_ivf(dimension: int, metric: str, code: str, centroids: Floats, sample: Floats) -> Any:
+    """Empty lists around `centroids` (nlist, d), both they and `sample` turned for rabitq."""
     quantizer = faiss.IndexFlat(dimension, faiss_metric(metric))
     quantizer.add(centroids)
-    if storage == "float16":
-        half = faiss.ScalarQuantizer.QT_fp16
-        index = faiss.IndexIVFScalarQuantizer(
-            quantizer, dimension, len(centroids), half, faiss_metric(metric), False
-        )
+    lists = len(centroids)
+    if code == "float32":
+        index = faiss.IndexIVFFlat(quantizer, dimension, lists, faiss_metric(metric))
+    elif code == "rabitq":
+        index = faiss.IndexIVFRaBitQ(quantizer, dimension, lists, faiss_metric(metric))
+        index.train(sample)
     else:
-        index = faiss.IndexIVFFlat(quantizer, dimension, len(centroids), faiss_metric(metric))
+        kind = {
+            "float16": faiss.ScalarQuantizer.QT_fp16,
+            "sq8": faiss.ScalarQuantizer.QT_8bit,
+            "sq4": faiss.ScalarQuantizer.QT_4bit,
+            "int8": faiss.ScalarQuantizer.QT_8bit_direct_signed,
+            "uint8": faiss.ScalarQuantizer.QT_8bit_direct,
+        }[code]
+        index = faiss.IndexIVFScalarQuantizer(
+            quantizer, dimension, lists, kind, faiss_metric(metric), False
+        )
+        if code in ("sq8", "sq4"):
+            index.sq.train(sample)
     quantizer.this.disown()
     index.own_fields = True
     index.is_trained = True
     return index
 
 
-def storage_of(size: int, dimension: int, metric: str, storage: str) -> tuple[Any, Any]:
-    """FAISS vectors for `size` rows with undefined content, and a writable (size, d) look at them.
-
-    Filling in place, in any order, keeps one copy of the vectors in memory while loading.
-    """
-    half = storage == "float16"
-    kind: Any = np.float16 if half else np.float32
-    index = (
-        half_index(dimension, faiss_metric(metric))
-        if half
-        else faiss.IndexFlat(dimension, faiss_metric(metric))
-    )
-    if not size:
-        return index, np.empty((0, dimension), kind)
-    bytes_needed = size * dimension * (2 if half else 4)
-    index.codes.resize(bytes_needed)
-    index.ntotal = size
-    look = faiss.rev_swig_ptr(index.codes.data(), bytes_needed)
-    return index, look.view(kind).reshape(size, dimension)
-
-
-def attach_storage(graph: Any, storage: Any) -> None:
-    """Give a graph that was read without vectors its vectors; it owns them from then on."""
+def attach(graph: Any, storage: Any) -> None:
+    """Let a graph compare the vectors of `storage`, which is kept alive with it."""
+    if graph.own_fields:
+        # It was made with an empty storage of its own, which goes here. Not by way of `thisown`: that
+        # takes a reference from SWIG's table of types that was never given, and in the end the table.
+        empty = graph.storage
+        graph.own_fields = False
+        type(empty).__swig_destroy__(empty)
     graph.storage = storage
-    storage.this.disown()
-    graph.own_fields = True
+    storage.thisown = True  # the wrapper takes what is assigned for given away, and would leak it
+    graph.referenced_objects = [storage]
 
 
-def block_of(kind: str, index: Any, storage: str) -> Block:
-    """The exact side of a filled main index."""
+def empty_graph(dimension: int, metric: str) -> Any:
+    """A graph without storage; see `attach`."""
+    if metric == "hamming":
+        graph = faiss.IndexBinaryHNSW(dimension, HNSW_M)
+    else:
+        graph = faiss.IndexHNSWFlat(dimension, HNSW_M, faiss_metric(metric))
+    graph.hnsw.efConstruction = EF_CONSTRUCTION
+    return graph
+
+
+def block_of(kind: str, code: str, index: Any, storage: Any) -> Block:
+    """The exact side of a filled main index; `storage` is the FAISS storage of a graph or codes."""
     if kind == "ivf":
         return ListBlock(index)
-    inner = faiss.downcast_index(index.storage)
-    if storage == "float16":
-        return HalfBlock(inner, owner=index)
-    n, d = int(inner.ntotal), int(inner.d)
+    if code == "binary":
+        n, width = int(storage.ntotal), int(storage.d) // 8
+        bits = faiss.rev_swig_ptr(storage.xb.data(), n * width).reshape(n, width)
+        return BitBlock(bits, owner=index)
+    if code != "float32":
+        return CodeBlock(storage, owner=index)
+    n, d = int(storage.ntotal), int(storage.d)
     if not n:
-        return FloatBlock(np.empty((0, d), np.float32), int(inner.metric_type), owner=index)
-    vectors = faiss.rev_swig_ptr(inner.get_xb(), n * d).reshape(n, d)
-    return FloatBlock(vectors, int(inner.metric_type), owner=index)
+        return FloatBlock(np.empty((0, d), np.float32), int(storage.metric_type), owner=index)
+    vectors = faiss.rev_swig_ptr(storage.get_xb(), n * d).reshape(n, d)
+    return FloatBlock(vectors, int(storage.metric_type), owner=index)
+
+
+__all__ = [
+    "EF_CONSTRUCTION", "EF_SETTINGS", "GRAPH_BYTES_A_ROW", "HNSW_M", "SETTING_NAMES", "Main",
+    "attach", "block_of", "empty_graph", "flat_over", "new_ivf", "search",
+]  # fmt: skip

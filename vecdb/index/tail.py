@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .blocks import Block, FloatBlock, HalfBlock
+from .blocks import BitBlock, Block, CodeBlock, FloatBlock
+from .codes import own_code
 from .distance import Floats, Rows
+from .door import faiss_metric
 
 PIECE_BYTES = 32 << 20
 MIN_PIECE_ROWS = 256
@@ -43,12 +45,17 @@ class Piece:
     def pick(self, positions: Rows, start: int) -> Piece:
         """A piece with copies of these positions (ascending) only."""
         rows = positions + self.start if self.rows is None else self.rows[positions]
-        smaller: Block
-        if isinstance(self.block, HalfBlock):
-            smaller = self.block.pick(positions)
-        else:
-            smaller = FloatBlock(self.block.take(positions), self.block.metric)
-        return Piece(smaller, start, self.stop, rows)
+        return Piece(_picked(self.block, positions), start, self.stop, rows)
+
+
+def _picked(block: Block, positions: Rows) -> Block:
+    """A block with copies of these vectors."""
+    if isinstance(block, CodeBlock):
+        return block.pick(positions)
+    if isinstance(block, BitBlock):
+        return BitBlock(block.take(positions))
+    assert isinstance(block, FloatBlock)
+    return FloatBlock(block.take(positions), block.metric)
 
 
 def trim(pieces: tuple[Piece, ...], row: int, cut: dict[int, Piece | None]) -> tuple[Piece, ...]:
@@ -68,18 +75,25 @@ def trim(pieces: tuple[Piece, ...], row: int, cut: dict[int, Piece | None]) -> t
     return tuple(kept)
 
 
+def replaced(pieces: tuple[Piece, ...], instead: dict[int, tuple[Piece, ...]]) -> tuple[Piece, ...]:
+    """`pieces` with others in the place of those whose `id` is in `instead`."""
+    return tuple(new for piece in pieces for new in instead.get(id(piece), (piece,)))
+
+
 class Tail:
     """The writer's side of the tail; one thread at a time."""
 
-    def __init__(self, dimension: int, metric: int, half: bool, start: int = 0) -> None:
-        self.dimension = dimension
+    def __init__(self, dimension: int, metric: str, storage: str, start: int = 0) -> None:
+        """`dimension` counts bits for binary storage; vectors then have an eighth as many bytes."""
         self.metric = metric
-        self.half = half
+        self.code = own_code(storage, metric)
         self.start = start
+        self._width = dimension // 8 if storage == "binary" else dimension
+        self._dtype: type[np.generic] = np.uint8 if storage == "binary" else np.float32
         fit = PIECE_BYTES // (4 * dimension)
         self.piece_rows = max(MIN_PIECE_ROWS, min(MAX_PIECE_ROWS, fit))
         self._full: tuple[Piece, ...] = ()
-        self._buffer: Floats = np.empty((0, dimension), np.float32)
+        self._buffer = self._empty(0)
         self._buffer_start = start
         self._filled = 0
 
@@ -91,18 +105,26 @@ class Tail:
     def nbytes(self) -> int:
         return sum(piece.block.nbytes for piece in self._full) + self._buffer.nbytes
 
-    def append(self, vectors: NDArray[np.floating]) -> None:
-        """Add (n, d) vectors, float32 or float16, already in the index's space."""
+    def _empty(self, rows: int) -> Floats:
+        return np.empty((rows, self._width), self._dtype)
+
+    def _block(self, vectors: Floats, *, sealed: bool) -> Block:
+        """A block over `vectors`; the code that needs fewest bytes once it is sealed."""
+        if self.code == "binary":
+            return BitBlock(vectors)  # type: ignore[arg-type]
+        if sealed and self.code != "float32":
+            return CodeBlock.of(vectors, self.code, self.metric)
+        return FloatBlock(vectors, faiss_metric(self.metric))
+
+    def append(self, vectors: NDArray[np.generic]) -> None:
+        """Add (n, d) vectors that are in the index's space already."""
         done = 0
         while done < len(vectors):
             if self._filled == self.piece_rows:
                 self._seal()
             room = min(len(vectors) - done, self.piece_rows - self._filled)
             self._reserve(self._filled + room)
-            part = vectors[done : done + room]
-            if self.half and part.dtype != np.float16:
-                part = part.astype(np.float16)
-            self._buffer[self._filled : self._filled + room] = part
+            self._buffer[self._filled : self._filled + room] = vectors[done : done + room]
             self._filled += room
             done += room
 
@@ -110,26 +132,22 @@ class Tail:
         if rows <= len(self._buffer):
             return
         size = min(self.piece_rows, max(_FIRST_ROWS, 2 * len(self._buffer), rows))
-        larger = np.empty((size, self.dimension), np.float32)
+        larger = self._empty(size)
         larger[: self._filled] = self._buffer[: self._filled]
         self._buffer = larger
 
     def _seal(self) -> None:
-        block: Block = (
-            HalfBlock.of(self._buffer, self.metric)
-            if self.half
-            else FloatBlock(self._buffer, self.metric)
-        )
+        block = self._block(self._buffer, sealed=True)
         self._full = (*self._full, Piece(block, self._buffer_start, self.stop))
         self._buffer_start = self.stop
         self._filled = 0
-        self._buffer = np.empty((0, self.dimension), np.float32)
+        self._buffer = self._empty(0)
 
     def pieces(self) -> tuple[Piece, ...]:
         """All pieces at this moment; appending later does not change them."""
         if not self._filled:
             return self._full
-        block = FloatBlock(self._buffer[: self._filled], self.metric)
+        block = self._block(self._buffer[: self._filled], sealed=False)
         return (*self._full, Piece(block, self._buffer_start, self.stop))
 
     def trim(self, row: int) -> dict[int, Piece | None]:
@@ -148,6 +166,15 @@ class Tail:
             self._buffer_start = max(self._buffer_start, row)
         self.start = max(self.start, row)
         return cut
+
+    def replace(self, instead: dict[int, tuple[Piece, ...]]) -> None:
+        """Put other pieces with the same live rows in the place of full ones, named by `id`."""
+        self._full = replaced(self._full, instead)
+
+    @property
+    def full(self) -> tuple[Piece, ...]:
+        """The pieces that are never written again."""
+        return self._full
 
     def compact(self, live: NDArray[np.bool_]) -> None:
         """Copy full pieces down whose rows are mostly dead; `live` is by row.
@@ -177,12 +204,11 @@ class Tail:
             if len(group) > 1:
                 rows = np.concatenate([p.rows for p in group if p.rows is not None])
                 vectors = np.concatenate([p.block.take(np.arange(p.block.n)) for p in group])
-                block: Block = (
-                    HalfBlock.of(vectors, self.metric)
-                    if self.half
-                    else FloatBlock(vectors, self.metric)
-                )
-                out.append(Piece(block, group[0].start, group[-1].stop, rows))
+                # What a hand-over made of one piece are two, whose rows lie among each other.
+                order = np.argsort(rows)
+                block = self._block(vectors[order], sealed=True)
+                stop = max(piece.stop for piece in group)
+                out.append(Piece(block, group[0].start, stop, rows[order]))
             else:
                 out.extend(group)
             group.clear()

@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..errors import InvalidQuery, InvalidVector
+from ..selection import Selection
 from . import plan
-from .blocks import Mask
+from .blocks import Allowed, Mask
+from .chosen import FEW_ROWS, Few, MainMask
 from .distance import Floats, Merger, Rows, unit
+from .door import use_threads
 from .live import Bits, is_set, unpack
 from .main import Main
+from .plan import exact_is_cheaper
+from .source import VectorSource, exact_space, scan, true_keys
 from .tail import Piece
+from .trace import Trace
 
 _HALF_ERROR = 2.0**-11 + 1e-5
 """Largest distance of a unit vector from its float16 code, with room for float32 rounding."""
+_ROUNDING = 1e-5
+_KEPT_FEW = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
     """Answers to q queries, nearest first; ties in distance by row number.
 
-    `distances` float32 (q, w) is padded with NaN, `rows` int64 (q, w) with -1. w is k, and more
-    where codes are lossy: the caller computes those again from its own vectors and keeps k. Exact
-    answers are widened until the k nearest are surely among them, up to 4 k + 1,000 columns.
-    `exact` means that every row that was allowed has been compared. `plan` is one word for how.
+    `distances` float32 (q, k) is padded with NaN, `rows` int64 (q, k) with -1. Distances are those of
+    the stored vectors. `exact` means that every row that was allowed has been compared. `plan` is
+    one word for how.
     """
 
     distances: Floats
     rows: Rows
     exact: bool
     plan: str
-
-
-class MainMask:
-    """Live positions of the main index, computed when first needed.
-
-    Views share it as long as no kill touches the main index, so that steady writing does not cost
-    one look at every row a commit.
-    """
-
-    def __init__(self) -> None:
-        self._mask: Mask | None = None
-
-    def get(self, main: Main, bits: Bits) -> Mask:
-        # Two threads may both compute it; either result is right.
-        if self._mask is None:
-            self._mask = unpack(bits, 0, main.high_water)[main.rows]
-        return self._mask
 
 
 class View:
@@ -59,7 +52,9 @@ class View:
         *,
         dimension: int,
         metric: str,
-        lossy: bool,
+        storage: str,
+        source: VectorSource,
+        lossy_tail: bool,
         target_recall: float,
         sequence: int,
         n_rows: int,
@@ -72,8 +67,10 @@ class View:
     ) -> None:
         self.dimension = dimension
         self.metric = metric
-        self.lossy = lossy
-        """Codes differ from the vectors they stand for; re-rank with the stored ones."""
+        self.storage = storage
+        self.source = source
+        self.lossy_tail = lossy_tail
+        """Codes of the tail differ from the vectors they stand for: ranked again by the stored ones."""
         self.target_recall = target_recall
         self.sequence = sequence
         self.n_rows = n_rows
@@ -84,7 +81,21 @@ class View:
         self.main_live = main_live
         """Live rows in the main index."""
         self.pieces = pieces
-        self._main_mask = main_mask
+        self.main_mask = main_mask
+        self._fews: dict[int, tuple[Selection, Few, int]] = {}
+        self._plain = (
+            main is not None
+            and main.kind == "hnsw"
+            and main.code != "binary"
+            and not main.lossy
+            and main_live == main.n
+            and not pieces
+        )
+
+    @property
+    def tail_rows(self) -> int:
+        """Rows that are compared one by one, dead ones among them."""
+        return sum(piece.block.n for piece in self.pieces)
 
     def live_mask(self, start: int = 0, stop: int | None = None) -> Mask:
         """Whether rows start..stop are live: a new bool array. Costs about 0.1 ms a million."""
@@ -103,18 +114,22 @@ class View:
 
     def search(
         self,
-        queries: Floats,
+        queries: Any,
         k: int,
         *,
-        allowed: Mask | None = None,
+        allowed: Selection | None = None,
         exact: bool = False,
         target_recall: float | None = None,
+        trace: Trace | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> Found:
         """The k nearest live and allowed rows for each query.
 
-        `queries` (q, d) are the user's vectors as they came, finite, and not zero under cosine.
-        `allowed` is bool of shape (n_rows,), True for rows that may answer; dead rows never do.
-        `exact` compares every allowed row. `target_recall` replaces the collection's; 1.0 is exact.
+        `queries` (q, width) are the user's vectors as they came, finite, and not zero under cosine;
+        uint8 for binary storage, else float32. `allowed` is a selection of `n_rows` rows; dead rows
+        never answer. `exact` compares every allowed row. `target_recall` replaces the collection's;
+        1.0 is exact. `trace` is filled. `check` is called between the steps of a long search and may
+        raise.
 
         Every query gets k answers when k rows are allowed. InvalidVector and InvalidQuery say what
         is wrong with the call.
@@ -122,86 +137,270 @@ class View:
         x = self._queries(queries)
         if k < 1:
             raise InvalidQuery(f"k must be at least 1, given {k}", k=k)
-        if allowed is not None and (allowed.shape != (self.n_rows,) or allowed.dtype != np.bool_):
-            raise InvalidQuery(
-                f"allowed must be bool of shape ({self.n_rows},), given {allowed.dtype} of shape "
-                f"{allowed.shape}"
-            )
         target: float | None = self.target_recall if target_recall is None else target_recall
         if exact or (target is not None and target >= 1.0):
             target = None
-        if allowed is not None and self.n_live < self.n_rows:
-            allowed = allowed & self.live_mask()
-        width = k + max(8, k // 2) if self.lossy else k
-        widest = 4 * k + 1_000
-        while True:
-            found = self._search(x, width, allowed, target)
-            if not self.lossy or not found.exact or width >= widest or _certain(found, k):
+        main = self.main
+        if self._plain and allowed is None and target is not None and trace is None and len(x) == 1:
+            found = self._one(x, k, target)
+            if found is not None:
                 return found
-            width = min(2 * width, widest)
-
-    def _search(self, x: Floats, k: int, allowed: Mask | None, target: float | None) -> Found:
+        if allowed is not None and allowed.n_rows != self.n_rows:
+            raise InvalidQuery(f"allowed is of {allowed.n_rows} rows, the view has {self.n_rows}")
+        if not len(x):
+            return Found(np.empty((0, k), np.float32), np.empty((0, k), np.int64), True, "exact")
+        if allowed is not None and allowed.is_list and allowed.rows().size <= FEW_ROWS:
+            near, rows = self._few(allowed, trace).search(x, k)
+            return Found(near, rows, True, "exact")
+        if target is None and (self.lossy_tail or (main is not None and main.lossy)):
+            return self._exact_by_stored(x, k, allowed, trace, check)
         merger = Merger(k)
-        exact, name = self._search_main(x, k, allowed, target, merger)
-        self._search_tail(x, k, allowed, merger)
-        return Found(*merger.result(len(x), self.metric), exact, name)
+        all_exact, name = self._search_main(x, k, allowed, target, merger, trace, check)
+        self._search_tail(x, k, allowed, merger, trace)
+        if trace is not None:
+            trace.allowed_rows = self._count(allowed)
+        return Found(*merger.result(len(x), self.metric), all_exact and not self.lossy_tail, name)
 
-    def _queries(self, queries: Floats) -> Floats:
-        if queries.ndim != 2 or queries.shape[1] != self.dimension:
-            raise InvalidVector(
-                f"queries have shape {queries.shape}, expected (q, {self.dimension})"
-            )
+    def _one(self, x: Floats, k: int, target: float) -> Found | None:
+        """One query to a graph and nothing else: the commonest case, with nothing around the walk that
+        a single query would notice. None where it is not as simple as that."""
+        main = self.main
+        assert main is not None
+        setting = main.setting(target, k)
+        if setting is None or k * 4 >= main.n or exact_is_cheaper(main, k, setting):
+            return None
+        use_threads(1)
+        found = main.nearest(x, k, setting)
+        if found is None:
+            return None
+        near = found[0] if self.metric == "l2" else 1.0 - found[0]
+        # Equal distances are ordered by row, which takes a sort.
+        if not (near[0, 1:] > near[0, :-1]).all():
+            return None
+        return Found(near, main.rows[found[1]], False, "graph")
+
+    def _queries(self, queries: Any) -> Any:
+        width = self.dimension // 8 if self.storage == "binary" else self.dimension
+        if queries.ndim != 2 or queries.shape[1] != width:
+            raise InvalidVector(f"queries have shape {queries.shape}, expected (q, {width})")
+        if self.storage == "binary":
+            return np.ascontiguousarray(queries, np.uint8)
         if self.metric == "cosine":
             return unit(queries)
         return np.ascontiguousarray(queries, np.float32)
 
-    def _search_main(
-        self, x: Floats, k: int, allowed: Mask | None, target: float | None, merger: Merger
-    ) -> tuple[bool, str]:
-        if self.main is None or not len(x):
-            return True, "exact"
-        mask: Mask | None = None
-        count = self.main_live
-        if allowed is not None:
-            chosen = allowed[self.main.rows]
-            mask, count = chosen, int(np.count_nonzero(chosen))
-        elif count < self.main.n:
-            mask = self._main_mask.get(self.main, self.live)
-        if not count:
-            return True, "exact"
-        if count == self.main.n:
-            mask = None
-        keys, rows, exact, name = plan.search_main(self.main, x, k, mask, count, target)
-        merger.add(keys, rows)
-        return exact, name
+    def _few(self, allowed: Selection, trace: Trace | None) -> Few:
+        """The vectors of a selection of few rows; the last ones asked for are kept."""
+        kept = self._fews.get(id(allowed))
+        if kept is None or kept[0] is not allowed:
+            chosen = allowed.rows()
+            chosen = chosen[is_set(self.live, chosen)]
+            # The selection is kept too, so that its id stays its own.
+            kept = self._fews[id(allowed)] = (allowed, self._gather(chosen), chosen.size)
+            if len(self._fews) > _KEPT_FEW:
+                self._fews.pop(next(iter(self._fews)), None)
+        if trace is not None:
+            trace.plan, trace.allowed_rows, trace.main_rows_compared = "exact", kept[2], kept[2]
+        return kept[1]
 
-    def _search_tail(self, x: Floats, k: int, allowed: Mask | None, merger: Merger) -> None:
-        if not len(x):
+    def _gather(self, rows: Rows) -> Few:
+        main = self.main
+        if (
+            self.lossy_tail
+            or main is None
+            or main.lossy
+            or (rows.size and rows[-1] >= main.high_water)
+        ):
+            # From the store where codes would lose something, or where it would mean looking at pieces.
+            return Few(rows, exact_space(self.source.rows(rows), self.metric), self.metric)
+        return Few(rows, main.block.take(main.position_of_row()[rows]), self.metric)
+
+    def _count(self, allowed: Selection | None) -> int:
+        if allowed is None:
+            return self.n_live
+        if allowed.is_list:
+            return int(np.count_nonzero(is_set(self.live, allowed.rows())))
+        return int(np.count_nonzero(allowed.mask() & self.live_mask()))
+
+    def _allowed_in_main(self, allowed: Selection | None) -> Allowed | None:
+        """Positions of the main index that may answer; None for all."""
+        main = self.main
+        assert main is not None
+        if allowed is not None:
+            return self.main_mask.chosen(main, self.live, self.main_live, allowed)
+        if self.main_live < main.n:
+            return self.main_mask.live(main, self.live)
+        return None
+
+    def _search_main(
+        self,
+        x: Any,
+        k: int,
+        allowed: Selection | None,
+        target: float | None,
+        merger: Merger,
+        trace: Trace | None,
+        check: Callable[[], None],
+    ) -> tuple[bool, str]:
+        main = self.main
+        if main is None or not self.main_live:
+            return True, "exact"
+        inside = self._allowed_in_main(allowed)
+        if inside is not None and not inside.count:
+            return True, "exact"
+        if inside is not None and inside.count == main.n:
+            inside = None
+        width = main.curve.ranked_again(k) if main.lossy else k
+        keys, rows, exact, name = plan.search_main(main, x, width, inside, target, trace, check)
+        if main.lossy:
+            keys = self._ranked_again(x, rows, trace)
+        merger.add(keys, rows)
+        return exact and not main.lossy, name
+
+    def _ranked_again(self, x: Any, rows: Rows, trace: Trace | None) -> Floats:
+        """Keys of rows by the stored vectors."""
+        started = time.perf_counter()
+        keys = true_keys(x, self.source, rows, self.metric)
+        if trace is not None:
+            trace.rerank_us += 1e6 * (time.perf_counter() - started)
+            trace.main_rows_compared += rows.shape[1]
+        return keys
+
+    def _search_tail(
+        self,
+        x: Any,
+        k: int,
+        allowed: Selection | None,
+        merger: Merger,
+        trace: Trace | None,
+    ) -> None:
+        if not self.pieces:
             return
+        lossy = self.lossy_tail
+        own = Merger(k + max(8, k // 2)) if lossy else merger
         for piece in self.pieces:
             if piece.start == piece.stop:
                 continue
-            mask = None
-            if allowed is not None:
-                mask = (
-                    allowed[piece.start : piece.stop] if piece.rows is None else allowed[piece.rows]
+            inside = self._allowed_in_piece(piece, allowed)
+            if inside is not None and not inside.count:
+                continue
+            keys, positions = piece.block.search(x, own.k, inside)
+            own.add(keys, piece.row_numbers(positions))
+            if trace is not None:
+                trace.tail_rows_compared += piece.block.n if inside is None else inside.count
+        if lossy:
+            rows = own.best(len(x))[1]
+            merger.add(self._ranked_again(x, rows, trace), rows)
+
+    def _allowed_in_piece(self, piece: Piece, allowed: Selection | None) -> Allowed | None:
+        """Positions of a piece that are live and allowed; None for all."""
+        n, rows = piece.block.n, piece.rows
+        if allowed is not None and allowed.is_list:
+            chosen = allowed.rows()
+            low, high = np.searchsorted(chosen, [piece.start, piece.stop])
+            chosen = chosen[low:high]
+            chosen = chosen[is_set(self.live, chosen)]
+            if rows is None:
+                return Allowed(n, picked=chosen - piece.start)
+            at = np.searchsorted(rows, chosen)
+            inside = at < n
+            at, chosen = at[inside], chosen[inside]
+            return Allowed(n, picked=at[rows[at] == chosen])
+        mask = None
+        if self.n_live < self.n_rows:
+            mask = (
+                unpack(self.live, piece.start, piece.stop)
+                if rows is None
+                else is_set(self.live, rows)
+            )
+        if allowed is not None:
+            chosen_mask = allowed.mask()
+            part = chosen_mask[piece.start : piece.stop] if rows is None else chosen_mask[rows]
+            mask = part if mask is None else mask & part
+        return None if mask is None else Allowed(n, mask=mask)
+
+    def _exact_by_stored(
+        self,
+        x: Any,
+        k: int,
+        allowed: Selection | None,
+        trace: Trace | None,
+        check: Callable[[], None],
+    ) -> Found:
+        """The k nearest by the stored vectors although codes are lossy.
+
+        Candidates are taken by code, more and more of them, until none outside can belong to the
+        answer: a code c of x with |c - x| <= e changes a distance by at most e (l2, not squared) or e
+        times the query's length (Cauchy-Schwarz). Queries without that proof read every vector.
+        """
+        errors = [_HALF_ERROR] if self.lossy_tail else []
+        if self.main is not None and self.main.lossy:
+            errors.append(self.main.error)
+        error = max(errors) + _ROUNDING
+        done = Merger(k)
+        width = k + max(8, k // 2)
+        certain = np.zeros(len(x), np.bool_)
+        while np.isfinite(error) and width <= 4 * k + 1_000:
+            check()
+            own = Merger(width)
+            self._candidates(x, width, allowed, own)
+            keys, rows = own.best(len(x))
+            order = np.argsort(keys, axis=1)
+            keys, rows = np.take_along_axis(keys, order, 1), np.take_along_axis(rows, order, 1)
+            true = self._ranked_again(x, rows, trace)
+            done = Merger(k)
+            done.add(true, rows)
+            if keys.shape[1] < width:
+                certain[:] = True
+                break
+            kth = np.sort(true, axis=1)[:, k - 1]
+            last = keys[:, -1]
+            if self.metric == "l2":
+                beyond = np.sqrt(np.maximum(last, 0)) - error > np.sqrt(kth)
+            else:
+                beyond = last - error * np.sqrt(np.einsum("qd,qd->q", x, x)) > kth
+            certain = ~np.isfinite(last) | beyond
+            if certain.all():
+                break
+            width *= 2
+        distances, rows = done.result(len(x), self.metric)
+        few = np.flatnonzero(~certain)
+        if few.size:
+            mask = None if allowed is None else allowed.mask()
+
+            def wanted(start: int, stop: int) -> Mask:
+                live = self.live_mask(start, stop)
+                return live if mask is None else live & mask[start:stop]
+
+            merger = Merger(k)
+            merger.add(
+                *scan(
+                    np.ascontiguousarray(x[few]),
+                    k,
+                    self.metric,
+                    self.source,
+                    self.n_rows,
+                    wanted,
+                    check,
                 )
-            elif self.n_live < self.n_rows:
-                mask = (
-                    unpack(self.live, piece.start, piece.stop)
-                    if piece.rows is None
-                    else is_set(self.live, piece.rows)
-                )
-            keys, positions = piece.block.search(x, k, mask)
-            merger.add(keys, piece.row_numbers(positions))
+            )
+            distances[few], rows[few] = merger.result(few.size, self.metric)
+        if trace is not None:
+            trace.plan = "exact"
+            trace.allowed_rows = self._count(allowed)
+            trace.main_rows_compared += self.n_live if few.size else 0
+        return Found(distances, rows, True, "exact")
 
-
-def _certain(found: Found, k: int) -> bool:
-    """Whether the k nearest by stored vectors must be among lossy answers that are exact by codes.
-
-    A float16 code c of a unit vector x has |c - x| <= 2^-11, so by Cauchy-Schwarz each distance is
-    off by at most that, and a row beyond the last column by at most that in the other direction.
-    """
-    last = found.distances[:, -1]
-    gap = last - found.distances[:, k - 1]
-    return bool(np.all(np.isnan(last) | (gap > 2 * _HALF_ERROR)))
+    def _candidates(self, x: Any, width: int, allowed: Selection | None, own: Merger) -> None:
+        """The `width` nearest by code, in main index and tail."""
+        main = self.main
+        if main is not None and self.main_live:
+            inside = self._allowed_in_main(allowed)
+            if inside is None or inside.count:
+                keys, positions = main.exact(x, width, inside)
+                own.add(keys, np.where(positions < 0, -1, main.rows[positions]))
+        for piece in self.pieces:
+            inside = self._allowed_in_piece(piece, allowed)
+            if piece.start < piece.stop and (inside is None or inside.count):
+                keys, positions = piece.block.search(x, width, inside)
+                own.add(keys, piece.row_numbers(positions))

@@ -1,0 +1,91 @@
+"""Which vectors a filter leaves, kept for the next query with the same filter."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+
+from ..selection import Selection
+from .blocks import Allowed
+from .distance import Floats, Rows, padded, squares, to_distances
+from .live import Bits, unpack
+from .main import Main
+
+_KEPT_FILTERS = 8
+FEW_ROWS = 512
+"""Selected rows up to which their vectors are copied to one place and compared there: 768 KiB at
+d = 384, for each of the last few filters."""
+
+
+class MainMask:
+    """Which positions of the main index may answer, computed when first needed.
+
+    Views share it as long as no kill touches the main index, so that steady writing does not cost
+    one look at every row a commit. The last few filters' positions are kept beside it.
+    """
+
+    def __init__(self) -> None:
+        self._live: Allowed | None = None
+        self._filters: OrderedDict[int, tuple[Selection, Allowed]] = OrderedDict()
+
+    def live(self, main: Main, bits: Bits) -> Allowed:
+        # Two threads may both compute it; either result is right.
+        if self._live is None:
+            self._live = Allowed(main.n, mask=unpack(bits, 0, main.high_water)[main.rows])
+        return self._live
+
+    def chosen(self, main: Main, bits: Bits, live: int, selection: Selection) -> Allowed:
+        """Live positions of the selected rows."""
+        kept = self._filters.get(id(selection))
+        if kept is not None and kept[0] is selection:
+            return kept[1]
+        if selection.is_list:
+            picked = main.positions_of(selection.rows())
+            if live < main.n:
+                picked = picked[self.live(main, bits).mask()[picked]]
+            made = Allowed(main.n, picked=picked)
+        else:
+            mask = selection.mask()[main.rows]
+            if live < main.n:
+                mask &= self.live(main, bits).mask()
+            made = Allowed(main.n, mask=mask)
+        # The selection is kept too, so that its id stays its own.
+        self._filters[id(selection)] = (selection, made)
+        while len(self._filters) > _KEPT_FILTERS:
+            try:
+                self._filters.popitem(last=False)
+            except KeyError:  # another thread was faster
+                break
+        return made
+
+
+class Few:
+    """The vectors of a few selected rows, side by side."""
+
+    __slots__ = ("_metric", "_rows", "_vectors")
+
+    def __init__(self, rows: Rows, vectors: Floats, metric: str) -> None:
+        """`rows` ascending, `vectors` (n, width) theirs in the index's space."""
+        self._rows = rows
+        self._vectors = vectors
+        self._metric = metric
+
+    def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
+        """Distances and rows (q, k), nearest first, ties by row; NaN and -1 where there are fewer."""
+        if self._metric == "l2":
+            keys = squares(queries, self._vectors)
+        elif self._metric == "hamming":
+            differing = [np.bitwise_count(self._vectors ^ q).sum(axis=1) for q in queries]
+            keys = np.asarray(differing, np.float32).reshape(len(queries), len(self._rows))
+        else:
+            keys = -(queries @ self._vectors.T)
+        order = keys.argsort(axis=1, kind="stable")[:, :k]
+        if len(queries) == 1:
+            near, rows = keys[0][order], self._rows[order]
+        else:
+            near, rows = np.take_along_axis(keys, order, axis=1), self._rows[order]
+        near = to_distances(near, self._metric)
+        if order.shape[1] < k:
+            return padded(near, k, np.nan), padded(rows, k, -1)
+        return near, rows

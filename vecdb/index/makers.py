@@ -1,0 +1,245 @@
+"""What grows while a build reads its rows: a graph, lists or flat codes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from .arena import Arena
+from .blocks import Block, CodeBlock
+from .codes import is_fine, like, new_codes, rotation
+from .distance import Floats, Rows
+from .door import faiss, flat_over, reserve
+from .main import Main, attach, block_of, empty_graph, new_ivf
+from .source import READ_ROWS, VectorSource
+
+_TRAIN_ROWS_A_LIST = 40
+_TRAIN_ROUNDS = 10
+SEED = 7_700
+
+
+class Job(Protocol):
+    """What a build needs to know about its collection."""
+
+    dimension: int
+    metric: str
+    storage: str
+    source: VectorSource
+
+
+class Making(Protocol):
+    """What makers need of the build they belong to."""
+
+    job: Job
+    code: str
+    lossy: bool
+    rng: np.random.Generator
+    progress: Callable[[float], None]
+    hand_over: Callable[[Rows, Floats, int], None]
+
+    def check(self) -> None:
+        """Raises when the build was cancelled."""
+
+    def sample(self, rows: Rows) -> Floats:
+        """Vectors from all over `rows`, as many as training codes needs."""
+
+    def gather(self, rows: Rows) -> Any:
+        """A copy of these rows (ascending) in the index's space."""
+
+
+class Maker(Protocol):
+    """What grows while the rows of a build are read."""
+
+    base: float
+    arena: Arena | None
+    quantizer: Any
+    """A FAISS index that encodes as the codes are, None where nothing is lost or it is not known."""
+
+    def add(self, part: Any, rows: Rows, through: int) -> None:
+        """Take (n, d) vectors; `rows` are theirs, and all live rows below `through` have been given.
+        No rows: vectors that were kept back."""
+
+    def serving(self) -> tuple[Any, Block]:
+        """The FAISS index and the block of all that has been added, as they will serve."""
+
+
+class GraphMaker:
+    """An HNSW graph. It is built over small codes where these are fine enough, and served over others.
+
+    float32 serves from an arena: neither the build nor the old index holds a second copy.
+    """
+
+    def __init__(self, build: Making, old: Main | None, fresh: Rows) -> None:
+        self.build = build
+        self.base = 0.02 if old is not None else 0.0
+        self.arena: Arena | None = None
+        self.quantizer: Any = None
+        job, code = build.job, build.code
+        held = 0 if old is None else old.n
+        total = held + fresh.size
+        if old is None:
+            self.graph = empty_graph(job.dimension, job.metric)
+        else:
+            # A graph that is mapped from a file must not be added to (FAISS aborts), and a clone of it
+            # is a view of the same map: a copy through bytes owns its memory whatever the source is.
+            self.graph = _copied(old.index)
+        if code == "binary":
+            self.walk = faiss.IndexBinaryFlat(job.dimension)
+            reserve(self.walk.xb, total * (job.dimension // 8))
+        else:
+            sample = build.sample(fresh)
+            self.walk = self._walk_codes(old, sample)
+            reserve(self.walk.codes, total * int(self.walk.code_size))
+        self.codes = self.walk
+        if code == "float32":
+            self.arena = self._room(old, fresh.size)
+        elif code == "sq4":
+            self.codes = (
+                new_codes("sq4", job.dimension, job.metric, sample)
+                if old is None
+                else like(old.block.index)  # type: ignore[attr-defined]
+            )
+            reserve(self.codes.codes, total * int(self.codes.code_size))
+        if build.lossy:
+            self.quantizer = self.codes
+        for start in range(0, held, READ_ROWS):
+            build.check()
+            assert old is not None
+            vectors = old.block.take(np.arange(start, min(held, start + READ_ROWS)))
+            self.walk.add(vectors)
+            if self.codes is not self.walk:
+                self.codes.add(vectors)
+        attach(self.graph, self.walk)
+
+    def _walk_codes(self, old: Main | None, sample: Floats) -> Any:
+        """Empty codes to build over: the serving ones, or sq8 or float16 where they are fine."""
+        job, code = self.build.job, self.build.code
+        if code not in ("float32", "sq4"):
+            if old is not None and isinstance(old.block, CodeBlock):
+                return like(old.block.index)
+            return new_codes(code, job.dimension, job.metric, sample)
+        for small in ("sq8", "float16"):
+            if is_fine(small, sample, job.metric):
+                return new_codes(small, job.dimension, job.metric, sample)
+        return new_codes("float32", job.dimension, job.metric)
+
+    def _room(self, old: Main | None, fresh: int) -> Arena:
+        """The arena of the old index where it has room behind it, else a new one with its vectors."""
+        serves = None if old is None else old.arena
+        if (
+            old is not None
+            and serves is not None
+            and serves.used == old.n
+            and serves.has_room(fresh)
+        ):
+            return serves
+        held = 0 if old is None else old.n
+        arena = Arena(self.build.job.dimension, held + fresh)
+        for start in range(0, held, READ_ROWS):
+            self.build.check()
+            assert old is not None
+            arena.put(old.block.take(np.arange(start, min(held, start + READ_ROWS))))
+        return arena
+
+    def add(self, part: Any, rows: Rows, through: int) -> None:
+        if not len(part):
+            return
+        attach(self.graph, self.walk)
+        self.graph.add(part)
+        if self.arena is not None:
+            look = self.arena.put(part)
+            if rows.size:
+                self.build.hand_over(rows, look, through)
+        elif self.codes is not self.walk:
+            self.codes.add(part)
+
+    def serving(self) -> tuple[Any, Block]:
+        if self.arena is not None:
+            storage = flat_over(self.arena.vectors[: self.arena.used], int(self.graph.metric_type))
+            attach(self.graph, storage)
+        else:
+            attach(self.graph, self.codes)
+            storage = self.codes
+        return self.graph, block_of("hnsw", self.build.code, self.graph, storage)
+
+
+def _copied(graph: Any) -> Any:
+    if isinstance(graph, faiss.IndexBinary):
+        # Binary graphs cannot be written without their bits, so these are copied as well.
+        return faiss.deserialize_index_binary(faiss.serialize_index_binary(graph))
+    return faiss.deserialize_index(faiss.serialize_index(graph, faiss.IO_FLAG_SKIP_STORAGE))
+
+
+class CodesMaker:
+    """Flat codes that are all compared: kind `exact` with a quantization."""
+
+    base = 0.0
+    arena: Arena | None = None
+
+    def __init__(self, build: Making, fresh: Rows) -> None:
+        job = build.job
+        sample = build.sample(fresh)
+        self.codes = new_codes(build.code, job.dimension, job.metric, sample)
+        self.quantizer = self.codes
+        reserve(self.codes.codes, fresh.size * int(self.codes.code_size))
+
+    def add(self, part: Any, rows: Rows, through: int) -> None:
+        if len(part):
+            self.codes.add(part)
+
+    def serving(self) -> tuple[Any, Block]:
+        return self.codes, CodeBlock(self.codes)
+
+
+class ListsMaker:
+    """IVF lists around k-means centroids."""
+
+    base = 0.4
+    arena: Arena | None = None
+
+    def __init__(self, build: Making, fresh: Rows) -> None:
+        self.build = build
+        job = build.job
+        self.turn = rotation(job.dimension) if build.code == "rabitq" else None
+        centroids, sample = self._train(fresh)
+        self.index = new_ivf(job.dimension, job.metric, build.code, centroids, sample)
+        self.quantizer = None
+        if build.lossy and build.code != "rabitq":
+            self.quantizer = new_codes(build.code, job.dimension, job.metric, sample[:1])
+            self.quantizer.sq = self.index.sq
+
+    def add(self, part: Any, rows: Rows, through: int) -> None:
+        if len(part):
+            self.index.add(part if self.turn is None else part @ self.turn)
+
+    def serving(self) -> tuple[Any, Block]:
+        self.index.make_direct_map(True)
+        return self.index, block_of("ivf", self.build.code, self.index, None)
+
+    def _train(self, rows: Rows) -> tuple[Floats, Floats]:
+        """Centroids and the sample they come from. A call a round, so that it can be cancelled."""
+        build, job = self.build, self.build.job
+        lists = max(1, min(int(4 * math.sqrt(rows.size)), rows.size // _TRAIN_ROWS_A_LIST))
+        size = min(rows.size, lists * _TRAIN_ROWS_A_LIST)
+        sample = build.gather(np.sort(build.rng.choice(rows, size, replace=False)))
+        if self.turn is not None:
+            sample = sample @ self.turn
+        centroids = sample[build.rng.choice(size, lists, replace=False)].copy()
+        for done in range(_TRAIN_ROUNDS):
+            build.check()
+            kmeans = faiss.Kmeans(
+                job.dimension,
+                lists,
+                niter=1,
+                seed=SEED,
+                spherical=job.metric == "cosine",
+                min_points_per_centroid=1,
+                max_points_per_centroid=size,
+            )
+            kmeans.train(sample, init_centroids=centroids)
+            centroids = np.array(kmeans.centroids, np.float32)
+            build.progress(self.base * (done + 1) / _TRAIN_ROUNDS)
+        return centroids, sample

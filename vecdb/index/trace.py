@@ -1,0 +1,25 @@
+"""What a search did, for those who ask how an answer came about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Trace:
+    """Filled by `View.search` when it is given; one thread at a time. Counts are for one query on
+    average where several were searched together."""
+
+    plan: str = "exact"
+    setting_name: str = ""
+    """efSearch or nprobe; empty where every allowed row was compared."""
+    setting: int = 0
+    expected_recall: float = 1.0
+    allowed_rows: int = 0
+    candidates: int = 0
+    """Answers that the main index was asked for."""
+    main_rows_compared: int = 0
+    """Exact comparisons in the main index, ranking again included."""
+    tail_rows_compared: int = 0
+    rerank_us: float = 0.0
+    """Time spent on ranking candidates again by stored vectors."""
