@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench import datasets, first, measure
+from bench import clusters, curves, datasets, first, measure, peers, sources
+from bench.children import Child, ChildFailed, Missing, Sampler
+from bench.index import kinds, run
+from bench.sources import Condition
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_clusters_are_the_same_for_the_same_seed() -> None:
@@ -62,3 +71,147 @@ def test_the_first_measurement_runs_and_writes_its_results(
     page = path.with_suffix(".md").read_text()
     assert "p99" in page
     assert "600 rows" in page
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> sources.Source:
+    return sources.prepare("clusters", 2_000, 30, 1, tmp_path)
+
+
+def test_slices_of_the_clusters_are_the_same_for_the_same_seed(
+    source: sources.Source, tmp_path: Path
+) -> None:
+    """A seed gives the same file again, another seed another; rows are of unit length and in order."""
+    again = sources.prepare("clusters", 2_000, 30, 1, tmp_path / "again")
+    other = sources.prepare("clusters", 2_000, 30, 2, tmp_path / "other")
+    assert np.array_equal(source.vectors(0, 2_000), again.vectors(0, 2_000))
+    assert np.array_equal(source.queries, again.queries)
+    assert not np.array_equal(source.vectors(0, 2_000), other.vectors(0, 2_000))
+    assert np.allclose(np.linalg.norm(source.vectors(0, 2_000), axis=1), 1, atol=1e-5)
+    part = source.part(700, 900)
+    assert np.array_equal(part.vectors, source.vectors(0, 2_000)[700:900])
+    assert source.rows_of(part.ids) == list(range(700, 900))
+    assert len(part.metadata) == len(part.documents) == 200
+
+
+def test_records_of_the_clusters_have_the_shares_that_are_stated() -> None:
+    """70 % nouns, 17 % with three lemmas and more, 100 rows of each lemma; columns are the records."""
+    members = np.arange(50_000, dtype=np.int32) % 50
+    _, metadata, documents = clusters.records(0, 50_000, 50_000, members)
+    assert np.mean([one["pos"] == "noun" for one in metadata]) == pytest.approx(0.7, abs=0.01)
+    assert np.mean([one["n_lemmas"] >= 3 for one in metadata]) == pytest.approx(0.17, abs=0.01)
+    assert set(np.unique([one["lemma"] for one in metadata], return_counts=True)[1]) == {100}
+    assert 50 < np.mean([len(text) for text in documents]) < 70
+    for field in metadata[0]:
+        column = clusters.column(field, 50_000, members)
+        assert column.tolist() == [one[field] for one in metadata]
+
+
+def test_recall_of_a_source_counts_ties_and_nothing_else(source: sources.Source) -> None:
+    """The right rows give 1; a wrong, a repeated, a missing and a forbidden one each cost their share."""
+    near = 1 - source.queries @ source.vectors(0, source.rows).T
+    right = np.argsort(near, axis=1)[:, :4]
+    truth = source.truth(4)
+    assert source.recall(right, truth) == 1
+    assert source.recall(right[:10, ::-1], truth) == 1
+    for wrong in (right[:, 0], np.argmax(near, axis=1), np.full(len(right), -1)):
+        found = right.copy()
+        found[:, 3] = wrong
+        assert source.recall(found, truth) == pytest.approx(0.75)
+    nouns = Condition("pos", "=", "noun")
+    allowed = source.flags(nouns)
+    filtered = np.argsort(np.where(allowed, near, np.inf), axis=1)[:, :4]
+    assert source.recall(filtered, source.truth(4, nouns)) == 1
+    assert source.recall(right, source.truth(4, nouns)) == pytest.approx(allowed[right].mean())
+
+
+def test_rates_are_compared_at_equal_recall() -> None:
+    """Between two points by the logarithm of the rate; below the first its rate, above the last none."""
+    points = [
+        {"setting": s, "recall": r, "queries_per_s": q}
+        for s, r, q in ((1, 0.9, 1_000.0), (2, 0.94, 800.0), (3, 0.98, 200.0))
+    ]
+    assert curves.rate_at(points, 0.96) == pytest.approx(400)
+    assert curves.rate_at(points, 0.94) == 800
+    assert curves.rate_at(points, 0.5) == 1_000
+    assert curves.rate_at(points, 0.99) is None
+    assert curves.reaching(points, 0.93) == points[1]
+    assert curves.reaching(points, 0.99) is None
+
+
+def test_a_child_answers_raises_and_is_pinned() -> None:
+    """Results come back, errors come as text, a missing package as such, and one core is one core."""
+    with Child("collections:deque", [1, 2, 3]) as child, Sampler(child.pid) as sampler:
+        assert child.call("pop") == 3
+        child.call("clear")
+        with pytest.raises(ChildFailed, match="IndexError"):
+            child.call("pop")
+    assert sampler.peak["anonymous"] > 0
+    with pytest.raises(Missing, match="no_such_package"):
+        Child("no_such_package:Thing")
+    with Child("concurrent.futures:ThreadPoolExecutor", 1, one_core=True) as child:
+        assert len(os.sched_getaffinity(child.pid)) == 1
+
+
+def test_the_index_is_measured_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every part gives numbers and stands on the page; the stages that are timed exist in the engine."""
+    monkeypatch.setattr(kinds, "QUANTIZATIONS", ("none", "sq8"))
+    words = ["--dataset", "clusters", "--rows", "3000", "--queries", "50", "--rounds", "1"]
+    words += ["--folder", str(tmp_path / "folder"), "--results", str(tmp_path)]
+    assert run.main(words) == 0
+    (path,) = tmp_path.glob("*-index-clusters.json")
+    results = json.loads(path.read_text())
+    assert results["failed"] == {}
+    parts = results["parts"]
+    assert set(parts) == set(run.PARTS) - {"peers"}
+    assert parts["insert"]["not_timed"] == []
+    assert parts["insert"]["shares"]["LMDB transaction"] > 0
+    assert len(parts["speed"]["cases"]) == 4
+    for case in parts["speed"]["cases"].values():
+        for point in case["vecdb"]:
+            assert point["queries_per_s"] > 0
+            assert point["recall"] > point["setting"] - 0.1
+    assert {"exact/none", "hnsw/none", "ivf/none"} <= set(parts["kinds"]["kinds"])
+    assert parts["memory"]["collections"]["auto"]["building"]["anonymous"] > 0
+    assert parts["disk"]["loaded"]["store_bytes"] > results["dataset"]["raw_bytes"]
+    assert parts["building"]["phases"]["during the build"]["calls"] > 0
+    page = path.with_suffix(".md").read_text()
+    for title in (
+        "Insert",
+        "Memory",
+        "Speed",
+        "Kinds",
+        "Filters",
+        "Open",
+        "Disk",
+        "Queries during",
+    ):
+        assert f"## {title}" in page
+    drawn = {plot.name for plot in tmp_path.glob("*.svg")}
+    assert (len(drawn) == 2) == (find_spec("matplotlib") is not None)
+
+
+def test_peers_that_are_not_installed_are_left_out_with_a_word(tmp_path: Path) -> None:
+    """Each system is either measured, with and without filters, or named as missing."""
+    words = ["--dataset", "clusters", "--rows", "1200", "--queries", "20", "--rounds", "1"]
+    words += ["--folder", str(tmp_path / "folder"), "--results", str(tmp_path), "--only", "peers"]
+    assert run.main(words) == 0
+    (path,) = tmp_path.glob("*-index-clusters-peers.json")
+    found = json.loads(path.read_text())["parts"]["peers"]
+    measured, skipped = set(found["plain"]["curves"]), set(found["skipped"])
+    assert measured | skipped == {peer.name for peer in peers.PEERS}
+    assert not measured & skipped
+    assert {peers.VECDB.name, peers.RAW.name} <= measured
+    for one in found["filtered"].values():
+        assert set(one["curves"]) == measured - {peers.RAW.name}
+        assert one["best_recall"]["vecdb"] >= 0.95
+    page = path.with_suffix(".md").read_text()
+    assert all(f"{name} was left out" in page for name in skipped)
+
+
+def test_what_is_measured_against_is_pinned() -> None:
+    """constraints.txt has one exact version of every package of the extra `bench`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {re.split(r"[<>=]", one)[0] for one in project["optional-dependencies"]["bench"]}
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert wanted <= {line.partition("==")[0] for line in lines}

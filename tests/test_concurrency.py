@@ -151,6 +151,42 @@ def test_an_update_never_hides_a_record(docs):
     assert docs.check().ok
 
 
+def test_named_vectors_change_with_their_records(data_folder):
+    """While records are replaced without pause, each search by a named field sees every one once,
+    with the vectors of one version."""
+    n = 50
+    ids = [f"r{i}" for i in range(n)]
+    with vecdb.open(data_folder) as db:
+        docs = db.create_collection(
+            "docs", dimension=2, metric="l2", vectors={"t": {"dimension": 1, "metric": "l2"}}
+        )
+
+        def put(version):
+            named = [[version] if i % 5 else None for i in range(n)]
+            docs.upsert(ids, [[version, i] for i in range(n)], named_vectors={"t": named})
+
+        put(0)
+        stop = threading.Event()
+
+        def write():
+            for version in range(1, 100):
+                put(version)
+            stop.set()
+
+        def read():
+            while not stop.is_set():
+                found = docs.query(
+                    [[0.0]], vector_name="t", k=100, include=["vector", "named_vectors"]
+                )
+                assert sorted(found.ids[0]) == sorted(i for i in ids if int(i[1:]) % 5)
+                (version,) = set(found.vectors[0][:, 0].tolist())
+                assert set(found.named_vectors["t"][0][:, 0].tolist()) == {version}
+                assert set(found.distances[0, : len(found.ids[0])].tolist()) == {version**2}
+
+        run_all(write, read, read)
+        assert docs.check().ok
+
+
 def test_a_write_is_visible_to_the_next_read(docs):
     """Whoever has an acknowledgement sees the write, in every verb, from any thread."""
 

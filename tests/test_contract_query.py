@@ -6,20 +6,11 @@ import array
 
 import numpy as np
 import pytest
+from plain_query import best_groups, most_relevant
+from plain_query import distances as plain_distances
 
 N, D = 400, 16
 RNG_SEED = 20260101
-
-
-def plain_distances(queries, vectors, metric):
-    """(q, n) float64 distances, written as the definition reads."""
-    q, v = queries.astype(np.float64), vectors.astype(np.float64)
-    if metric == "l2":
-        return ((q[:, None, :] - v[None, :, :]) ** 2).sum(axis=2)
-    if metric == "cosine":
-        q = q / np.linalg.norm(q, axis=1, keepdims=True)
-        v = v / np.linalg.norm(v, axis=1, keepdims=True)
-    return 1 - q @ v.T
 
 
 @pytest.fixture
@@ -215,3 +206,110 @@ def test_every_index_keeps_its_promises(backend, metric, index, storage):
     assert recall(found, np.where(some, near, np.inf)) >= 0.93
     assert all(some[int(x[1:])] for ids_ in found.ids for x in ids_)
     assert docs.check().ok
+
+
+def test_groups(filled, data):
+    """group_by gives the best hits of the best groups, with their values, one after the other."""
+    vectors, queries = data
+    near = plain_distances(queries, vectors, filled.info.metric)
+    values = [f"g{i % 40}" for i in range(N)]
+    filled.update([f"r{i}" for i in range(N)], metadata=[{"g": value} for value in values])
+    found = filled.query(queries, k=4, group_by="g", group_size=3, include=["metadata"])
+    assert found.distances.shape == (7, 12)
+    for i, row in enumerate(near):
+        expected = best_groups(row, values, 4, 3)
+        assert found.groups[i] == [value for value, own in expected for _ in own]
+        rows = [r for _, own in expected for r in own]
+        assert [int(name[1:]) for name in found.ids[i]] == rows
+        assert np.allclose(found.distances[i], row[rows], atol=1e-3)
+        assert [m["g"] for m in found.metadata[i]] == found.groups[i]
+    assert [hit.group for hit in found.hits(2)] == found.groups[2]
+    assert filled.query(queries, k=4).groups is None
+    assert filled.query(queries[0], k=2, group_by="third", filter={"i": 1}).groups == [[False]]
+
+
+def test_diversity(filled, data):
+    """mmr_lambda picks as the definition of maximal marginal relevance does."""
+    vectors, queries = data
+    near = plain_distances(queries, vectors, filled.info.metric)
+    found = filled.query(queries, k=6, mmr_lambda=0.5, mmr_candidates=40)
+    for i, row in enumerate(near):
+        expected = most_relevant(row, vectors, filled.info.metric, 6, 0.5, 40)
+        assert [int(name[1:]) for name in found.ids[i]] == expected
+
+
+def test_examples(backend, filled, data):
+    """Examples are ids and vectors mixed; their mean, away from the negative ones, is the query."""
+    vectors, queries = data
+    positive, negative = [vectors[3], vectors[5], queries[0]], [vectors[8], queries[1]]
+    if filled.info.metric == "cosine":
+        positive = [v / np.linalg.norm(v) for v in positive]
+        negative = [v / np.linalg.norm(v) for v in negative]
+    target = 2 * np.mean(positive, axis=0) - np.mean(negative, axis=0)
+    near = plain_distances(target[None], vectors, filled.info.metric)
+    near[0, [3, 5, 8]] = np.inf
+    found = filled.query(positive=["r3", "r5", queries[0]], negative=["r8", queries[1]], k=12)
+    expect(found, near, 12, 1e-3)
+    near = plain_distances(vectors[3:4], vectors, filled.info.metric)
+    near[0, 3] = np.inf
+    expect(filled.query(positive=["r3"], k=5), near, 5)
+    with pytest.raises(backend.errors.RecordNotFound, match="nobody"):
+        filled.query(positive=["nobody"])
+    with pytest.raises(backend.errors.InvalidQuery):
+        filled.query(positive=["r3"], ids=["r3"])
+
+
+def test_named_vector_fields(backend, data):
+    """vector_name searches another vector of the records; those without it never answer."""
+    vectors, queries = data
+    docs = backend.db.create_collection(
+        "docs", dimension=2, metric="l2",
+        vectors={"deep": {"dimension": D, "metric": "ip", "storage": "float16"},
+                 "bits": {"dimension": 16, "metric": "hamming", "storage": "binary"}},
+    )  # fmt: skip
+    bits = np.packbits(vectors > 0, axis=1)
+    has = np.arange(N) % 3 != 0
+    docs.insert(
+        [f"r{i}" for i in range(N)],
+        np.arange(2 * N).reshape(N, 2),
+        named_vectors={"deep": [v if t else None for v, t in zip(vectors, has, strict=True)], "bits": bits},
+    )  # fmt: skip
+    stored = vectors.astype(np.float16)
+    near = np.where(has, plain_distances(queries, stored, "ip"), np.inf)
+    expect(docs.query(queries, vector_name="deep", k=9), near, 9, 1e-3)
+    near = plain_distances(stored[[4, 5]], stored, "ip")
+    near[[0, 1], [4, 5]] = np.inf
+    expect(
+        docs.query(ids=["r4", "r5"], vector_name="deep", k=9), np.where(has, near, np.inf), 9, 1e-3
+    )
+    found = docs.query(bits[:3], vector_name="bits", k=9, include=["named_vectors"])
+    expect(found, plain_distances(bits[:3], bits, "hamming"), 9)
+    for i in range(3):
+        rows = [int(name[1:]) for name in found.ids[i]]
+        assert np.array_equal(found.named_vectors["bits"][i], bits[rows])
+        assert found.named_present["deep"][i].tolist() == has[rows].tolist()
+        assert np.array_equal(np.isnan(found.named_vectors["deep"][i]).all(axis=1), ~has[rows])
+    with pytest.raises(backend.errors.InvalidQuery, match="deep, bits"):
+        docs.query(queries, vector_name="shallow")
+
+
+def test_explanations(filled, data):
+    """explain comes with the answer, wherever it was asked for."""
+    queries = data[1]
+    told = filled.query(queries, k=3, explain=True, filter={"third": True}).explain
+    assert (told.plan, told.kind, told.rows, told.allowed_rows) == ("exact", "exact", N, 134)
+    assert told.sequence == filled.stats().sequence
+    assert told.times_us["total"] >= told.times_us["search"] > 0
+    assert filled.query(queries, k=3).explain is None
+
+
+def test_compaction_and_builds(backend, data):
+    """compact gives numbers, cancel_build says whether a build was running."""
+    docs = backend.db.create_collection("docs", dimension=D)
+    docs.insert([f"r{i}" for i in range(N)], data[0])
+    docs.delete([f"r{i}" for i in range(100)])
+    done = docs.compact()
+    assert done.purged_rows >= 0
+    assert done.bytes_after > 0
+    assert docs.cancel_build() is False
+    assert docs.count() == N - 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shlex
@@ -16,11 +17,14 @@ import vecdb
 from vecdb import errors
 from vecdb.filters import parse
 from vecdb.settings import ENGINE
+from vecdb.types import AuditStats, CurvePoint, Explain, IndexStats
 from vecdb_server.settings import SERVER
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+SETTINGS = README.split("## Settings")[1].split("\n## ")[0]
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
+PROTO = (ROOT / "proto/vecdb/v1/vecdb.proto").read_text()
 NEEDS_SERVER = "# server: running\n"
 
 
@@ -39,11 +43,11 @@ def run_python(code, folder):
     return done.stdout
 
 
-def test_the_embedded_example_runs(tmp_path):
-    """What README shows for embedded use works as it stands."""
+def test_the_embedded_examples_run(tmp_path):
+    """What README shows for embedded use works as it stands, one example after the other."""
     examples = [b for b in blocks(README, "python") if NEEDS_SERVER not in b]
-    assert len(examples) == 1
-    assert "Moos am Stein" in run_python(examples[0], tmp_path)
+    assert len(examples) == 2
+    assert "Moos am Stein" in run_python("\n".join(examples), tmp_path)
 
 
 def test_the_client_examples_run(tmp_path):
@@ -95,7 +99,7 @@ def test_filters_in_the_docs_are_filters():
 @pytest.mark.parametrize("row", [*ENGINE, *SERVER], ids=lambda row: row.name)
 def test_settings_are_documented_as_they_are(row):
     """README names each setting with its default and its sentence."""
-    (line,) = [x for x in README.splitlines() if x.startswith(f"| `{row.name}` |")]
+    (line,) = [x for x in SETTINGS.splitlines() if x.startswith(f"| `{row.name}` |")]
     default = (
         str(row.default).lower()
         if isinstance(row.default, bool)
@@ -109,8 +113,22 @@ def test_settings_are_documented_as_they_are(row):
 
 def test_no_setting_is_documented_that_is_none():
     """The tables of settings hold no others."""
-    documented = re.findall(r"^\| `([a-z_]+)` \|", README, re.MULTILINE)
+    documented = re.findall(r"^\| `([a-z_]+)` \|", SETTINGS, re.MULTILINE)
     assert sorted(documented) == sorted(row.name for row in [*ENGINE, *SERVER])
+
+
+@pytest.mark.parametrize("kind", [Explain, IndexStats, CurvePoint, AuditStats])
+def test_what_explain_and_stats_say_is_documented(kind):
+    """README names every field of `explain` and of the index in `stats`, and each has a sentence in the
+    contract."""
+    section = README.split("### What explain and stats say")[1].split("\n## ")[0]
+    message = re.search(
+        rf"^message {kind.__name__} \{{\n(.*?)^\}}", PROTO, re.DOTALL | re.MULTILINE
+    )
+    assert message is not None
+    for field in dataclasses.fields(kind):
+        assert f"`{field.name}`" in section, field.name
+        assert re.search(rf"  // [^\n]+\n  [^/\n]*\b{field.name}\b", message[1]), field.name
 
 
 def test_all_errors_are_documented():

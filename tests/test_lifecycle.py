@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import wait_until
 
 import vecdb
 from vecdb import errors, layout
@@ -202,11 +203,12 @@ def test_a_build_that_fails_is_reported_and_search_goes_on(data_folder, monkeypa
         docs = db.create_collection("docs", dimension=D, metric="l2", index="hnsw")
         fill(docs, vectors)
 
-        def broken(start, stop):
+        def broken(*_):
             raise errors.Corrupted("planted")
 
         with monkeypatch.context() as patch:
-            patch.setattr(docs._core, "vector_range", broken)
+            for read in ("range", "rows"):
+                patch.setattr(type(docs._core.index.source), read, broken)
             with pytest.raises(errors.Corrupted, match="planted"):
                 docs.build_index()
         assert "planted" in docs.stats().index.last_error
@@ -229,3 +231,108 @@ def test_copies_are_made_anew_after_a_fault(data_folder, monkeypatch):
         assert docs.query(np.ones(D), k=1).ids == [["x"]]
         assert docs.insert(["y"], [np.ones(D)]).sequence == 3
         assert docs.check().ok
+
+
+def test_each_vector_field_has_an_index_of_its_own(data_folder):
+    """Named fields are built, saved, mapped again and mended one by one, rows without them left out."""
+    vectors, titles = clustered(4_000), clustered(4_000, seed=3)
+    named = {"title": {"dimension": D, "metric": "l2", "index": "hnsw"}}
+    queries = clustered(20, seed=8)
+    truth = (
+        np.argsort(((queries[:, None] - titles[None, ::2]) ** 2).sum(axis=2), axis=1)[:, :10] * 2
+    )
+
+    def right_by_title(docs):
+        exact = docs.query(queries, vector_name="title", k=10, exact=True)
+        assert [[int(i[1:]) for i in ids] for ids in exact.ids] == truth.tolist()
+        found = docs.query(queries, vector_name="title", k=10)
+        hits = sum(len(set(a) & set(b)) for a, b in zip(found.ids, exact.ids, strict=True))
+        assert hits >= 0.9 * truth.size
+
+    with vecdb.open(data_folder, auto_build=False) as db:
+        docs = db.create_collection("docs", dimension=D, metric="l2", index="hnsw", vectors=named)
+        ids = [f"r{i}" for i in range(4_000)]
+        given = [v if i % 2 == 0 else None for i, v in enumerate(titles)]
+        docs.insert(ids, vectors, named_vectors={"title": given})
+        docs.build_index()
+        stats = docs.stats()
+        assert (stats.index.kind, stats.index.indexed_rows) == ("hnsw", 4_000)
+        title = stats.vectors["title"]
+        assert (title.kind, title.indexed_rows, title.tail_rows) == ("hnsw", 2_000, 0)
+        right(docs, vectors)
+        right_by_title(docs)
+        files = [path.name for path in index_files(db)]
+        mine = docs._core.fields["title"].record.files()
+        assert set(files) == {*mine, *docs._core.record.files()}
+    with vecdb.open(data_folder, auto_build=False) as db:
+        docs = db.get_collection("docs")
+        assert docs.stats().vectors["title"].indexed_rows == 2_000
+        right(docs, vectors)
+        right_by_title(docs)
+        for path in index_files(db):
+            if path.name in mine:
+                path.unlink()
+    with vecdb.open(data_folder, auto_build=False) as db:
+        docs = db.get_collection("docs")
+        stats = docs.stats()
+        assert (stats.index.kind, stats.vectors["title"].kind) == ("hnsw", "exact")
+        assert "saved index not used" in stats.vectors["title"].last_error
+        right_by_title(docs)
+        docs.build_index()
+        assert docs.stats().vectors["title"].last_error == ""
+        right_by_title(docs)
+
+
+def test_a_build_can_be_cancelled(data_folder):
+    """cancel_build ends a build soon, tells those who wait for it, and leaves search as it was."""
+    vectors = clustered(30_000)
+    with vecdb.open(data_folder, **SMALL) as db:
+        docs = db.create_collection("docs", dimension=D, metric="l2", index="hnsw")
+        assert docs.cancel_build() is False
+        fill(docs, vectors)
+        seen = []
+
+        def build():
+            try:
+                docs.build_index()
+            except errors.VecdbError as error:
+                seen.append(error)
+
+        waiting = threading.Thread(target=build)
+        waiting.start()
+        while not docs.stats().index.building:
+            time.sleep(0.001)
+        assert docs.cancel_build() is True
+        waiting.join()
+        assert [type(error) for error in seen] == [errors.Cancelled]
+        fill(docs, vectors[:1], 30_000)
+        stats = docs.stats().index
+        assert (stats.building, stats.kind, stats.last_error) == (False, "exact", "")
+        assert docs.query(vectors[5], k=1, exact=True).ids == [["r5"]]
+    with vecdb.open(data_folder, read_only=True) as db, pytest.raises(errors.ReadOnly):
+        db.get_collection("docs").cancel_build()
+
+
+def test_a_recalibration_is_kept(data_folder):
+    """A curve that is measured again serves at once, and after opening too."""
+    vectors = clustered(4_000)
+    with vecdb.open(data_folder, auto_build=False) as db:
+        docs = db.create_collection("docs", dimension=D, metric="l2", index="hnsw")
+        fill(docs, vectors)
+        docs.build_index()
+        before = docs.stats().index.curve
+        files = index_files(db)
+        docs._builder.recalibrate(docs._core, 0, clustered(128, seed=5))
+        wait_until(lambda: docs.stats().index.curve != before, "a new curve", 30)
+        curve = docs.stats().index.curve
+        assert index_files(db) == files
+        right(docs, vectors)
+    with vecdb.open(data_folder, auto_build=False) as db:
+        docs = db.get_collection("docs")
+        assert docs.stats().index.curve == curve
+        right(docs, vectors)
+        built_at = docs.stats().index.built_at_sequence
+        docs.delete(["r7"])
+        docs._builder.rebuild(docs._core, 0)
+        wait_until(lambda: docs.stats().index.built_at_sequence > built_at, "a new index", 60)
+        assert docs.stats().index.indexed_rows == 3_999

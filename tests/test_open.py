@@ -163,7 +163,8 @@ def test_another_version_of_the_format_is_refused(data_folder, which):
         txn.put(layout.META_FORMAT, b"99", db=env.open_db(b"meta", txn=txn))
     with pytest.raises(errors.FormatMismatch, match="99") as caught, vecdb.open(data_folder) as db:
         db.get_collection("docs")
-    assert caught.value.details == {"given": 99, "expected": 1}
+    expected = {"catalog": layout.CATALOG_FORMAT, "collection": layout.COLLECTION_FORMAT}[which]
+    assert caught.value.details == {"given": 99, "expected": expected}
 
 
 def test_a_file_that_is_no_database_is_refused(data_folder):
@@ -354,3 +355,50 @@ def test_opening_is_quick(data_folder):
     with vecdb.open(data_folder) as db:
         assert db.get_collection("docs").query(vectors[77], k=1).ids == [["77"]]
     assert time.monotonic() - started < 3
+
+
+def test_settings_of_an_older_version_are_read(data_folder):
+    """A collection whose settings lack what came later opens with the defaults of the rest."""
+    with vecdb.open(data_folder) as db:
+        db.create_collection("docs", dimension=2, metric="l2").insert(["a"], [[1, 2]])
+    folder = next((data_folder / layout.COLLECTIONS_FOLDER).iterdir())
+    with lmdb.open(str(folder), max_dbs=20, map_size=1 << 24) as env, env.begin(write=True) as txn:
+        meta = env.open_db(b"meta", txn=txn)
+        held = json.loads(txn.get(layout.META_SETTINGS, db=meta))
+        for later in ("quantization", "vectors"):
+            del held[later]
+        txn.put(layout.META_SETTINGS, json.dumps(held).encode(), db=meta)
+    with vecdb.open(data_folder) as db:
+        docs = db.get_collection("docs")
+        assert (docs.info.quantization, dict(docs.info.vectors)) == ("auto", {})
+        assert docs.get(["a"], include=["vector"]).vectors.tolist() == [[1, 2]]
+        db.create_collection("docs", dimension=2, metric="l2", exist_ok=True).insert(
+            ["b"], [[3, 4]]
+        )
+
+
+def test_a_reader_follows_named_vectors(data_folder):
+    """A read-only database sees each commit's named vectors, their updates and their indexes."""
+    with Writer(data_folder) as writer:
+        writer.run(
+            "n = db.create_collection('n', dimension=1, metric='l2', vectors={'t': dict("
+            "dimension=2, metric='l2', index='hnsw')})"
+        )
+        writer.run("n.insert(['a', 'b'], [[1], [2]], named_vectors={'t': [[1, 0], None]})")
+        with vecdb.open(data_folder, read_only=True) as db:
+            docs = db.get_collection("n")
+            assert docs.query([[1, 0]], vector_name="t").ids == [["a"]]
+            writer.run("n.update(['b'], named_vectors={'t': [[5, 0]]})")
+            writer.run("n.insert(['c'], [[3]])")
+            found = docs.query([[4, 0]], vector_name="t", min_sequence=3)
+            assert (found.ids, found.distances[0, :2].tolist()) == ([["b", "a"]], [1, 9])
+            writer.run(
+                "n.insert([f'r{i}' for i in range(1500)], [[1]] * 1500, named_vectors={'t': "
+                "[[10 + i, 1] for i in range(1500)]})"
+            )
+            writer.run("n.build_index()")
+            writer.run("n.delete(['a'])")
+            assert docs.query([[0, 0]], vector_name="t", k=1, min_sequence=5).ids == [["b"]]
+            stats = docs.stats().vectors["t"]
+            assert (stats.kind, stats.indexed_rows) == ("hnsw", 1502)
+            assert docs.check().ok

@@ -16,33 +16,43 @@ from .collection import Collection
 from .database import Database, open
 from .errors import VecdbError
 from .types import (
+    AuditStats,
     CheckReport,
     CollectionInfo,
     CollectionStats,
+    CompactResult,
     Content,
+    CurvePoint,
+    Explain,
     Hit,
     IndexStats,
     QueryResult,
     Record,
     Records,
+    VectorSettings,
     WriteResult,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AuditStats",
     "CheckReport",
     "Collection",
     "CollectionInfo",
     "CollectionStats",
+    "CompactResult",
     "Content",
+    "CurvePoint",
     "Database",
+    "Explain",
     "Hit",
     "IndexStats",
     "QueryResult",
     "Record",
     "Records",
     "VecdbError",
+    "VectorSettings",
     "WriteResult",
     "errors",
     "open",

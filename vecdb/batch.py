@@ -7,15 +7,14 @@ above needs to.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from . import metadata as meta
-from .errors import InvalidBatch, InvalidId, InvalidMetadata, InvalidVector, VecdbError
-from .layout import VECTOR_DTYPES, pack_content
+from .errors import InvalidBatch, InvalidId, InvalidMetadata
+from .layout import pack_content
 from .types import (
     MAX_BATCH_ROWS,
     MAX_CONTENT_BYTES,
@@ -26,21 +25,27 @@ from .types import (
     CollectionInfo,
     Content,
 )
+from .vectors import NamedColumn, check_matrix, check_named, check_vectors, to_matrix
 
-_SMALLEST_SQUARED_NORM = 1e-36
-"""Below it a float32 vector has lost its direction: squares of its parts are denormal."""
-
-
-_LARGEST_SQUARED_NORM = float(np.finfo(np.float32).max) / 4
-"""Two vectors of this length are at most float32's largest number apart, squared."""
+__all__ = [
+    "CheckedBatch",
+    "check_columns",
+    "check_ids",
+    "check_matrix",
+    "check_patch",
+    "to_matrix",
+    "where",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedBatch:
     """What a caller gave for n ids, checked and encoded; a column not given is None.
 
-    `vectors` is (n, dimension) in the collection's stored dtype, C-contiguous. `metadata` are JSON
-    texts beside `metadata_values`, the same as mappings. None inside a column means: not given.
+    `vectors` is (n, dimension) in the collection's stored dtype, C-contiguous (binary: n rows of
+    dimension / 8 bytes). `metadata` are JSON texts beside `metadata_values`, the same as mappings.
+    None inside a column means: not given. `named` holds the named vector fields that any of the
+    records has, by their number.
     """
 
     ids: list[bytes]
@@ -50,6 +55,7 @@ class CheckedBatch:
     documents: list[bytes | None] | None
     contents: list[bytes | None] | None
     uris: list[bytes | None] | None
+    named: dict[int, NamedColumn] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -63,36 +69,33 @@ def check_columns(
     documents: Any,
     contents: Any,
     uris: Any,
+    named_vectors: Any = None,
 ) -> CheckedBatch:
     """Checks a batch for insert and upsert, vectors included. About 6 us a record with metadata."""
     checked = check_ids(ids)
     n = len(checked)
     if vectors is None:
         raise InvalidBatch(f"{n} ids were given without vectors; give one vector an id")
-    schema = dict(info.schema)
     texts: list[bytes | None] | None = None
     values: list[dict[str, Any]] | None = None
     if metadata is not None:
-        texts, values = [], []
-        for i, entry in enumerate(_column("metadata", metadata, n)):
-            try:
-                text, value = meta.encode(entry, "")
-                if schema:
-                    meta.conform(value, schema, "")
-            except InvalidMetadata:
-                # Again for the message: to name each record up front would cost more than encoding it.
-                meta.conform(meta.encode(entry, where(checked, i))[1], schema, where(checked, i))
-                raise
-            texts.append(text or None)
-            values.append(value)
+        encoded, values = meta.encode_all(
+            _column("metadata", metadata, n), lambda i: where(checked, i)
+        )
+        texts = [text or None for text in encoded]
+        if info.schema:
+            schema = dict(info.schema)
+            for i, value in enumerate(values):
+                meta.conform(value, schema, where(checked, i))
     return CheckedBatch(
         checked,
-        check_vectors(info, vectors, checked),
+        check_vectors(info, vectors, n, lambda i: where(checked, i)),
         texts,
         values,
         _texts("documents", documents, checked, MAX_DOCUMENT_BYTES),
         _contents(contents, checked),
         _texts("uris", uris, checked, MAX_URI_BYTES),
+        check_named(info.vectors, named_vectors, n, lambda i: where(checked, i)),
     )
 
 
@@ -104,22 +107,25 @@ def check_patch(
     documents: Any,
     contents: Any,
     uris: Any,
+    named_vectors: Any = None,
 ) -> CheckedBatch:
     """Checks a batch for update: every column may be missing, and so may its entries."""
     checked = check_ids(ids)
+    n = len(checked)
     patches: list[dict[str, Any]] | None = None
     if metadata is not None:
         patches = []
-        for i, entry in enumerate(_column("metadata", metadata, len(checked))):
+        for i, entry in enumerate(_column("metadata", metadata, n)):
             patches.append({} if entry is None else meta.check(entry, where(checked, i)))
     return CheckedBatch(
         checked,
-        None if vectors is None else check_vectors(info, vectors, checked),
+        None if vectors is None else check_vectors(info, vectors, n, lambda i: where(checked, i)),
         None,
         patches,
         _texts("documents", documents, checked, MAX_DOCUMENT_BYTES),
         _contents(contents, checked),
         _texts("uris", uris, checked, MAX_URI_BYTES),
+        check_named(info.vectors, named_vectors, n, lambda i: where(checked, i)),
     )
 
 
@@ -179,76 +185,6 @@ def _check_id(record_id: Any, position: int) -> None:
             "bytes of UTF-8 without NUL",
             position=position,
         )
-
-
-def to_matrix(vectors: Any, what: str) -> NDArray[Any]:
-    """Anything numpy can view as numbers, as a 2-d float array; one vector becomes one row."""
-    try:
-        matrix = np.asarray(vectors)
-    except (ValueError, TypeError) as error:
-        raise InvalidVector(f"{what} are ragged or not numbers ({error})") from None
-    if matrix.dtype.kind not in "fiu":
-        raise InvalidVector(
-            f"{what} have dtype {matrix.dtype}; expected rows of equal length holding numbers "
-            "(float16, float32, float64 or integers)"
-        )
-    if matrix.ndim == 1:
-        matrix = matrix[np.newaxis, :]
-    if matrix.ndim != 2:
-        raise InvalidVector(f"{what} have shape {matrix.shape}; expected (n, dimension)")
-    return matrix
-
-
-def check_vectors(info: CollectionInfo, vectors: Any, ids: Sequence[bytes]) -> NDArray[Any]:
-    """(len(ids), dimension) in stored dtype, C-contiguous, finite, not zero under cosine."""
-    matrix = to_matrix(vectors, "vectors")
-    if len(matrix) != len(ids):
-        raise InvalidBatch(f"{len(ids)} ids and {len(matrix)} vectors were given; give one an id")
-    return check_matrix(info, matrix, lambda i: where(ids, i), VECTOR_DTYPES[info.storage])
-
-
-def check_matrix(
-    info: CollectionInfo, matrix: NDArray[Any], place: Any, dtype: np.dtype[Any]
-) -> NDArray[Any]:
-    """Width, range and direction of every row; `place(i)` names row i in messages."""
-    if matrix.shape[1] != info.dimension:
-        raise InvalidVector(
-            f"{place(0)}: vector has {matrix.shape[1]} dimensions, collection {info.name!r} has "
-            f"{info.dimension}",
-            given=matrix.shape[1],
-            expected=info.dimension,
-        )
-    if matrix.dtype == dtype:
-        out = np.ascontiguousarray(matrix)
-    else:
-        with np.errstate(over="ignore", invalid="ignore"):
-            out = np.ascontiguousarray(matrix, dtype=dtype)
-    wide = out if dtype.itemsize == 4 else out.astype(np.float32)
-    squared = np.einsum("ij,ij->i", wide, wide)
-    # One pass finds everything: NaN and infinity carry over into the squared norm.
-    bad = ~(squared <= _LARGEST_SQUARED_NORM)
-    if info.metric == "cosine":
-        bad |= squared < _SMALLEST_SQUARED_NORM
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        raise _vector_fault(info, matrix[row], place(row), row, dtype)
-    return out
-
-
-def _vector_fault(
-    info: CollectionInfo, vector: NDArray[Any], place: str, row: int, dtype: np.dtype[Any]
-) -> VecdbError:
-    if np.isnan(vector).any():
-        fault = f"NaN at dimension {int(np.flatnonzero(np.isnan(vector))[0])}"
-    elif np.isinf(vector).any():
-        fault = f"infinity at dimension {int(np.flatnonzero(np.isinf(vector))[0])}"
-    elif info.metric == "cosine" and np.abs(vector).max() < 1:
-        fault = (
-            "a length of zero, or too near zero to have a direction, which cosine cannot compare"
-        )
-    else:
-        fault = f"values too large for {dtype.name}, or for their squares to be added in float32"
-    return InvalidVector(f"{place}: vector has {fault}", position=row)
 
 
 def _column(name: str, column: Any, n: int) -> list[Any]:

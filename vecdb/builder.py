@@ -1,4 +1,4 @@
-"""Builds indexes in the background, one at a time for a database."""
+"""Care for collections in the background: builds of indexes, recalibrations, compaction."""
 
 from __future__ import annotations
 
@@ -6,9 +6,17 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
-from .core import Core, sweep_files
-from .errors import Closed, DeadlineExceeded, Internal, ReadOnly, VecdbError
+from numpy.typing import NDArray
+
+from . import compaction
+from .core import Core, folder_bytes, sweep_files
+from .errors import Cancelled, Closed, DeadlineExceeded, Internal, ReadOnly, VecdbError
+from .field import Field
+from .index import with_curve
+from .types import CompactResult
 
 log = logging.getLogger("vecdb")
 
@@ -16,69 +24,132 @@ log = logging.getLogger("vecdb")
 _RETRY_S = 60.0
 """A build that failed is not tried again for so long, unless someone asks for it."""
 
+_Key = tuple[int, str, int]
+"""Collection (by identity), task, number of the vector field."""
+
 
 class _Job:
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, task: str, number: int) -> None:
         self.core = core
+        self.task = task
+        self.number = number
         self.progress = 0.0
         self.covered = 0
+        self.purged_rows = 0
+        self.queries: NDArray[Any] | None = None
         self.cancel = threading.Event()
         self.done = threading.Event()
         self.error: VecdbError | None = None
+        self.stopped: VecdbError = Closed(f"the {task} was cancelled: the collection is closed")
+
+    @property
+    def key(self) -> _Key:
+        return id(self.core), self.task, self.number
+
+    def report(self, share: float) -> None:
+        self.progress = share
 
 
 class Builder:
-    """One thread that builds, saves and installs. Any thread may ask.
+    """One thread that builds, saves, installs and compacts. Any thread may ask.
 
-    One at a time, because a build uses every core and as much memory as the index it makes. A build
-    that fails is noted in `last_error`, and tried again after a while, at the next write.
+    One thing at a time, because a build uses every core and as much memory as the index it makes. A
+    build that fails is noted in the `last_error` of its field, and tried again after a while, at the
+    next write.
     """
 
-    def __init__(self, *, auto_build: bool) -> None:
-        self._auto_build = auto_build
+    def __init__(self, options: Mapping[str, Any], *, read_only: bool) -> None:
+        self._auto_build = bool(options["auto_build"]) and not read_only
+        self._compacts = not read_only
         self._lock = threading.Condition()
         self._queue: deque[_Job] = deque()
-        self._jobs: dict[int, _Job] = {}
-        self._failed: dict[int, float] = {}
+        self._jobs: dict[_Key, _Job] = {}
+        self._failed: dict[_Key, float] = {}
+        self._watched: dict[int, tuple[Core, float]] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
 
+    # -- what is asked for
+
     def consider(self, core: Core) -> None:
-        """Queues a build if the collection wants one; called after each write, so it costs little."""
-        if not self._auto_build or id(core) in self._jobs or not core.index.wants_build():
-            return
-        if time.monotonic() >= self._failed.get(id(core), 0.0) + _RETRY_S:
-            self._enqueue(core)
+        """Queues what the collection wants; called after each write, so it costs little."""
+        if self._auto_build:
+            for field in core.all_fields:
+                key = (id(core), "build", field.number)
+                if key in self._jobs or not field.index.wants_build():
+                    continue
+                if time.monotonic() >= self._failed.get(key, 0.0) + _RETRY_S:
+                    self._enqueue(core, "build", field.number)
+        if self._compacts and id(core) not in self._watched and compaction.is_due(core):
+            purge = (id(core), "purge", 0)
+            if purge not in self._jobs:
+                self._watch(
+                    core, max(0.0, self._failed.get(purge, 0.0) + _RETRY_S - time.monotonic())
+                )
 
     def build(self, core: Core, *, wait: bool, timeout_s: float | None) -> None:
-        """Queues a build of whatever is not indexed, and waits for it if asked."""
-        if core.read_only:
-            raise ReadOnly(f"collection {core.info.name!r} was opened with read_only=True")
+        """Queues a build of whatever is not indexed, in all fields, and waits for it if asked."""
+        _must_write(core)
         end = None if timeout_s is None else time.monotonic() + timeout_s
         target = core.view.n_rows
-        while True:
-            # A build that already runs may have begun before the newest rows: then another follows.
-            job = self._enqueue(core)
-            if not wait:
-                return
-            if not job.done.wait(None if end is None else max(0.0, end - time.monotonic())):
-                raise DeadlineExceeded(f"the build was not done within {timeout_s:g} s; it goes on")
-            if job.error is not None:
-                raise job.error
-            if job.covered >= target:
-                return
+        for number in [field.number for field in core.all_fields]:
+            while True:
+                # A build that already runs may have begun before the newest rows: another follows.
+                job = self._enqueue(core, "build", number)
+                if not wait:
+                    break
+                _wait(job, end, timeout_s)
+                if job.covered >= target:
+                    break
 
-    def progress(self, core: Core) -> float | None:
-        """Share done of the collection's build, 0 to 1; None when none is queued or running."""
-        job = self._jobs.get(id(core))
-        return None if job is None else job.progress
+    def recalibrate(self, core: Core, number: int, queries: NDArray[Any]) -> None:
+        """Queues a new measurement of the recall curve of field `number` with these (q, width) queries.
+
+        See `Index.recalibrate`; does nothing while one is queued or running.
+        """
+        self._enqueue(core, "recalibrate", number, queries)
+
+    def rebuild(self, core: Core, number: int) -> None:
+        """Queues a build of field `number` from scratch, whatever its index has."""
+        self._enqueue(core, "rebuild", number)
+
+    def compact(self, core: Core, *, wait: bool, timeout_s: float | None) -> CompactResult:
+        """Gives back the space of dead rows, and of free pages; without `wait` it is only queued."""
+        _must_write(core)
+        end = None if timeout_s is None else time.monotonic() + timeout_s
+        core.check_open()
+        before = folder_bytes(core.store.folder)
+        job = self._enqueue(core, "compact", 0)
+        if not wait:
+            return CompactResult(0, before, before)
+        _wait(job, end, timeout_s)
+        return CompactResult(job.purged_rows, before, folder_bytes(core.store.folder))
+
+    def progress(self, core: Core, field: Field | None = None) -> float | None:
+        """Share done of a field's build, 0 to 1; None when none is queued or running."""
+        number = 0 if field is None else field.number
+        jobs = [self._jobs.get((id(core), task, number)) for task in ("build", "rebuild")]
+        return next((job.progress for job in jobs if job is not None), None)
+
+    def cancel_build(self, core: Core) -> bool:
+        """Stops the builds of a collection, queued and running; whether there were any.
+
+        Returns when they have let go. The next one starts when asked for, or after a while.
+        """
+        _must_write(core)
+        core.check_open()
+        jobs = [job for job in self._of(core) if job.task not in ("compact", "purge")]
+        for job in jobs:
+            self._failed[id(core), "build", job.number] = time.monotonic()
+            job.stopped = Cancelled("the build was cancelled")
+        _stop(jobs)
+        return bool(jobs)
 
     def cancel(self, core: Core) -> None:
-        """Stops a collection's build and waits until it has let go of the store."""
-        job = self._jobs.get(id(core))
-        if job is not None:
-            job.cancel.set()
-            job.done.wait()
+        """Stops all work on a collection, and waits until it has let go of the store."""
+        with self._lock:
+            self._watched.pop(id(core), None)
+        _stop(self._of(core))
 
     def close(self) -> None:
         """Cancels everything and waits for the thread."""
@@ -91,29 +162,42 @@ class Builder:
         if thread is not None:
             thread.join()
 
-    def _enqueue(self, core: Core) -> _Job:
+    # -- the thread
+
+    def _of(self, core: Core) -> list[_Job]:
+        with self._lock:
+            return [job for job in self._jobs.values() if job.core is core]
+
+    def _enqueue(
+        self, core: Core, task: str, number: int, queries: NDArray[Any] | None = None
+    ) -> _Job:
         with self._lock:
             if self._closed:
                 raise Closed("the database is closed")
-            job = self._jobs.get(id(core))
+            key = (id(core), task, number)
+            job = self._jobs.get(key)
             if job is None:
-                job = self._jobs[id(core)] = _Job(core)
+                job = self._jobs[key] = _Job(core, task, number)
+                job.queries = queries
                 self._queue.append(job)
-                if self._thread is None:
-                    self._thread = threading.Thread(
-                        target=self._run, name="vecdb-build", daemon=True
-                    )
-                    self._thread.start()
-                self._lock.notify_all()
+                self._wake()
             return job
 
+    def _watch(self, core: Core, in_s: float) -> None:
+        """Has the thread look at a collection's dead rows, now or later."""
+        with self._lock:
+            if not self._closed and core.closed is None:
+                self._watched[id(core)] = (core, time.monotonic() + in_s)
+                self._wake()
+
+    def _wake(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="vecdb-build", daemon=True)
+            self._thread.start()
+        self._lock.notify_all()
+
     def _run(self) -> None:
-        while True:
-            with self._lock:
-                self._lock.wait_for(lambda: self._queue or self._closed)
-                if not self._queue:
-                    return
-                job = self._queue.popleft()
+        for job in self._jobs_in_turn():
             self._finish(job)
             if not job.cancel.is_set():
                 # Rows that arrived during the build may already call for the next one.
@@ -122,48 +206,141 @@ class Builder:
                 except VecdbError:
                     continue  # closed meanwhile
 
+    def _jobs_in_turn(self) -> Iterator[_Job]:
+        """The queued jobs, and compactions of watched collections as their dead rows come of age."""
+        while True:
+            with self._lock:
+                while not self._queue and not self._closed:
+                    first = min((at for _, at in self._watched.values()), default=None)
+                    left = None if first is None else first - time.monotonic()
+                    if left is not None and left <= 0:
+                        break
+                    self._lock.wait(left)
+                if self._closed and not self._queue:
+                    return
+                job = self._queue.popleft() if self._queue else None
+            if job is not None:
+                yield job
+            else:
+                self._look()
+
+    def _look(self) -> None:
+        """Queues the compaction of watched collections that are ripe, and looks later at the others."""
+        now = time.monotonic()
+        with self._lock:
+            ripe = [core for core, at in self._watched.values() if at <= now]
+            for core in ripe:
+                del self._watched[id(core)]
+        for core in ripe:
+            try:
+                if not compaction.is_due(core):
+                    continue
+                wait_s = compaction.due_in_s(core, rebuilds=self._auto_build)
+                if wait_s > 0:
+                    self._watch(core, wait_s)
+                else:
+                    self._enqueue(core, "purge", 0)
+            except VecdbError as error:
+                log.debug("collection %s: not compacted: %s", core.info.name, error.message)
+
     def _finish(self, job: _Job) -> None:
         core = job.core
         try:
             if not job.cancel.is_set():
-                _build(job)
+                _TASKS[job.task](job)
         except VecdbError as error:
             job.error = error
         except Exception as error:
-            log.exception("collection %s: index build failed", core.info.name)
-            job.error = Internal(f"index build failed: {type(error).__name__}: {error}")
+            log.exception("collection %s: %s failed", core.info.name, job.task)
+            job.error = Internal(f"{job.task} failed: {type(error).__name__}: {error}")
         finally:
             if job.error is None and job.cancel.is_set():
-                job.error = Closed("the build was cancelled")
+                job.error = job.stopped
             elif job.error is not None:
-                core.last_error = job.error.message
-                self._failed[id(core)] = time.monotonic()
+                if job.task in ("build", "rebuild"):
+                    core.numbered(job.number).last_error = job.error.message
+                self._failed[job.key] = time.monotonic()
                 log.error("collection %s: %s", core.info.name, job.error.message)
             with self._lock:
-                del self._jobs[id(core)]
+                del self._jobs[job.key]
             job.done.set()
 
 
-def _build(job: _Job) -> None:
+def _must_write(core: Core) -> None:
+    if core.read_only:
+        raise ReadOnly(f"collection {core.info.name!r} was opened with read_only=True")
+
+
+def _wait(job: _Job, end: float | None, timeout_s: float | None) -> None:
+    if not job.done.wait(None if end is None else max(0.0, end - time.monotonic())):
+        raise DeadlineExceeded(f"the {job.task} was not done within {timeout_s:g} s; it goes on")
+    if job.error is not None:
+        raise job.error
+
+
+def _stop(jobs: list[_Job]) -> None:
+    for job in jobs:
+        job.cancel.set()
+    for job in jobs:
+        job.done.wait()
+
+
+def _build(job: _Job, *, anew: bool = False) -> bool:
+    """Whether there is a new index."""
     core = job.core
+    core.check_open()
     started = time.monotonic()
-
-    def progress(share: float) -> None:
-        job.progress = share
-
-    view = core.view
-    built = core.index.build(view, core.vector_range, cancel=job.cancel, progress=progress)
+    field = core.numbered(job.number)
+    covered = field.index.view.n_rows
+    built = field.index.build(cancel=job.cancel, progress=job.report, anew=anew)
     if job.cancel.is_set():
-        return
-    job.covered = view.n_rows
+        return False
+    job.covered = covered
     if built is None:
-        return
-    record = core.index.save(built, core.store.folder)
-    core.install(built, record)
+        return False
+    core.install(job.number, built, field.index.save(built, core.store.folder))
     sweep_files(core)
-    figures = core.index.stats()
+    figures = field.index.stats()
     log.info(
-        "collection %s: %s index of %d rows built in %.1f s, recall@10 %.3f",
-        core.info.name, figures.kind, figures.indexed_rows, time.monotonic() - started,
-        figures.measured_recall,
+        "collection %s%s: %s index of %d rows built in %.1f s, recall@10 %.3f",
+        core.info.name, f", vectors {field.name}" * bool(field.name), figures.kind,
+        figures.indexed_rows, time.monotonic() - started, figures.measured_recall,
     )  # fmt: skip
+    return True
+
+
+def _recalibrate(job: _Job) -> None:
+    core = job.core
+    core.check_open()
+    field = core.numbered(job.number)
+    record = field.record
+    assert job.queries is not None
+    built = field.index.recalibrate(job.queries, cancel=job.cancel, progress=job.report)
+    if built is not None and record is not None:
+        core.install(job.number, built, with_curve(record, built))
+
+
+def _compact(job: _Job, *, thorough: bool) -> None:
+    """Gives back what is ripe. `thorough` builds indexes anew that hold it, and shrinks the file."""
+    core = job.core
+    core.check_open()
+    if thorough or core.options["auto_build"]:
+        for number in compaction.fields_in_the_way(core):
+            rebuild = _Job(core, "rebuild", number)
+            rebuild.cancel = job.cancel
+            if not _build(rebuild, anew=True) and not job.cancel.is_set():
+                # Too few rows are left for an index.
+                core.drop_index(number)
+                sweep_files(core)
+    job.purged_rows = compaction.purge(core, job.cancel, hurried=thorough)
+    if thorough and not job.cancel.is_set():
+        compaction.vacuum(core)
+
+
+_TASKS: dict[str, Callable[[_Job], object]] = {
+    "build": _build,
+    "rebuild": lambda job: _build(job, anew=True),
+    "recalibrate": _recalibrate,
+    "compact": lambda job: _compact(job, thorough=True),
+    "purge": lambda job: _compact(job, thorough=False),
+}

@@ -7,17 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from . import paging, searching
+from . import collection_stats, paging, searching
 from .batch import check_columns, check_ids, check_patch
 from .builder import Builder
-from .core import Core, deadline, folder_bytes
-from .errors import Corrupted, InvalidBatch, InvalidQuery
-from .filters import Filter, parse
-from .store import problems
+from .core import Core, deadline
+from .errors import InvalidBatch, InvalidQuery
+from .parsed_filters import FilterLike, parsed
+from .query_spec import check_k, check_query, check_recall
+from .recall_audit import audit_of
 from .types import (
     CheckReport,
     CollectionInfo,
     CollectionStats,
+    CompactResult,
     Content,
     IndexStats,
     Metadata,
@@ -27,9 +29,9 @@ from .types import (
 )
 from .writes import Delete, Put, Update
 
-FilterLike = str | bytes | Mapping[str, Any] | Filter | None
+NamedVectors = Mapping[str, Any] | None
+"""Name of a vector field to an array (n, d), or to a list of n vectors with None where a record has none."""
 _CLEARABLE = ("metadata", "document", "content", "uri")
-_MAX_PROBLEMS = 100
 
 
 class Collection:
@@ -43,6 +45,7 @@ class Collection:
     def __init__(self, core: Core, builder: Builder) -> None:
         self._core = core
         self._builder = builder
+        self._audit = audit_of(core, builder)
 
     def __repr__(self) -> str:
         return f"<vecdb collection {self.name!r}>"
@@ -67,15 +70,20 @@ class Collection:
         documents: Sequence[str | None] | None = None,
         contents: Sequence[Content | tuple[bytes, str] | bytes | None] | None = None,
         uris: Sequence[str | None] | None = None,
+        named_vectors: NamedVectors = None,
     ) -> WriteResult:
         """Adds records; all columns have one entry an id.
 
         `vectors`: (n, dimension), anything numpy reads as numbers; stored in the collection's
-        storage type; a single vector counts as one row. At most 100,000 records.
+        storage type; a single vector counts as one row. Storage int8 and uint8 take whole numbers in
+        range, binary takes (n, dimension / 8) bytes as `numpy.packbits` makes them. `named_vectors`
+        maps names of vector fields to the same, or to lists with None. At most 100,000 records.
         Raises RecordExists (naming the ids) if one is stored; InvalidBatch, InvalidId,
         InvalidVector, InvalidMetadata naming the record; StorageFull. Then nothing is written.
         """
-        return self._put(ids, vectors, metadata, documents, contents, uris, replace=False)
+        return self._put(
+            ids, vectors, metadata, documents, contents, uris, named_vectors, replace=False
+        )
 
     def upsert(
         self,
@@ -86,9 +94,12 @@ class Collection:
         documents: Sequence[str | None] | None = None,
         contents: Sequence[Content | tuple[bytes, str] | bytes | None] | None = None,
         uris: Sequence[str | None] | None = None,
+        named_vectors: NamedVectors = None,
     ) -> WriteResult:
         """Adds records, replacing as a whole those whose ids are stored. Otherwise like `insert`."""
-        return self._put(ids, vectors, metadata, documents, contents, uris, replace=True)
+        return self._put(
+            ids, vectors, metadata, documents, contents, uris, named_vectors, replace=True
+        )
 
     def _put(
         self,
@@ -98,11 +109,14 @@ class Collection:
         documents: Any,
         contents: Any,
         uris: Any,
+        named_vectors: Any,
         *,
         replace: bool,
     ) -> WriteResult:
         core = self._core
-        batch = check_columns(core.info, ids, vectors, metadata, documents, contents, uris)
+        batch = check_columns(
+            core.info, ids, vectors, metadata, documents, contents, uris, named_vectors
+        )
         return self._write(Put(batch, core.ready_columns(), replace=replace))
 
     def update(
@@ -114,6 +128,7 @@ class Collection:
         documents: Sequence[str | None] | None = None,
         contents: Sequence[Content | tuple[bytes, str] | bytes | None] | None = None,
         uris: Sequence[str | None] | None = None,
+        named_vectors: NamedVectors = None,
         clear: Iterable[str] | None = (),
     ) -> WriteResult:
         """Changes parts of stored records; what is not given, or None for a record, stays.
@@ -127,7 +142,9 @@ class Collection:
         if not cleared <= set(_CLEARABLE):
             unknown = sorted(map(str, cleared - set(_CLEARABLE)))[0]
             raise InvalidQuery(f"clear takes {', '.join(_CLEARABLE)}; given {unknown!r}")
-        batch = check_patch(core.info, ids, vectors, metadata, documents, contents, uris)
+        batch = check_patch(
+            core.info, ids, vectors, metadata, documents, contents, uris, named_vectors
+        )
         return self._write(Update(batch, core.info, core.ready_columns(), cleared))
 
     def delete(self, ids: Iterable[str] | None = None, *, filter: FilterLike = None) -> WriteResult:
@@ -140,14 +157,14 @@ class Collection:
             raise InvalidBatch(
                 "delete takes ids, a filter or both; to delete everything give filter={}"
             )
-        expression = _filter(filter)
+        expression = parsed(filter)
         names = None if ids is None else check_ids(ids)
         core = self._core
 
         def matching() -> Any:
             assert expression is not None
             moment = core.moment(core.view)
-            return np.flatnonzero(core.matching(expression, moment) & moment.live)
+            return moment.rows(core.matching(expression, moment))
 
         if expression is not None:
             core.ready_columns()
@@ -186,7 +203,7 @@ class Collection:
         (LimitExceeded) ids whose included parts are larger together; pages are cut shorter anyway.
         """
         core = self._core
-        expression = _filter(filter)
+        expression = parsed(filter)
         if ids is not None:
             if order_by or cursor or limit is not None:
                 raise InvalidQuery(
@@ -213,30 +230,84 @@ class Collection:
         vectors: Any = None,
         *,
         ids: Iterable[str] | None = None,
+        positive: Iterable[Any] | None = None,
+        negative: Iterable[Any] | None = None,
+        vector_name: str | None = None,
         k: int | None = None,
         filter: FilterLike = None,
         exact: bool = False,
         max_distance: float | None = None,
         target_recall: float | None = None,
+        group_by: str | None = None,
+        group_size: int | None = None,
+        mmr_lambda: float | None = None,
+        mmr_candidates: int | None = None,
+        explain: bool = False,
         include: Iterable[str] = (),
         min_sequence: int | None = None,
         timeout_s: float | None = None,
         raw_metadata: bool = False,
         max_bytes: int | None = None,
     ) -> QueryResult:
-        """The k nearest records to each query vector (q, dimension), or to each stored record of `ids`.
+        """The k nearest records to each query vector (q, dimension), or to each stored record of `ids`,
+        or to the mean of examples.
 
-        A record queried by id is left out of its own answer. `k`: 1 to 10,000, default 10.
-        `max_distance` leaves out what is farther; without `k` it returns all that is within (at most
-        10,000, found exactly). `exact` compares every vector; otherwise recall@k reaches
-        `target_recall` (default: the collection's). There are k answers whenever k records match.
-        Queries times k are at most 5 million; `max_bytes` bounds what the included parts may take
-        (LimitExceeded). With `raw_metadata` metadata entries are JSON bytes, empty for none.
+        Query by one of three: `vectors`; `ids`, each left out of its own answer; `positive` examples,
+        record ids and vectors mixed, which make one query: their mean, under cosine of examples of
+        length 1, with `negative` ones 2 mean(positive) - mean(negative); records named are left out.
+        `vector_name` names a vector field to search instead of the records' own vectors; records
+        without it never answer. Storage binary takes (q, dimension / 8) uint8, and no examples.
+
+        `k`: 1 to 10,000, default 10; there are k answers whenever k records match. `max_distance`
+        leaves out what is farther; without `k` it returns all that is within (at most 10,000, found
+        exactly). `exact` compares every vector; otherwise recall@k reaches `target_recall` (default:
+        the field's). Queries times k are at most 5 million.
+
+        `group_by` a metadata path: the best `group_size` (1 to 100, default 1) hits of each of the best
+        k groups, group by group, best group first; `result.groups` has their values. There are k groups
+        whenever the matching records are in k. A list puts a record into the group of each element.
+        `mmr_lambda` 0 to 1 picks k of the `mmr_candidates` nearest (default 4 k, at least 50) one by
+        one by maximal marginal relevance; 1 is by distance alone, less prefers hits unlike each other.
+
+        `explain` fills `result.explain`. `include`: vector, metadata, document, content, uri,
+        named_vectors. With `raw_metadata` metadata entries are JSON bytes, empty for none. `max_bytes`
+        bounds what the included parts may take (LimitExceeded). `min_sequence` waits for a commit.
+        Raises InvalidQuery, InvalidVector, InvalidFilter, RecordNotFound, DeadlineExceeded.
         """
-        return searching.query(
-            self._core, vectors, ids, k, _filter(filter), exact, max_distance, target_recall, include,
-            min_sequence, timeout_s, raw_metadata=raw_metadata, max_bytes=max_bytes,
+        expression = parsed(filter)
+        plain = (
+            type(vectors) is np.ndarray
+            and vectors.dtype == np.float32
+            and not include
+            and ids is None
+            and positive is None
+            and negative is None
+            and vector_name is None
+            and max_distance is None
+            and group_by is None
+            and group_size is None
+            and mmr_lambda is None
+            and mmr_candidates is None
+            and not explain
+            and min_sequence is None
+        )
+        if plain:
+            check_recall(target_recall)
+            found = searching.query_one(
+                self._core, self._audit, vectors, check_k(k, None), expression, exact,
+                target_recall, timeout_s,
+            )  # fmt: skip
+            if found is not None:
+                return found
+        asked = check_query(
+            vectors=vectors, ids=ids, positive=positive, negative=negative, vector_name=vector_name,
+            k=k, filter=expression, exact=exact, max_distance=max_distance,
+            target_recall=target_recall, group_by=group_by, group_size=group_size,
+            mmr_lambda=mmr_lambda, mmr_candidates=mmr_candidates, explain=explain, include=include,
+            min_sequence=min_sequence, timeout_s=timeout_s, raw_metadata=raw_metadata,
+            max_bytes=max_bytes,
         )  # fmt: skip
+        return searching.query(self._core, self._audit, asked)
 
     def count(
         self,
@@ -257,15 +328,13 @@ class Collection:
     ) -> tuple[int, int]:
         """`count`, and the sequence of the commit that was counted."""
         core = self._core
-        expression = _filter(filter)
+        expression = parsed(filter)
         interrupt = deadline(timeout_s)
         view = core.wait_for(min_sequence, timeout_s)
         if expression is None:
             return view.n_live, view.sequence
         moment = core.moment(view)
-        return int(
-            (core.matching(expression, moment, interrupt) & moment.live).sum()
-        ), view.sequence
+        return moment.count(core.matching(expression, moment, interrupt)), view.sequence
 
     def scan(
         self,
@@ -287,84 +356,46 @@ class Collection:
         Arguments are checked at once; no lock is held and no transaction is open between batches.
         """
         return paging.scan(
-            self._core, _filter(filter), include, batch_size, cursor, slice_index, slices,
+            self._core, parsed(filter), include, batch_size, cursor, slice_index, slices,
             min_sequence, timeout_s, raw_metadata=raw_metadata,
         )  # fmt: skip
 
     # -- numbers and care
 
     def stats(self) -> CollectionStats:
-        """Numbers about the collection and its index at one moment."""
-        core = self._core
-        view = core.view
-        used, limit = core.store.map_bytes()
-        return CollectionStats(
-            name=self.name,
-            sequence=view.sequence,
-            count=view.n_live,
-            rows=view.n_rows,
-            disk_bytes=folder_bytes(core.store.folder),
-            map_used_bytes=used,
-            map_limit_bytes=limit,
-            fields=core.ready_columns().fields(),
-            index=self._index_stats(),
-        )
-
-    def _index_stats(self) -> IndexStats:
-        core, figures = self._core, self._core.index.stats()
-        record, progress = core.record, self._builder.progress(core)
-        return IndexStats(
-            kind=figures.kind,
-            device=figures.device,
-            indexed_rows=figures.indexed_rows,
-            tail_rows=figures.tail_rows,
-            dead_rows=figures.dead_rows,
-            building=progress is not None,
-            build_progress=1.0 if progress is None else progress,
-            memory_bytes=figures.memory_bytes,
-            file_bytes=0 if record is None else record.file_bytes,
-            target_recall=core.info.target_recall,
-            measured_recall=figures.measured_recall,
-            last_error=core.last_error,
-        )
+        """Numbers about the collection and its indexes at one moment."""
+        return collection_stats.collection_stats(self._core, self._builder, self._audit)
 
     def check(self) -> CheckReport:
         """Compares all stored structures, and the index's counts, with each other.
 
         Reads everything once, about 10 us a record, in one read transaction.
         """
-        core = self._core
-        found: list[str] = []
-        with core.exclusive():
-            view = core.view
-            with core.read() as reader:
-                state = reader.state()
-                if (view.sequence, view.n_rows, view.n_live) != tuple(state):
-                    found.append(
-                        f"the index is at commit {view.sequence} with {view.n_rows} rows and "
-                        f"{view.n_live} live ones, the store at {tuple(state)}"
-                    )
-        with core.read() as reader:
-            state = reader.state()
-            try:
-                for sentence in problems(reader):
-                    found.append(sentence)
-                    if len(found) >= _MAX_PROBLEMS:
-                        break
-            except Corrupted as error:
-                found.append(error.message)
-        return CheckReport(not found, state.live, tuple(found))
+        return collection_stats.check(self._core)
 
     def build_index(self, *, wait: bool = True, timeout_s: float | None = None) -> IndexStats:
-        """Indexes the rows of the tail now; with `wait` returns when that is done.
+        """Indexes the rows of the tail now, in all vector fields; with `wait` returns when that is done.
 
-        Kind `exact`, and collections too small for their kind, have nothing to build. Raises
-        DeadlineExceeded after `timeout_s` (the build goes on), ReadOnly.
+        Kind `exact`, and collections too small for their kind, have nothing to build. Returns the
+        state of the index of the records' own vectors. Raises DeadlineExceeded after `timeout_s` (the
+        build goes on), Cancelled, LimitExceeded (build_memory_bytes), ReadOnly.
         """
         self._builder.build(self._core, wait=wait, timeout_s=timeout_s)
-        return self._index_stats()
+        core = self._core
+        return collection_stats.index_stats(core, self._builder, self._audit, core.field(None))
 
+    def cancel_build(self) -> bool:
+        """Stops the builds of this collection, queued and running; whether there were any.
 
-def _filter(given: FilterLike) -> Filter | None:
-    """A parsed filter, None where none was given. An empty text is no filter: InvalidFilter."""
-    return given if given is None or isinstance(given, Filter) else parse(given)
+        Returns when they have let go; what served before goes on serving. Raises ReadOnly.
+        """
+        return self._builder.cancel_build(self._core)
+
+    def compact(self, *, wait: bool = True, timeout_s: float | None = None) -> CompactResult:
+        """Gives back the space of dead records that no scan can still want, and of free pages.
+
+        Happens by itself when dead records pass the share `compact_dead_share`. Reads and writes go on
+        meanwhile, writers wait while the file is copied. With `wait` returns when it is done; without,
+        the result has no numbers yet. Raises DeadlineExceeded after `timeout_s` (it goes on), ReadOnly.
+        """
+        return self._builder.compact(self._core, wait=wait, timeout_s=timeout_s)

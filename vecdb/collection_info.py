@@ -13,11 +13,24 @@ import msgspec
 
 from .errors import Corrupted, InvalidName, InvalidSetting
 from .metadata import check_schema
-from .store import Shape
-from .types import INDEX_KINDS, MAX_DIMENSION, METRICS, STORAGES, CollectionInfo
+from .store import FieldShape, Shape
+from .types import (
+    INDEX_KINDS,
+    MAX_DIMENSION,
+    MAX_VECTOR_FIELDS,
+    METRICS,
+    QUANTIZATIONS,
+    STORAGES,
+    CollectionInfo,
+    VectorSettings,
+)
 
+OWN_VECTOR = "vector"
+"""How the record's own vector is named beside the named fields; none of them may bear it."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _MAX_DESCRIPTION_BYTES = 65_536
+_WHOLE_STORAGES = ("int8", "uint8", "binary")
+_FIELD_SETTINGS = {f.name: f.default for f in dataclasses.fields(VectorSettings)}
 
 
 def check_name(name: Any) -> None:
@@ -37,28 +50,11 @@ def check_info(
     target_recall: float,
     schema: Mapping[str, str] | None,
     description: str,
+    quantization: str = "auto",
+    vectors: Mapping[str, VectorSettings | Mapping[str, Any]] | None = None,
 ) -> CollectionInfo:
     check_name(name)
-    if (
-        isinstance(dimension, bool)
-        or not isinstance(dimension, int)
-        or not 1 <= dimension <= MAX_DIMENSION
-    ):
-        raise InvalidSetting(
-            f"dimension must be an integer from 1 to {MAX_DIMENSION}, given {dimension!r}"
-        )
-    for what, given, choices in (
-        ("metric", metric, METRICS),
-        ("storage", storage, STORAGES),
-        ("index", index, INDEX_KINDS),
-    ):
-        if given not in choices:
-            raise InvalidSetting(
-                f"{what} must be one of {', '.join(choices)}, given {given!r}", setting=what
-            )
-    number = isinstance(target_recall, Real) and not isinstance(target_recall, bool)
-    if not number or not 0.5 <= target_recall <= 1.0:
-        raise InvalidSetting(f"target_recall must be from 0.5 to 1.0, given {target_recall!r}")
+    own = _check_space("", dimension, metric, storage, index, quantization, target_recall)
     try:
         described = len(description.encode())
     except (AttributeError, UnicodeEncodeError):
@@ -69,15 +65,115 @@ def check_info(
         )
     return CollectionInfo(
         name,
-        dimension,
-        metric,  # type: ignore[arg-type]
-        storage,  # type: ignore[arg-type]
-        index,  # type: ignore[arg-type]
-        float(target_recall),
+        own.dimension,
+        own.metric,
+        own.storage,
+        own.index,
+        own.target_recall,
         check_schema(schema or {}),
         description,
         dt.datetime.now(dt.UTC),
+        own.quantization,
+        _check_fields(vectors),
     )
+
+
+def _check_fields(vectors: Any) -> dict[str, VectorSettings]:
+    """Named vector fields, in the order given, which numbers them in the store."""
+    if vectors is None:
+        return {}
+    if not isinstance(vectors, Mapping):
+        raise InvalidSetting(
+            f"vectors must map names to VectorSettings, given {type(vectors).__name__}",
+            setting="vectors",
+        )
+    if len(vectors) > MAX_VECTOR_FIELDS:
+        raise InvalidSetting(
+            f"vectors names {len(vectors)} fields, at most {MAX_VECTOR_FIELDS} are taken",
+            setting="vectors",
+            limit=MAX_VECTOR_FIELDS,
+        )
+    fields = {}
+    for name, given in vectors.items():
+        check_name(name)
+        if name == OWN_VECTOR:
+            raise InvalidName(
+                f"{OWN_VECTOR!r} is the record's own vector; choose another name for the field"
+            )
+        where = f"vector field {name!r}: "
+        if isinstance(given, VectorSettings):
+            given = dataclasses.asdict(given)
+        if not isinstance(given, Mapping) or "dimension" not in given:
+            raise InvalidSetting(
+                f"{where}expected VectorSettings, or a mapping with a dimension; given {given!r:.80}",
+                setting="vectors",
+            )
+        unknown = sorted(map(str, set(given) - set(_FIELD_SETTINGS)))
+        if unknown:
+            raise InvalidSetting(
+                f"{where}no setting {unknown[0]!r}; there are {', '.join(_FIELD_SETTINGS)}",
+                setting="vectors",
+            )
+        fields[name] = _check_space(where, **{**_FIELD_SETTINGS, **given})
+    return fields
+
+
+def _check_space(
+    where: str,
+    dimension: Any,
+    metric: Any,
+    storage: Any,
+    index: Any,
+    quantization: Any,
+    target_recall: Any,
+) -> VectorSettings:
+    """The settings that the record's own vector and named ones have alike."""
+    if (
+        isinstance(dimension, bool)
+        or not isinstance(dimension, int)
+        or not 1 <= dimension <= MAX_DIMENSION
+    ):
+        raise InvalidSetting(
+            f"{where}dimension must be an integer from 1 to {MAX_DIMENSION}, given {dimension!r}"
+        )
+    for what, given, choices in (
+        ("metric", metric, METRICS),
+        ("storage", storage, STORAGES),
+        ("index", index, INDEX_KINDS),
+        ("quantization", quantization, QUANTIZATIONS),
+    ):
+        if given not in choices:
+            raise InvalidSetting(
+                f"{where}{what} must be one of {', '.join(choices)}, given {given!r}", setting=what
+            )
+    if (storage == "binary") != (metric == "hamming"):
+        raise InvalidSetting(
+            f"{where}storage binary and metric hamming go together only, given {storage} and {metric}",
+            setting="metric",
+        )
+    if storage == "binary" and dimension % 8:
+        raise InvalidSetting(
+            f"{where}dimension counts bits in storage binary, 8 a byte: it must be a multiple of 8, "
+            f"given {dimension}",
+            setting="dimension",
+        )
+    if storage in _WHOLE_STORAGES and quantization not in ("auto", "none"):
+        raise InvalidSetting(
+            f"{where}storage {storage} is compact already: quantization must be auto or none, given "
+            f"{quantization}",
+            setting="quantization",
+        )
+    if quantization == "rabitq" and index not in ("auto", "ivf"):
+        raise InvalidSetting(
+            f"{where}quantization rabitq is for index ivf or auto, given {index}",
+            setting="quantization",
+        )
+    number = isinstance(target_recall, Real) and not isinstance(target_recall, bool)
+    if not number or not 0.5 <= target_recall <= 1.0:
+        raise InvalidSetting(
+            f"{where}target_recall must be from 0.5 to 1.0, given {target_recall!r}"
+        )
+    return VectorSettings(dimension, metric, storage, index, quantization, float(target_recall))
 
 
 def to_json(info: CollectionInfo) -> bytes:
@@ -95,4 +191,5 @@ def from_json(name: str, settings: bytes) -> CollectionInfo:
 
 def shape_of(settings: bytes) -> Shape:
     info = from_json("", settings)
-    return Shape(info.dimension, info.storage)
+    named = tuple(FieldShape(field.dimension, field.storage) for field in info.vectors.values())
+    return Shape(info.dimension, info.storage, named)

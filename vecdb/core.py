@@ -11,23 +11,25 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from . import metadata as meta
-from .columns import ColumnBatch, Columns
-from .errors import Closed, Corrupted, DeadlineExceeded, InvalidQuery, ReadOnly, VecdbError
-from .filters import Filter, evaluate
+from .columns import Columns
+from .errors import Closed, DeadlineExceeded, InvalidQuery, ReadOnly, VecdbError
+from .fetching import must_be_readable
+from .field import Field, FieldState
+from .filters import Filter, evaluate, select
 from .ids import Ids
-from .index import BuiltIndex, Index, IndexRecord, View
+from .index import BuiltIndex, IndexRecord, View
 from .lane import Applied, Lane, Write
 from .layout import DATA_FILE, LMDB_LOCK_FILE
 from .masks import Deaths, FilterMasks, Moment, StoredTexts
-from .store import CollectionStore
+from .selection import Selection
+from .store import CollectionStore, Reader, State
+from .stored_columns import StoredColumns
 from .types import CollectionInfo
+from .vectors import Space
 
 log = logging.getLogger("vecdb")
 
@@ -55,11 +57,11 @@ class Core:
         self.read_only = read_only
         self.masks = FilterMasks(options["filter_cache_entries"])
         self.closed: str | None = None
-        self.last_error = ""
         self._lane = Lane(store, self._publish)
         self._news = threading.Condition()
         self._columns_lock = threading.Lock()
         self._stale = False
+        self.all_fields: tuple[Field, ...] = ()
         with self._lane.exclusive():
             self._load()
 
@@ -80,63 +82,67 @@ class Core:
     def _load(self) -> None:
         """Makes all copies anew from the store; called in the lane.
 
-        The old ones serve until the new index stands, which is assigned last.
+        The old ones serve until the new fields stand, which are assigned last.
         """
-        info = self.info
-        index = Index(
-            dimension=info.dimension,
-            metric=info.metric,
-            storage=info.storage,
-            kind=info.index,
-            target_recall=info.target_recall,
-            settings=self.options,
+        before = {field.number: field for field in self.all_fields}
+        settings: dict[str, Space] = {**self.info.vectors, "": self.info}
+        numbers = [*range(1, len(settings)), 0]
+        fields = tuple(
+            Field(self.store, number, name, settings[name], self.options, before.get(number))
+            for number, name in zip(numbers, settings, strict=True)
         )
         with self.store.read() as reader:
-            state, raw = reader.state(), reader.index_record()
+            state = reader.state()
             dead_rows, dead_sequences = reader.dead()
+            self.purged_rows = len(reader.purged())
+            found = [FieldState.read(reader, field.number) for field in fields]
         ids = Ids()
         for start in range(0, state.next_row, _LOAD_IDS):
             with self.store.read() as reader:
-                ids.append(reader.id_range(start, min(start + _LOAD_IDS, state.next_row)))
-        record = self._install_saved(index, raw)
-        first = 0 if record is None else record.high_water
-        index.kill(dead_rows[dead_rows < first])
-        for start in range(first, state.next_row, _LOAD_ROWS):
-            stop = min(start + _LOAD_ROWS, state.next_row)
-            index.append(self.vector_range(start, stop))
-            low, high = np.searchsorted(dead_rows, [start, stop])
-            index.kill(dead_rows[low:high])
-            # Published slice by slice, so that rows which are mostly dead are let go on the way.
-            index.publish(state.sequence)
-        index.publish(state.sequence)
-        self.record, self._raw_record = record, raw
+                ids.append_packed(*reader.packed_ids(start, min(start + _LOAD_IDS, state.next_row)))
+        for field, stored in zip(fields, found, strict=True):
+            field.load(state, stored, dead_rows)
+            if field.last_error:
+                log.warning(
+                    "collection %s: %s; it will be built again", self.info.name, field.last_error
+                )
         self.ids = ids
         self.deaths = Deaths(dead_rows, dead_sequences)
         self.columns = Columns(self.options["max_fields"])
         self._columns_ready = state.next_row == 0
         self.masks.clear()
-        self.index = index
+        self.all_fields = fields
+        self.fields = {field.name: field for field in fields if field.number}
+        self.default = fields[-1]
+        self.index = self.default.index
         self._stale = False
 
-    def _install_saved(self, index: Index, raw: bytes | None) -> IndexRecord | None:
-        if raw is None:
-            return None
-        try:
-            record = IndexRecord.from_json(raw)
-            index.install(index.load(record, self.store.folder, self.vector_range))
-        except Corrupted as error:
-            # An index is only a copy: search goes on exactly until it has been built again.
-            self.last_error = f"saved index not used: {error.message}"
-            log.warning(
-                "collection %s: %s; it will be built again", self.info.name, self.last_error
+    def field(self, name: str | None) -> Field:
+        """The named vector field, for None that of the record's own vector."""
+        if name is None:
+            return self.default
+        held = self.fields.get(name) if isinstance(name, str) else None
+        if held is None:
+            raise InvalidQuery(
+                f"no vector field {name!r:.80}; collection {self.info.name!r} has: "
+                f"{', '.join(self.fields) or 'none'}",
+                field=str(name)[:80],
             )
-            return None
-        return record
+        return held
 
-    def vector_range(self, start: int, stop: int) -> NDArray[Any]:
-        """Stored vectors of rows [start, stop), in a read transaction of its own."""
-        with self.store.read() as reader:
-            return reader.vector_range(start, stop)
+    def numbered(self, number: int) -> Field:
+        """The vector field with this number in the store."""
+        return self.all_fields[number - 1]
+
+    @property
+    def record(self) -> IndexRecord | None:
+        """Of the saved index of the record's own vector."""
+        return self.default.record
+
+    @property
+    def last_error(self) -> str:
+        """Why the last build of that index failed, empty if it did not."""
+        return self.default.last_error
 
     def _catch_up(self) -> None:
         """Applies commits of the store that the copies have not seen; all anew after a fault."""
@@ -146,27 +152,35 @@ class Core:
                 return
             view = self.index.view
             with self.store.read() as reader:
-                state, raw = reader.state(), reader.index_record()
+                state = reader.state()
                 if state.sequence == view.sequence:
                     return
-                news = list(reader.log(view.sequence))
-                vectors = reader.vector_range(view.n_rows, state.next_row)
-                ids = reader.id_range(view.n_rows, state.next_row)
-            if raw != self._raw_record:
-                # The writer has a new index; its file holds rows that would be a long tail here.
+                # The writer may have a new index, whose file holds rows that would be a long tail here;
+                # or have purged rows of which the log would have told.
+                same = reader.horizon() <= view.sequence and all(
+                    reader.index_record(f.number) == f.raw_record for f in self.all_fields
+                )
+                if same:
+                    # Interrupted from here on, the copies are of no moment at all.
+                    self._stale = True
+                    self._follow(reader, view, state)
+            if not same:
                 self._load()
                 return
-            # Interrupted from here on, the copies are of no moment at all and must be made anew.
-            self._stale = True
-            self.ids.append(ids)
-            self.index.append(vectors)
-            for commit in news:
-                self.index.kill(commit.died)
-                self.deaths.extend(commit.died, commit.sequence)
             if self._columns_ready:
-                self._extend_columns(state.next_row)
-            self.index.publish(state.sequence)
+                self._extend_columns(state.next_row, StoredColumns())
+            for field in self.all_fields:
+                field.publish(state.sequence)
             self._stale = False
+
+    def _follow(self, reader: Reader, view: View, state: State) -> None:
+        self.ids.append_packed(*reader.packed_ids(view.n_rows, state.next_row))
+        for field in self.all_fields:
+            field.follow(reader, state.next_row)
+        for commit in reader.log(view.sequence):
+            for field in self.all_fields:
+                field.index.kill(commit.died)
+            self.deaths.extend(commit.died, commit.sequence)
 
     def _publish(self, applied: Sequence[Applied], sequence: int) -> None:
         """Follows a commit with all copies; called in the lane.
@@ -181,13 +195,18 @@ class Core:
             self._stale = True
             for change in applied:
                 if change.vectors is not None:
+                    first_row = self.ids.n_rows
                     self.ids.append(change.ids)
-                    self.index.append(change.vectors)
+                    for field in self.all_fields:
+                        field.append(change, first_row)
                     if self._columns_ready and change.columns is not None:
                         self.columns.extend(change.columns, self.columns.n_rows)
-                self.index.kill(change.killed)
+                for field in self.all_fields:
+                    field.index.kill(change.killed)
                 self.deaths.extend(change.killed, sequence)
-            self.index.publish(sequence)
+            # That of the record's own vector comes last: it is what readers wait for.
+            for field in self.all_fields:
+                field.publish(sequence)
             self._stale = False
         except Exception:
             log.exception(
@@ -217,17 +236,20 @@ class Core:
             self.check_open()  # closed in between: the lane takes nothing any more
             raise
 
-    def exclusive(self) -> Any:
-        """Keeps writers of this collection out, as a context manager."""
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Keeps writers of this collection out."""
         return self._lane.exclusive()
 
-    def install(self, built: BuiltIndex, record: IndexRecord) -> None:
-        """Puts a saved build into service. The store names it first: a crash leaves litter at most."""
+    def install(self, number: int, built: BuiltIndex, record: IndexRecord) -> None:
+        """Puts a saved build of field `number` into service."""
         with self._lane.exclusive():
-            self.store.set_index_record(record.to_json())
-            self.record, self._raw_record = record, record.to_json()
-            self.index.install(built)
-            self.last_error = ""
+            self.numbered(number).install(built, record)
+
+    def drop_index(self, number: int) -> None:
+        """Takes the index of field `number` out of service: its rows are searched exactly."""
+        with self._lane.exclusive():
+            self.store.set_index_record(None, number)
+            self._load()
 
     def wait_for(self, sequence: int | None, timeout_s: float | None) -> View:
         """The first view that shows commit `sequence`. DeadlineExceeded after `timeout_s` (None: 30)."""
@@ -263,12 +285,13 @@ class Core:
         """
         if not self._columns_ready:
             with self._columns_lock:
+                stored = StoredColumns()
                 while not self._columns_ready:
                     if self.index.view.n_rows - self.columns.n_rows > _LOAD_ROWS:
-                        self._extend_columns(self.columns.n_rows + _LOAD_ROWS)
+                        self._extend_columns(self.columns.n_rows + _LOAD_ROWS, stored)
                         continue
                     with self._lane.exclusive():
-                        self._extend_columns(self.index.view.n_rows)
+                        self._extend_columns(self.index.view.n_rows, stored)
                         self._columns_ready = True
         return self.columns
 
@@ -281,50 +304,61 @@ class Core:
         except VecdbError as error:
             log.error("collection %s: columns not built: %s", self.info.name, error.message)
 
-    def _extend_columns(self, stop: int) -> None:
+    def _extend_columns(self, stop: int, stored: StoredColumns) -> None:
         columns = self.columns
         while columns.n_rows < stop:
             first, end = columns.n_rows, min(columns.n_rows + _LOAD_ROWS, stop)
-            values: list[dict[str, Any]] = [{}] * (end - first)
+            offsets: list[int] = []
+            texts: list[bytes] = []
             with self.store.read() as reader:
-                for row, raw in reader.metadata_range(first, end):
-                    values[row - first] = meta.decode(raw)
-            columns.extend(ColumnBatch.from_metadata(values), first)
+                for row, text in reader.metadata_range(first, end):
+                    offsets.append(row - first)
+                    # Thousands of buffers at once would keep the garbage collector busy.
+                    texts.append(bytes(text))
+            columns.extend(stored.batch(end - first, offsets, texts), first)
 
     def matching(
         self, expression: Filter, moment: Moment, interrupt: Interrupt = lambda: None
-    ) -> NDArray[np.bool_]:
-        """Mask of `moment.n_rows` rows, right wherever `moment.live` is set. Read only.
+    ) -> Selection:
+        """The rows of the moment that match, right wherever they are live: dead ones may be among them.
 
-        `interrupt` is called every few milliseconds of a long evaluation and may raise.
+        A filter on metadata alone that was asked lately takes 1 us, and gives the same object as long as
+        no row has come; see `FilterMasks.get`, and `filters.select` for what others take. `interrupt` is
+        called every few milliseconds of a long evaluation and may raise.
         """
         columns = self.ready_columns()
-        source = StoredTexts(self.store, self.ids, moment)
         n_rows = moment.n_rows
+        source = StoredTexts(self.store, self.ids, moment)
         if expression.uses_id or expression.uses_document:
-            return evaluate(
-                expression, columns, source, 0, n_rows, moment.live, interrupt=interrupt
-            )
+            return select(expression, columns, source, n_rows, moment, interrupt=interrupt)
         # Rows never change, so neither does whether a row matches: only new rows are evaluated.
         return self.masks.get(
             expression.text,
             n_rows,
-            lambda start: evaluate(expression, columns, source, start, n_rows, interrupt=interrupt),
+            lambda: select(expression, columns, source, n_rows, interrupt=interrupt),
+            lambda start: evaluate(
+                expression, columns, source, range(start, n_rows), interrupt=interrupt
+            ),
         )
 
     def moment(self, view: View) -> Moment:
-        return Moment(view.sequence, view.n_rows, view.live_mask())
+        """What a view shows."""
+        return Moment(view.sequence, view.n_rows, view, None)
 
     def as_of(self, sequence: int, n_rows: int) -> Moment:
-        """The moment right after commit `sequence`, when `n_rows` rows existed."""
-        live = self.view.live_mask(0, n_rows)
-        live[self.deaths.after(sequence, n_rows)] = True
-        return Moment(sequence, n_rows, live)
+        """The moment right after commit `sequence`, when `n_rows` rows existed.
+
+        InvalidCursor when a compaction has taken rows that it shows.
+        """
+        with self.store.read() as reader:
+            must_be_readable(reader, sequence)
+        # The view first: what it does not know to be dead yet is no harm among the later deaths.
+        return Moment(sequence, n_rows, self.view, self.deaths)
 
     # -- the end
 
-    def read(self) -> Any:
-        """A read transaction of the store, as a context manager giving a `Reader`."""
+    def read(self) -> AbstractContextManager[Reader]:
+        """A read transaction of the store."""
         return self.store.read()
 
     def close(self, why: str) -> None:
@@ -357,9 +391,11 @@ def deadline(timeout_s: float | None) -> Interrupt:
 
 def sweep_files(core: Core) -> None:
     """Removes index files that the store does not name: replaced ones, and what a crash left behind."""
-    keep = {DATA_FILE, LMDB_LOCK_FILE, *(() if core.record is None else core.record.files())}
+    keep = {DATA_FILE, LMDB_LOCK_FILE}
+    for field in core.all_fields:
+        keep.update(() if field.record is None else field.record.files())
     for path in core.store.folder.iterdir():
-        if path.name not in keep:
+        if path.name not in keep and not path.is_dir():
             path.unlink(missing_ok=True)
 
 

@@ -21,8 +21,8 @@ from .core import Core, sweep_files
 from .errors import Closed, CollectionExists, DatabaseLocked, ReadOnly
 from .layout import COLLECTIONS_FOLDER, DATA_FILE, UNNAMED_FILE
 from .settings import ENGINE, resolve
-from .store import Catalog, CollectionStore, Shape, not_found, taken
-from .types import CollectionInfo
+from .store import Catalog, CollectionStore, not_found, taken
+from .types import CollectionInfo, VectorSettings
 
 log = logging.getLogger("vecdb")
 
@@ -75,7 +75,7 @@ class Database:
                 self._release()
                 raise
             _open_here[self._key] = self
-        self._builder = Builder(auto_build=bool(self._options["auto_build"]) and not read_only)
+        self._builder = Builder(self._options, read_only=read_only)
         if not read_only:
             self._sweep()
 
@@ -101,19 +101,26 @@ class Database:
         target_recall: float = 0.95,
         schema: Mapping[str, str] | None = None,
         description: str = "",
+        quantization: str = "auto",
+        vectors: Mapping[str, VectorSettings | Mapping[str, Any]] | None = None,
         exist_ok: bool = False,
     ) -> Collection:
         """Makes an empty collection.
 
-        `dimension` 1 to 65,535; `metric` cosine, l2 or ip; `storage` float32 or float16; `index`
+        `dimension` 1 to 65,535; `metric` cosine, l2 or ip; `storage` float32, float16, int8, uint8,
+        or binary, where `dimension` counts bits, a multiple of 8, and `metric` is hamming; `index`
         auto, exact, hnsw or ivf; `target_recall` 0.5 to 1.0, where 1.0 means exact; `schema` maps
         dotted metadata paths to string, int, float, bool, datetime, with [] behind it for lists.
+        `quantization` says how the index codes vectors, while the store keeps them whole: auto,
+        none, float16, sq8, sq4, or rabitq (ivf); auto or none for int8, uint8 and binary. `vectors`
+        maps names to the settings of up to 16 further vectors a record may have.
         Raises CollectionExists if the name is taken, unless `exist_ok` is set and all settings are
         equal; InvalidName, InvalidSetting.
         """
         info = check_info(
-            name, dimension, metric, storage, index, target_recall, schema, description
-        )
+            name, dimension, metric, storage, index, target_recall, schema, description,
+            quantization, vectors,
+        )  # fmt: skip
         with self._change():
             names = self._catalog.names()
             held = names.collections.get(name)
@@ -243,8 +250,8 @@ class Database:
         made = self._folder(token)
         made.mkdir(parents=True)
         self._mark_unnamed(token)
-        shape = Shape(info.dimension, info.storage)
-        CollectionStore.create(made, to_json(info), shape, self._options).close()
+        settings = to_json(info)
+        CollectionStore.create(made, settings, shape_of(settings), self._options).close()
         for path in (made, made.parent, self.path):
             folder.sync(path)
 

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import metadata as meta
-from .errors import InvalidQuery, LimitExceeded
+from .collection_info import from_json
+from .errors import InvalidCursor, InvalidQuery, LimitExceeded
 from .layout import unpack_content
 from .store import Reader
-from .types import INCLUDABLE, Content
+from .types import INCLUDABLE, CollectionInfo, Content
+from .vectors import Space, width_of
 
 _TABLES = {"metadata": "metadata", "document": "documents", "content": "contents", "uri": "uris"}
+
+_COMPACTED = (
+    "and the collection was compacted since. Start again without a cursor, or keep more history with "
+    "the setting history_s"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +31,15 @@ class Fetched:
     """Columns of n records; a column that was not included is None."""
 
     ids: list[str]
-    vectors: NDArray[np.float32] | None
+    vectors: NDArray[Any] | None
+    """float32, for storage binary uint8."""
     metadata: list[Any] | None
     documents: list[str | None] | None
     contents: list[Content | None] | None
     uris: list[str | None] | None
+    named_vectors: dict[str, NDArray[Any]] | None = None
+    """Each (n, width); the rows of records without one are NaN (binary: zeros)."""
+    named_present: dict[str, NDArray[np.bool_]] | None = None
 
 
 def check_include(include: Iterable[str]) -> frozenset[str]:
@@ -56,11 +68,14 @@ def fetch(
 
     About 0.7 us a row and column, and 1.5 us for vectors. When the included parts have more than
     `max_bytes` together, nothing is copied: LimitExceeded, or with `cut` only the first rows that fit,
-    at least one.
+    at least one. With `cut` the rows may be of a moment that is past: InvalidCursor when a
+    compaction has taken any of them since.
     """
+    if cut:
+        _must_be_there(reader, rows)
     held = {part: reader.views(table, rows) for part, table in _TABLES.items() if part in include}
     if max_bytes is not None and include:
-        fitting = _fitting(held, len(rows), reader.vector_bytes * ("vector" in include), max_bytes)
+        fitting = _fitting(held, len(rows), _vector_bytes(reader, include), max_bytes)
         if fitting < len(rows) and not cut:
             raise LimitExceeded(
                 f"the included parts of {len(rows)} answers have more than {max_bytes} bytes together; "
@@ -70,6 +85,11 @@ def fetch(
         fitting = max(1, fitting)
         rows, ids = rows[:fitting], ids[:fitting]
         held = {part: views[:fitting] for part, views in held.items()}
+    vectors, named, present = None, None, None
+    if "vector" in include:
+        vectors = _readable(reader.vectors(rows), info_of(reader).storage)
+    if "named_vectors" in include:
+        named, present = _named(reader, rows)
     metadata: list[Any] | None = None
     if raw_metadata and "metadata" in held:
         metadata = [b"" if v is None else bytes(v) for v in held["metadata"]]
@@ -77,12 +97,70 @@ def fetch(
         metadata = [{} if v is None else meta.decode(v) for v in held["metadata"]]
     return Fetched(
         ids,
-        reader.vectors(rows).astype(np.float32, copy=False) if "vector" in include else None,
+        vectors,
         metadata,
         _texts(held.get("document")),
         _contents(held.get("content")),
         _texts(held.get("uri")),
+        named,
+        present,
     )
+
+
+def must_be_readable(reader: Reader, sequence: int) -> None:
+    """InvalidCursor when a compaction has taken rows that the moment after `sequence` shows; 0.5 us."""
+    horizon = reader.horizon()
+    if sequence < horizon:
+        raise InvalidCursor(
+            f"the cursor is of commit {sequence}, {_COMPACTED}",
+            sequence=sequence,
+            horizon=horizon,
+        )
+
+
+def _must_be_there(reader: Reader, rows: NDArray[np.int64]) -> None:
+    if not len(rows) or not reader.horizon():
+        return
+    first, last = int(rows.min()), int(rows.max())
+    if reader.purged_mask(first, last + 1)[rows - first].any():
+        raise InvalidCursor(f"some of these records are of a moment that is gone, {_COMPACTED}")
+
+
+def info_of(reader: Reader) -> CollectionInfo:
+    """The settings of the collection that `reader` reads, without its name; about 1 us."""
+    return _parsed(reader.settings())
+
+
+@lru_cache(maxsize=256)
+def _parsed(settings: bytes) -> CollectionInfo:
+    return from_json("", settings)
+
+
+def _readable(stored: NDArray[Any], storage: str) -> NDArray[Any]:
+    return stored if storage == "binary" else stored.astype(np.float32, copy=False)
+
+
+def _named(
+    reader: Reader, rows: NDArray[np.int64]
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.bool_]]]:
+    vectors, present = {}, {}
+    for number, (name, settings) in enumerate(info_of(reader).vectors.items(), 1):
+        there = present[name] = reader.present(rows, number)
+        found = _readable(reader.vectors(rows, number), settings.storage)
+        if found.dtype.kind == "f":
+            found[~there] = np.nan
+        vectors[name] = found
+    return vectors, present
+
+
+def _vector_bytes(reader: Reader, include: frozenset[str]) -> int:
+    """Bytes that the included vectors of one record take where they are read."""
+    spaces: list[Space] = []
+    if "vector" in include:
+        spaces.append(info_of(reader))
+    if "named_vectors" in include:
+        spaces += info_of(reader).vectors.values()
+    return sum(width_of(s) if s.storage == "binary" else 4 * s.dimension for s in spaces)
 
 
 def _fitting(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_Number = TypeVar("_Number", np.uint8, np.int64)
+_FIRST_ROWS = 1_024
+_FIRST_BYTES = 1 << 14
 
 
 class Ids:
@@ -18,44 +20,53 @@ class Ids:
     other threads that costs a hundred times as much.
 
     One thread appends, rows in order. Any thread takes rows that were published after they had been
-    appended: values are written behind what is published, and a full array is replaced by a copy.
+    appended: values are written behind what is published, and full memory is replaced by a copy.
     """
 
     def __init__(self) -> None:
         self.n_rows = 0
-        self._ends: NDArray[np.int64] = np.zeros(1_025, np.int64)
-        self._texts: NDArray[np.uint8] = np.zeros(1 << 14, np.uint8)
+        self._texts = _memory(_FIRST_BYTES)
+        self._hold_ends(np.zeros(_FIRST_ROWS + 1, np.int64))
 
     def append(self, ids: Sequence[bytes]) -> None:
         """Takes the ids of the next rows, as UTF-8."""
-        if not ids:
-            return
-        first, last = self.n_rows, self.n_rows + len(ids)
+        self.append_packed(np.fromiter(map(len, ids), np.int64, len(ids)), b"".join(ids))
+
+    def append_packed(self, lengths: NDArray[Any], texts: bytes | memoryview) -> None:
+        """Takes the ids of the next rows, one behind the other in `texts`; some ns a row."""
+        first, last = self.n_rows, self.n_rows + len(lengths)
         start = int(self._ends[first])
-        raw = b"".join(ids)
-        stop = start + len(raw)
-        self._texts = _with_room(self._texts, stop)
-        self._texts[start:stop] = np.frombuffer(raw, np.uint8)
-        self._ends = _with_room(self._ends, last + 1)
-        np.cumsum([len(i) for i in ids], out=self._ends[first + 1 : last + 1])
+        stop = start + len(texts)
+        if stop > len(self._texts):
+            grown = _memory(max(stop, 2 * len(self._texts)))
+            grown.write(memoryview(self._texts)[:start])
+            self._texts = grown
+        self._texts[start:stop] = texts
+        if last >= len(self._ends):
+            ends = np.zeros(max(last + 1, 2 * len(self._ends)), np.int64)
+            ends[: first + 1] = self._ends[: first + 1]
+            self._hold_ends(ends)
+        np.cumsum(lengths, out=self._ends[first + 1 : last + 1])
         self._ends[first + 1 : last + 1] += start
         self.n_rows = last
 
     def take(self, rows: NDArray[np.int64]) -> list[str]:
-        """Ids of rows, in their order; about 0.3 us each."""
-        ends = self._ends
-        texts = self._texts.data
-        starts, stops = ends[rows].tolist(), ends[rows + 1].tolist()
-        return [str(texts[a:b], "utf-8") for a, b in zip(starts, stops, strict=True)]
+        """Ids of rows, in their order; 1 us and about 0.1 us each."""
+        # Ends first: texts that are read after them hold all that they point to.
+        starts, stops = self._starts[rows].tolist(), self._stops[rows].tolist()
+        texts = self._texts
+        return [texts[a:b].decode() for a, b in zip(starts, stops, strict=True)]
 
     @property
     def nbytes(self) -> int:
-        return self._ends.nbytes + self._texts.nbytes
+        return self._ends.nbytes + len(self._texts)
+
+    def _hold_ends(self, ends: NDArray[np.int64]) -> None:
+        """Two views, since making one of them at each call would take a tenth of it."""
+        self._ends = ends
+        self._starts, self._stops = ends[:-1], ends[1:]
 
 
-def _with_room(array: NDArray[_Number], n: int) -> NDArray[_Number]:
-    if n <= len(array):
-        return array
-    larger = np.zeros(max(n, 2 * len(array)), array.dtype)
-    larger[: len(array)] = array
-    return larger
+def _memory(size_bytes: int) -> mmap.mmap:
+    """Zeroed memory of the process's own, whose slices are `bytes`: the quickest way to a text."""
+    return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -12,7 +12,7 @@ as a whole.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from .columns import ColumnBatch
 from .errors import VecdbError
 from .store import CollectionStore, Writer
+from .vectors import NamedColumn
 
 _NO_ROWS = np.empty(0, np.int64)
 
@@ -32,8 +33,8 @@ _NO_ROWS = np.empty(0, np.int64)
 class Applied:
     """What one write did to the rows, for the copies of the store in memory.
 
-    `killed` rows died; then rows with `ids`, `vectors` (n, dimension, stored dtype) and `columns`
-    were appended.
+    `killed` rows died; then rows with `ids`, `vectors` (n, dimension, stored dtype), `named` vectors
+    by number of their field, and `columns` were appended.
     """
 
     count: int
@@ -41,6 +42,7 @@ class Applied:
     ids: Sequence[bytes] = ()
     vectors: NDArray[Any] | None = None
     columns: ColumnBatch | None = None
+    named: Mapping[int, NamedColumn] = field(default_factory=dict)
 
 
 class Write(Protocol):

@@ -1,179 +1,284 @@
-"""A query: filter to mask, search of the view, rows to ids and fields."""
+"""A query: filter to selection, search of the view in the lane, rows to ids and fields."""
 
 from __future__ import annotations
 
-import math
-import sys
-from collections.abc import Iterable, Sequence
-from numbers import Real
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .batch import check_ids, check_matrix, to_matrix
 from .core import Core, deadline
-from .errors import InvalidQuery, LimitExceeded
-from .fetching import check_include, fetch
+from .errors import DeadlineExceeded, LimitExceeded
+from .explaining import explained
+from .fetching import fetch
+from .field import Field
 from .filters import Filter
-from .index import View, distances
-from .masks import StoredTexts
-from .store import Reader
-from .types import DEFAULT_K, MAX_K, QueryResult
-from .writes import not_stored
+from .grouping import Groups, search_groups
+from .index import View
+from .parsed_filters import parsed
+from .query_spec import Query
+from .query_vectors import Targets, find_targets
+from .ranking import most_relevant
+from .recall_audit import Audit
+from .search_lane import LANE, MAX_TOGETHER, Note
+from .selection import Selection
+from .types import MAX_K, QueryResult
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
 MAX_ANSWERS = 5_000_000
-"""Queries times k of one call; their ids, distances and rows take some 100 bytes each."""
-_LARGEST_BOUND = sys.float_info.max
-_SLICE_QUERIES = 256
-"""Queries searched at once: enough for the best rate, few enough to keep deadlines and memory."""
+"""Queries times answers of one call; their ids, distances and rows take some 100 bytes each."""
+_FIRST_RANGE = 256
+"""Answers that a search by distance alone begins with; four times as many while these are too few."""
+_PLAIN_SQUARES = (1e-30, 1e30)
+"""Squared lengths between these need no closer look at a vector."""
 
 
-def query(
+def query_one(
     core: Core,
-    vectors: Any,
-    ids: Iterable[str] | None,
-    k: int | None,
+    audit: Audit | None,
+    vector: NDArray[np.float32],
+    k: int,
     expression: Filter | None,
     exact: bool,
-    max_distance: float | None,
     target_recall: float | None,
-    include: Iterable[str],
-    min_sequence: int | None,
     timeout_s: float | None,
-    *,
-    raw_metadata: bool = False,
-    max_bytes: int | None = None,
-) -> QueryResult:
+) -> QueryResult | None:
+    """The commonest query: one float32 vector, ids and distances. Nothing that can be spared.
+
+    None where the vector needs a closer look, or its values a refusal: that is `query`'s business.
+    """
+    view = core.view
+    one = vector[0] if vector.ndim == 2 and len(vector) == 1 else vector
+    if one.shape != (view.dimension,) or core.info.storage == "binary":
+        return None
+    # NaN and infinity carry over into the squared length; vdot overflows without a warning.
+    if not _PLAIN_SQUARES[0] < np.vdot(one, one) < _PLAIN_SQUARES[1]:
+        return None
+    end, allowed = None, None
+    if timeout_s is not None:
+        end = time.monotonic() + timeout_s
+    if expression is not None:
+        allowed = core.matching(expression, core.moment(view), deadline(timeout_s))
+    live = view.n_live
+    width = k if k <= live else max(1, live)
+    queries = one.reshape(1, -1)
+    found = LANE.search(view, queries, width, allowed, exact, target_recall, end)
+    near, rows = found.distances, found.rows[0]
+    if audit is not None and target_recall is None and not found.exact:
+        audit.offer("", view, queries, width, allowed, near)
+    if rows[-1] < 0:
+        rows = rows[rows >= 0]
+    return QueryResult([core.ids.take(rows)], _wide(near, k), sequence=view.sequence)
+
+
+def query(core: Core, audit: Audit | None, asked: Query) -> QueryResult:
     """See `Collection.query`."""
-    if (vectors is None) == (ids is None):
-        raise InvalidQuery("give either vectors or ids to query by, not both and not neither")
-    wanted = check_include(include)
-    limit = check_k(k, max_distance)
-    check_bound(max_distance)
-    check_recall(target_recall)
-    # Without a k a distance bound asks for all that lie within: the index cannot know how many.
-    exact = exact or (max_distance is not None and k is None)
-    interrupt = deadline(timeout_s)
-    view = core.wait_for(min_sequence, timeout_s)
-    if ids is None:
-        queries, own = _given(core, vectors), None
-    else:
-        queries, own = _stored(core, view, ids)
-    if len(queries) * limit > MAX_ANSWERS:
+    begun = time.perf_counter()
+    search = Search(core, audit, asked)
+    targets = find_targets(core, search.field, search.view, asked)
+    count = len(targets.vectors)
+    if count * asked.limit > MAX_ANSWERS:
         raise LimitExceeded(
-            f"{len(queries)} queries of {limit} answers are {len(queries) * limit} answers, at most "
+            f"{count} queries of {asked.limit} answers are {count * asked.limit} answers, at most "
             f"{MAX_ANSWERS} are given at once; send fewer queries a call",
-            given=len(queries) * limit,
+            given=count * asked.limit,
             limit=MAX_ANSWERS,
         )
-    allowed = None
-    if expression is not None:
-        allowed = core.matching(expression, core.moment(view), interrupt)
-    # No wider than there are records: a k of 10,000 on a small collection must not cost 10,000.
-    width = min(limit, view.n_live)
-    parts: list[tuple[Floats, Rows]] = []
-    for start in range(0, len(queries), _SLICE_QUERIES):
-        interrupt()
-        some = queries[start : start + _SLICE_QUERIES]
-        mine = None if own is None else own[start : start + _SLICE_QUERIES]
-        found = view.search(
-            some,
-            max(1, width + (own is not None)),
-            allowed=allowed,
-            exact=exact,
-            target_recall=None if target_recall is None else float(target_recall),
-        )
-        near, rows = found.distances, found.rows
-        if view.lossy:
-            with core.read() as reader:
-                near, rows = _rescored(core, reader, some, rows)
-        parts.append(_cut(near, rows, mine, max_distance, width))
-    near = parts[0][0] if len(parts) == 1 else np.concatenate([part[0] for part in parts])
-    rows = parts[0][1] if len(parts) == 1 else np.concatenate([part[1] for part in parts])
-    asked = None if k is None and max_distance is not None else limit
-    return _answer(core, view, near, rows, wanted, asked, raw_metadata, max_bytes)
+    groups: list[list[Any]] | None = None
+    if asked.group_by is not None:
+        near, rows, groups = search.grouped(targets)
+    elif asked.mmr_lambda is not None:
+        near, rows = search.diverse(targets)
+    else:
+        near, rows = search.ranked(targets)
+    fetching = time.perf_counter()
+    result = _answer(core, search.view, near, rows, groups, asked)
+    if search.note is not None:
+        ended = time.perf_counter()
+        result = explained(
+            search.field, search.view, search.note, result,
+            records=search.records, target_recall=search.target_recall,
+            filter_s=search.filter_s, fetch_s=ended - fetching, total_s=ended - begun,
+        )  # fmt: skip
+    return result
 
 
-def _given(core: Core, vectors: Any) -> Floats:
-    matrix = to_matrix(vectors, "query vectors")
-    if not len(matrix):
-        raise InvalidQuery("no query vectors were given; give at least one")
-    return check_matrix(core.info, matrix, lambda i: f"query vector {i}", np.dtype(np.float32))
+class Search:
+    """One query at one view: the ways to search it."""
 
+    def __init__(self, core: Core, audit: Audit | None, asked: Query) -> None:
+        self.core = core
+        self.asked = asked
+        self._end = None if asked.timeout_s is None else time.monotonic() + asked.timeout_s
+        view = core.wait_for(asked.min_sequence, asked.timeout_s)
+        self.field: Field = core.field(asked.vector_name)
+        self.records = view.n_live
+        self.view: View = view if asked.vector_name is None else self.field.index.view
+        # Without a k a distance bound asks for all that lie within: the index cannot know how many.
+        self.exact = asked.exact or asked.k is None
+        self.note = Note() if asked.explain else None
+        self.filter_s = 0.0
+        self.allowed: Selection | None = None
+        if asked.filter is not None:
+            begun = time.perf_counter()
+            moment = core.moment(self.view)
+            self.allowed = core.matching(asked.filter, moment, deadline(asked.timeout_s))
+            self.filter_s = time.perf_counter() - begun
+        plain = asked.group_by is None and asked.mmr_lambda is None and asked.target_recall is None
+        self._audit = audit if plain else None
 
-def _stored(core: Core, view: View, ids: Iterable[str]) -> tuple[Floats, Rows]:
-    """Vectors of stored records, and the row of each that the view shows (-1 where it shows none)."""
-    names = check_ids(ids)
-    with core.read() as reader:
-        rows = reader.rows_of_ids(names)
-        absent = [n.decode() for n, row in zip(names, rows.tolist(), strict=True) if row < 0]
-        if absent:
-            raise not_stored(absent, "query by ids takes stored records")
-        vectors = reader.vectors(rows).astype(np.float32, copy=False)
-    for n in np.flatnonzero(rows >= view.n_rows).tolist():
-        # Replaced since the view was taken: what it shows of the record is an older row.
-        texts = StoredTexts(core.store, core.ids, core.moment(view))
-        shown = texts.rows_of_ids([names[n].decode()])
-        rows[n] = shown[0] if len(shown) else -1
-    return vectors, rows
+    @property
+    def target_recall(self) -> float:
+        """What this query asks of the index."""
+        if self.exact:
+            return 1.0
+        asked = self.asked.target_recall
+        return self.field.settings.target_recall if asked is None else asked
 
+    def check(self) -> None:
+        """DeadlineExceeded when the time is over."""
+        if self._end is not None and time.monotonic() > self._end:
+            raise DeadlineExceeded(
+                f"not done within {self.asked.timeout_s:g} s; give more time, or ask for less at once"
+            )
 
-def check_k(k: int | None, max_distance: float | None) -> int:
-    if k is None:
-        return DEFAULT_K if max_distance is None else MAX_K
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
-        raise InvalidQuery(f"k must be an integer from 1 to {MAX_K}, given {k!r}", limit=MAX_K)
-    return int(k)
+    def nearest(
+        self, queries: NDArray[Any], width: int, allowed: Selection | None
+    ) -> tuple[Floats, Rows]:
+        """Distances and rows (q, w), nearest first, NaN and -1 behind them; w is `width`, or less
+        where there are fewer records: a k of 10,000 on a small collection must not cost 10,000.
+        """
+        view, recall = self.view, self.asked.target_recall
+        width = max(1, min(width, view.n_live))
+        parts = []
+        if len(queries) <= MAX_TOGETHER:
+            self.check()
+            found = LANE.search(
+                view, queries, width, allowed, self.exact, recall, self._end, self.note
+            )
+            parts.append(found)
+        else:
+            parts = list(
+                LANE.slices(view, queries, width, allowed, self.exact, recall, self._end, self.note)
+            )
+        near, rows = parts[0].distances, parts[0].rows
+        if len(parts) > 1:
+            near = np.concatenate([part.distances for part in parts])
+            rows = np.concatenate([part.rows for part in parts])
+        if self._audit is not None and not all(part.exact for part in parts):
+            self._audit.offer(self.field.name, view, queries, width, allowed, near)
+        return near, rows
 
+    def ranked(self, targets: Targets) -> tuple[Floats, Rows]:
+        """The k nearest, or all within the distance."""
+        asked = self.asked
+        spare = 0 if targets.left_out is None else targets.left_out.shape[1]
+        if asked.k is not None:
+            near, rows = self.nearest(targets.vectors, asked.k + spare, self.allowed)
+            return _cut(near, rows, targets.left_out, asked.max_distance, asked.k)
+        assert asked.max_distance is not None
+        near, rows = self._within(targets.vectors, asked.max_distance, MAX_K + spare)
+        return _cut(near, rows, targets.left_out, asked.max_distance, MAX_K)
 
-def check_bound(max_distance: float | None) -> None:
-    if max_distance is None:
-        return
-    fine = isinstance(max_distance, Real) and not isinstance(max_distance, bool)
-    if not fine or abs(max_distance) > _LARGEST_BOUND or math.isnan(max_distance):
-        raise InvalidQuery(
-            f"max_distance must be a number within float64, given {max_distance!r:.80}"
-        )
+    def _within(self, queries: NDArray[Any], max_distance: float, most: int) -> tuple[Floats, Rows]:
+        """All rows within a distance, at most `most` a query; wider and wider until they end."""
+        width = min(_FIRST_RANGE, most)
+        near, rows = self.nearest(queries, width, self.allowed)
+        while width < most:
+            more = np.flatnonzero(
+                (rows[:, -1] >= 0) & (near[:, -1].astype(np.float64) <= max_distance)
+            )
+            if not len(more) or rows.shape[1] < width:
+                break
+            width = min(4 * width, most)
+            wider = self.nearest(np.ascontiguousarray(queries[more]), width, self.allowed)
+            near, rows = _wide(near, wider[0].shape[1]), _wide_rows(rows, wider[1].shape[1])
+            near[more], rows[more] = wider
+        return near, rows
 
+    def diverse(self, targets: Targets) -> tuple[Floats, Rows]:
+        """Of the nearest candidates those picked by maximal marginal relevance, in this order."""
+        asked = self.asked
+        k = MAX_K if asked.k is None else asked.k
+        share = asked.mmr_lambda
+        assert share is not None
+        spare = 0 if targets.left_out is None else targets.left_out.shape[1]
+        many = asked.mmr_candidates
+        near, rows = self.nearest(targets.vectors, many + spare, self.allowed)
+        near, rows = _cut(near, rows, targets.left_out, asked.max_distance, many)
+        width = min(k, rows.shape[1])
+        out_near = np.full((len(rows), width), np.nan, np.float32)
+        out_rows = np.full((len(rows), width), -1, np.int64)
+        for i, own in enumerate(rows):
+            self.check()
+            own = own[own >= 0]
+            with self.core.read() as reader:
+                vectors = reader.vectors(own, self.field.number)
+            picks = most_relevant(
+                near[i, : len(own)], vectors, self.field.settings.metric, k, share, self.check
+            )
+            out_near[i, : len(picks)] = near[i, picks]
+            out_rows[i, : len(picks)] = own[picks]
+        return out_near, out_rows
 
-def check_recall(target_recall: float | None) -> None:
-    if target_recall is None:
-        return
-    fine = isinstance(target_recall, Real) and not isinstance(target_recall, bool)
-    if not fine or not 0.5 <= target_recall <= 1.0:
-        raise InvalidQuery(f"target_recall must be from 0.5 to 1.0, given {target_recall!r}")
-
-
-def _rescored(core: Core, reader: Reader, queries: Floats, rows: Rows) -> tuple[Floats, Rows]:
-    """Distances from the stored vectors, where the index holds rounded ones; sorted again."""
-    near = np.full(rows.shape, np.nan, np.float32)
-    for i, candidates in enumerate(rows):
-        n = int((candidates >= 0).sum())
-        if n:
-            vectors = reader.vectors(candidates[:n]).astype(np.float32, copy=False)
-            near[i, :n] = distances(queries[i : i + 1], vectors, core.info.metric)[0]
-    order = np.lexsort((rows, near), axis=1)
-    return np.take_along_axis(near, order, 1), np.take_along_axis(rows, order, 1)
+    def grouped(self, targets: Targets) -> tuple[Floats, Rows, list[list[Any]]]:
+        """The best hits of the best groups."""
+        asked = self.asked
+        assert asked.group_by is not None
+        core, path = self.core, asked.group_by
+        groups = Groups(core.ready_columns(), path, self.view.n_rows)
+        allowed = self.allowed
+        if not groups.everywhere:
+            # Rows without the field would only be in the way.
+            if allowed is None:
+                has_it = parsed({path: {"$exists": True}})
+                assert has_it is not None
+                allowed = core.matching(has_it, core.moment(self.view))
+            else:
+                mask = allowed.mask() & groups.rows_beyond(())
+                allowed = Selection(groups.n_rows, mask=mask)
+        return search_groups(
+            self.nearest, groups, targets.vectors, MAX_K if asked.k is None else asked.k,
+            asked.group_size, allowed, targets.left_out, asked.max_distance, self.check,
+        )  # fmt: skip
 
 
 def _cut(
-    near: Floats, rows: Rows, own: Rows | None, max_distance: float | None, limit: int
+    near: Floats, rows: Rows, left_out: Rows | None, max_distance: float | None, limit: int
 ) -> tuple[Floats, Rows]:
-    """Without the queried record itself and what lies too far; at most `limit` wide."""
+    """Without what is to be left out and what lies too far; at most `limit` wide."""
+    if left_out is None and max_distance is None:
+        return near[:, :limit], rows[:, :limit]
     keep = rows >= 0
-    if own is not None:
-        keep &= rows != own[:, np.newaxis]
+    if left_out is not None and left_out.shape[1] == 1:
+        keep &= rows != left_out
+    elif left_out is not None:
+        keep &= ~np.isin(rows, left_out)  # several examples make one query
     if max_distance is not None:
-        keep &= near.astype(np.float64) <= float(max_distance)
-    if not keep[:, :limit].all():
-        order = np.argsort(~keep, axis=1, kind="stable")
-        near = np.take_along_axis(np.where(keep, near, np.float32(np.nan)), order, 1)
-        rows = np.take_along_axis(np.where(keep, rows, -1), order, 1)
-    return near[:, :limit], rows[:, :limit]
+        keep &= near.astype(np.float64) <= max_distance
+    order = np.argsort(~keep, axis=1, kind="stable")[:, :limit]
+    near = np.where(keep, near, np.float32(np.nan))
+    return (
+        np.take_along_axis(near, order, 1),
+        np.take_along_axis(np.where(keep, rows, -1), order, 1),
+    )
+
+
+def _wide(near: Floats, width: int) -> Floats:
+    """Distances (q, w) padded with NaN to `width` columns."""
+    if near.shape[1] >= width:
+        return near
+    out = np.full((len(near), width), np.nan, np.float32)
+    out[:, : near.shape[1]] = near
+    return out
+
+
+def _wide_rows(rows: Rows, width: int) -> Rows:
+    return np.pad(rows, ((0, 0), (0, max(0, width - rows.shape[1]))), constant_values=-1)
 
 
 def _answer(
@@ -181,10 +286,8 @@ def _answer(
     view: View,
     near: Floats,
     rows: Rows,
-    include: frozenset[str],
-    width: int | None,
-    raw_metadata: bool,
-    max_bytes: int | None,
+    groups: list[list[Any]] | None,
+    asked: Query,
 ) -> QueryResult:
     """Rows to columns. Ids come from memory; the store is read only for what is included."""
     there = rows >= 0
@@ -194,26 +297,34 @@ def _answer(
     ends = np.cumsum(counts).tolist()
     spans = list(zip([0, *ends[:-1]], ends, strict=True))
 
-    def nested(column: Sequence[Any] | None) -> Any:
+    def nested(column: Sequence[Any] | NDArray[Any] | None) -> Any:
         return None if column is None else [column[a:b] for a, b in spans]
 
-    if width is None:
-        width = int(counts.max(initial=0))
-    out = near
-    if near.shape[1] != width:
-        out = np.full((len(rows), width), np.nan, np.float32)
-        out[:, : near.shape[1]] = near[:, :width]
-    if not include:
-        return QueryResult(nested(ids), out, sequence=view.sequence)
+    if asked.k is None:
+        near = near[:, : int(counts.max(initial=0))]
+    else:
+        near = _wide(near, asked.limit)
+    if not asked.include:
+        return QueryResult(nested(ids), near, sequence=view.sequence, groups=groups)
     with core.read() as reader:
-        got = fetch(reader, flat, ids, include, raw_metadata=raw_metadata, max_bytes=max_bytes)
+        got = fetch(
+            reader, flat, ids, asked.include, raw_metadata=asked.raw_metadata,
+            max_bytes=asked.max_bytes,
+        )  # fmt: skip
     return QueryResult(
         nested(ids),
-        out,
-        nested(got.vectors),  # type: ignore[arg-type]
+        near,
+        nested(got.vectors),
         nested(got.metadata),
         nested(got.documents),
         nested(got.contents),
         nested(got.uris),
         view.sequence,
+        _nested_by_name(got.named_vectors, nested),
+        _nested_by_name(got.named_present, nested),
+        groups,
     )
+
+
+def _nested_by_name(columns: Any, nested: Any) -> Any:
+    return None if columns is None else {name: nested(held) for name, held in columns.items()}

@@ -16,6 +16,7 @@ from .errors import RecordExists, RecordNotFound
 from .lane import Applied
 from .store import EncodedRows, Writer, checksums
 from .types import CollectionInfo
+from .vectors import NamedColumn
 
 _SHOWN_IDS = 100
 
@@ -29,8 +30,9 @@ class Put:
         assert batch.vectors is not None
         self._ids = batch.ids
         self._rows = EncodedRows(
-            batch.ids, batch.vectors, batch.metadata, batch.documents, batch.contents, batch.uris
-        )
+            batch.ids, batch.vectors, batch.metadata, batch.documents, batch.contents, batch.uris,
+            named=batch.named,
+        )  # fmt: skip
         self._checksums = checksums(self._rows)
         self._column_batch = ColumnBatch.from_metadata(batch.metadata_values or [{}] * len(batch))
         self._columns = columns
@@ -45,7 +47,8 @@ class Put:
         killed = held[stored]
         writer.kill(killed, sequence)
         writer.append(self._rows, self._checksums)
-        return Applied(len(self._ids), killed, self._ids, self._rows.vectors, self._column_batch)
+        rows = self._rows
+        return Applied(len(rows), killed, rows.ids, rows.vectors, self._column_batch, rows.named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +75,27 @@ class Update:
             self._patched(writer, "documents", "document", held, batch.documents),
             self._patched(writer, "contents", "content", held, batch.contents),
             self._patched(writer, "uris", "uri", held, batch.uris),
+            named=self._named(writer, held),
         )
         column_batch = ColumnBatch.from_metadata(values)
         self.columns.check(*before, column_batch)
         writer.kill(held, sequence)
         writer.append(rows, checksums(rows))
-        return Applied(len(batch), held, batch.ids, vectors, column_batch)
+        return Applied(len(batch), held, batch.ids, vectors, column_batch, rows.named)
+
+    def _named(self, writer: Writer, held: NDArray[np.int64]) -> dict[int, NamedColumn]:
+        """Vectors of the named fields: what is given, and what the records had where nothing is."""
+        named = {}
+        for number in range(1, len(self.info.vectors) + 1):
+            there = writer.present(held, number)
+            vectors = writer.vectors(held, number)
+            if number in self.batch.named:
+                given, replaced = self.batch.named[number]
+                vectors[replaced] = given[replaced]
+                there = there | replaced
+            if there.any():
+                named[number] = (vectors, there)
+        return named
 
     def _merged(
         self, writer: Writer, held: NDArray[np.int64]

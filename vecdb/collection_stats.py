@@ -1,0 +1,86 @@
+"""Numbers about a collection, and the check that its structures agree."""
+
+from __future__ import annotations
+
+from .builder import Builder
+from .core import Core, folder_bytes
+from .errors import Corrupted
+from .field import Field
+from .recall_audit import Audit
+from .store import problems
+from .types import AuditStats, CheckReport, CollectionStats, CurvePoint, IndexStats
+
+_MAX_PROBLEMS = 100
+
+
+def collection_stats(core: Core, builder: Builder, audit: Audit | None) -> CollectionStats:
+    """See `Collection.stats`."""
+    view = core.view
+    used, limit = core.store.map_bytes()
+    return CollectionStats(
+        name=core.info.name,
+        sequence=view.sequence,
+        count=view.n_live,
+        rows=view.n_rows,
+        disk_bytes=folder_bytes(core.store.folder),
+        map_used_bytes=used,
+        map_limit_bytes=limit,
+        fields=core.ready_columns().fields(),
+        index=index_stats(core, builder, audit, core.field(None)),
+        vectors={
+            name: index_stats(core, builder, audit, field) for name, field in core.fields.items()
+        },
+        purged_rows=core.purged_rows,
+    )
+
+
+def index_stats(core: Core, builder: Builder, audit: Audit | None, field: Field) -> IndexStats:
+    """State of the index of one vector field."""
+    figures, record = field.index.stats(), field.record
+    progress = builder.progress(core, field)
+    return IndexStats(
+        kind=figures.kind,
+        device=figures.device,
+        indexed_rows=figures.indexed_rows,
+        tail_rows=figures.tail_rows,
+        dead_rows=figures.dead_rows,
+        building=progress is not None,
+        build_progress=1.0 if progress is None else progress,
+        memory_bytes=figures.memory_bytes,
+        file_bytes=0 if record is None else record.file_bytes,
+        target_recall=field.settings.target_recall,
+        measured_recall=figures.measured_recall,
+        last_error=field.last_error,
+        quantization=figures.quantization,
+        curve=tuple(
+            CurvePoint(point.setting, point.recall_10, point.recall_100, point.cost_us)
+            for point in figures.curve.points
+        ),
+        built_at_sequence=figures.built_at_sequence,
+        age_s=figures.age_s,
+        audit=AuditStats() if audit is None else audit.stats(field.name),
+    )
+
+
+def check(core: Core) -> CheckReport:
+    """See `Collection.check`."""
+    found: list[str] = []
+    with core.exclusive():
+        view = core.view
+        with core.read() as reader:
+            state = reader.state()
+            if (view.sequence, view.n_rows, view.n_live) != tuple(state):
+                found.append(
+                    f"the index is at commit {view.sequence} with {view.n_rows} rows and "
+                    f"{view.n_live} live ones, the store at {tuple(state)}"
+                )
+    with core.read() as reader:
+        state = reader.state()
+        try:
+            for sentence in problems(reader):
+                found.append(sentence)
+                if len(found) >= _MAX_PROBLEMS:
+                    break
+        except Corrupted as error:
+            found.append(error.message)
+    return CheckReport(not found, state.live, tuple(found))

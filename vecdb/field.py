@@ -1,0 +1,179 @@
+"""One vector field of an open collection: the record's own vector, or a named one."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import Corrupted
+from .index import BuiltIndex, Index, IndexRecord, View
+from .lane import Applied
+from .layout import VECTOR_DTYPES
+from .store import CollectionStore, Reader, State
+from .vectors import Space, width_of
+
+_LOAD_ROWS = 8_192
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class FieldState:
+    """What one read transaction said of a field."""
+
+    raw_record: bytes | None
+    absent: Rows
+    """Rows without a vector in this field, ascending."""
+
+    @classmethod
+    def read(cls, reader: Reader, number: int) -> FieldState:
+        return cls(reader.index_record(number), reader.absent(number))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVectors:
+    """The vectors of a field, each call in a read transaction of its own. Any thread may call.
+
+    Rows that lack the vector or have been purged read as zeros.
+    """
+
+    store: CollectionStore
+    number: int
+
+    def range(self, start: int, stop: int) -> NDArray[Any]:
+        """Vectors of rows [start, stop) in stored dtype."""
+        with self.store.read() as reader:
+            return reader.vector_range(start, stop, self.number)
+
+    def rows(self, rows: Rows) -> NDArray[Any]:
+        """Vectors of any rows in stored dtype, in their order."""
+        with self.store.read() as reader:
+            return reader.vectors(rows, self.number)
+
+
+class Field:
+    """The index of a field and the record of its saved build, kept in step with the store.
+
+    A row without a vector in the field is dead to its index from the start. Written in the lane;
+    any thread may read.
+    """
+
+    def __init__(
+        self,
+        store: CollectionStore,
+        number: int,
+        name: str,
+        settings: Space,
+        options: Mapping[str, Any],
+        before: Field | None,
+    ) -> None:
+        """`before` is the field that this one replaces."""
+        self.number = number
+        """0 for the record's own vector, named ones count from 1."""
+        self.name = name
+        """Empty for the record's own vector."""
+        self.settings = settings
+        self.index = Index(
+            dimension=settings.dimension,
+            metric=settings.metric,
+            storage=settings.storage,
+            quantization=settings.quantization,
+            kind=settings.index,
+            target_recall=settings.target_recall,
+            settings=options,
+            source=StoredVectors(store, number),
+        )
+        self.record: IndexRecord | None = None
+        self.raw_record: bytes | None = None
+        self.last_error = ""
+        self._store = store
+        self._views: list[weakref.ref[View]] = []
+        if before is not None:
+            self._views = [*before._views, weakref.ref(before.index.view)]
+
+    # -- following the store
+
+    def load(self, state: State, found: FieldState, dead: Rows) -> None:
+        """Fills the new index with what is stored: the saved build, and all rows behind it.
+
+        `dead` rows are ascending; they and those without a vector are not live.
+        """
+        index = self.index
+        gone = np.union1d(dead, found.absent) if len(found.absent) else dead
+        self._install_saved(found.raw_record)
+        first = 0 if self.record is None else self.record.high_water
+        index.kill(gone[gone < first])
+        for start in range(first, state.next_row, _LOAD_ROWS):
+            stop = min(start + _LOAD_ROWS, state.next_row)
+            index.append(index.source.range(start, stop))
+            low, high = np.searchsorted(gone, [start, stop])
+            index.kill(gone[low:high])
+            # Published slice by slice, so that rows which are mostly dead are let go on the way.
+            index.publish(state.sequence)
+        index.publish(state.sequence)
+
+    def _install_saved(self, raw: bytes | None) -> None:
+        self.raw_record = raw
+        if raw is None:
+            return
+        try:
+            record = IndexRecord.from_json(raw)
+            self.index.install(self.index.load(record, self._store.folder))
+        except Corrupted as error:
+            # An index is only a copy: search goes on exactly until it has been built again.
+            self.last_error = f"saved index not used: {error.message}"
+            return
+        self.record = record
+
+    def append(self, change: Applied, first_row: int) -> None:
+        """The rows that a write has added; not yet visible."""
+        if not self.number:
+            assert change.vectors is not None
+            self.index.append(change.vectors)
+            return
+        n = len(change.ids)
+        if self.number in change.named:
+            vectors, there = change.named[self.number]
+        else:
+            dtype = VECTOR_DTYPES[self.settings.storage]
+            vectors = np.zeros((n, width_of(self.settings)), dtype)
+            there = np.zeros(n, np.bool_)
+        self.index.append(vectors)
+        self.index.kill(first_row + np.flatnonzero(~there))
+
+    def follow(self, reader: Reader, stop: int) -> None:
+        """The rows up to `stop` that another process has added; not yet visible."""
+        start = self.index.view.n_rows
+        self.index.append(reader.vector_range(start, stop, self.number))
+        self.index.kill(reader.absent(self.number, start))
+
+    def publish(self, sequence: int) -> None:
+        self._remember()
+        self.index.publish(sequence)
+
+    def install(self, built: BuiltIndex, record: IndexRecord) -> None:
+        """Puts a saved build into service. The store names it first: a crash leaves litter at most."""
+        self._store.set_index_record(record.to_json(), self.number)
+        self.record, self.raw_record = record, record.to_json()
+        self._remember()
+        self.index.install(built)
+        self.last_error = ""
+
+    # -- which views are in use
+
+    def _remember(self) -> None:
+        """Keeps a weak eye on the view that is about to be replaced."""
+        self._views = [view for view in self._views if view() is not None]
+        self._views.append(weakref.ref(self.index.view))
+
+    def oldest_in_use(self) -> int:
+        """Sequence of the oldest view that a read of this process may still hold."""
+        held = [view() for view in self._views]
+        return min(
+            [view.sequence for view in held if view is not None] + [self.index.view.sequence]
+        )
