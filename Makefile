@@ -58,7 +58,8 @@ stubs: $(STAMP) ## Make the generated files anew from proto/ and vecdb/.
 	$(BIN)/python tools/generate.py
 
 bench: $(STAMP) ## Measure; writes to bench/results. Smaller: make bench ARGS='--rows 5000'
-	$(BIN)/python -m bench first $(ARGS)
+	@$(PIP) --no-build-isolation -e '.[cpu,bench]'
+	$(BIN)/python -m bench index $(ARGS)
 
 clean: ## Remove .venv and everything that can be made again.
 	rm -rf $(VENV) build server/build clients/python/build .hypothesis .mypy_cache .pytest_cache .ruff_cache

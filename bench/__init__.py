@@ -1,1 +1,1 @@
-"""Measurements of vecdb beside raw FAISS. Not part of any distribution: `python -m bench first`."""
+"""Measurements of vecdb beside what it is compared with. Not part of any distribution: `python -m bench index`."""

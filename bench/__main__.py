@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 
-from . import first
+from . import first, index
 
-MEASUREMENTS = {"first": first.main}
+MEASUREMENTS = {"first": first.main, "index": index.main}
 
 
 def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1] not in MEASUREMENTS:
         print(f"usage: python -m bench {{{','.join(MEASUREMENTS)}}} [--help]", file=sys.stderr)
         return 2
-    MEASUREMENTS[sys.argv[1]](sys.argv[2:])
-    return 0
+    return MEASUREMENTS[sys.argv[1]](sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -253,7 +253,7 @@ def run(args: argparse.Namespace, command: str) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench first", description=__doc__)
     parser.add_argument("--rows", type=int, help="rows to take; default: all of the set")
     parser.add_argument("--queries", type=int, default=1_000)
@@ -269,3 +269,4 @@ def main(argv: list[str]) -> None:
     name = f"{results['date'][:10]}-first"
     text = report.write(args.results, name, results)
     say(f"\n{text}\nwritten to {args.results / name}.json and .md")
+    return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import statistics
@@ -19,7 +20,17 @@ import numpy as np
 
 from .datasets import ROOT, Dataset, Truth
 
-PACKAGES = ("vecdb", "faiss-cpu", "faiss-gpu", "numpy", "lmdb", "grpcio", "protobuf")
+PACKAGES = (
+    "vecdb",
+    "faiss-cpu",
+    "faiss-gpu",
+    "numpy",
+    "lmdb",
+    "grpcio",
+    "protobuf",
+    "qdrant-edge-py",
+    "zvec",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +58,18 @@ def recall(dataset: Dataset, found: Sequence[Sequence[str]], truth: Truth) -> fl
     return hits / max(int(truth.wanted.sum()), 1)
 
 
-def rate(call: Callable[[int], object], count: int, *, callers: int = 1, weight: int = 1) -> Rate:
-    """Runs `call(i)` for i in 0..count-1 from `callers` threads; each call is `weight` queries."""
+def rate(
+    call: Callable[[int], object],
+    count: int,
+    *,
+    callers: int = 1,
+    weight: int = 1,
+    budget_s: float = math.inf,
+) -> Rate:
+    """Runs `call(i)` for i in 0..count-1 from `callers` threads; each call is `weight` queries.
+
+    Calls that have not begun after `budget_s` are left out.
+    """
     taken_s = np.zeros(count)
     numbers = iter(range(count))
     lock = threading.Lock()
@@ -57,13 +78,14 @@ def rate(call: Callable[[int], object], count: int, *, callers: int = 1, weight:
         while True:
             with lock:
                 number = next(numbers, None)
-            if number is None:
+            begun_s = time.perf_counter()
+            if number is None or begun_s > end_s:
                 return
-            started_s = time.perf_counter()
             call(number)
-            taken_s[number] = time.perf_counter() - started_s
+            taken_s[number] = time.perf_counter() - begun_s
 
     started_s = time.perf_counter()
+    end_s = started_s + budget_s
     if callers == 1:
         work()
     else:
@@ -71,8 +93,9 @@ def rate(call: Callable[[int], object], count: int, *, callers: int = 1, weight:
             for done in [pool.submit(work) for _ in range(callers)]:
                 done.result()
     elapsed_s = time.perf_counter() - started_s
+    taken_s = taken_s[taken_s > 0]
     p50_s, p99_s = np.percentile(taken_s, [50, 99])
-    return Rate(count * weight / elapsed_s, float(p50_s) * 1e3, float(p99_s) * 1e3)
+    return Rate(len(taken_s) * weight / elapsed_s, float(p50_s) * 1e3, float(p99_s) * 1e3)
 
 
 def median(rounds: Sequence[Rate]) -> dict[str, float]:

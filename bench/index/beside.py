@@ -1,0 +1,187 @@
+"""vecdb beside other embedded systems: one thread, single queries, ids and distances, at equal recall.
+
+Each system has a process of its own, filled with all cores and opened again pinned to one core. Its knob is
+turned until the recall is reached; then all systems are timed in turns, round by round. A system
+that is not installed is left out.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import curves, peers, plots
+from ..children import Child, Missing
+from ..sources import Condition
+from ..worker import Case, K
+from .plan import WORKER, Plan
+from .tables import millis, number, picture, rate, table
+
+TARGETS = (0.95, 0.99)
+_LEAST, _ENOUGH = 0.85, 0.996
+_QUERIES_FILTERED = 400
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    loads, skipped = _fill(plan)
+    there = [peer for peer in plan.peers if peer.name not in skipped]
+    opened: dict[str, Child] = {}
+    try:
+        for peer in there:
+            child = opened[peer.name] = Child(WORKER, plan.source, one_core=True)
+            folder = loads[peer.module]["folder"]
+            if peer.options:
+                # Two processes cannot both have it open, one of them for writing.
+                folder = shutil.copytree(folder, folder.with_name(folder.name + "-copy"))
+            child.call("open", "it", peer.module, folder, False, dict(peer.options))
+        plain = _asked(plan, opened, None)
+        filtered = {}
+        unfiltered = peers.RAW.name
+        able = {name: child for name, child in opened.items() if name != unfiltered}
+        for condition in plan.source.conditions():
+            plan.say(f"  filter {condition}")
+            share = float(np.mean(plan.source.flags(condition)))
+            filtered[str(condition)] = {"allowed": share, **_asked(plan, able, condition)}
+    finally:
+        for child in opened.values():
+            child.close()
+    title = f"{plan.source.name}, embedded, one thread, single queries, ids and distances"
+    path = plan.results / f"{plan.name}-peers.svg"
+    return {
+        "loads": {module: {k: v for k, v in one.items() if k != "folder"} for module, one in loads.items()},
+        "skipped": skipped,
+        "plain": plain,
+        "filtered": filtered,
+        "plot": plots.recall_rate(path, {title: plain["curves"]}),
+    }  # fmt: skip
+
+
+def _fill(plan: Plan) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Each module once, one after another; which systems are left out, and why."""
+    loads: dict[str, dict[str, Any]] = {}
+    skipped: dict[str, str] = {}
+    missing: dict[str, str] = {}
+    for peer in plan.peers:
+        if peer.module in loads:
+            continue
+        if peer.module in missing:
+            skipped[peer.name] = missing[peer.module]
+            continue
+        try:
+            loads[peer.module] = {"name": peer.name, **_load(plan, peer.module)}
+        except Missing as why:
+            skipped[peer.name] = missing[peer.module] = str(why)
+            plan.say(f"  {peer.name} left out: {why}")
+    return loads, skipped
+
+
+def _load(plan: Plan, module: str) -> dict[str, Any]:
+    rows = plan.source.rows
+    if module == peers.VECDB.module:
+        made = plan.collection()
+        rate_ = rows / made.figures["insert_s"]
+        ready_s = made.figures["ready_s"]
+        return {"folder": made.folder, "insert_rows_per_s": rate_, "ready_s": ready_s}
+    if module == peers.RAW.module:
+        raw = plan.raw()
+        ready_s = raw["build_s"]
+        return {"folder": raw["folder"], "insert_rows_per_s": rows / ready_s, "ready_s": ready_s}
+    folder: Path = plan.folder / f"peer-{module}"
+    with Child(WORKER, plan.source) as child:
+        child.call("open", "it", module, folder, True, {})
+        filled = child.call("fill", "it")
+        ready_s = filled["wall_s"] + child.call("ready", "it")
+        child.call("close", "it")
+    plan.say(f"  {module}: indexed after {ready_s:.1f} s")
+    return {
+        "folder": folder,
+        "insert_rows_per_s": rows / filled["insert_s"],
+        "ready_s": ready_s,
+    }
+
+
+def _asked(plan: Plan, opened: dict[str, Child], condition: Condition | None) -> dict[str, Any]:
+    """Curves, and at each target the fastest point that reaches it."""
+    queries = len(plan.source.queries) if condition is None else _QUERIES_FILTERED
+    truth = plan.source.truth(K, condition)
+    recall: dict[tuple[str, float], float] = {}
+    for name, child in opened.items():
+        for setting in child.call("settings", "it"):
+            case = Case(setting, condition, queries=queries)
+            recall[name, setting] = plan.source.recall(child.call("answers", "it", case), truth)
+            if recall[name, setting] >= _ENOUGH:
+                break
+    turns = [turn for turn, reached in recall.items() if reached >= _LEAST]
+    if condition is not None:
+        turns = [t for t in turns if t in _needed(recall)]
+    # By setting, then system: A B A B.
+    turns.sort(key=lambda turn: recall[turn])
+    seen: dict[tuple[str, float], list[Any]] = {turn: [] for turn in turns}
+    for _ in range(plan.rounds):
+        for name, setting in turns:
+            case = Case(setting, condition, queries=queries, budget_s=1.0)
+            seen[name, setting].append(opened[name].call("rate", "it", case))
+    lines: dict[str, list[curves.Point]] = {name: [] for name in opened}
+    for (name, setting), rounds in seen.items():
+        lines[name].append(curves.point(setting, recall[name, setting], rounds))
+    best = {name: max((r for (n, _), r in recall.items() if n == name)) for name in opened}
+    at = {
+        str(target): {name: curves.reaching(points, target) for name, points in lines.items()}
+        for target in TARGETS
+    }
+    return {"curves": lines, "at": at, "best_recall": best}
+
+
+def _needed(recall: dict[tuple[str, float], float]) -> set[tuple[str, float]]:
+    """Of each system and target, the lowest setting that reaches it: under filters only these are timed."""
+    needed = set()
+    for name in {name for name, _ in recall}:
+        for target in TARGETS:
+            enough = [s for (n, s), reached in recall.items() if n == name and reached >= target]
+            if enough:
+                needed.add((name, min(enough)))
+    return needed
+
+
+def page(found: dict[str, Any]) -> list[str]:
+    parts = [
+        "## Beside other embedded systems\n\nOne thread, single queries, ids and distances, cosine,"
+        f" M = {peers.M}, efConstruction = {peers.EF_CONSTRUCTION} wherever it can be said. Of each"
+        " system the fastest setting that reaches the recall.\n"
+    ]
+    for name, why in found["skipped"].items():
+        parts.append(f"{name} was left out: {why}.\n")
+    parts.append(
+        table(
+            ("system", "insert, rows/s", "first insert to indexed"),
+            [
+                (one["name"], f"{one['insert_rows_per_s']:,.0f}", f"{one['ready_s']:.1f} s")
+                for one in found["loads"].values()
+            ],
+        )
+    )
+    parts.append(_table("no filter", found["plain"]))
+    for condition, one in found["filtered"].items():
+        parts.append(_table(f"{condition} ({one['allowed']:.2%})", one))
+    return parts + picture(found["plot"])
+
+
+def _table(title: str, one: dict[str, Any]) -> str:
+    rows = []
+    for name in one["curves"]:
+        line = [name]
+        for target in TARGETS:
+            point = one["at"][str(target)][name]
+            if point is None:
+                line += [f"not reached (best {one['best_recall'][name]:.3f})", "", ""]
+            else:
+                said = f"{number(point['recall'], 4)} at {point['setting']:g}"
+                line += [rate(point), said, millis(point["p99_ms"])]
+        rows.append(line)
+    header = [title]
+    for target in TARGETS:
+        header += [f"queries/s at {target}", "recall, setting", "p99"]
+    return table(header, rows)

@@ -1,0 +1,236 @@
+"""Durable inserts as a collection grows, beside bare LMDB, with the shares of the time; and the build.
+
+One process inserts batches of 1,000 rows with document and four fields, without an index being built behind; after every
+10,000 rows it writes the same bytes to a bare LMDB file: vectors, ids, metadata and documents, one value a
+row each, by `putmulti`, a commit with fsync a batch. Encoding is not part of the bare time.
+
+The time to all indexed is that of a process with the engine's defaults, which builds while it inserts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lmdb
+
+from ..children import Child
+from ..peers import engine
+from ..sources import Part, Source, encode
+from ..worker import BATCH
+from .plan import Plan
+from .tables import count, number, table
+
+MARKS = (10_000, 100_000, 1_000_000)
+WINDOW = 10_000
+"""Rows before a mark that its rate is taken from."""
+
+STAGES = (
+    ("LMDB transaction", "vecdb.store", "CollectionStore.commit"),
+    ("encoding", "vecdb.batch", "check_columns"),
+    ("encoding", "vecdb.writes", "Put.__init__"),
+    ("index", "vecdb.index", "Index.append"),
+    ("ids and columns", "vecdb.core", "Core._publish"),
+)
+"""What is timed: a name for the share, and the function. A stage inside another is taken off it."""
+
+
+class Stages:
+    """Time spent in some functions, by name, each without those inside it."""
+
+    def __init__(self) -> None:
+        self.taken_s: dict[str, float] = {}
+        self.absent: list[str] = []
+        self._inner = threading.local()
+        for name, module, path in STAGES:
+            self.taken_s.setdefault(name, 0.0)
+            if not self._wrap(name, importlib.import_module(module), path):
+                self.absent.append(f"{module}.{path}")
+
+    def _wrap(self, name: str, module: Any, path: str) -> bool:
+        *owners, last = path.split(".")
+        owner = module
+        for one in owners:
+            owner = getattr(owner, one, None)
+        function = getattr(owner, last, None)
+        if function is None:
+            return False
+        timed = self._timed(name, function)
+        if owners:
+            setattr(owner, last, timed)
+            return True
+        # Others have imported the function by name.
+        for other in list(sys.modules.values()):
+            if getattr(other, last, None) is function:
+                setattr(other, last, timed)
+        return True
+
+    def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        inner = self._inner
+
+        def run(*arguments: Any, **named: Any) -> Any:
+            outside_s = getattr(inner, "s", 0.0)
+            inner.s = 0.0
+            started_s = time.perf_counter()
+            try:
+                return function(*arguments, **named)
+            finally:
+                taken_s = time.perf_counter() - started_s
+                self.taken_s[name] += taken_s - inner.s
+                inner.s = outside_s + taken_s
+
+        return run
+
+
+class Bare:
+    """LMDB with the bytes of the rows and nothing else."""
+
+    def __init__(self, folder: Path, limit_bytes: int) -> None:
+        self._environment = lmdb.open(str(folder), map_size=limit_bytes, max_dbs=4, readahead=False)
+        names = (b"vectors", b"metadata", b"documents", b"ids")
+        self._tables = [self._environment.open_db(name) for name in names]
+
+    @staticmethod
+    def columns(start: int, part: Part) -> list[list[tuple[bytes, bytes]]]:
+        """Keys and values of the four tables; not timed."""
+        keys = [struct.pack(">Q", row) for row in range(start, start + len(part.ids))]
+        return [
+            [(key, vector.tobytes()) for key, vector in zip(keys, part.vectors, strict=True)],
+            [(key, encode(one)) for key, one in zip(keys, part.metadata, strict=True)],
+            [(key, text.encode()) for key, text in zip(keys, part.documents, strict=True)],
+            [(name.encode(), key) for key, name in zip(keys, part.ids, strict=True)],
+        ]
+
+    def put(self, columns: list[list[tuple[bytes, bytes]]]) -> None:
+        with self._environment.begin(write=True) as transaction:
+            for number_, (table_, items) in enumerate(zip(self._tables, columns, strict=True)):
+                # Ids need not come in order; row numbers do.
+                cursor = transaction.cursor(db=table_)
+                cursor.putmulti(items, append=number_ < len(columns) - 1)
+
+    def close(self) -> None:
+        self._environment.close()
+
+
+class Inserter:
+    """Runs in a child."""
+
+    def __init__(self, source: Source, folder: Path, bare: Path) -> None:
+        self._source = source
+        self._stages = Stages()
+        self._system = engine.System(source, folder, create=True, auto_build=False)
+        self._bare = Bare(bare, 4 * (source.raw_bytes + source.encoded_bytes) + (1 << 28))
+
+    def run(self) -> dict[str, Any]:
+        rows = self._source.rows
+        starts = range(0, rows, BATCH)
+        own: list[tuple[int, float]] = []
+        bare: list[tuple[int, float]] = []
+        for first in range(0, len(starts), WINDOW // BATCH):
+            window = [(s, min(s + BATCH, rows)) for s in starts[first : first + WINDOW // BATCH]]
+            parts = [(start, self._source.part(start, stop)) for start, stop in window]
+            for start, part in parts:
+                begun_s = time.perf_counter()
+                self._system.insert(start, part)
+                own.append((start + len(part.ids), time.perf_counter() - begun_s))
+            encoded = [self._bare.columns(start, part) for start, part in parts]
+            for (start, part), columns in zip(parts, encoded, strict=True):
+                begun_s = time.perf_counter()
+                self._bare.put(columns)
+                bare.append((start + len(part.ids), time.perf_counter() - begun_s))
+        total_s = sum(taken_s for _, taken_s in own)
+        shares = {name: taken_s / total_s for name, taken_s in self._stages.taken_s.items()}
+        shares["other"] = 1 - sum(shares.values())
+        self._system.close()
+        self._bare.close()
+        return {
+            "vecdb": _rates(own),
+            "bare": _rates(bare),
+            "shares": shares,
+            "not_timed": self._stages.absent,
+        }
+
+
+def _rates(batches: list[tuple[int, float]]) -> dict[str, float]:
+    """Rows/s of the last rows before each mark and before the end, and of all."""
+    rows = batches[-1][0]
+    rates = {"all": rows / sum(taken_s for _, taken_s in batches)}
+    for mark in sorted({rows, *(mark for mark in MARKS if mark <= rows)}):
+        last = [(end, taken_s) for end, taken_s in batches if mark - WINDOW < end <= mark]
+        rates[str(mark)] = _rows_in(last, batches) / sum(taken_s for _, taken_s in last)
+    return rates
+
+
+def _rows_in(some: list[tuple[int, float]], batches: list[tuple[int, float]]) -> int:
+    """Rows of consecutive batches, each given by where it ends."""
+    before = [end for end, _ in batches if end < some[0][0]]
+    return some[-1][0] - max(before, default=0)
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    rounds = []
+    for _ in range(plan.loads):
+        folder, bare = plan.folder / "inserted", plan.folder / "bare"
+        with Child("bench.index.insert:Inserter", plan.source, folder, bare) as child:
+            rounds.append(child.call("run"))
+        for done in (folder, bare):
+            shutil.rmtree(done, ignore_errors=True)
+        plan.say(
+            f"  {rounds[-1]['vecdb']['all']:,.0f} rows/s, bare {rounds[-1]['bare']['all']:,.0f}"
+        )
+
+    def medians(name: str) -> dict[str, float]:
+        return {key: median(one[name][key] for one in rounds) for key in rounds[0][name]}
+
+    made = plan.collection()
+    builds = plan.builds()
+    ready_s, raw_s = (median(times) for times in zip(*builds, strict=True))
+    return {
+        "rounds": rounds,
+        "vecdb": medians("vecdb"),
+        "bare": medians("bare"),
+        "shares": medians("shares"),
+        "not_timed": rounds[0]["not_timed"],
+        "builds": builds,
+        "ready_s": ready_s,
+        "ready_index": f"{made.kind}/{made.quantization}",
+        "defaults_rows_per_s": plan.source.rows / made.figures["insert_s"],
+        "raw_build_s": raw_s,
+        "ready_ratio": ready_s / raw_s,
+    }
+
+
+def page(found: dict[str, Any]) -> list[str]:
+    own, bare = found["vecdb"], found["bare"]
+    rows = [
+        (f"rows {int(mark):,}" if mark != "all" else mark, count(own[mark]), count(bare[mark]),
+         number(own[mark] / bare[mark]))
+        for mark in own
+    ]  # fmt: skip
+    marks = [mark for mark in own if mark != "all"]
+    steady = own[marks[-1]] / own[marks[0]]
+    parts = [
+        "## Insert\n\nDurable batches of 1,000 with document and four fields; rows/s of the last"
+        f" {WINDOW:,} rows before each mark; {len(found['rounds'])} load(s), alternating with bare"
+        " `putmulti` of the same bytes with the same fsyncs.\n",
+        table(("up to", "vecdb rows/s", "bare LMDB rows/s", "ratio"), rows),
+        f"Last mark to first: {steady:.2f}. Share of the time: "
+        + ", ".join(f"{name} {share:.0%}" for name, share in found["shares"].items())
+        + ".\n",
+    ]
+    if found["not_timed"]:
+        parts.append(f"Not timed, because not found: {', '.join(found['not_timed'])}.\n")
+    parts.append(
+        f"With the engine's defaults, which build behind: {found['defaults_rows_per_s']:,.0f} rows/s, all"
+        f" indexed at target ({found['ready_index']}) {found['ready_s']:.1f} s after the first insert;"
+        f" raw FAISS builds in {found['raw_build_s']:.1f} s: {found['ready_ratio']:.2f} times.\n"
+    )
+    return parts

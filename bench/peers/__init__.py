@@ -1,0 +1,81 @@
+"""The systems that are measured: each one small adapter with the same verbs.
+
+An adapter is a class `System` in a module of its own here, which imports its package when it is made, so
+that a system that is not installed is left out and nothing else fails.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..datasets import Vectors
+from ..sources import Condition, Part, Source
+
+M = 16
+EF_CONSTRUCTION = 100
+EF_SEARCH = (12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 160, 192, 256, 384, 512)
+
+
+class System(Protocol):
+    """One collection of one system, in `folder`, made anew (`create`) or opened again.
+
+    Metric cosine. `settings` are what trades recall against speed, ascending.
+    """
+
+    settings: Sequence[float]
+
+    def __init__(self, source: Source, folder: Path, *, create: bool, **options: Any) -> None: ...
+
+    def insert(self, start: int, part: Part) -> None:
+        """Rows from `start` on, acknowledged when it returns."""
+
+    def ready(self) -> None:
+        """Returns when all rows are indexed."""
+
+    def prepare(self, queries: Vectors) -> Sequence[Any]:
+        """Queries in the form that `query` takes fastest; not timed."""
+
+    def where(self, condition: Condition) -> Any:
+        """A filter in the system's own words; not timed."""
+
+    def query(self, vector: Any, k: int, where: Any, setting: float) -> tuple[Any, Any]:
+        """Ids and distances (or scores) of the k nearest; the timed call."""
+
+    def batch(self, queries: Vectors, k: int, setting: float) -> Sequence[Any]:
+        """Ids of the k nearest to each; the timed call."""
+
+    def rows(self, ids: Any) -> Sequence[int]:
+        """Row numbers of what a query returned as ids."""
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """`module` of this package, opened with `options`."""
+
+    name: str
+    module: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+VECDB = Peer("vecdb", "engine")
+RAW = Peer(f"FAISS HNSW M={M} efC={EF_CONSTRUCTION}", "raw")
+PEERS = (
+    VECDB,
+    RAW,
+    Peer("qdrant-edge", "qdrant"),
+    Peer("zvec", "zvec"),
+    # Its faster call, which a collection that can be written to refuses.
+    Peer("zvec, opened read-only", "zvec", (("read_only", True),)),
+)
+
+
+def load(module: str) -> type[System]:
+    """The adapter class. Making one raises ModuleNotFoundError where its package is missing."""
+    adapter: type[System] = importlib.import_module(f"{__name__}.{module}").System
+    return adapter

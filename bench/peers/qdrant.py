@@ -1,0 +1,106 @@
+"""Qdrant Edge: Qdrant's shard as a library, without a server.
+
+One segment and one search thread: a caller alone is served faster so than by its defaults of one segment a core,
+whose results are merged across threads. Fields that are filtered by have payload indexes.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..datasets import Vectors
+from ..sources import Condition, Part, Source
+from . import EF_CONSTRUCTION, EF_SEARCH, M
+
+
+class System:
+    """The knob is hnsw_ef. Ids are row numbers, since Qdrant takes integers and UUIDs only."""
+
+    settings: Sequence[float] = EF_SEARCH
+
+    def __init__(self, source: Source, folder: Path, *, create: bool, **options: Any) -> None:
+        edge: Any = importlib.import_module("qdrant_edge")
+        self._edge = edge
+        self._parameters: dict[float, Any] = {}
+        if not create:
+            self._shard = edge.EdgeShard.load(str(folder))
+            return
+        folder.mkdir(parents=True)
+        config = edge.EdgeConfig(
+            vectors=edge.EdgeVectorParams(source.dimension, edge.Distance.Cosine),
+            hnsw_config=edge.HnswIndexConfig(
+                m=M, ef_construct=EF_CONSTRUCTION, full_scan_threshold=10_000
+            ),
+            optimizers=edge.EdgeOptimizersConfig(default_segment_number=1),
+            max_search_threads=1,
+        )
+        self._shard = edge.EdgeShard.create(str(folder), config)
+        kinds = edge.PayloadSchemaType
+        for field, kind in (
+            ("pos", kinds.Keyword),
+            ("category", kinds.Keyword),
+            ("n_lemmas", kinds.Integer),
+        ):
+            self._shard.update(edge.UpdateOperation.create_field_index(field, kind))
+
+    def insert(self, start: int, part: Part) -> None:
+        point = self._edge.Point
+        points = [
+            point(start + i, part.vectors[i], {"id": part.ids[i], "text": part.documents[i], **one})
+            for i, one in enumerate(part.metadata)
+        ]
+        self._shard.update(self._edge.UpdateOperation.upsert_points(points))
+
+    def ready(self) -> None:
+        self._shard.flush()
+        while self._shard.optimize():
+            continue
+
+    def prepare(self, queries: Vectors) -> Sequence[Any]:
+        lists: list[list[float]] = queries.tolist()
+        return lists
+
+    def where(self, condition: Condition) -> Any:
+        edge = self._edge
+        if condition.op == "=":
+            field = edge.FieldCondition(condition.field, match=edge.MatchValue(condition.value))
+        else:
+            bound = edge.RangeFloat(gte=float(condition.value))
+            field = edge.FieldCondition(condition.field, range=bound)
+        return edge.Filter(must=[field])
+
+    def query(self, vector: Any, k: int, where: Any, setting: float) -> tuple[Any, Any]:
+        found = self._shard.search(self._request(vector, k, where, setting))
+        return [point.id for point in found], [point.score for point in found]
+
+    def batch(self, queries: Vectors, k: int, setting: float) -> Sequence[Any]:
+        edge, asked = self._edge, self._asked(setting)
+        requests = [
+            edge.QueryRequest(k, query=edge.Query.Nearest(vector), params=asked)
+            for vector in queries
+        ]
+        found = self._shard.query_batch(edge.QueryBatchRequest(requests))
+        return [[point.id for point in points] for points in found]
+
+    def rows(self, ids: Any) -> Sequence[int]:
+        found: list[int] = ids
+        return found
+
+    def close(self) -> None:
+        self._shard.close()
+
+    def _request(self, vector: Any, k: int, where: Any, setting: float) -> Any:
+        edge = self._edge
+        return edge.SearchRequest(
+            edge.Query.Nearest(vector), k, filter=where, params=self._asked(setting)
+        )
+
+    def _asked(self, setting: float) -> Any:
+        held = self._parameters.get(setting)
+        if held is None:
+            held = self._edge.SearchParams(hnsw_ef=int(setting))
+            self._parameters[setting] = held
+        return held

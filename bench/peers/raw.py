@@ -1,0 +1,74 @@
+"""FAISS alone: an HNSW graph over float32, no store, no ids, no filters. The bound of what is possible."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..datasets import Vectors
+from ..sources import Condition, Part, Source
+from . import EF_CONSTRUCTION, EF_SEARCH, M
+
+faiss: Any = importlib.import_module("faiss")
+
+
+class System:
+    """The knob is efSearch. One query takes one thread, a batch those that OpenMP has."""
+
+    settings: Sequence[float] = EF_SEARCH
+
+    def __init__(self, source: Source, folder: Path, *, create: bool, **options: Any) -> None:
+        self._file = folder / "raw.faiss"
+        self._threads = len(os.sched_getaffinity(0))
+        self._parameters: dict[float, Any] = {}
+        if create:
+            self._index = faiss.IndexHNSWFlat(source.dimension, M, faiss.METRIC_INNER_PRODUCT)
+            self._index.hnsw.efConstruction = EF_CONSTRUCTION
+        else:
+            self._index = faiss.read_index(str(self._file))
+
+    def insert(self, start: int, part: Part) -> None:
+        faiss.omp_set_num_threads(self._threads)
+        self._index.add(part.vectors)
+
+    def ready(self) -> None:
+        """FAISS indexes while it adds."""
+
+    def save(self) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        faiss.write_index(self._index, str(self._file))
+
+    def prepare(self, queries: Vectors) -> Sequence[Any]:
+        return [queries[i : i + 1] for i in range(len(queries))]
+
+    def where(self, condition: Condition) -> Any:
+        raise LookupError("FAISS holds no metadata to filter by")
+
+    def query(self, vector: Any, k: int, where: Any, setting: float) -> tuple[Any, Any]:
+        faiss.omp_set_num_threads(1)
+        distances, rows = self._index.search(vector, k, params=self._asked(setting))
+        return rows[0], distances[0]
+
+    def batch(self, queries: Vectors, k: int, setting: float) -> Sequence[Any]:
+        faiss.omp_set_num_threads(self._threads)
+        rows: Any = self._index.search(queries, k, params=self._asked(setting))[1]
+        return list(rows)
+
+    def rows(self, ids: Any) -> Sequence[int]:
+        found: list[int] = np.asarray(ids).tolist()
+        return found
+
+    def close(self) -> None:
+        self._index.reset()
+
+    def _asked(self, setting: float) -> Any:
+        held = self._parameters.get(setting)
+        if held is None:
+            held = faiss.SearchParametersHNSW(efSearch=int(setting))
+            self._parameters[setting] = held
+        return held

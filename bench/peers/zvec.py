@@ -1,0 +1,121 @@
+"""zvec: Alibaba's Proxima as a library. Graph in contiguous memory, which is its faster form.
+
+Opened read-only it has a faster call, which gives internal numbers; turning them into ids is part of what is timed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..datasets import Vectors
+from ..sources import Condition, Part, Source
+from . import EF_CONSTRUCTION, EF_SEARCH, M
+
+_VECTOR = "vector"
+
+
+class System:
+    """The knob is ef."""
+
+    settings: Sequence[float] = EF_SEARCH
+
+    def __init__(
+        self,
+        source: Source,
+        folder: Path,
+        *,
+        create: bool,
+        read_only: bool = False,
+        **options: Any,
+    ) -> None:
+        zvec: Any = importlib.import_module("zvec")
+        self._zvec = zvec
+        self._source = source
+        self._read_only = read_only
+        self._parameters: dict[float, Any] = {}
+        zvec.init(log_level=zvec.LogLevel.ERROR)
+        if create:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            self._collection = zvec.create_and_open(str(folder), self._schema(source.dimension))
+        else:
+            option = zvec.CollectionOption(read_only=read_only)
+            self._collection = zvec.open(str(folder), option)
+
+    def _schema(self, dimension: int) -> Any:
+        zvec = self._zvec
+        field, text = zvec.FieldSchema, zvec.DataType.STRING
+        equal = zvec.InvertIndexParam()
+        ordered = zvec.InvertIndexParam(enable_range_optimization=True)
+        graph = zvec.HnswIndexParam(
+            metric_type=zvec.MetricType.COSINE,
+            m=M,
+            ef_construction=EF_CONSTRUCTION,
+            use_contiguous_memory=True,
+        )
+        floats = zvec.DataType.VECTOR_FP32
+        return zvec.CollectionSchema(
+            "bench",
+            fields=[
+                field("pos", text, index_param=equal),
+                field("category", text, index_param=equal),
+                field("lemma", text),
+                field("n_lemmas", zvec.DataType.INT64, index_param=ordered),
+                field("text", text),
+            ],
+            vectors=[zvec.VectorSchema(_VECTOR, floats, dimension, index_param=graph)],
+        )
+
+    def insert(self, start: int, part: Part) -> None:
+        zvec = self._zvec
+        records = [
+            zvec.Doc(
+                id=part.ids[i],
+                vectors={_VECTOR: part.vectors[i]},
+                fields={"text": part.documents[i], **one},
+            )
+            for i, one in enumerate(part.metadata)
+        ]
+        for status in self._collection.insert(records):
+            if not status.ok():
+                raise RuntimeError(f"zvec refused a record: {status}")
+
+    def ready(self) -> None:
+        self._collection.flush()
+        self._collection.optimize()
+
+    def prepare(self, queries: Vectors) -> Sequence[Any]:
+        return list(queries)
+
+    def where(self, condition: Condition) -> Any:
+        value = condition.value
+        written = f"'{value}'" if isinstance(value, str) else str(value)
+        return f"{condition.field} {condition.op} {written}"
+
+    def query(self, vector: Any, k: int, where: Any, setting: float) -> tuple[Any, Any]:
+        query = self._zvec.Query(_VECTOR, vector=vector, param=self._asked(setting))
+        if self._read_only:
+            numbers, distances = self._collection.query_internal_ids(
+                query, topk=k, filter=where, return_scores=True
+            )
+            return self._collection.resolve_internal_ids(numbers), distances
+        found = self._collection.query(query, topk=k, filter=where, output_fields=[])
+        return [one.id for one in found], [one.score for one in found]
+
+    def batch(self, queries: Vectors, k: int, setting: float) -> Sequence[Any]:
+        return [self.query(vector, k, None, setting)[0] for vector in queries]
+
+    def rows(self, ids: Any) -> Sequence[int]:
+        return self._source.rows_of([one for one in ids if one is not None])
+
+    def close(self) -> None:
+        self._collection.close()
+
+    def _asked(self, setting: float) -> Any:
+        held = self._parameters.get(setting)
+        if held is None:
+            held = self._zvec.HnswQueryParam(ef=int(setting))
+            self._parameters[setting] = held
+        return held
