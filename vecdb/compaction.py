@@ -85,7 +85,7 @@ def purge(core: Core, cancel: threading.Event, *, hurried: bool) -> int:
             if count is None:
                 break
             done += count
-            core.purged_rows += count
+            core.count_purged(count)
         if not hurried:
             cancel.wait(time.monotonic() - began)
     return done

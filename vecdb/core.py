@@ -94,7 +94,7 @@ class Core:
         with self.store.read() as reader:
             state = reader.state()
             dead_rows, dead_sequences = reader.dead()
-            self.purged_rows = len(reader.purged())
+            self._purged_rows = len(reader.purged())
             found = [FieldState.read(reader, field.number) for field in fields]
         ids = Ids()
         for start in range(0, state.next_row, _LOAD_IDS):
@@ -133,6 +133,18 @@ class Core:
     def numbered(self, number: int) -> Field:
         """The vector field with this number in the store."""
         return self.all_fields[number - 1]
+
+    @property
+    def purged_rows(self) -> int:
+        """Dead rows whose space was given back; a read-only collection has to look, some ms a million rows."""
+        if self.read_only:
+            with self.store.read() as reader:
+                return len(reader.purged())
+        return self._purged_rows
+
+    def count_purged(self, rows: int) -> None:
+        """So many rows more have been purged; called in the lane."""
+        self._purged_rows += rows
 
     @property
     def record(self) -> IndexRecord | None:

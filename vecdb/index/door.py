@@ -148,8 +148,10 @@ def _find_malloc_trim() -> Any:
 
 _malloc_trim = _find_malloc_trim()
 
-_NO_OWNER = faiss.IndexFlat(1).codes.owner
-"""An empty owner: whoever makes a view keeps the memory alive itself."""
+_EMPTY = faiss.IndexFlat(1)
+_NO_OWNER = _EMPTY.codes.owner
+"""An empty owner: whoever makes a view keeps the memory alive itself. It lies within `_EMPTY`, which
+therefore lives as long as the module."""
 
 
 def flat_over(vectors: NDArray[np.float32], metric: int) -> Any:

@@ -131,7 +131,10 @@ class Tail:
     def _reserve(self, rows: int) -> None:
         if rows <= len(self._buffer):
             return
-        size = min(self.piece_rows, max(_FIRST_ROWS, 2 * len(self._buffer), rows))
+        # In three steps, each copied to the next: untouched memory takes no space, and doubling copied
+        # every vector once more.
+        steps = (_FIRST_ROWS, 8 * _FIRST_ROWS, self.piece_rows)
+        size = min(self.piece_rows, next(step for step in steps if step >= rows))
         larger = self._empty(size)
         larger[: self._filled] = self._buffer[: self._filled]
         self._buffer = larger
