@@ -190,7 +190,8 @@ def test_over_fetching_finds_what_a_filter_allows(case, monkeypatch):
     allowed = np.random.default_rng(SEED).random(3_600) < 0.4
     found = case.view.search(case.queries, 10, allowed=case.selection(allowed))
     assert case.recall(found, 10, allowed) >= 0.9
-    if case.kind != "exact":
+    main = case.view.main
+    if case.kind != "exact" and main.setting(0.95, 100) is not None:
         assert found.plan in ("overfetch", "exact-after-overfetch")
         assert not found.exact
 
@@ -265,9 +266,10 @@ def test_a_trace_tells_what_a_search_did(case):
             compared = trace.main_rows_compared + trace.tail_rows_compared
             assert compared == wanted.sum()
         if not exact:
-            assert trace.tail_rows_compared == np.count_nonzero(
-                wanted[3_000:] if case.has_main else wanted
-            )
+            in_tail = np.count_nonzero(wanted[3_000:] if case.has_main else wanted)
+            # Where its codes lose something the tail may be looked at again.
+            assert trace.tail_rows_compared >= in_tail
+            assert trace.tail_rows_compared == in_tail or case.view.lossy_tail
         assert 0.9 <= trace.expected_recall <= 1.0
 
 

@@ -53,14 +53,15 @@ class Sample:
             if i % 4:
                 record["a"] = pick()
             elif i % 8:
-                record["a"] = [pick() for _ in range(rng.integers(4))]
+                some = [pick() for _ in range(rng.integers(4))]
+                record["a"] = [*some, *some[:1]]
             if i % 3:
-                record["n"] = {"x": pick(), "y": bool(i % 2)}
+                record["n"] = {"x": float(rng.normal()) if i % 2 else pick(), "y": bool(i % 2)}
             if i % 5 == 0:
                 record["n.z"] = pick()
             self.records.append(record)
         n = len(self.records)
-        weights = np.r_[10.0, 10.0, rng.random(n - 2) ** 3]
+        weights = np.r_[200.0, 200.0, rng.random(n - 2) ** 2]
         self.which = rng.choice(n, N_ROWS, p=weights / weights.sum())
         self.documents = [None if i % 2 else STRINGS[i % len(STRINGS)] for i in range(n)]
         self.columns = Columns(1000)
@@ -150,6 +151,7 @@ def shop(n: int, first: int = 0) -> ColumnBatch:
             "key": f"k{row % 400}",
             "number": row * 7 % 20_011,
             "price": row / 8,
+            "change": (row * 7 % 20_011 - 10_000) / 4,
             "kind": "common" if row % 3 else "other",
             "day": DATES[1] + dt.timedelta(days=row % 900),
             "tags": [f"t{row % 500}", f"t{row % 7}", "t1"] if row % 2 else [],
@@ -166,6 +168,8 @@ RARE: list[dict[str, Any]] = [
     {"number": 99},
     {"number": {"$gte": 90, "$lt": 99.5}},
     {"$and": [{"price": {"$gt": 100}}, {"price": {"$lte": 103.25}}]},
+    {"change": {"$lt": -2_480}},
+    {"change": {"$gt": -0.5, "$lte": 3}},
     {"day": {"$gte": DATES[1], "$lt": DATES[1] + dt.timedelta(days=3)}},
     {"tags": "t77"},
     {"tags": {"$contains": "t78"}},
@@ -207,6 +211,18 @@ def test_what_is_rare_is_not_looked_for_everywhere(
     assert set(before.rows().tolist()) <= set(expected.tolist())
     assert max(looked_at) <= 50
     assert len(source.documents_read) <= 200
+
+
+def test_bounds_of_a_list_may_hold_for_different_elements() -> None:
+    """Two bounds on a list field may each hold for another element, sorted or not."""
+    n = 20_000
+    columns = Columns(100)
+    rows = [{"l": [1 if row % 2 else 5, row]} for row in range(n)]
+    columns.extend(ColumnBatch.from_metadata(rows), 0)
+    column(columns, "l").want_postings(n)
+    columns.wait_sorted()
+    found = select(parse({"l": {"$gt": n - 10, "$lt": 2}}), columns, Source([]), n)
+    assert found.rows().tolist() == list(range(n - 9, n, 2))
 
 
 def test_only_columns_that_find_few_are_sorted() -> None:

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from store_rows import NAMED
 
 from vecdb import layout
-from vecdb.store import FieldShape, Shape, fresh, writer
+from vecdb.store import FieldShape, Shape, fresh, purge, vacuum, writer
 
 IDS = [f"id {n}" for n in range(40)] + ["x" * 600 + str(n) for n in range(5)]
 BATCHES = st.lists(st.sampled_from(IDS), min_size=1, max_size=30, unique=True)
@@ -31,6 +31,8 @@ class Store(RuleBasedStateMachine):
         self.patch.setattr(layout, "_BLOCK_BYTES", 256)
         self.patch.setattr(fresh, "LEAST_FRESH_ROWS", 12)
         self.patch.setattr(writer, "_ROUND_STEP_ROWS", 8)
+        self.patch.setattr(purge, "_KEYS_A_STEP", 16)
+        self.patch.setattr(vacuum, "_CHUNK_BYTES", 2_000)
         self.folder = Path(tempfile.mkdtemp())
         # A shape keeps what it has computed, so this one is made anew.
         named = tuple(FieldShape(one.dimension, one.storage) for one in NAMED.named)

@@ -88,4 +88,4 @@ def test_damaged_texts_are_named(texts: list[bytes]) -> None:
     stored = StoredColumns()
     stored.batch(1, [0], [b'{"a":0}'])
     with pytest.raises(Corrupted):
-        stored.batch(3, [0, 2], texts)
+        stored.batch(4, [0, 2, 3], [b'{"a":0}', *texts])

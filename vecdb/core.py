@@ -15,6 +15,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .columns import Columns
 from .errors import Closed, DeadlineExceeded, InvalidQuery, ReadOnly, VecdbError
 from .fetching import must_be_readable
@@ -34,6 +37,7 @@ from .vectors import Space
 log = logging.getLogger("vecdb")
 
 Interrupt = Callable[[], None]
+Rows = NDArray[np.int64]
 
 _LOAD_ROWS = 8_192
 _LOAD_IDS = 1 << 18
@@ -204,7 +208,6 @@ class Core:
         try:
             if sequence == self.index.view.sequence:
                 return  # nothing changed
-            self._stale = True
             for change in applied:
                 if change.vectors is not None:
                     first_row = self.ids.n_rows
@@ -219,8 +222,9 @@ class Core:
             # That of the record's own vector comes last: it is what readers wait for.
             for field in self.all_fields:
                 field.publish(sequence)
-            self._stale = False
         except Exception:
+            # Not before: whoever reads meanwhile reads the moment before, and waits for nobody.
+            self._stale = True
             log.exception(
                 "collection %s: commit %d stands, but following it in memory failed; all copies are "
                 "made anew",
@@ -287,6 +291,24 @@ class Core:
                 self._news.wait(min(left, _FOLLOW_S if self.read_only else left, 1.0))
             view = self.view
         return view
+
+    def rows_shown(self, reader: Reader, view: View, names: Sequence[bytes]) -> Rows:
+        """The row that bore each id at the moment of `view`, -1 where none did; about 1 us an id.
+
+        A commit is in the store a little before it is published, so `reader` may know later ones: a
+        record that they replaced or deleted is found among the rows that have died since.
+        """
+        rows = reader.rows_of_ids(names)
+        if reader.state().sequence == view.sequence:
+            return rows
+        rows[rows >= view.n_rows] = -1
+        since = [commit.died for commit in reader.log(view.sequence)]
+        died = np.concatenate([*since, np.empty(0, np.int64)])
+        died = died[died < view.n_rows]
+        older = dict(zip(self.ids.take(died), died.tolist(), strict=True))
+        for n in np.flatnonzero(rows < 0).tolist():
+            rows[n] = older.get(names[n].decode(), -1)
+        return rows
 
     # -- filters
 

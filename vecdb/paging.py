@@ -48,10 +48,9 @@ def get_by_ids(
     names = check_ids(ids)
     wanted = check_include(include)
     interrupt = deadline(timeout_s)
-    core.wait_for(min_sequence, timeout_s)
+    view = core.wait_for(min_sequence, timeout_s)
     with core.read() as reader:
-        sequence = reader.state().sequence
-        rows = reader.rows_of_ids(names)
+        rows = core.rows_shown(reader, view, names)
         stored = rows >= 0
         if expression is not None:
             held = [n.decode() for n, row in zip(names, rows.tolist(), strict=True) if row >= 0]
@@ -60,7 +59,7 @@ def get_by_ids(
         got = fetch(
             reader, rows[stored], held, wanted, raw_metadata=raw_metadata, max_bytes=max_bytes
         )
-    return _records(got, None, sequence)
+    return _records(got, None, view.sequence)
 
 
 def _few_matching(

@@ -14,7 +14,6 @@ from .core import Core
 from .errors import InvalidQuery
 from .field import Field
 from .index import View
-from .masks import StoredTexts
 from .query_spec import Query
 from .vectors import Space, check_matrix, check_queries, to_matrix
 from .writes import not_stored
@@ -55,7 +54,7 @@ def _stored(
 ) -> tuple[NDArray[Any], Rows]:
     """Vectors of stored records, and the row of each that the view shows (-1 where it shows none)."""
     with core.read() as reader:
-        rows = reader.rows_of_ids(names)
+        rows = core.rows_shown(reader, view, names)
         absent = [n.decode() for n, row in zip(names, rows.tolist(), strict=True) if row < 0]
         if absent:
             raise not_stored(absent, "queries by ids and examples take stored records")
@@ -69,11 +68,6 @@ def _stored(
                     "it there; leave it out, or query by another field",
                     ids=[name],
                 )
-    for n in np.flatnonzero(rows >= view.n_rows).tolist():
-        # Replaced since the view was taken: what it shows of the record is an older row.
-        texts = StoredTexts(core.store, core.ids, core.moment(view))
-        shown = texts.rows_of_ids([names[n].decode()])
-        rows[n] = shown[0] if len(shown) else -1
     if vectors.dtype != np.uint8 or field.settings.storage != "binary":
         vectors = vectors.astype(np.float32, copy=False)
     return vectors, rows

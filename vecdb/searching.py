@@ -118,6 +118,9 @@ class Search:
         self.field: Field = core.field(asked.vector_name)
         self.records = view.n_live
         self.view: View = view if asked.vector_name is None else self.field.index.view
+        if self.view.sequence > view.sequence:
+            # Named vectors are published first. What a thread has seen here it must see everywhere.
+            core.wait_for(self.view.sequence, asked.timeout_s)
         # Without a k a distance bound asks for all that lie within: the index cannot know how many.
         self.exact = asked.exact or asked.k is None
         self.note = Note() if asked.explain else None

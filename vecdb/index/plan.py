@@ -27,6 +27,9 @@ NEAR_COST_A_ROW, FAR_COST_A_ROW = 0.7, 2.4
 116,659 rows, 11,400 of them in a run: 35 ns each; 19,900 scattered ones: 145 ns."""
 LISTS_COST_A_ROW = 1.0
 """Of a row in a visited IVF list: the same distances over contiguous codes."""
+LISTS_MARGIN = 4
+"""Under a filter lists are probed as for this many times the candidates: the allowed rows may be the
+farthest of them, and of these a search that is calibrated for all of them finds fewest."""
 WIDER = 4
 """A walk that found too few allowed rows is repeated this much wider."""
 _NEAR = 4
@@ -88,7 +91,8 @@ def search_main(
     count = main.n if allowed is None else allowed.count
     k = min(k, count)
     want = min(wanted_with(k, count / main.n), main.n)
-    setting = None if target_recall is None else main.setting(target_recall, want)
+    sure = want * LISTS_MARGIN if main.kind == "ivf" and allowed is not None else want
+    setting = None if target_recall is None else main.setting(target_recall, sure)
     limit = exact_cost(main, allowed)
     if (
         setting is None

@@ -14,7 +14,7 @@ from ..selection import Selection
 from . import plan
 from .blocks import Allowed, Mask
 from .chosen import FEW_ROWS, Few, MainMask
-from .distance import Floats, Merger, Rows, unit
+from .distance import Floats, Merger, Rows, padded, to_distances, unit
 from .door import use_threads
 from .live import Bits, is_set, unpack
 from .main import Main
@@ -27,6 +27,11 @@ _HALF_ERROR = 2.0**-11 + 1e-5
 """Largest distance of a unit vector from its float16 code, with room for float32 rounding."""
 _ROUNDING = 1e-5
 _KEPT_FEW = 16
+
+
+_RANKED_WIDER, _MOST_RANKED = 3, 1_000
+"""Under a filter, lossy candidates to rank again are multiplied until they seem enough, up to this many
+beyond k. Calibration cannot tell: far from the query, where a filter may lead, rows lie closer together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +157,8 @@ class View:
         if allowed is not None and allowed.is_list and allowed.rows().size <= FEW_ROWS:
             near, rows = self._few(allowed, trace).search(x, k)
             return Found(near, rows, True, "exact")
-        if target is None and (self.lossy_tail or (main is not None and main.lossy)):
+        compared = target is None or main is None
+        if compared and (self.lossy_tail or (main is not None and main.lossy)):
             return self._exact_by_stored(x, k, allowed, trace, check)
         merger = Merger(k)
         all_exact, name = self._search_main(x, k, allowed, target, merger, trace, check)
@@ -250,12 +256,20 @@ class View:
             return True, "exact"
         if inside is not None and inside.count == main.n:
             inside = None
-        width = main.curve.ranked_again(k) if main.lossy else k
-        keys, rows, exact, name = plan.search_main(main, x, width, inside, target, trace, check)
-        if main.lossy:
+        if not main.lossy:
+            keys, rows, exact, name = plan.search_main(main, x, k, inside, target, trace, check)
+            merger.add(keys, rows)
+            return exact, name
+        width = main.curve.ranked_again(k)
+        while True:
+            coded, rows, _, name = plan.search_main(main, x, width, inside, target, trace, check)
             keys = self._ranked_again(x, rows, trace)
+            wider = _RANKED_WIDER * width
+            if inside is None or wider > _MOST_RANKED + k or _surely_ranked(keys, coded, k):
+                break
+            width = wider
         merger.add(keys, rows)
-        return exact and not main.lossy, name
+        return False, name
 
     def _ranked_again(self, x: Any, rows: Rows, trace: Trace | None) -> Floats:
         """Keys of rows by the stored vectors."""
@@ -337,24 +351,24 @@ class View:
         if self.main is not None and self.main.lossy:
             errors.append(self.main.error)
         error = max(errors) + _ROUNDING
-        done = Merger(k)
+        near, rows = np.empty((len(x), 0), np.float32), np.empty((len(x), 0), np.int64)
         width = k + max(8, k // 2)
         certain = np.zeros(len(x), np.bool_)
         while np.isfinite(error) and width <= 4 * k + 1_000:
             check()
             own = Merger(width)
-            self._candidates(x, width, allowed, own)
+            self._candidates(x, width, allowed, own, trace)
             keys, rows = own.best(len(x))
-            order = np.argsort(keys, axis=1)
-            keys, rows = np.take_along_axis(keys, order, 1), np.take_along_axis(rows, order, 1)
             true = self._ranked_again(x, rows, trace)
-            done = Merger(k)
-            done.add(true, rows)
+            # Sorted as a whole, so that ties at the k-th place go by row.
+            near = np.where(rows < 0, np.float32(np.nan), to_distances(true, self.metric))
+            order = np.lexsort((rows, near), axis=1)[:, :k]
+            near, rows = np.take_along_axis(near, order, 1), np.take_along_axis(rows, order, 1)
             if keys.shape[1] < width:
                 certain[:] = True
                 break
             kth = np.sort(true, axis=1)[:, k - 1]
-            last = keys[:, -1]
+            last = keys.max(axis=1)
             if self.metric == "l2":
                 beyond = np.sqrt(np.maximum(last, 0)) - error > np.sqrt(kth)
             else:
@@ -363,7 +377,7 @@ class View:
             if certain.all():
                 break
             width *= 2
-        distances, rows = done.result(len(x), self.metric)
+        distances, rows = padded(near, k, np.nan), padded(rows, k, -1)
         few = np.flatnonzero(~certain)
         if few.size:
             mask = None if allowed is None else allowed.mask()
@@ -391,7 +405,9 @@ class View:
             trace.main_rows_compared += self.n_live if few.size else 0
         return Found(distances, rows, True, "exact")
 
-    def _candidates(self, x: Any, width: int, allowed: Selection | None, own: Merger) -> None:
+    def _candidates(
+        self, x: Any, width: int, allowed: Selection | None, own: Merger, trace: Trace | None
+    ) -> None:
         """The `width` nearest by code, in main index and tail."""
         main = self.main
         if main is not None and self.main_live:
@@ -404,3 +420,21 @@ class View:
             if piece.start < piece.stop and (inside is None or inside.count):
                 keys, positions = piece.block.search(x, width, inside)
                 own.add(keys, piece.row_numbers(positions))
+                if trace is not None:
+                    trace.tail_rows_compared += piece.block.n if inside is None else inside.count
+
+
+def _surely_ranked(keys: Floats, coded: Floats, k: int) -> bool:
+    """Whether no row behind the candidates is likely to be among the k nearest.
+
+    `keys` (q, w) are true ones and `coded` those by code, of the same candidates. A row behind them has a
+    larger key by code than all of them; it is taken to err by no more than they do.
+    """
+    if keys.shape[1] <= k:
+        return not np.isfinite(keys[:, -1:]).any()
+    there = np.isfinite(keys) & np.isfinite(coded)
+    if not there.all(axis=1).any():
+        return True  # every query has all rows that are allowed
+    error = np.abs(keys[there] - coded[there]).max()
+    last = np.where(there.all(axis=1), coded.max(axis=1), np.inf)
+    return bool((last - error >= np.partition(keys, k - 1, axis=1)[:, k - 1]).all())

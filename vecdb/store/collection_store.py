@@ -147,18 +147,19 @@ class CollectionStore:
         sequence number. LMDB uses the pages for later writes; `vacuum` gives them to the disk.
         """
         with self.read() as reader:
-            if horizon > reader.state().sequence:
-                raise ValueError(f"horizon {horizon} is behind commit {reader.state().sequence}")
+            sequence, n_rows, _ = reader.state()
+            if horizon > sequence:
+                raise ValueError(f"horizon {horizon} is behind commit {sequence}")
             rows, sequences = reader.dying()
             rows = rows[sequences <= horizon]
             logged = next((SEQUENCE.unpack(key)[0] for key, _ in reader.items("log")), horizon + 1)
         if not len(rows) and logged > horizon:
             return iter(())
-        return self._purge_steps(rows, horizon, step_bytes)
+        return self._purge_steps(rows, horizon, n_rows, step_bytes)
 
-    def _purge_steps(self, rows: Rows, horizon: int, step_bytes: int) -> Iterator[int]:
-        last = int(rows[-1]) if len(rows) else -1
-        while self._purge_step(partial(Purger.prepare, horizon=horizon)) <= last:
+    def _purge_steps(self, rows: Rows, horizon: int, n_rows: int, step_bytes: int) -> Iterator[int]:
+        # Those that replaced a row are keyed before it is purged: `keys` points to no purged row.
+        while self._purge_step(partial(Purger.prepare, horizon=horizon)) < n_rows:
             yield 0
         while len(rows):
             done = self._purge_step(partial(Purger.purge, rows=rows, step_bytes=step_bytes))

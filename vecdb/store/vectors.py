@@ -96,12 +96,6 @@ class VectorReader(Tables):
     def rows_per_block(self, field: int) -> int:
         return self._shape.fields[field].rows_per_block
 
-    @property
-    def vector_bytes(self) -> int:
-        """Bytes of a record's own vector as it is read: float32, or packed bits."""
-        own = self._shape.fields[DEFAULT_FIELD]
-        return own.row_bytes if own.storage == "binary" else 4 * own.dimension
-
     def _block(self, field: int, number: int) -> tuple[NDArray[Any], int]:
         """(the vectors a block holds, in the map; the rows it leaves out, bit n for its row n)."""
         shape = self._shape.fields[field]
