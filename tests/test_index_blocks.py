@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from index_rows import plain
 
 from vecdb.index.blocks import Allowed, BitBlock, Block, CodeBlock, FloatBlock, ListBlock
+from vecdb.index.codes import own_code
 from vecdb.index.door import INNER_PRODUCT, L2, knn, through_blas
 from vecdb.index.main import new_ivf
 
@@ -21,7 +22,6 @@ def blocks_of(vectors, metric) -> list[Block]:
     made: list[Block] = [
         FloatBlock(vectors, metric),
         CodeBlock.of(vectors, "float16", name),
-        CodeBlock.of(vectors, "int8", name),
     ]
     for code in ("float32", "float16"):
         lists = new_ivf(vectors.shape[1], name, code, some, some)
@@ -98,7 +98,7 @@ def test_integers_are_compared_with_queries_of_any_numbers(metric, storage, dime
     x = (rng.integers(bounds.min, bounds.max + 1, (4, dimension)) + shift).astype(np.float32)
     name = "l2" if metric == L2 else "ip"
     truth = plain(x, vectors, name) - (0 if metric == L2 else 1)
-    keys, positions = CodeBlock.of(vectors, storage, name).search(x, 10)
+    keys, positions = CodeBlock.of(vectors, own_code(storage), name).search(x, 10)
     scale = np.linalg.norm(x, axis=1).max() * np.linalg.norm(vectors.astype(float), axis=1).max()
     np.testing.assert_allclose(keys, np.sort(truth, axis=1)[:, :10], rtol=1e-5, atol=1e-6 * scale)
     own = np.take_along_axis(truth, positions, axis=1)

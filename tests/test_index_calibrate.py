@@ -70,6 +70,15 @@ def test_recall_counts_ties_as_right_and_bounds_below():
     assert bound == pytest.approx(mean - 2.326 * spread)
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_recall_is_the_same_for_vectors_of_any_magnitude(scale):
+    """What counts as equally near is relative: tiny distances do not make every answer right."""
+    truth = np.tile(np.array([1.0, 2.0, 3.0, 4.0], np.float32), (50, 1)) * np.float32(scale)
+    found = truth + np.float32(scale)
+    assert recall(truth, truth * np.float32(1 + 1e-7), 3)[0] == 1.0
+    assert recall(truth, found, 3)[0] == pytest.approx(2 / 3)
+
+
 def test_held_out_rows_are_a_sample():
     """Held-out rows are distinct and ascending; too few rows hold out none."""
     rng = np.random.default_rng(SEED)

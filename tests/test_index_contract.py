@@ -174,7 +174,7 @@ def test_a_filter_against_the_vectors_is_answered_right(case, monkeypatch):
         assert (found.rows >= 0).all()
         truth = np.where(far & case.live, case.truth[i : i + 1], np.inf)
         right.append(float(hits(truth, found, 10)[0]))
-        if case.kind == "hnsw":
+        if case.kind == "hnsw" and not case.lossy:
             assert "exact" in found.plan, "the walk goes where no row is allowed"
         if found.exact:
             assert right[-1] == 1.0

@@ -21,7 +21,7 @@ from vecdb.index import plan
 
 SEED = 20_261_127
 INDEXED, FRESH = 6_000, 600
-QUERIES = 150
+QUERIES = 100
 K = 10
 DIMENSIONS = (8, 24, 96, 384)
 TARGETS = (0.95, 0.99)

@@ -217,6 +217,8 @@ class Build:
             curve = self._measure(
                 index, block, rows, queries, high_water, lambda start, stop: known[start:stop]
             )
+            if old is not None:
+                curve = curve.no_better_than(old.curve)
             use_threads(self.threads)
             if len(queries):
                 self._note_error(maker, queries)

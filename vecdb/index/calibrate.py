@@ -99,6 +99,29 @@ class Curve:
         below = [p.recall_10 for p in self.points if p.setting <= setting]
         return below[-1] if below else 0.0
 
+    def no_better_than(self, other: Curve) -> Curve:
+        """This curve with no recall above that of `other` at the same setting.
+
+        A graph that has grown was measured on queries like its fresh rows; `other` speaks for those
+        like the rows before.
+        """
+        before = {point.setting: point for point in other.points}
+        points = []
+        for mine in self.points:
+            theirs = before.get(mine.setting, mine)
+            points.append(
+                Point(
+                    mine.setting,
+                    min(mine.recall_10, theirs.recall_10),
+                    min(mine.bound_10, theirs.bound_10),
+                    min(mine.recall_100, theirs.recall_100),
+                    min(mine.bound_100, theirs.bound_100),
+                    mine.cost_us,
+                )
+            )
+        depth = max(self.depth, other.depth)
+        return Curve(tuple(points), self.rows, self.queries, self.least, depth, self.large)
+
     def ranked_again(self, k: int) -> int:
         """Candidates that a lossy index must give for k answers."""
         return math.ceil(self.depth * k) + DEPTH_EXTRA
@@ -119,7 +142,7 @@ def recall(truth: Floats, found: Floats, k: int) -> tuple[float, float]:
     the spread says nothing, so the bound leaves room for 3 misses (the rule of three).
     """
     kth = truth[:, k - 1]
-    slack = 1e-6 * np.maximum(1.0, np.abs(kth))
+    slack = 1e-6 * np.abs(kth)
     hits = np.count_nonzero(found[:, :k] <= (kth + slack)[:, None], axis=1) / k
     spread = float(hits.std(ddof=1)) / math.sqrt(len(hits))
     mean = float(hits.mean())

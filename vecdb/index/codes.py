@@ -2,8 +2,9 @@
 
 A *code* is what stands for a vector inside FAISS. `float32` loses nothing, `float16` rounds, `sq8` and
 `sq4` keep 8 or 4 bits a dimension between trained bounds, `rabitq` one bit a dimension of the rotated
-difference to a list's centre (Gao and Long, SIGMOD 2024); `int8`, `uint8` and `binary` are stored
-vectors as they are. Answers found by a lossy code are ranked again by the stored vectors.
+difference to a list's centre (Gao and Long, SIGMOD 2024); `binary` are stored bits as they are. Stored integers
+of 8 bits are float16 here, which holds them exactly: FAISS's own byte codes round the query to bytes
+too (where 32 divides the dimension). Answers found by a lossy code are ranked again by the stored vectors.
 """
 
 from __future__ import annotations
@@ -21,10 +22,9 @@ _SCALAR_TYPES = {
     "float16": faiss.ScalarQuantizer.QT_fp16,
     "sq8": faiss.ScalarQuantizer.QT_8bit,
     "sq4": faiss.ScalarQuantizer.QT_4bit,
-    "int8": faiss.ScalarQuantizer.QT_8bit_direct_signed,
-    "uint8": faiss.ScalarQuantizer.QT_8bit_direct,
 }
-_UNTRAINED = ("float16", "int8", "uint8")
+_ROOM = 0.05
+"""Bounds reach so far beyond those of the sample, as a share of their distance: later vectors fit too."""
 _FINE_SHARE = 0.1
 """A code is fine enough to build a graph over when its error is below this share of the distance to
 the tenth neighbour among a sample. WordNet under sq8: 0.02, and the graph is as good as one built over
@@ -32,26 +32,21 @@ float32 (recall@10 at efSearch 32: 0.960 and 0.959; 128: 0.992 and 0.992), in 10
 _FINE_QUERIES = 256
 
 
-def own_code(storage: str, metric: str) -> str:
-    """The code that comes nearest to stored vectors; without loss but for the two cases below.
-
-    Unit vectors of stored float16 are rounded to float16 again, and those of integers to float16.
-    """
-    if storage in ("int8", "uint8") and metric == "cosine":
-        return "float16"
-    return storage
+def own_code(storage: str) -> str:
+    """The code that comes nearest to stored vectors; without loss but for unit vectors in float16."""
+    return "float16" if storage in ("int8", "uint8") else storage
 
 
 def code_of(storage: str, metric: str, quantization: str) -> str:
     """The code of a main index of a collection with this storage and (resolved) quantization."""
     if quantization == "none" or storage in ("int8", "uint8", "binary"):
-        return own_code(storage, metric)
+        return own_code(storage)
     return quantization
 
 
 def is_lossy(code: str, storage: str, metric: str) -> bool:
     """Whether distances by `code` differ from those of the stored vectors."""
-    if code != own_code(storage, metric):
+    if code != own_code(storage):
         return True
     return metric == "cosine" and code == "float16"
 
@@ -76,7 +71,7 @@ def to_space(vectors: NDArray[Any], metric: str, storage: str) -> NDArray[Any]:
         return np.ascontiguousarray(vectors, np.uint8)
     floats = unit(vectors) if metric == "cosine" else np.ascontiguousarray(vectors, np.float32)
     rounded = vectors.dtype == np.float16 and metric != "cosine"
-    if own_code(storage, metric) == "float16" and not rounded:
+    if own_code(storage) == "float16" and not rounded:
         floats = floats.astype(np.float16).astype(np.float32)
     return floats
 
@@ -89,10 +84,11 @@ def new_codes(code: str, dimension: int, metric: str, sample: Floats | None = No
     if code == "float32":
         return faiss.IndexFlat(dimension, faiss_metric(metric))
     index = faiss.IndexScalarQuantizer(dimension, _SCALAR_TYPES[code], faiss_metric(metric))
-    if code in _UNTRAINED:
+    if code == "float16":
         index.is_trained = True
     else:
         assert sample is not None
+        index.sq.rangestat_arg = _ROOM
         index.train(np.ascontiguousarray(sample, np.float32))
     return index
 
@@ -121,14 +117,19 @@ def largest_error(index: Any, vectors: Floats) -> float:
     return float(np.sqrt(np.einsum("nd,nd->n", difference, difference).max(initial=0.0)))
 
 
+def typical_error(index: Any, vectors: Floats) -> float:
+    """Root of the mean squared Euclidean distance of `vectors` from what their codes say."""
+    difference = decoded(index, index.sa_encode(np.ascontiguousarray(vectors))) - vectors
+    return float(np.sqrt(np.einsum("nd,nd->n", difference, difference).mean()))
+
+
 def is_fine(code: str, sample: Floats, metric: str) -> bool:
     """Whether a graph built over `code` will join the right neighbours, judged by a sample."""
     if len(sample) < 4 * _FINE_QUERIES:
         return False
     index = new_codes(code, sample.shape[1], metric, sample)
     some = np.ascontiguousarray(sample[:: len(sample) // _FINE_QUERIES][:_FINE_QUERIES])
-    difference = decoded(index, index.sa_encode(some)) - some
-    error = float(np.sqrt(np.einsum("nd,nd->n", difference, difference).mean()))
+    error = typical_error(index, some)
     tenth = np.sqrt(np.maximum(faiss.knn(some, sample, 11, metric=faiss.METRIC_L2)[0][:, 10], 0))
     typical = float(np.median(tenth))
     return typical == 0.0 or error <= _FINE_SHARE * typical

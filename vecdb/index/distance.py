@@ -33,16 +33,27 @@ def unit(vectors: NDArray[np.floating]) -> Floats:
             one: Floats = np.ascontiguousarray(vectors / np.float32(math.sqrt(square)))
             return one
     copy = np.array(vectors, dtype=np.float32, order="C")
+    known = lengths(copy)
+    if known is not None:
+        copy /= known[:, None]
+        return copy
+    # Scaling by the largest entry first keeps the squares of very small or large rows in range.
+    largest = np.abs(copy).max(axis=1, initial=0.0)
+    extreme = (largest > 1e15) | ((largest < 1e-15) & (largest > 0))
+    copy[extreme] /= largest[extreme, None]
     squares = np.einsum("nd,nd->n", copy, copy)
-    if not ((squares > _SMALL_SQUARE) & (squares < _LARGE_SQUARE)).all():
-        # Scaling by the largest entry first keeps the squares of very small or large rows in range.
-        largest = np.abs(copy).max(axis=1, initial=0.0)
-        extreme = (largest > 1e15) | ((largest < 1e-15) & (largest > 0))
-        copy[extreme] /= largest[extreme, None]
-        squares = np.einsum("nd,nd->n", copy, copy)
-        squares[squares == 0] = 1.0
+    squares[squares == 0] = 1.0
     copy /= np.sqrt(squares)[:, None]
     return copy
+
+
+def lengths(vectors: Floats) -> Floats | None:
+    """Euclidean lengths (n,) of float32 vectors; None when one of them needs scaling first, or is zero."""
+    squares = np.einsum("nd,nd->n", vectors, vectors)
+    if not ((squares > _SMALL_SQUARE) & (squares < _LARGE_SQUARE)).all():
+        return None
+    known: Floats = np.sqrt(squares)
+    return known
 
 
 def distances(queries: NDArray[np.floating], vectors: NDArray[np.floating], metric: str) -> Floats:

@@ -92,7 +92,7 @@ class IndexRecord:
                     f"the index record has format {fields['format']!r}, this version reads up to {FORMAT}"
                 )
             if fields["format"] == 1:
-                fields["code"] = own_code(fields["storage"], fields["metric"])
+                fields["code"] = own_code(fields["storage"])
             curve = fields.pop("curve")
             points = tuple(Point(**point) for point in curve.pop("points"))
             codes = fields.pop("codes", None)
@@ -129,7 +129,7 @@ def save(job: Job, main: Main, folder: Path) -> IndexRecord:
             faiss.downcast_index(main.index.storage), faiss.PyCallbackIOWriter(file.write)
         )
 
-    apart = main.kind == "hnsw" and main.code != own_code(job.storage, job.metric)
+    apart = main.kind == "hnsw" and main.code != own_code(job.storage)
     names = [f"index-{token}.{kind}" for kind in ("faiss", "rows", "codes")]
     try:
         graph = _write(folder, names[0], write_graph)
@@ -305,16 +305,15 @@ def _mapped(path: Path, part: FilePart, *, binary: bool) -> Any:
 
 
 def _empty_codes(record: IndexRecord, size: int) -> tuple[Any, Any]:
-    """Codes of `size` vectors with undefined content, and a writable (size, d) look at them."""
-    kinds: dict[str, Any] = {"float16": np.float16, "int8": np.uint8, "uint8": np.uint8}
+    """float16 codes of `size` vectors with undefined content, and a writable (size, d) look at them."""
     index = new_codes(record.code, record.dimension, record.metric)
     if not size:
-        return index, np.empty((0, record.dimension), kinds[record.code])
+        return index, np.empty((0, record.dimension), np.float16)
     needed = size * int(index.code_size)
     index.codes.resize(needed)
     index.ntotal = size
     look = faiss.rev_swig_ptr(index.codes.data(), needed)
-    return index, look.view(kinds[record.code]).reshape(size, record.dimension)
+    return index, look.view(np.float16).reshape(size, record.dimension)
 
 
 def _fill(job: Job, look: Any, rows: Rows, high_water: int) -> None:
@@ -324,8 +323,6 @@ def _fill(job: Job, look: Any, rows: Rows, high_water: int) -> None:
     starts = iter(range(0, high_water, READ_ROWS))
     lock = threading.Lock()
     failure: list[BaseException] = []
-    # FAISS keeps signed bytes as unsigned ones, 128 higher.
-    shift = 128 if job.storage == "int8" and look.dtype == np.uint8 else 0
 
     def work() -> None:
         try:
@@ -349,9 +346,9 @@ def _fill(job: Job, look: Any, rows: Rows, high_water: int) -> None:
                     int(target[-1]) - int(target[0]) == target.size - 1
                     and (np.diff(target) == 1).all()
                 ):
-                    look[target[0] : target[-1] + 1] = vectors + shift if shift else vectors
+                    look[target[0] : target[-1] + 1] = vectors
                 else:
-                    look[target] = vectors + shift if shift else vectors
+                    look[target] = vectors
         except BaseException as error:  # raised again in the caller's thread
             failure.append(error)
 

@@ -20,12 +20,13 @@ from .calibrate import Curve
 from .choice import quantization_for
 from .chosen import MainMask
 from .codes import code_of, is_lossy, own_code, to_space
-from .distance import Rows
+from .distance import Rows, lengths
 from .door import device, give_memory_back
 from .files import IndexRecord
 from .handover import HandOver
 from .live import Bits, LiveRows, unpack
 from .main import Main
+from .makers import Outgrown
 from .source import VectorSource, exact_space
 from .tail import Piece, Tail, replaced, trim
 from .view import View
@@ -135,9 +136,14 @@ class Index:
             raise Internal(f"vectors have shape {vectors.shape}, expected (n, {width})")
         if not len(vectors):
             return
-        ready = to_space(vectors, self.metric, self.storage)
+        norms = None
+        if self.metric == "cosine" and self.storage == "float32":
+            norms = lengths(
+                vectors
+            )  # divided on the way into the tail: half the passes over memory
+        ready = vectors if norms is not None else to_space(vectors, self.metric, self.storage)
         with self._lock:
-            self._tail.append(ready)
+            self._tail.append(ready, norms)
             self._live.append(len(vectors))
 
     def kill(self, rows: Rows) -> None:
@@ -201,7 +207,7 @@ class Index:
             metric=self.metric,
             storage=self.storage,
             source=self.source,
-            lossy_tail=is_lossy(own_code(self.storage, self.metric), self.storage, self.metric),
+            lossy_tail=is_lossy(own_code(self.storage), self.storage, self.metric),
             target_recall=self.target_recall,
             sequence=sequence,
             n_rows=self._live.n_rows,
@@ -290,7 +296,7 @@ class Index:
         main = view.main
         tail = view.tail_rows
         indexed = 0 if main is None else main.n
-        own = own_code(self.storage, self.metric)
+        own = own_code(self.storage)
         code = own if main is None else main.code
         return IndexFigures(
             kind="exact" if main is None or main.kind == "flat" else main.kind,
@@ -356,11 +362,14 @@ class Index:
         hand_over = HandOver(lambda: self._tail.full, self._replace)
         threads = int(self.settings["build_threads"])
         build = Build(self, kind, code, threads, cancel, progress, hand_over)
-        made = (
-            build.extend(main, rows[first:], n_rows, sequence)
-            if grow and main is not None
-            else build.anew(rows, n_rows, sequence)
-        )
+        try:
+            made = (
+                build.extend(main, rows[first:], n_rows, sequence)
+                if grow and main is not None
+                else build.anew(rows, n_rows, sequence)
+            )
+        except Outgrown:
+            made = build.anew(rows, n_rows, sequence)
         del build
         give_memory_back()
         return None if made is None else BuiltIndex(made)

@@ -194,8 +194,6 @@ def new_ivf(dimension: int, metric: str, code: str, centroids: Floats, sample: F
             "float16": faiss.ScalarQuantizer.QT_fp16,
             "sq8": faiss.ScalarQuantizer.QT_8bit,
             "sq4": faiss.ScalarQuantizer.QT_4bit,
-            "int8": faiss.ScalarQuantizer.QT_8bit_direct_signed,
-            "uint8": faiss.ScalarQuantizer.QT_8bit_direct,
         }[code]
         index = faiss.IndexIVFScalarQuantizer(
             quantizer, dimension, lists, kind, faiss_metric(metric), False

@@ -10,7 +10,7 @@ import numpy as np
 
 from .arena import Arena
 from .blocks import Block, CodeBlock
-from .codes import is_fine, like, new_codes, rotation
+from .codes import is_fine, like, new_codes, rotation, typical_error
 from .distance import Floats, Rows
 from .door import faiss, flat_over, reserve
 from .main import Main, attach, block_of, empty_graph, new_ivf
@@ -19,6 +19,14 @@ from .source import READ_ROWS, VectorSource
 _TRAIN_ROWS_A_LIST = 40
 _TRAIN_ROUNDS = 10
 SEED = 7_700
+
+
+_OUTGROWN = 2.0
+"""Codes whose bounds were trained on other data err more than new ones would; by this factor at most."""
+
+
+class Outgrown(Exception):
+    """Raised when fresh vectors do not fit the codes of the index that was to grow."""
 
 
 class Job(Protocol):
@@ -91,6 +99,11 @@ class GraphMaker:
             reserve(self.walk.xb, total * (job.dimension // 8))
         else:
             sample = build.sample(fresh)
+            if old is not None:
+                if build.lossy:
+                    self._refuse_outgrown(old, sample)
+                some = build.rng.choice(old.n, min(old.n, len(sample)), replace=False)
+                sample = np.concatenate([sample, old.block.take(np.sort(some))])
             self.walk = self._walk_codes(old, sample)
             reserve(self.walk.codes, total * int(self.walk.code_size))
         self.codes = self.walk
@@ -113,6 +126,13 @@ class GraphMaker:
             if self.codes is not self.walk:
                 self.codes.add(vectors)
         attach(self.graph, self.walk)
+
+    def _refuse_outgrown(self, old: Main, sample: Floats) -> None:
+        job, code = self.build.job, self.build.code
+        trained = old.block.index  # type: ignore[attr-defined]
+        fitting = new_codes(code, job.dimension, job.metric, sample)
+        if typical_error(trained, sample) > _OUTGROWN * typical_error(fitting, sample):
+            raise Outgrown
 
     def _walk_codes(self, old: Main | None, sample: Floats) -> Any:
         """Empty codes to build over: the serving ones, or sq8 or float16 where they are fine."""

@@ -118,6 +118,8 @@ def search_main(
         keys, positions, short, want = _filtered(
             main, queries, k, want, setting, allowed, limit, check
         )
+        if main.kind == "ivf":
+            short = _settled(main, queries, want, setting, allowed, limit, keys, positions, short)
     if trace is not None:
         _note(trace, plan, main, max(setting, want if main.kind == "hnsw" else 0), want, 0)
         trace.expected_recall = main.curve.expected(setting)
@@ -161,6 +163,39 @@ def _filtered(
         check()
 
 
+def _settled(
+    main: Main,
+    queries: Any,
+    width: int,
+    setting: int,
+    allowed: Allowed,
+    limit: float,
+    keys: Floats,
+    positions: Rows,
+    short: Rows,
+) -> Rows:
+    """Probes twice as many lists until the answers stay as they are; puts them into `keys` and
+    `positions`, and returns the queries that had better be compared with every allowed row.
+
+    What a filter leaves may be the farthest of the candidates, and nothing calibrates for these: their
+    neighbours lie in lists that were not probed. (A walk in a graph has no such border.)
+    """
+    k = keys.shape[1]
+    moving = np.setdiff1d(np.arange(len(queries)), short)
+    while moving.size:
+        setting *= 2
+        if walk_cost(main, width, setting) > limit:
+            return np.union1d(short, moving)
+        found = main.search(np.ascontiguousarray(queries[moving]), width, setting)
+        found_keys, found_positions = _allowed_first(*found, allowed, k)
+        changed = (found_positions != positions[moving]).any(axis=1)
+        keys[moving], positions[moving] = found_keys, found_positions
+        moving = moving[changed]
+        if setting >= int(main.index.nlist):
+            break
+    return short
+
+
 def _note(
     trace: Trace | None, plan: str, main: Main, setting: int, candidates: int, compared: int
 ) -> None:
@@ -190,3 +225,21 @@ def _rows(main: Main, positions: Rows) -> Rows:
     rows = main.rows[positions]
     missing = positions < 0
     return np.where(missing, -1, rows) if missing.any() else rows
+
+
+def surely_ranked(keys: Floats, coded: Floats, k: int, target_recall: float | None) -> bool:
+    """Whether no row behind the candidates is likely to be among the k nearest.
+
+    `keys` (q, w) are true ones and `coded` those by code, of the same candidates. A row behind them has a
+    larger key by code than all of them; it is taken to err by no more than 97.5 % of them do, and for
+    high targets by no more than any of them.
+    """
+    if keys.shape[1] <= k:
+        return not np.isfinite(keys[:, -1:]).any()
+    there = np.isfinite(keys) & np.isfinite(coded)
+    if not there.all(axis=1).any():
+        return True  # every query has all rows that are allowed
+    high = target_recall is None or target_recall > 0.98
+    error = np.quantile(np.abs(keys[there] - coded[there]), 1.0 if high else 0.975)
+    last = np.where(there.all(axis=1), coded.max(axis=1), np.inf)
+    return bool((last - error >= np.partition(keys, k - 1, axis=1)[:, k - 1]).all())

@@ -86,7 +86,7 @@ class Tail:
     def __init__(self, dimension: int, metric: str, storage: str, start: int = 0) -> None:
         """`dimension` counts bits for binary storage; vectors then have an eighth as many bytes."""
         self.metric = metric
-        self.code = own_code(storage, metric)
+        self.code = own_code(storage)
         self.start = start
         self._width = dimension // 8 if storage == "binary" else dimension
         self._dtype: type[np.generic] = np.uint8 if storage == "binary" else np.float32
@@ -116,15 +116,21 @@ class Tail:
             return CodeBlock.of(vectors, self.code, self.metric)
         return FloatBlock(vectors, faiss_metric(self.metric))
 
-    def append(self, vectors: NDArray[np.generic]) -> None:
-        """Add (n, d) vectors that are in the index's space already."""
+    def append(self, vectors: NDArray[np.generic], lengths: Floats | None = None) -> None:
+        """Add (n, d) vectors that are in the index's space, once divided by `lengths` (n,) if given."""
         done = 0
         while done < len(vectors):
             if self._filled == self.piece_rows:
                 self._seal()
             room = min(len(vectors) - done, self.piece_rows - self._filled)
             self._reserve(self._filled + room)
-            self._buffer[self._filled : self._filled + room] = vectors[done : done + room]
+            target = self._buffer[self._filled : self._filled + room]
+            if lengths is None:
+                target[:] = vectors[done : done + room]
+            else:
+                np.divide(
+                    vectors[done : done + room], lengths[done : done + room, None], out=target
+                )
             self._filled += room
             done += room
 

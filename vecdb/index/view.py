@@ -34,6 +34,10 @@ _RANKED_WIDER, _MOST_RANKED = 3, 1_000
 beyond k. Calibration cannot tell: far from the query, where a filter may lead, rows lie closer together."""
 
 
+_MOST_READ = 20_000
+"""Where that is not enough, so many allowed rows are all compared by their stored vectors."""
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
     """Answers to q queries, nearest first; ties in distance by row number.
@@ -158,6 +162,9 @@ class View:
             near, rows = self._few(allowed, trace).search(x, k)
             return Found(near, rows, True, "exact")
         compared = target is None or main is None
+        if target is not None and main is not None and main.lossy:
+            # No setting reaches the target: then the codes themselves cannot tell the vectors apart.
+            compared = main.setting(target, k) is None
         if compared and (self.lossy_tail or (main is not None and main.lossy)):
             return self._exact_by_stored(x, k, allowed, trace, check)
         merger = Merger(k)
@@ -264,10 +271,15 @@ class View:
         while True:
             coded, rows, _, name = plan.search_main(main, x, width, inside, target, trace, check)
             keys = self._ranked_again(x, rows, trace)
-            wider = _RANKED_WIDER * width
-            if inside is None or wider > _MOST_RANKED + k or _surely_ranked(keys, coded, k):
+            if inside is None or plan.surely_ranked(keys, coded, k, target):
                 break
-            width = wider
+            width *= _RANKED_WIDER
+            if width > _MOST_RANKED + k:
+                if inside.count <= _MOST_READ:
+                    chosen = np.sort(main.rows[inside.picked()])
+                    rows = np.broadcast_to(chosen, (len(x), chosen.size))
+                    keys = self._ranked_again(x, rows, trace)
+                break
         merger.add(keys, rows)
         return False, name
 
@@ -422,19 +434,3 @@ class View:
                 own.add(keys, piece.row_numbers(positions))
                 if trace is not None:
                     trace.tail_rows_compared += piece.block.n if inside is None else inside.count
-
-
-def _surely_ranked(keys: Floats, coded: Floats, k: int) -> bool:
-    """Whether no row behind the candidates is likely to be among the k nearest.
-
-    `keys` (q, w) are true ones and `coded` those by code, of the same candidates. A row behind them has a
-    larger key by code than all of them; it is taken to err by no more than they do.
-    """
-    if keys.shape[1] <= k:
-        return not np.isfinite(keys[:, -1:]).any()
-    there = np.isfinite(keys) & np.isfinite(coded)
-    if not there.all(axis=1).any():
-        return True  # every query has all rows that are allowed
-    error = np.abs(keys[there] - coded[there]).max()
-    last = np.where(there.all(axis=1), coded.max(axis=1), np.inf)
-    return bool((last - error >= np.partition(keys, k - 1, axis=1)[:, k - 1]).all())
