@@ -34,6 +34,8 @@ _RANKED_QUERIES = 128
 """Queries at the large k where each of their many candidates is read from the store."""
 _ENOUGH = 0.999
 """Larger settings are not measured once both means reach this."""
+_FAR, _ENOUGH_FAR = 512, 0.995
+"""Settings from the first on cost as much to measure as all others together: then this is enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ class Point:
     """Recall at one setting (efSearch, nprobe): mean and lower 99 % bound, at k = 10 and at the large k
     (named after 100).
 
-    `cost_us` is the time of a query at k = 10, searched in batches by the threads of the build.
+    `cost_us` is the time of a query, searched in batches by the threads of the build.
     """
 
     setting: int
@@ -190,17 +192,25 @@ def measure(
         if cancel.is_set():
             return None
         started = time.perf_counter()
-        narrow = _found(queries, small, setting, rows, depth, search, rank)
+        shared = rank is None and setting >= least
+        if shared:
+            # The walk for the larger k sees what the one for the smaller k sees, at the same setting.
+            wide = search(queries, large, setting)[0]
+            narrow = wide[:, :small]
+        else:
+            narrow = _found(queries, small, setting, rows, depth, search, rank)
         cost_us = 1e6 * (time.perf_counter() - started) / len(queries)
         at_10 = recall(true_keys, narrow, small)
         # Below `least` a walk for the large k is always the same one.
-        if setting > least or not points:
+        if not shared and (setting > least or not points):
             few = queries if rank is None else queries[:_RANKED_QUERIES]
             wide = _found(few, large, max(setting, least), rows, depth, search, rank)
-            at_100 = recall(true_keys[: len(few)], wide, large)
+        if shared or setting > least or not points:
+            at_100 = recall(true_keys[: len(wide)], wide, large)
         points.append(Point(setting, *at_10, *at_100, cost_us))
         progress(0.5 + 0.5 * (done + 1) / len(settings))
-        if at_10[0] >= _ENOUGH and at_100[0] >= _ENOUGH:
+        enough = _ENOUGH if setting < _FAR else _ENOUGH_FAR
+        if at_10[0] >= enough and at_100[0] >= enough:
             break
     progress(1.0)
     return Curve(tuple(points), rows, len(queries), least, depth, large_k)

@@ -13,9 +13,9 @@ from .live import Bits, unpack
 from .main import Main
 
 _KEPT_FILTERS = 8
-FEW_ROWS = 512
-"""Selected rows up to which their vectors are copied to one place and compared there: 768 KiB at
-d = 384, for each of the last few filters."""
+FEW_BYTES = 4 << 20
+"""Selected vectors are copied to one place and compared there up to this size, 2,730 rows of 384; those
+of the last few filters are kept. 1,265 rows: 18 us, picked out by FAISS each time 41 us."""
 
 
 class MainMask:

@@ -26,7 +26,9 @@ with 80, 0.988 with 100, 0.991 with 140, 0.992 with 200; recall@100 at efSearch 
 0.958 and 0.960. The step from 80 to 100 gains most. Build times were taken on a busy machine, too
 noisy to compare."""
 
-EF_SETTINGS = (16, 20, 24, 28, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512, 768, 1024)
+EF_SETTINGS = (
+    16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256, 384, 512, 768, 1024,
+)  # fmt: skip
 GRAPH_BYTES_A_ROW = 2 * HNSW_M * 4 + 16
 SETTING_NAMES = {"hnsw": "efSearch", "ivf": "nprobe", "flat": ""}
 

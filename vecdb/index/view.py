@@ -13,7 +13,8 @@ from ..errors import InvalidQuery, InvalidVector
 from ..selection import Selection
 from . import plan
 from .blocks import Allowed, Mask
-from .chosen import FEW_ROWS, Few, MainMask
+from .chosen import FEW_BYTES, Few, MainMask
+from .depth import deep_enough
 from .distance import Floats, Merger, Rows, padded, to_distances, unit
 from .door import use_threads
 from .live import Bits, is_set, unpack
@@ -26,16 +27,7 @@ from .trace import Trace
 _HALF_ERROR = 2.0**-11 + 1e-5
 """Largest distance of a unit vector from its float16 code, with room for float32 rounding."""
 _ROUNDING = 1e-5
-_KEPT_FEW = 16
-
-
-_RANKED_WIDER, _MOST_RANKED = 3, 1_000
-"""Under a filter, lossy candidates to rank again are multiplied until they seem enough, up to this many
-beyond k. Calibration cannot tell: far from the query, where a filter may lead, rows lie closer together."""
-
-
-_MOST_READ = 20_000
-"""Where that is not enough, so many allowed rows are all compared by their stored vectors."""
+_KEPT_FEW = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +150,11 @@ class View:
             raise InvalidQuery(f"allowed is of {allowed.n_rows} rows, the view has {self.n_rows}")
         if not len(x):
             return Found(np.empty((0, k), np.float32), np.empty((0, k), np.int64), True, "exact")
-        if allowed is not None and allowed.is_list and allowed.rows().size <= FEW_ROWS:
+        if (
+            allowed is not None
+            and allowed.is_list
+            and allowed.rows().size * 4 * self.dimension <= FEW_BYTES
+        ):
             near, rows = self._few(allowed, trace).search(x, k)
             return Found(near, rows, True, "exact")
         compared = target is None or main is None
@@ -187,10 +183,11 @@ class View:
         if found is None:
             return None
         near = found[0] if self.metric == "l2" else 1.0 - found[0]
-        # Equal distances are ordered by row, which takes a sort.
+        rows = main.rows[found[1]]
         if not (near[0, 1:] > near[0, :-1]).all():
-            return None
-        return Found(near, main.rows[found[1]], False, "graph")
+            order = np.lexsort((rows[0], near[0]))
+            near, rows = near[:, order], rows[:, order]
+        return Found(near, rows, False, "graph")
 
     def _queries(self, queries: Any) -> Any:
         width = self.dimension // 8 if self.storage == "binary" else self.dimension
@@ -211,7 +208,7 @@ class View:
             # The selection is kept too, so that its id stays its own.
             kept = self._fews[id(allowed)] = (allowed, self._gather(chosen), chosen.size)
             if len(self._fews) > _KEPT_FEW:
-                self._fews.pop(next(iter(self._fews)), None)
+                self._fews = {id(allowed): kept}
         if trace is not None:
             trace.plan, trace.allowed_rows, trace.main_rows_compared = "exact", kept[2], kept[2]
         return kept[1]
@@ -268,19 +265,18 @@ class View:
             merger.add(keys, rows)
             return exact, name
         width = main.curve.ranked_again(k)
-        while True:
-            coded, rows, _, name = plan.search_main(main, x, width, inside, target, trace, check)
-            keys = self._ranked_again(x, rows, trace)
-            if inside is None or plan.surely_ranked(keys, coded, k, target):
-                break
-            width *= _RANKED_WIDER
-            if width > _MOST_RANKED + k:
-                if inside.count <= _MOST_READ:
-                    chosen = np.sort(main.rows[inside.picked()])
-                    rows = np.broadcast_to(chosen, (len(x), chosen.size))
-                    keys = self._ranked_again(x, rows, trace)
-                break
-        merger.add(keys, rows)
+        coded, rows, _, name = plan.search_main(main, x, width, inside, target, trace, check)
+        if inside is None:
+            merger.add(self._ranked_again(x, rows, trace), rows)
+            return False, name
+
+        def more(queries: Any, wider: int) -> tuple[Floats, Rows]:
+            return plan.search_main(main, queries, wider, inside, target, None, check)[:2]
+
+        def rank(queries: Any, candidates: Rows) -> Floats:
+            return self._ranked_again(queries, candidates, trace)
+
+        merger.add(*deep_enough(x, k, width, (coded, rows), rank, more, check))
         return False, name
 
     def _ranked_again(self, x: Any, rows: Rows, trace: Trace | None) -> Floats:
