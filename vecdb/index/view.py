@@ -11,9 +11,9 @@ import numpy as np
 
 from ..errors import InvalidQuery, InvalidVector
 from ..selection import Selection
-from . import plan
+from . import chosen, plan
 from .blocks import Allowed, Mask
-from .chosen import FEW_BYTES, Few, MainMask
+from .chosen import Few, MainMask
 from .depth import deep_enough
 from .distance import Floats, Merger, Rows, padded, to_distances, unit
 from .door import use_threads
@@ -83,7 +83,7 @@ class View:
         """Live rows in the main index."""
         self.pieces = pieces
         self.main_mask = main_mask
-        self._fews: dict[int, tuple[Selection, Few, int]] = {}
+        self._fews: dict[int, tuple[Selection, Few, Rows]] = {}
         self._plain = (
             main is not None
             and main.kind == "hnsw"
@@ -150,11 +150,7 @@ class View:
             raise InvalidQuery(f"allowed is of {allowed.n_rows} rows, the view has {self.n_rows}")
         if not len(x):
             return Found(np.empty((0, k), np.float32), np.empty((0, k), np.int64), True, "exact")
-        if (
-            allowed is not None
-            and allowed.is_list
-            and allowed.rows().size * 4 * self.dimension <= FEW_BYTES
-        ):
+        if allowed is not None and chosen.is_few(allowed, self.dimension):
             near, rows = self._few(allowed, trace).search(x, k)
             return Found(near, rows, True, "exact")
         compared = target is None or main is None
@@ -203,27 +199,34 @@ class View:
         """The vectors of a selection of few rows; the last ones asked for are kept."""
         kept = self._fews.get(id(allowed))
         if kept is None or kept[0] is not allowed:
-            chosen = allowed.rows()
-            chosen = chosen[is_set(self.live, chosen)]
+            rows = allowed.rows()
+            rows = rows[is_set(self.live, rows)]
             # The selection is kept too, so that its id stays its own.
-            kept = self._fews[id(allowed)] = (allowed, self._gather(chosen), chosen.size)
+            kept = self._fews[id(allowed)] = (allowed, self._gather(rows), rows)
             if len(self._fews) > _KEPT_FEW:
                 self._fews = {id(allowed): kept}
         if trace is not None:
-            trace.plan, trace.allowed_rows, trace.main_rows_compared = "exact", kept[2], kept[2]
+            inside = 0 if self.main is None else np.searchsorted(kept[2], self.main.high_water)
+            trace.plan, trace.allowed_rows = "exact", kept[2].size
+            trace.main_rows_compared = int(inside)
+            trace.tail_rows_compared = kept[2].size - int(inside)
         return kept[1]
 
     def _gather(self, rows: Rows) -> Few:
         main = self.main
-        if (
-            self.lossy_tail
-            or main is None
-            or main.lossy
-            or (rows.size and rows[-1] >= main.high_water)
-        ):
-            # From the store where codes would lose something, or where it would mean looking at pieces.
-            return Few(rows, exact_space(self.source.rows(rows), self.metric), self.metric)
-        return Few(rows, main.block.take(main.position_of_row()[rows]), self.metric)
+        inside = 0
+        if main is not None and not main.lossy and not self.lossy_tail:
+            inside = int(np.searchsorted(rows, main.high_water))
+        parts = []
+        if inside and main is not None:
+            parts.append(main.block.take(main.position_of_row()[rows[:inside]]))
+        if inside < rows.size:
+            # From the store where codes would lose something, and what pieces of the tail hold.
+            parts.append(exact_space(self.source.rows(rows[inside:]), self.metric))
+        vectors = (
+            np.concatenate(parts) if parts else exact_space(self.source.rows(rows), self.metric)
+        )
+        return Few(rows, vectors, self.metric)
 
     def _count(self, allowed: Selection | None) -> int:
         if allowed is None:
