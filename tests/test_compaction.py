@@ -351,7 +351,7 @@ def test_killed_while_compacting(data_folder, seed):
                     bits = record.named_vectors.get("bits")
                     assert bits is None or bits.tolist() == [record.metadata["batch"] % 256]
             names = {p.name for p in docs._core.store.folder.iterdir()}
-            record = docs._core.record
+            record = docs._core.default.record
             assert names == {
                 layout.DATA_FILE, layout.LMDB_LOCK_FILE, *(() if record is None else record.files()),
             }  # fmt: skip

@@ -75,7 +75,7 @@ def test_an_index_is_built_in_the_background(data_folder):
         assert stats.measured_recall >= 0.95
         assert stats.last_error == ""
         right(docs, vectors)
-        assert len(index_files(db)) == len(docs._core.record.files())
+        assert len(index_files(db)) == len(docs._core.default.record.files())
     with vecdb.open(data_folder, **SMALL) as db:
         docs = db.get_collection("docs")
         reopened = docs.stats().index
@@ -126,7 +126,7 @@ def test_a_damaged_index_costs_a_rebuild_not_data(data_folder, damage):
         docs = db.get_collection("docs")
         assert docs.stats().index.kind == "hnsw"
         assert docs.check().ok
-        assert len(index_files(db)) == len(docs._core.record.files())
+        assert len(index_files(db)) == len(docs._core.default.record.files())
 
 
 def test_writes_and_deletes_during_builds(data_folder):
@@ -263,7 +263,7 @@ def test_each_vector_field_has_an_index_of_its_own(data_folder):
         right_by_title(docs)
         files = [path.name for path in index_files(db)]
         mine = docs._core.fields["title"].record.files()
-        assert set(files) == {*mine, *docs._core.record.files()}
+        assert set(files) == {*mine, *docs._core.default.record.files()}
     with vecdb.open(data_folder, auto_build=False) as db:
         docs = db.get_collection("docs")
         assert docs.stats().vectors["title"].indexed_rows == 2_000

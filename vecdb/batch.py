@@ -25,15 +25,13 @@ from .types import (
     CollectionInfo,
     Content,
 )
-from .vectors import NamedColumn, check_matrix, check_named, check_vectors, to_matrix
+from .vectors import NamedColumn, check_named, check_vectors
 
 __all__ = [
     "CheckedBatch",
     "check_columns",
     "check_ids",
-    "check_matrix",
     "check_patch",
-    "to_matrix",
     "where",
 ]
 

@@ -132,7 +132,7 @@ class Builder:
         return next((job.progress for job in jobs if job is not None), None)
 
     def cancel_build(self, core: Core) -> bool:
-        """Stops the builds of a collection, queued and running; whether there were any.
+        """Stops builds and recalibrations of a collection, queued and running; whether there were any.
 
         Returns when they have let go. The next one starts when asked for, or after a while.
         """
@@ -150,6 +150,10 @@ class Builder:
         with self._lock:
             self._watched.pop(id(core), None)
         _stop(self._of(core))
+        with self._lock:
+            # Another collection may get the same id.
+            for key in [key for key in self._failed if key[0] == id(core)]:
+                del self._failed[key]
 
     def close(self) -> None:
         """Cancels everything and waits for the thread."""

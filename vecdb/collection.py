@@ -13,7 +13,7 @@ from .builder import Builder
 from .core import Core, deadline
 from .errors import InvalidBatch, InvalidQuery
 from .parsed_filters import FilterLike, parsed
-from .query_spec import check_k, check_query, check_recall
+from .query_spec import check_k, check_query, check_share
 from .recall_audit import audit_of
 from .types import (
     CheckReport,
@@ -292,7 +292,7 @@ class Collection:
             and min_sequence is None
         )
         if plain:
-            check_recall(target_recall)
+            check_share("target_recall", target_recall, 0.5)
             found = searching.query_one(
                 self._core, self._audit, vectors, check_k(k, None), expression, exact,
                 target_recall, timeout_s,

@@ -86,7 +86,7 @@ class Core:
     def _load(self) -> None:
         """Makes all copies anew from the store; called in the lane.
 
-        The old ones serve until the new fields stand, which are assigned last.
+        The old fields serve until the new ones stand, which are assigned last.
         """
         before = {field.number: field for field in self.all_fields}
         settings: dict[str, Space] = {**self.info.vectors, "": self.info}
@@ -112,6 +112,8 @@ class Core:
                 )
         self.ids = ids
         self.deaths = Deaths(dead_rows, dead_sequences)
+        # In this order: who finds the flag set holds columns that are whole, see `ready_columns`.
+        self._columns_ready = False
         self.columns = Columns(self.options["max_fields"])
         self._columns_ready = state.next_row == 0
         self.masks.clear()
@@ -149,16 +151,6 @@ class Core:
     def count_purged(self, rows: int) -> None:
         """So many rows more have been purged; called in the lane."""
         self._purged_rows += rows
-
-    @property
-    def record(self) -> IndexRecord | None:
-        """Of the saved index of the record's own vector."""
-        return self.default.record
-
-    @property
-    def last_error(self) -> str:
-        """Why the last build of that index failed, empty if it did not."""
-        return self.default.last_error
 
     def _catch_up(self) -> None:
         """Applies commits of the store that the copies have not seen; all anew after a fault."""
@@ -317,6 +309,7 @@ class Core:
 
         Costs about 3 us a row with metadata, once; writers are kept out only for the last rows.
         """
+        columns = self.columns
         if not self._columns_ready:
             with self._columns_lock:
                 stored = StoredColumns()
@@ -326,8 +319,8 @@ class Core:
                         continue
                     with self._lane.exclusive():
                         self._extend_columns(self.index.view.n_rows, stored)
-                        self._columns_ready = True
-        return self.columns
+                        columns, self._columns_ready = self.columns, True
+        return columns
 
     def warm(self) -> None:
         """Builds the columns ahead of the first filter. Who needs them meets a failure again."""

@@ -173,7 +173,7 @@ class Field:
 
     def oldest_in_use(self) -> int:
         """Sequence of the oldest view that a read of this process may still hold."""
+        # The newest first: once it is replaced it is among the others, where it must not be missed.
+        newest = self.index.view.sequence
         held = [view() for view in self._views]
-        return min(
-            [view.sequence for view in held if view is not None] + [self.index.view.sequence]
-        )
+        return min([newest, *(view.sequence for view in held if view is not None)])

@@ -26,6 +26,8 @@ _WIDEST = 16_384
 _WIDENED = 2_048
 """Hits of a wider search at most: a walk through an index for more costs more than an exact search."""
 _LEAST_HITS = 64
+_LOOK = 4_096
+"""Elements of lists between two calls of `check`: some milliseconds."""
 _HITS_A_MEMBER = 4
 _WIDER = 4
 """The next search is so much wider; and where a wider one would have to find more groups than that
@@ -41,8 +43,10 @@ class Groups:
     field in none. Values are compared as filters compare them.
     """
 
-    def __init__(self, columns: Columns, path: str, n_rows: int) -> None:
+    def __init__(self, columns: Columns, path: str, n_rows: int, check: Callable[[], None]) -> None:
+        """`check` is called now and then and may raise."""
         self.n_rows = n_rows
+        self._check = check
         self._column = columns.column(path)
         self.everywhere = self._column is not None and self._column.n_present >= columns.n_rows
         """Whether every row has the field."""
@@ -50,23 +54,26 @@ class Groups:
 
     def keys_of(self, rows: Rows) -> list[list[Key]]:
         """Groups of each row, in the order of its list; some us a row."""
-        found: list[list[Key]] = [[] for _ in rows]
+        # As keys of dicts: in order, each once, however long a list is.
+        found: list[dict[Key, None]] = [{} for _ in rows]
         if self._column is None or not len(rows):
-            return found
+            return [[] for _ in rows]
         order = np.argsort(rows, kind="stable")
         ascending = rows[order]
-        cells = self._column.cells_at(ascending, self._nobody, _go_on)
+        cells = self._column.cells_at(ascending, self._nobody, self._check)
         for place, tag, key in zip(order.tolist(), cells.tags.tolist(), _keys(cells), strict=False):
             if tag != LIST and key is not None:
-                found[place].append(key)
+                found[place][key] = None
         lists = np.flatnonzero(cells.tags == LIST)
         if len(lists):
-            owners, elements = self._column.elements_at(ascending[lists], self._nobody, _go_on)
+            owners, elements = self._column.elements_at(ascending[lists], self._nobody, self._check)
             places = order[lists][owners].tolist()
-            for place, key in zip(places, _keys(elements), strict=True):
-                if key is not None and key not in found[place]:
-                    found[place].append(key)
-        return found
+            for n, (place, key) in enumerate(zip(places, _keys(elements), strict=True)):
+                if not n % _LOOK:
+                    self._check()
+                if key is not None:
+                    found[place][key] = None
+        return [list(keys) for keys in found]
 
     def value(self, key: Key) -> Any:
         """The value that a group stands for, as metadata has it."""
@@ -87,7 +94,7 @@ class Groups:
         cells = self._cells()
         mask[: len(cells.tags)] = wanted.holds(cells)
         if self._column.has_lists:
-            owners, elements = self._column.elements(0, self.n_rows, self._nobody, _go_on)
+            owners, elements = self._column.elements(0, self.n_rows, self._nobody, self._check)
             mask[owners[wanted.holds(elements)]] = True
         return mask
 
@@ -101,13 +108,13 @@ class Groups:
         own = (cells.tags != MISSING) & (cells.tags != LIST)
         mask[: len(cells.tags)] = own & ~known.holds(cells)
         if self._column.has_lists:
-            owners, elements = self._column.elements(0, self.n_rows, self._nobody, _go_on)
+            owners, elements = self._column.elements(0, self.n_rows, self._nobody, self._check)
             mask[owners[~known.holds(elements)]] = True
         return mask
 
     def _cells(self) -> Cells:
         assert self._column is not None
-        return self._column.cells(0, self.n_rows, self._nobody, _go_on)
+        return self._column.cells(0, self.n_rows, self._nobody, self._check)
 
 
 class Members:
@@ -295,7 +302,3 @@ def _keys(cells: Cells) -> Iterable[Key | None]:
             yield (tag, None)
         else:
             yield None if tag in (MISSING, LIST) else (tag, data)
-
-
-def _go_on() -> None:
-    """Looks that are this short need no interrupt."""

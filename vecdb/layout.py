@@ -21,7 +21,7 @@ Tables of the catalog
 Tables of a collection. Rows are numbers that only grow; a row, once written, never changes. A row
 that died at or before the horizon may be purged: nothing is left of it but its number.
     meta         b"format"   -> COLLECTION_FORMAT as ASCII digits
-                 b"settings" -> JSON, see `vecdb.database`
+                 b"settings" -> JSON, see `vecdb.collection_info`
                  b"state"    -> STATE: sequence, next row, live records
                  b"index"    -> JSON record of the saved index, absent while there is none; b"index:2"
                                 for that of named vector 2

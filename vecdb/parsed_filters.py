@@ -12,6 +12,7 @@ FilterLike = str | bytes | Mapping[str, Any] | Filter | None
 
 _KEPT = 256
 _LONGEST_TEXT = 2_048
+"""Characters of a filter that is kept: 256 of them take some MB at most."""
 _MOST_PARTS = 64
 """Entries of one mapping or list; a longer filter costs more to compare than it is worth keeping."""
 _SCALARS = frozenset((int, float, bool, type(None), dt.datetime))
@@ -32,14 +33,15 @@ def parsed(given: FilterLike) -> Filter | None:
         return given
     try:
         key = _key(given)
-    except _Unkept:
+    except (_Unkept, RecursionError):  # `parse` says what is nested too deep
         return parse(given)
     found = _kept.get(key)
     if found is None:
         found = parse(given)
-        if len(_kept) >= _KEPT:
-            _kept.clear()
-        _kept[key] = found
+        if len(found.text) <= _LONGEST_TEXT:
+            if len(_kept) >= _KEPT:
+                _kept.clear()
+            _kept[key] = found
     return found
 
 

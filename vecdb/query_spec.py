@@ -62,26 +62,26 @@ class Query:
 
 def check_query(
     *,
-    vectors: Any = None,
-    ids: Iterable[str] | None = None,
-    positive: Any = None,
-    negative: Any = None,
-    vector_name: str | None = None,
-    k: int | None = None,
-    filter: Filter | None = None,
-    exact: bool = False,
-    max_distance: float | None = None,
-    target_recall: float | None = None,
-    group_by: str | None = None,
-    group_size: int | None = None,
-    mmr_lambda: float | None = None,
-    mmr_candidates: int | None = None,
-    explain: bool = False,
-    include: Iterable[str] = (),
-    min_sequence: int | None = None,
-    timeout_s: float | None = None,
-    raw_metadata: bool = False,
-    max_bytes: int | None = None,
+    vectors: Any,
+    ids: Iterable[str] | None,
+    positive: Any,
+    negative: Any,
+    vector_name: str | None,
+    k: int | None,
+    filter: Filter | None,
+    exact: bool,
+    max_distance: float | None,
+    target_recall: float | None,
+    group_by: str | None,
+    group_size: int | None,
+    mmr_lambda: float | None,
+    mmr_candidates: int | None,
+    explain: bool,
+    include: Iterable[str],
+    min_sequence: int | None,
+    timeout_s: float | None,
+    raw_metadata: bool,
+    max_bytes: int | None,
 ) -> Query:
     """The query that these arguments say. InvalidQuery names the one that is wrong."""
     if (vectors is not None) + (ids is not None) + (positive is not None) != 1:
@@ -91,8 +91,8 @@ def check_query(
     if negative is not None and positive is None:
         raise InvalidQuery("negative examples need positive ones to start from")
     limit = check_k(k, max_distance)
-    check_bound(max_distance)
-    check_recall(target_recall)
+    _check_bound(max_distance)
+    recall = check_share("target_recall", target_recall, 0.5)
     if group_by is not None:
         _check_group(group_by, mmr_lambda)
     if group_size is not None and group_by is None:
@@ -100,26 +100,26 @@ def check_query(
     if mmr_candidates is not None and mmr_lambda is None:
         raise InvalidQuery("mmr_candidates says what mmr_lambda chooses from; give both")
     return Query(
-        vectors,
-        ids,
-        None if positive is None else _examples("positive", positive),
-        [] if negative is None else _examples("negative", negative),
-        vector_name,
-        None if k is None and max_distance is not None else limit,
-        filter,
-        bool(exact),
-        None if max_distance is None else float(max_distance),
-        None if target_recall is None else float(target_recall),
-        group_by,
-        _check_count("group_size", group_size, DEFAULT_GROUP_SIZE, 1, MAX_GROUP_SIZE),
-        _check_lambda(mmr_lambda),
-        _mmr_candidates(mmr_candidates, limit) if mmr_lambda is not None else 0,
-        bool(explain),
-        check_include(include),
-        min_sequence,
-        timeout_s,
-        raw_metadata,
-        max_bytes,
+        vectors=vectors,
+        ids=ids,
+        positive=None if positive is None else _examples("positive", positive),
+        negative=[] if negative is None else _examples("negative", negative),
+        vector_name=vector_name,
+        k=None if k is None and max_distance is not None else limit,
+        filter=filter,
+        exact=bool(exact),
+        max_distance=None if max_distance is None else float(max_distance),
+        target_recall=recall,
+        group_by=group_by,
+        group_size=_check_count("group_size", group_size, DEFAULT_GROUP_SIZE, 1, MAX_GROUP_SIZE),
+        mmr_lambda=check_share("mmr_lambda", mmr_lambda, 0.0),
+        mmr_candidates=0 if mmr_lambda is None else _mmr_candidates(mmr_candidates, limit),
+        explain=bool(explain),
+        include=check_include(include),
+        min_sequence=min_sequence,
+        timeout_s=timeout_s,
+        raw_metadata=raw_metadata,
+        max_bytes=max_bytes,
     )
 
 
@@ -129,7 +129,7 @@ def check_k(k: int | None, max_distance: float | None) -> int:
     return _check_count("k", k, DEFAULT_K, 1, MAX_K)
 
 
-def check_bound(max_distance: float | None) -> None:
+def _check_bound(max_distance: float | None) -> None:
     if max_distance is None:
         return
     fine = isinstance(max_distance, Real) and not isinstance(max_distance, bool)
@@ -139,12 +139,14 @@ def check_bound(max_distance: float | None) -> None:
         )
 
 
-def check_recall(target_recall: float | None) -> None:
-    if target_recall is None:
-        return
-    fine = isinstance(target_recall, Real) and not isinstance(target_recall, bool)
-    if not fine or not 0.5 <= target_recall <= 1.0:
-        raise InvalidQuery(f"target_recall must be from 0.5 to 1.0, given {target_recall!r:.80}")
+def check_share(name: str, value: float | None, low: float) -> float | None:
+    """A number from `low` to 1, or None where none was given."""
+    if value is None:
+        return None
+    fine = isinstance(value, Real) and not isinstance(value, bool)
+    if not fine or not low <= value <= 1.0:
+        raise InvalidQuery(f"{name} must be from {low} to 1.0, given {value!r:.80}")
+    return float(value)
 
 
 def _check_count(name: str, value: int | None, default: int, low: int, high: int) -> int:
@@ -172,15 +174,6 @@ def _check_group(group_by: str, mmr_lambda: float | None) -> None:
         ) from None
     if group_by == "id":
         raise InvalidQuery("group_by takes a metadata field; ids differ, each would be a group")
-
-
-def _check_lambda(mmr_lambda: float | None) -> float | None:
-    if mmr_lambda is None:
-        return None
-    fine = isinstance(mmr_lambda, Real) and not isinstance(mmr_lambda, bool)
-    if not fine or not 0.0 <= mmr_lambda <= 1.0:
-        raise InvalidQuery(f"mmr_lambda must be from 0.0 to 1.0, given {mmr_lambda!r:.80}")
-    return float(mmr_lambda)
 
 
 def _mmr_candidates(given: int | None, k: int) -> int:

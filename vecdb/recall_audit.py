@@ -142,7 +142,7 @@ class Audit:
         return AuditStats() if window is None else window.stats()
 
     def wait(self) -> None:
-        """Returns when no sample waits any more."""
+        """Returns when no sample waits any more; for tests."""
         thread = self._thread
         if thread is not None:
             thread.join()
@@ -164,8 +164,13 @@ class Audit:
                     _Sample(field, view, queries[i : i + 1].copy(), k, allowed, near[i, :k].copy())
                 )
             if self._queue and self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="vecdb-audit", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="vecdb-audit", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # no thread to be had: the query was answered all the same
+                    self._queue.clear()
+                    return
+                self._thread = thread
 
     def _run(self) -> None:
         """Answers what is queued, and ends: so nothing is left to stop when the collection closes."""

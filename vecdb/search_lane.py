@@ -9,10 +9,11 @@ Why it pays, though FAISS gives up the interpreter lock while it searches: a sea
 calls of numpy, and each thread that comes back from FAISS has to win that lock again. With many more
 threads than cores they take turns in no order at all, and some are passed over for tens of milliseconds.
 In the lane no more threads want the lock than there are cores, turns go by arrival, and a batch calls
-numpy once. Single queries of 100,000 x 384 (HNSW) on 2 cores with other work going on: 8 callers 4,200
-a second instead of 3,400, p99 6 ms instead of 35; 32 callers 5,300 instead of 4,100, p99 16 ms instead
-of 99; 1 or 2 callers alike. `sys.setswitchinterval` is no remedy: who holds the lock enters FAISS long
-before the 5 ms are over. At 0.5 ms p99 without the lane was 55 to 80 ms, at 5 ms 67 to 118 ms.
+numpy once. Single queries of 100,000 x 384 (HNSW) on 2 cores that were busy with other work, with the lane
+and without, so only the proportions tell: 8 callers 1,220 to 2,420 and 1,240 to 2,280 a second, p99 14 to
+38 ms and 73 to 122; 32 callers 2,080 to 2,780 and 1,170 to 1,570, p99 42 to 98 ms and 168 to 218; 1 or 2
+callers alike. `sys.setswitchinterval` was no remedy: who holds the lock enters FAISS long before the 5 ms
+are over.
 """
 
 from __future__ import annotations
@@ -249,7 +250,7 @@ class SearchLane:
                 for other in group:
                     other.alone = True
                 self._waiting.extendleft(reversed(group[1:]))
-                ask.group = group[:1]
+                ask.group = self._running[ask.key] = group[:1]
             self._search_group(ask, begun)
             return
         took_s = time.monotonic() - begun
@@ -293,7 +294,7 @@ class SearchLane:
             if self._running.get(ask.key):
                 ask.group = list(self._running[ask.key])
                 return True
-            taken = any(ask in group for group in self._running.values())
+            taken = any(ask in group for group in list(self._running.values()))
             if not taken and ask not in self._waiting:
                 self._waiting.append(ask)
         if len(self._running) < self._cores:
@@ -325,7 +326,9 @@ class SearchLane:
 
 
 def _part(found: Found, start: int, stop: int) -> Found:
-    return Found(found.distances[start:stop], found.rows[start:stop], found.exact, found.plan)
+    # Copies: the caller may keep the distances for long, and they would keep the whole batch.
+    near, rows = found.distances[start:stop].copy(), found.rows[start:stop].copy()
+    return Found(near, rows, found.exact, found.plan)
 
 
 def _left(end: float | None) -> float:

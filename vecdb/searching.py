@@ -81,11 +81,12 @@ def query(core: Core, audit: Audit | None, asked: Query) -> QueryResult:
     search = Search(core, audit, asked)
     targets = find_targets(core, search.field, search.view, asked)
     count = len(targets.vectors)
-    if count * asked.limit > MAX_ANSWERS:
+    each = max(asked.limit, asked.mmr_candidates)
+    if count * each > MAX_ANSWERS:
         raise LimitExceeded(
-            f"{count} queries of {asked.limit} answers are {count * asked.limit} answers, at most "
+            f"{count} queries of {each} answers (or candidates) are {count * each} answers, at most "
             f"{MAX_ANSWERS} are given at once; send fewer queries a call",
-            given=count * asked.limit,
+            given=count * each,
             limit=MAX_ANSWERS,
         )
     groups: list[list[Any]] | None = None
@@ -129,7 +130,7 @@ class Search:
         if asked.filter is not None:
             begun = time.perf_counter()
             moment = core.moment(self.view)
-            self.allowed = core.matching(asked.filter, moment, deadline(asked.timeout_s))
+            self.allowed = core.matching(asked.filter, moment, self.check)
             self.filter_s = time.perf_counter() - begun
         plain = asked.group_by is None and asked.mmr_lambda is None and asked.target_recall is None
         self._audit = audit if plain else None
@@ -233,14 +234,14 @@ class Search:
         asked = self.asked
         assert asked.group_by is not None
         core, path = self.core, asked.group_by
-        groups = Groups(core.ready_columns(), path, self.view.n_rows)
+        groups = Groups(core.ready_columns(), path, self.view.n_rows, self.check)
         allowed = self.allowed
         if not groups.everywhere:
             # Rows without the field would only be in the way.
             if allowed is None:
                 has_it = parsed({path: {"$exists": True}})
                 assert has_it is not None
-                allowed = core.matching(has_it, core.moment(self.view))
+                allowed = core.matching(has_it, core.moment(self.view), self.check)
             else:
                 mask = allowed.mask() & groups.rows_beyond(())
                 allowed = Selection(groups.n_rows, mask=mask)

@@ -67,13 +67,6 @@ class Selection:
             self._count = int(np.count_nonzero(self._mask))
         return self._count
 
-    def within(self, live: Mask) -> Selection:
-        """Those of the rows that `live`, bool of shape (n_rows,), allows."""
-        if self._rows is not None:
-            return Selection(self.n_rows, rows=self._rows[live[self._rows]])
-        assert self._mask is not None
-        return Selection(self.n_rows, mask=self._mask & live)
-
     def below(self, n_rows: int) -> Selection:
         """Those of the rows that are below `n_rows`, which is at most its own."""
         if self._rows is not None:

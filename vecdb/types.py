@@ -203,7 +203,7 @@ class Explain:
     """Its value in this query; 0 where there is none."""
     target_recall: float
     expected_recall: float
-    """What the calibration measured at this setting; 1.0 where search is exact."""
+    """recall@10 that the calibration measured at this setting; 1.0 where search is exact."""
     rows: int
     """Live records of the collection."""
     allowed_rows: int
@@ -213,7 +213,7 @@ class Explain:
     tail_rows: int
     """Rows behind it, which are always compared exactly."""
     candidates: int
-    """Rows that the index handed over to be ranked, over all queries of the call."""
+    """Answers that the index was asked for, over all queries of the call."""
     rows_compared: int
     """Comparisons with stored or copied vectors: in the main part, in the tail, in re-ranking."""
     index_sequence: int
@@ -294,8 +294,10 @@ class CurvePoint:
     """efSearch of hnsw, nprobe of ivf."""
     recall_at_10: float
     recall_at_100: float
+    """For ivf recall@1000."""
     cost_us: float
-    """Microseconds a query in one thread."""
+    """Microseconds a query, searched in batches by the threads of the build; for k = 100 where a graph is
+    searched at settings from 100 on, else for k = 10."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import vecdb
-from vecdb.errors import InvalidArgument, Unavailable
+from vecdb.errors import InvalidArgument, InvalidQuery, Unavailable
+from vecdb.types import MAX_K
 from vecdb_client import answers, messages, wire
 from vecdb_client.v1 import vecdb_pb2 as pb
 
@@ -40,7 +41,10 @@ def _spread(rows: Any, present: Any) -> list[Any]:
 
 
 def _examples(message: Any) -> list[Any]:
-    """Ids, then vectors."""
+    """Ids, then vectors. InvalidQuery for more of them than any query takes, before they are spread."""
+    given = len(message.ids) + message.vectors.count
+    if given > MAX_K:
+        raise InvalidQuery(f"{given} examples are given, at most {MAX_K} are taken", limit=MAX_K)
     vectors = wire.decode_vectors(message.vectors) if message.HasField("vectors") else ()
     return [*message.ids, *vectors]
 

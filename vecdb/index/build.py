@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..layout import vector_width
 from . import calibrate
 from .codes import (
     code_bytes,
     is_lossy,
     largest_error,
-    own_code,
     to_space,
 )
 from .distance import Floats, Rows
@@ -49,12 +49,12 @@ class Cancelled(Exception):
     """Raised inside a build to leave it; never reaches a caller."""
 
 
-HandOver = Callable[[Rows, Floats, int], None]
-"""(rows, their vectors in the arena, first row that is not through yet): called as an arena fills."""
-
-
 class Build:
-    """One build. The work happens on a thread of its own, at low priority."""
+    """One build. The work happens on a thread of its own, at low priority.
+
+    `hand_over(rows, their vectors in the arena, first row that is not through yet)` is called as an
+    arena fills.
+    """
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Build:
         threads: int,
         cancel: threading.Event,
         progress: Callable[[float], None],
-        hand_over: HandOver,
+        hand_over: Callable[[Rows, Floats, int], None],
     ) -> None:
         self.job = job
         self.kind = kind
@@ -133,7 +133,7 @@ class Build:
 
     def _read(self, start: int, stop: int) -> Any:
         job = self.job
-        width = job.dimension // 8 if job.storage == "binary" else job.dimension
+        width = vector_width(job.dimension, job.storage)
         vectors = job.source.range(start, stop)
         if vectors.shape != (stop - start, width):
             raise ValueError(
@@ -224,8 +224,6 @@ class Build:
                 self._note_error(maker, queries)
                 maker.add(queries, np.empty(0, np.int64), -1)
         index, block = maker.serving()
-        if self.kind == "ivf":
-            index.make_direct_map(True)
         error = self.error if self.code != "rabitq" else math.inf
         return Main(
             kind=self.kind, code=self.code, index=index, block=block, rows=rows,
@@ -289,13 +287,16 @@ class Build:
         return curve
 
 
-def build_bytes(kind: str, code: str, dimension: int, held: int, fresh: int) -> int:
+def build_bytes(kind: str, code: str, dimension: int, held: int, fresh: int, replaced: int) -> int:
     """Memory that a build needs beyond what is there when it begins, estimated in bytes.
 
-    Vectors that the tail lets go of as the arena fills are not counted.
+    `held` rows are in the index that grows, `fresh` ones are added; `replaced` of these are in an index
+    that serves until the new one does. Vectors that the tail lets go of as the arena fills are not
+    counted.
     """
     total = held + fresh
-    serving = code_bytes(code, dimension) * (0 if code == "float32" and kind == "hnsw" else total)
+    copied = replaced if code == "float32" and kind == "hnsw" else total
+    serving = code_bytes(code, dimension) * copied
     walk = (
         code_bytes("sq8", dimension) * total if kind == "hnsw" and code in ("float32", "sq4") else 0
     )
@@ -309,6 +310,3 @@ def lower_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOW_PRIORITY)
     except (OSError, AttributeError):
         return  # only a matter of latency; the build is right without it
-
-
-__all__ = ["MIN_ROWS", "Build", "build_bytes", "can_extend", "own_code"]

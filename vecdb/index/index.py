@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Internal, LimitExceeded
+from ..layout import vector_width
 from . import files
 from .build import MIN_ROWS, Build, build_bytes, can_extend
 from .calibrate import Curve
@@ -131,16 +132,15 @@ class Index:
 
         Copies them. Under cosine the copies get unit length; the store keeps what the user gave.
         """
-        width = self.dimension // 8 if self.storage == "binary" else self.dimension
+        width = vector_width(self.dimension, self.storage)
         if vectors.ndim != 2 or vectors.shape[1] != width:
             raise Internal(f"vectors have shape {vectors.shape}, expected (n, {width})")
         if not len(vectors):
             return
         norms = None
         if self.metric == "cosine" and self.storage == "float32":
-            norms = lengths(
-                vectors
-            )  # divided on the way into the tail: half the passes over memory
+            # Divided on the way into the tail: half the passes over memory.
+            norms = lengths(vectors)
         ready = vectors if norms is not None else to_space(vectors, self.metric, self.storage)
         with self._lock:
             self._tail.append(ready, norms)
@@ -329,8 +329,9 @@ class Index:
         """A main index of the rows that are live in the newest view; does not install it.
 
         Grows the HNSW index that serves when few of its rows are dead and its codes are still those to
-        use, else (and with `anew`) builds a new one. None when cancelled (`cancel` is set then), and when there is nothing to build: the
-        collection is to be searched exactly, or the index covers exactly the live rows already.
+        use, else (and with `anew`) builds a new one. None when cancelled (`cancel` is set then), and
+        when there is nothing to build: the collection is to be searched exactly, or the index covers
+        exactly the live rows already.
         Vectors are read and `progress` is called from a thread of lower priority; the caller waits.
         LimitExceeded when it would need more than `build_memory_bytes`. An error of the source is
         raised here. Whoever holds a view meanwhile also holds the tail's memory of that moment.
@@ -355,8 +356,10 @@ class Index:
             and main.code == code
             and can_extend(main, rows.size - first)
         )
-        held = main.n if grow and main is not None else 0
-        self._check_budget(kind, code, held, rows.size - (first if grow else 0))
+        if grow and main is not None:
+            self._check_budget(kind, code, main.n, rows.size - first, 0)
+        else:
+            self._check_budget(kind, code, 0, rows.size, first)
         n_rows, sequence = view.n_rows, view.sequence
         del view  # its pieces are let go of while the build takes their vectors over
         hand_over = HandOver(lambda: self._tail.full, self._replace)
@@ -369,6 +372,7 @@ class Index:
                 else build.anew(rows, n_rows, sequence)
             )
         except Outgrown:
+            self._check_budget(kind, code, 0, rows.size, first)
             made = build.anew(rows, n_rows, sequence)
         del build
         give_memory_back()
@@ -406,9 +410,9 @@ class Index:
             )  # fmt: skip
         return code_of(self.storage, self.metric, quantization)
 
-    def _check_budget(self, kind: str, code: str, held: int, fresh: int) -> None:
+    def _check_budget(self, kind: str, code: str, held: int, fresh: int, replaced: int) -> None:
         limit = int(self.settings["build_memory_bytes"])
-        needed = build_bytes(kind, code, self.dimension, held, fresh)
+        needed = build_bytes(kind, code, self.dimension, held, fresh, replaced)
         if limit and needed > limit:
             raise LimitExceeded(
                 f"a build of {held + fresh:,} rows as {kind} with {code} codes needs about "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import atexit
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from .blocks import Allowed, BitBlock, Block, CodeBlock, FloatBlock, ListBlock, 
 from .calibrate import Curve
 from .codes import rotation
 from .distance import Floats, Rows
-from .door import faiss, faiss_metric, flat_over, use_threads_for
+from .door import faiss, faiss_metric, use_threads_for
 
 HNSW_M = 16
 EF_CONSTRUCTION = 100
@@ -30,6 +30,8 @@ EF_SETTINGS = (
     16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256, 384, 512, 768, 1024,
 )  # fmt: skip
 GRAPH_BYTES_A_ROW = 2 * HNSW_M * 4 + 16
+_KEPT_SETTINGS = 4_096
+_UNKNOWN = object()
 SETTING_NAMES = {"hnsw": "efSearch", "ivf": "nprobe", "flat": ""}
 
 
@@ -73,7 +75,7 @@ class Main:
         self.sequence = sequence
         """The commit whose live rows it was built of, and when (seconds since 1970)."""
         self.built_at_s = built_at_s
-        self._settings: dict[tuple[float, int], int | None] = {}
+        self._settings: dict[tuple[float, int], Any] = {}
         self._positions: Rows | None = None
 
     def with_curve(self, curve: Curve) -> Main:
@@ -91,12 +93,13 @@ class Main:
 
     def setting(self, target_recall: float, k: int) -> int | None:
         """`Curve.setting`, remembered: it is asked for by every query."""
-        key = (target_recall, k)
-        if key not in self._settings:
-            if len(self._settings) > 4_096:
-                self._settings.clear()
-            self._settings[key] = self.curve.setting(target_recall, k)
-        return self._settings[key]
+        known = self._settings.get((target_recall, k), _UNKNOWN)
+        if known is _UNKNOWN:
+            known = self.curve.setting(target_recall, k)
+            if len(self._settings) > _KEPT_SETTINGS:
+                self._settings = {}
+            self._settings[target_recall, k] = known
+        return cast("int | None", known)
 
     def position_of_row(self) -> Rows:
         """Position of each row below the high-water mark, -1 for rows that are not in this index.
@@ -246,9 +249,3 @@ def block_of(kind: str, code: str, index: Any, storage: Any) -> Block:
         return FloatBlock(np.empty((0, d), np.float32), int(storage.metric_type), owner=index)
     vectors = faiss.rev_swig_ptr(storage.get_xb(), n * d).reshape(n, d)
     return FloatBlock(vectors, int(storage.metric_type), owner=index)
-
-
-__all__ = [
-    "EF_CONSTRUCTION", "EF_SETTINGS", "GRAPH_BYTES_A_ROW", "HNSW_M", "SETTING_NAMES", "Main",
-    "attach", "block_of", "empty_graph", "flat_over", "new_ivf", "search",
-]  # fmt: skip

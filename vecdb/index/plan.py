@@ -21,7 +21,8 @@ from .trace import Trace
 # a row in float32 and 38 ns in float16. Only the proportion of the two decides.
 GRAPH_COST_A_CANDIDATE = 50.0
 """Of efSearch. 30,000 rows: 71 at 32, 48 at 128, 41 at 1,024; 110,000 rows: 72, 53 and 47; float16
-97, 69 and 61. (106 us at 32, 306 us at 128 with 30,000 rows.)"""
+97, 69 and 61. (106 us at 32, 306 us at 128 with 30,000 rows.) 116,659 rows, on another day: 2.8 us each from
+64 to 256, which is 47 at 60 ns a row."""
 NEAR_COST_A_ROW, FAR_COST_A_ROW = 0.7, 2.4
 """Of a row picked out by a filter, where its neighbours are picked too, and where it lies alone:
 116,659 rows, 11,400 of them in a run: 35 ns each; 19,900 scattered ones: 145 ns."""

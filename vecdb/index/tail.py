@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..layout import vector_width
 from .blocks import BitBlock, Block, CodeBlock, FloatBlock
 from .codes import own_code
 from .distance import Floats, Rows
@@ -88,7 +89,7 @@ class Tail:
         self.metric = metric
         self.code = own_code(storage)
         self.start = start
-        self._width = dimension // 8 if storage == "binary" else dimension
+        self._width = vector_width(dimension, storage)
         self._dtype: type[np.generic] = np.uint8 if storage == "binary" else np.float32
         fit = PIECE_BYTES // (4 * dimension)
         self.piece_rows = max(MIN_PIECE_ROWS, min(MAX_PIECE_ROWS, fit))

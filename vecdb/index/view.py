@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidQuery, InvalidVector
+from ..layout import vector_width
 from ..selection import Selection
 from . import chosen, plan
 from .blocks import Allowed, Mask
@@ -186,7 +187,7 @@ class View:
         return Found(near, rows, False, "graph")
 
     def _queries(self, queries: Any) -> Any:
-        width = self.dimension // 8 if self.storage == "binary" else self.dimension
+        width = vector_width(self.dimension, self.storage)
         if queries.ndim != 2 or queries.shape[1] != width:
             raise InvalidVector(f"queries have shape {queries.shape}, expected (q, {width})")
         if self.storage == "binary":
@@ -220,13 +221,10 @@ class View:
         parts = []
         if inside and main is not None:
             parts.append(main.block.take(main.position_of_row()[rows[:inside]]))
-        if inside < rows.size:
+        if inside < rows.size or not parts:
             # From the store where codes would lose something, and what pieces of the tail hold.
             parts.append(exact_space(self.source.rows(rows[inside:]), self.metric))
-        vectors = (
-            np.concatenate(parts) if parts else exact_space(self.source.rows(rows), self.metric)
-        )
-        return Few(rows, vectors, self.metric)
+        return Few(rows, np.concatenate(parts), self.metric)
 
     def _count(self, allowed: Selection | None) -> int:
         if allowed is None:

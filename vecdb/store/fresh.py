@@ -91,6 +91,7 @@ class FreshIds:
             span = self._span
             if first > span.first:
                 span = self._span = span.cut(first)
+                self._round = 0, 0, []
             known = span.stop - start
             if 0 <= known < len(ids):
                 span.extend(ids[known:] if known else ids)

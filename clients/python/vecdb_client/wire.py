@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InvalidBatch, InvalidId, InvalidMetadata, InvalidVector
+from .types import MAX_BATCH_ROWS, MAX_VECTOR_FIELDS
 from .v1 import vecdb_pb2 as pb
 
 _DTYPES: dict[int, np.dtype[Any]] = {
@@ -301,9 +302,15 @@ def encode_columns(columns: Columns, start: int = 0, stop: int | None = None) ->
 def decode_columns(batch: pb.RecordBatch) -> Columns:
     """The columns of a message; those that it does not carry are None.
 
-    InvalidBatch when a column's length is not the number of ids, or a named vector is given twice.
+    InvalidBatch when a column's length is not the number of ids, a named vector is given twice, or there
+    are more records or named vectors than a batch may have: each costs memory beyond its bytes.
     """
     count = len(batch.ids)
+    if count > MAX_BATCH_ROWS or len(batch.named_vectors) > MAX_VECTOR_FIELDS:
+        raise InvalidBatch(
+            f"the batch has {count} records and {len(batch.named_vectors)} named vectors a record, at most "
+            f"{MAX_BATCH_ROWS} and {MAX_VECTOR_FIELDS} are taken; split it"
+        )
     named: dict[str, Named] | None = None
     if batch.named_vectors:
         named = {one.name: decode_named(one, count) for one in batch.named_vectors}
