@@ -302,7 +302,7 @@ def test_the_tail_looks_at_the_arena_while_a_build_fills_it():
         if piece.block.vectors.base is not built.main.arena.vectors
     ]
     # What is left: the buffer, rows kept back for calibration, dead rows. None of it is a whole copy.
-    assert sum(own) <= 256 + 512 + len(dead)
+    assert sum(own) <= 256 + 1_024 + len(dead)
     assert len(before) == 24
     check_index(index, rows, live)
     index.install(built)

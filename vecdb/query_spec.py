@@ -124,6 +124,8 @@ def check_query(
 
 
 def check_k(k: int | None, max_distance: float | None) -> int:
+    if type(k) is int and 1 <= k <= MAX_K:
+        return k
     if k is None:
         return DEFAULT_K if max_distance is None else MAX_K
     return _check_count("k", k, DEFAULT_K, 1, MAX_K)
@@ -141,8 +143,8 @@ def _check_bound(max_distance: float | None) -> None:
 
 def check_share(name: str, value: float | None, low: float) -> float | None:
     """A number from `low` to 1, or None where none was given."""
-    if value is None:
-        return None
+    if value is None or (type(value) is float and low <= value <= 1.0):
+        return value
     fine = isinstance(value, Real) and not isinstance(value, bool)
     if not fine or not low <= value <= 1.0:
         raise InvalidQuery(f"{name} must be from {low} to 1.0, given {value!r:.80}")

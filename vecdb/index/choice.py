@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
-from .codes import code_bytes, code_of
+import os
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import LimitExceeded
+from .build import build_bytes
+from .codes import code_bytes, code_of, is_fine
+from .distance import Floats
 from .main import GRAPH_BYTES_A_ROW
 
 ORDER = ("none", "float16", "sq8", "sq4")
-"""From dearest to cheapest in memory. Each loses speed to ranking candidates again by the stored
-vectors, so the first that fits is taken."""
+"""From dearest to cheapest in memory; the first that fits is taken."""
+FINE_ORDER = ("none", "sq8", "sq4")
+"""The same for a graph over vectors that sq8 tells apart well: a walk over it is as quick as one over
+float16, in half the memory."""
+MEMORY_SHARE = 0.5
+"""Share of the machine's memory that an index takes at most where no limit is set."""
+
+
+@lru_cache(maxsize=1)
+def memory_bytes() -> int:
+    """What this process may use: the machine's memory, or the limit of its control group."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(found, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no control groups of version 2, or "max"
+        return found
 
 
 def index_bytes(kind: str, code: str, dimension: int, rows: int) -> int:
@@ -16,17 +39,51 @@ def index_bytes(kind: str, code: str, dimension: int, rows: int) -> int:
     return rows * (code_bytes(code, dimension) + beside + 8)
 
 
-def quantization_for(
-    kind: str, storage: str, metric: str, dimension: int, rows: int, limit_bytes: int
+def code_for(
+    quantization: str,
+    kind: str,
+    storage: str,
+    metric: str,
+    dimension: int,
+    rows: int,
+    settings: Mapping[str, Any],
+    sample: Callable[[], Floats],
 ) -> str:
-    """The quantization of `auto`: the first of `ORDER` whose index stays within `limit_bytes` (0: any).
+    """The code of a main index of `rows` vectors; `sample` gives some of them, in the index's space.
 
-    The last one where none does.
+    `auto`: the first of the order whose index stays within `index_memory_bytes`, the last one where none
+    does.
     """
-    if not limit_bytes or storage in ("int8", "uint8", "binary"):
-        return "none"
-    for quantization in ORDER:
-        code = code_of(storage, metric, quantization)
-        if index_bytes(kind, code, dimension, rows) <= limit_bytes:
-            return quantization
-    return ORDER[-1]
+    limit = int(settings["index_memory_bytes"]) or int(MEMORY_SHARE * memory_bytes())
+    if quantization == "auto" and storage in ("int8", "uint8", "binary"):
+        quantization = "none"
+    if quantization != "auto":
+        return code_of(storage, metric, quantization)
+    first = code_of(storage, metric, ORDER[0])
+    if index_bytes(kind, first, dimension, rows) <= limit:
+        return first
+    fine = kind == "hnsw" and storage == "float32" and is_fine("sq8", sample(), metric)
+    codes = [code_of(storage, metric, one) for one in (FINE_ORDER if fine else ORDER)]
+    return next((c for c in codes if index_bytes(kind, c, dimension, rows) <= limit), codes[-1])
+
+
+def check_budget(
+    kind: str,
+    code: str,
+    dimension: int,
+    held: int,
+    fresh: int,
+    replaced: int,
+    settings: Mapping[str, Any],
+) -> None:
+    """LimitExceeded when a build would need more than `build_memory_bytes`; see `build_bytes`."""
+    limit = int(settings["build_memory_bytes"])
+    needed = build_bytes(kind, code, dimension, held, fresh, replaced)
+    if limit and needed > limit:
+        raise LimitExceeded(
+            f"a build of {held + fresh:,} rows as {kind} with {code} codes needs about "
+            f"{needed:,} bytes beside what is in use, build_memory_bytes allows {limit:,}; raise "
+            "it, or choose a quantization with smaller codes",
+            needed=needed,
+            limit=limit,
+        )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 
 from ..selection import Selection
 from .blocks import Allowed
 from .distance import Floats, Rows, padded, squares, to_distances
+from .door import compare_one, faiss_metric
 from .live import Bits, unpack
 from .main import Main
 
@@ -73,31 +75,51 @@ class Few:
 
     def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
         """Distances and rows (q, k), nearest first, ties by row; NaN and -1 where there are fewer."""
-        if self._metric == "l2":
-            keys = squares(queries, self._vectors)
-        elif self._metric == "hamming":
+        if len(queries) == 1:
+            near = to_distances(self._keys(queries)[0], self._metric)
+            best = nearest(near, k)
+            rows = self._rows[best]
+            if best.size == k:
+                return near[best][None], rows[None]
+            return padded(near[best][None], k, np.nan), padded(rows[None], k, -1)
+        near = to_distances(self._keys(queries), self._metric)
+        out = (
+            np.full((len(queries), k), np.nan, np.float32),
+            np.full((len(queries), k), -1, np.int64),
+        )
+        for i, one in enumerate(near):
+            best = nearest(one, k)
+            out[0][i, : best.size], out[1][i, : best.size] = one[best], self._rows[best]
+        return out
+
+    def _keys(self, queries: Any) -> Floats:
+        keys: Floats
+        if self._metric == "hamming":
             differing = [np.bitwise_count(self._vectors ^ q).sum(axis=1) for q in queries]
             keys = np.asarray(differing, np.float32).reshape(len(queries), len(self._rows))
+        elif len(queries) == 1 and self._rows.size:
+            scores = compare_one(queries[0], self._vectors, faiss_metric(self._metric))[None]
+            keys = scores if self._metric == "l2" else -scores
+        elif self._metric == "l2":
+            keys = squares(queries, self._vectors)
         else:
             keys = -(queries @ self._vectors.T)
-        if keys.shape[1] > 4 * k:
-            best = np.sort(np.argpartition(keys, k - 1, axis=1)[:, :k], axis=1)
-            among = np.take_along_axis(keys, best, axis=1).argsort(axis=1, kind="stable")
-            order = np.take_along_axis(best, among, axis=1)
-        else:
-            order = keys.argsort(axis=1, kind="stable")[:, :k]
-        if len(queries) == 1:
-            near, rows = keys[0][order], self._rows[order]
-        else:
-            near, rows = np.take_along_axis(keys, order, axis=1), self._rows[order]
-        near = to_distances(near, self._metric)
-        if not (near[:, 1:] > near[:, :-1]).all():
-            # Two keys may round to one distance; equal ones go by row.
-            order = np.lexsort((rows, near), axis=1)
-            near, rows = np.take_along_axis(near, order, 1), np.take_along_axis(rows, order, 1)
-        if order.shape[1] < k:
-            return padded(near, k, np.nan), padded(rows, k, -1)
-        return near, rows
+        return keys
+
+
+def nearest(near: Floats, k: int) -> Rows:
+    """Where the k smallest of `near` (n,) stand, ascending; ties by place. Some 5 us."""
+    if near.size <= 4 * k:
+        return near.argsort(kind="stable")[:k]
+    best = near.argpartition(k - 1)[:k]
+    last = near[best].max()
+    within = near <= last
+    if np.count_nonzero(within) > k:  # more than one at the k-th place
+        best = within.nonzero()[0]
+    else:
+        best.sort()
+    ordered: Rows = best[near[best].argsort(kind="stable")[:k]]
+    return ordered
 
 
 def is_few(selection: Selection, dimension: int) -> bool:

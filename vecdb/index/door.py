@@ -193,3 +193,28 @@ def knn(
     else:
         faiss.knn_inner_product(x, y, d, q, len(vectors), k, out, ids, sel)
     return scores, positions
+
+
+def search_one(
+    index: Any, query: NDArray[np.float32], k: int, params: Any
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """`index.search` for one float32 C-contiguous query (1, d) without FAISS's own wrapper: 3 us less."""
+    scores = np.empty((1, k), np.float32)
+    positions = np.empty((1, k), np.int64)
+    pointer = faiss.swig_ptr
+    index.search_c(1, pointer(query), k, pointer(scores), pointer(positions), params)
+    return scores, positions
+
+
+def compare_one(
+    query: NDArray[np.float32], vectors: NDArray[np.float32], metric: int
+) -> NDArray[np.float32]:
+    """Scores (n,) of all `vectors` (n, d) for a query (d,): inner products, or squared distances by
+    differences. Both float32 and C-contiguous. 25 ns a row of 384, and never more than one thread: BLAS
+    takes several for a product like this, which on busy cores wait for each other (600 us, not 40).
+    """
+    scores = np.empty(len(vectors), np.float32)
+    compare = faiss.fvec_L2sqr_ny if metric == L2 else faiss.fvec_inner_products_ny
+    pointer = faiss.swig_ptr
+    compare(pointer(scores), pointer(query), pointer(vectors), vectors.shape[1], len(vectors))
+    return scores

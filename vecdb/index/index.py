@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import Internal, LimitExceeded
+from ..errors import Internal
 from ..layout import vector_width
 from . import files
-from .build import MIN_ROWS, Build, build_bytes, can_extend
+from .build import MIN_ROWS, Build, can_extend
 from .calibrate import Curve
-from .choice import quantization_for
+from .choice import check_budget, code_for
 from .chosen import MainMask
-from .codes import code_of, is_lossy, own_code, to_space
+from .codes import is_lossy, own_code, to_space
 from .distance import Rows, lengths
 from .door import device, give_memory_back
 from .files import IndexRecord
@@ -346,7 +346,16 @@ class Index:
         same = main is not None and main.kind == kind
         if same and main is not None and first == rows.size == main.n and not anew:
             return None
-        code = self._code(kind, rows.size)
+        threads = int(self.settings["build_threads"])
+        hand_over = HandOver(lambda: self._tail.full, self._replace)
+
+        def build_over(code: str) -> Build:
+            return Build(self, kind, code, threads, cancel, progress, hand_over)
+
+        code = code_for(
+            self.quantization, kind, self.storage, self.metric, self.dimension, rows.size,
+            self.settings, lambda: build_over(own_code(self.storage)).sample(rows),
+        )  # fmt: skip
         grow = (
             same
             and main is not None
@@ -356,15 +365,17 @@ class Index:
             and main.code == code
             and can_extend(main, rows.size - first)
         )
+
+        def budget(held: int, fresh: int, replaced: int) -> None:
+            check_budget(kind, code, self.dimension, held, fresh, replaced, self.settings)
+
         if grow and main is not None:
-            self._check_budget(kind, code, main.n, rows.size - first, 0)
+            budget(main.n, rows.size - first, 0)
         else:
-            self._check_budget(kind, code, 0, rows.size, first)
+            budget(0, rows.size, first)
         n_rows, sequence = view.n_rows, view.sequence
         del view  # its pieces are let go of while the build takes their vectors over
-        hand_over = HandOver(lambda: self._tail.full, self._replace)
-        threads = int(self.settings["build_threads"])
-        build = Build(self, kind, code, threads, cancel, progress, hand_over)
+        build = build_over(code)
         try:
             made = (
                 build.extend(main, rows[first:], n_rows, sequence)
@@ -372,7 +383,7 @@ class Index:
                 else build.anew(rows, n_rows, sequence)
             )
         except Outgrown:
-            self._check_budget(kind, code, 0, rows.size, first)
+            budget(0, rows.size, first)
             made = build.anew(rows, n_rows, sequence)
         del build
         give_memory_back()
@@ -400,27 +411,6 @@ class Index:
         known[main.rows] = True
         made = build.curve_on(main, x, lambda start, stop: known[start:stop])
         return None if made is None else BuiltIndex(made)
-
-    def _code(self, kind: str, rows: int) -> str:
-        quantization = self.quantization
-        if quantization == "auto":
-            quantization = quantization_for(
-                kind, self.storage, self.metric, self.dimension, rows,
-                int(self.settings["index_memory_bytes"]),
-            )  # fmt: skip
-        return code_of(self.storage, self.metric, quantization)
-
-    def _check_budget(self, kind: str, code: str, held: int, fresh: int, replaced: int) -> None:
-        limit = int(self.settings["build_memory_bytes"])
-        needed = build_bytes(kind, code, self.dimension, held, fresh, replaced)
-        if limit and needed > limit:
-            raise LimitExceeded(
-                f"a build of {held + fresh:,} rows as {kind} with {code} codes needs about "
-                f"{needed:,} bytes beside what is in use, build_memory_bytes allows {limit:,}; raise "
-                "it, or choose a quantization with smaller codes",
-                needed=needed,
-                limit=limit,
-            )
 
     def save(self, built: BuiltIndex, folder: Path) -> IndexRecord:
         """Write `built` durably into `folder`; the record belongs into the next commit.

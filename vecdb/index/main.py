@@ -17,7 +17,7 @@ from .blocks import Allowed, BitBlock, Block, CodeBlock, FloatBlock, ListBlock, 
 from .calibrate import Curve
 from .codes import rotation
 from .distance import Floats, Rows
-from .door import faiss, faiss_metric, use_threads_for
+from .door import faiss, faiss_metric, search_one, use_threads_for
 
 HNSW_M = 16
 EF_CONSTRUCTION = 100
@@ -75,6 +75,8 @@ class Main:
         self.sequence = sequence
         """The commit whose live rows it was built of, and when (seconds since 1970)."""
         self.built_at_s = built_at_s
+        self.walks: dict[tuple[float, int], int | None] = {}
+        """See `plan.plain_walk`."""
         self._settings: dict[tuple[float, int], Any] = {}
         self._positions: Rows | None = None
 
@@ -130,7 +132,7 @@ class Main:
     def nearest(self, query: Any, k: int, setting: int) -> tuple[Floats, Rows] | None:
         """`search` of a graph for one query (1, d), as FAISS's scores and positions (1, k); None when
         it found fewer than k."""
-        scores, positions = self.index.search(query, k, params=_walk(max(setting, k)))
+        scores, positions = search_one(self.index, query, k, _walk(max(setting, k)))
         return (scores, positions) if positions[0, -1] >= 0 else None
 
     def exact(self, queries: Any, k: int, allowed: Allowed | None) -> tuple[Floats, Rows]:

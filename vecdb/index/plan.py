@@ -37,6 +37,7 @@ to spare and twice as wide gave 1,730 queries/s, 3 sigma and four times as wide 
 _NEAR = 4
 """Picked rows at most this far apart count as neighbours."""
 _LOOKED_AT = 4_096
+_KEPT_WALKS = 4_096
 
 
 def wanted_with(k: int, share: float) -> int:
@@ -65,9 +66,22 @@ def exact_cost(main: Main, allowed: Allowed | None) -> float:
     return allowed.count * (near * NEAR_COST_A_ROW + (1.0 - near) * FAR_COST_A_ROW)
 
 
-def exact_is_cheaper(main: Main, k: int, setting: int) -> bool:
-    """Whether comparing every row beats a walk without a filter."""
-    return exact_cost(main, None) <= walk_cost(main, k, setting)
+def plain_walk(main: Main, target_recall: float, k: int) -> int | None:
+    """The setting of a walk without a filter; None where comparing every row is cheaper, or k so large
+    that it needs a closer look. Remembered: every query asks."""
+    known = main.walks.get((target_recall, k), -1)
+    if known != -1:
+        return known
+    setting = main.setting(target_recall, k)
+    width = main.curve.ranked_again(k) if main.lossy else k
+    if width * 4 >= main.n or (
+        setting is not None and exact_cost(main, None) <= walk_cost(main, width, setting)
+    ):
+        setting = None
+    if len(main.walks) > _KEPT_WALKS:
+        main.walks = {}
+    main.walks[target_recall, k] = setting
+    return setting
 
 
 def search_main(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .blocks import Allowed, BitBlock, FloatBlock
-from .distance import Floats, Merger, Rows, squares, unit
+from .distance import Floats, Merger, Rows, lengths, squares, unit
 from .door import faiss_metric
 
 READ_ROWS = 8_192
@@ -33,26 +33,52 @@ def exact_space(vectors: NDArray[Any], metric: str) -> Any:
 
 
 def true_keys(queries: Any, source: VectorSource, rows: Rows, metric: str) -> Floats:
-    """Keys (q, w) of `rows` (q, w) by their stored vectors; inf for -1. About 2 us a row.
+    """Keys (q, w) of `rows` (q, w) by their stored vectors; inf for -1. Some 15 us, and 0.3 us a row.
 
     `queries` are in the index's space. Computed pair by pair.
     """
+    if len(rows) == 1 and rows[0, -1] >= 0:
+        # One query that found all it asked for: nothing is repeated, nothing missing.
+        return _keys(queries[0], *_to_compare(source.rows(rows[0]), metric), metric)[None]
     keys = np.full(rows.shape, np.inf, np.float32)
     there = rows >= 0
     if not there.any():
         return keys
     wanted, back = np.unique(rows[there], return_inverse=True)
-    vectors = exact_space(source.rows(wanted), metric)
+    vectors, norms = _to_compare(source.rows(wanted), metric)
     at = np.zeros(rows.shape, np.int64)
     at[there] = back
     for i, query in enumerate(queries):
-        mine = vectors[at[i][there[i]]]
-        if metric == "l2":
-            keys[i][there[i]] = squares(query[None], mine)[0]
-        elif metric == "hamming":
-            keys[i][there[i]] = np.bitwise_count(mine ^ query).sum(axis=1)
-        else:
-            keys[i][there[i]] = -np.einsum("nd,d->n", mine, query)
+        mine = at[i][there[i]]
+        own = None if norms is None else norms[mine]
+        keys[i][there[i]] = _keys(query, vectors[mine], own, metric)
+    return keys
+
+
+def _to_compare(vectors: NDArray[Any], metric: str) -> tuple[Any, Floats | None]:
+    """Stored vectors for `_keys`. Under cosine they are not copied to unit length where dividing the
+    products by their lengths does as well."""
+    if metric == "cosine" and vectors.dtype == np.float32:
+        norms = lengths(vectors)
+        if norms is not None:
+            return vectors, norms
+    return exact_space(vectors, metric), None
+
+
+def _keys(query: Any, vectors: Any, norms: Floats | None, metric: str) -> Floats:
+    """Keys (n,) of vectors (n, width) for one query; each is the same whatever stands beside it.
+
+    `norms` (n,) are their lengths under cosine, None where these are 1.
+    """
+    keys: Floats
+    if metric == "l2":
+        keys = squares(query[None], vectors)[0]
+    elif metric == "hamming":
+        keys = np.bitwise_count(vectors ^ query).sum(axis=1).astype(np.float32)
+    else:
+        keys = -np.einsum("nd,d->n", vectors, query)
+        if norms is not None:
+            keys /= norms
     return keys
 
 

@@ -20,7 +20,6 @@ from .distance import Floats, Merger, Rows, padded, to_distances, unit
 from .door import use_threads
 from .live import Bits, is_set, unpack
 from .main import Main
-from .plan import exact_is_cheaper
 from .source import VectorSource, exact_space, scan, true_keys
 from .tail import Piece
 from .trace import Trace
@@ -89,7 +88,6 @@ class View:
             main is not None
             and main.kind == "hnsw"
             and main.code != "binary"
-            and not main.lossy
             and main_live == main.n
             and not pieces
         )
@@ -172,15 +170,20 @@ class View:
         a single query would notice. None where it is not as simple as that."""
         main = self.main
         assert main is not None
-        setting = main.setting(target, k)
-        if setting is None or k * 4 >= main.n or exact_is_cheaper(main, k, setting):
+        setting = plan.plain_walk(main, target, k)
+        if setting is None:
             return None
         use_threads(1)
-        found = main.nearest(x, k, setting)
+        found = main.nearest(x, main.curve.ranked_again(k) if main.lossy else k, setting)
         if found is None:
             return None
-        near = found[0] if self.metric == "l2" else 1.0 - found[0]
-        rows = main.rows[found[1]]
+        near, rows = found[0], main.rows[found[1]]
+        if main.lossy:
+            near = to_distances(true_keys(x, self.source, rows, self.metric), self.metric)
+            order = np.lexsort((rows[0], near[0]))[:k]
+            return Found(near[:, order], rows[:, order], False, "graph")
+        if self.metric != "l2":
+            near = 1.0 - near
         if not (near[0, 1:] > near[0, :-1]).all():
             order = np.lexsort((rows[0], near[0]))
             near, rows = near[:, order], rows[:, order]

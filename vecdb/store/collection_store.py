@@ -23,6 +23,7 @@ from ..layout import (
 )
 from .environment import Environment
 from .fresh import FreshIds
+from .mapped import MappedBlocks
 from .purge import STEP_BYTES, Purger
 from .reader import Reader
 from .shape import Shape
@@ -43,6 +44,10 @@ class CollectionStore:
         self._shape = shape
         self._env = environment
         self._fresh = FreshIds()
+        self._mapped: tuple[MappedBlocks, ...] = ()
+        if not environment.read_only:
+            self._mapped = tuple(MappedBlocks(field) for field in shape.fields)
+            environment.on_move = self._forget_blocks
 
     @classmethod
     def create(
@@ -98,7 +103,11 @@ class CollectionStore:
         if self._env.lacks_tables:
             self._look_for_tables()
         with self._env.read() as transaction:
-            yield Reader(self._env, transaction, self._shape, self._fresh)
+            yield Reader(self._env, transaction, self._shape, self._fresh, self._mapped)
+
+    def _forget_blocks(self, transaction_id: int = 0) -> None:
+        for blocks in self._mapped:
+            blocks.forget(transaction_id)
 
     def _look_for_tables(self) -> None:
         """Read-only at a file of an older format: the writer may have made the present one of it."""
@@ -170,11 +179,19 @@ class CollectionStore:
         yield 0
 
     def _purge_step(self, work: Callable[[Purger], Result]) -> Result:
+        last = 0
+
         def run(transaction: Any) -> tuple[Result, Purger]:
+            nonlocal last
+            last = transaction.id()
             purger = Purger(self._env, transaction, self._shape, self._fresh)
             return work(purger), purger
 
-        result, purger = self._env.write(run)
+        try:
+            result, purger = self._env.write(run)
+        finally:
+            # Whatever became of it: blocks may lie elsewhere from this transaction on.
+            self._forget_blocks(last)
         self._fresh.follow(purger.keyed_rows, purger.next_row, ())
         return result
 

@@ -51,7 +51,9 @@ class Environment:
         self.map_limit_bytes = map_limit_bytes
         self._names = tables
         self._later_names = later_tables
-        self._read_only = read_only
+        self.read_only = read_only
+        self.on_move: Callable[[], None] = lambda: None
+        """Called when the map has moved or another file is in its place, before anyone reads it."""
         self._map_initial_bytes = map_initial_bytes
         self._pid = os.getpid()
         self._gate = threading.Condition()
@@ -100,7 +102,7 @@ class Environment:
                 map_size=size,
                 max_dbs=len(self._names),
                 max_readers=_MAX_READERS,
-                readonly=self._read_only,
+                readonly=self.read_only,
                 create=create,
                 meminit=False,
                 # The kernel's read-ahead doubles the memory of random reads of single records.
@@ -152,7 +154,7 @@ class Environment:
 
     def _begin(self) -> Any:
         while True:
-            if self._read_only and not getattr(self._mine, "depth", 0):
+            if self.read_only and not getattr(self._mine, "depth", 0):
                 self._follow_file()
             self._enter()
             try:
@@ -254,6 +256,7 @@ class Environment:
             def swap() -> None:
                 vacuum.move_in(self.folder)
                 self._env, self._tables = env, tables
+                self.on_move()
 
             self._alone(swap)
         except BaseException as error:
@@ -324,7 +327,11 @@ class Environment:
                 self._gate.notify_all()
 
     def _resize(self, map_size_bytes: int) -> None:
-        self._alone(lambda: self._opened().set_mapsize(map_size_bytes))
+        def grow() -> None:
+            self._opened().set_mapsize(map_size_bytes)
+            self.on_move()
+
+        self._alone(grow)
 
     def _alone(self, work: Callable[[], None]) -> None:
         """Runs `work` in a moment without transactions; not at all once the environment is closed.

@@ -25,6 +25,7 @@ from ..layout import (
 )
 from .environment import Environment
 from .fresh import FreshIds
+from .mapped import MappedBlocks
 from .shape import Shape
 from .tables import Rows
 from .vectors import VectorReader, mask_of
@@ -54,9 +55,11 @@ class Reader(VectorReader):
         transaction: Any,
         shape: Shape,
         fresh: FreshIds | None = None,
+        mapped: Sequence[MappedBlocks] = (),
     ) -> None:
         super().__init__(environment, transaction, shape)
         self._fresh = fresh or FreshIds()
+        self._mapped = mapped
 
     # -- ids
 
