@@ -282,7 +282,9 @@ class Index:
             return self.kind
         large = view.n_live * self.dimension > self.settings["exact_max_scalars"]
         # A collection that shrinks keeps its main index; switching to and fro would cost builds.
-        return "hnsw" if large or view.main is not None else None
+        if not large and view.main is None:
+            return None
+        return "ivf" if self.quantization == "rabitq" else "hnsw"
 
     @staticmethod
     def _dead_share(view: View) -> float:
