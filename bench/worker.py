@@ -17,6 +17,8 @@ from .sources import Condition, Source
 K = 10
 BATCH = 1_000
 QUERY_BATCH = 100
+_LOOK_S, _QUIET_LOOKS, _BUSY_SHARE = 0.25, 4, 0.1
+"""A process is quiet when it took less than this share of a core in so many looks, one after another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +83,30 @@ class Worker:
     def stats(self, name: str) -> dict[str, Any]:
         """Numbers of vecdb's index."""
         found: dict[str, Any] = asdict(self._systems[name].stats().index)
-        found.setdefault("quantization", "none")
         return found
 
     def explained(self, name: str, setting: float) -> dict[str, Any]:
         found: dict[str, Any] = self._systems[name].explained(self._source.queries[:1], K, setting)
         return found
+
+    def warm(self, name: str, condition: Condition, calls: int, limit_s: float) -> float:
+        """Asks `calls` queries with a filter, then waits until the process is quiet, at most `limit_s`.
+
+        So caches are filled, and what a system makes in the background for a filter that is asked
+        often is there. Seconds it waited.
+        """
+        system, queries = self._systems[name], self._native(name)
+        where, setting = system.where(condition), system.settings[len(system.settings) // 2]
+        for i in range(calls):
+            system.query(queries[i % len(queries)], K, where, setting)
+        begun_s = time.perf_counter()
+        quiet = 0
+        while quiet < _QUIET_LOOKS and time.perf_counter() < begun_s + limit_s:
+            used_s = time.process_time()
+            time.sleep(_LOOK_S)
+            busy = time.process_time() - used_s > _BUSY_SHARE * _LOOK_S
+            quiet = 0 if busy else quiet + 1
+        return time.perf_counter() - begun_s
 
     def answers(self, name: str, case: Case) -> NDArray[np.int64]:
         """(q, k) rows that the system finds, -1 where it finds fewer."""

@@ -3,7 +3,8 @@
     python examples/rag.py FOLDER
 
 Documents go in with their embeddings; a question finds the passages that a prompt is made of, near
-to it and unlike each other, so that none of them says the same again. The embeddings of the sample stand in for a model: replace `embed` with yours.
+to it and unlike each other, so that none of them says the same again. The embeddings of the sample
+stand in for a model: replace `embed` with yours.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
+import time
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import clusters, curves, datasets, first, measure, peers, sources
+from bench import clusters, curves, datasets, first, measure, peers, sources, worker
 from bench.children import Child, ChildFailed, Missing, Sampler
 from bench.index import kinds, run
 from bench.sources import Condition
@@ -135,8 +137,44 @@ def test_rates_are_compared_at_equal_recall() -> None:
     assert curves.rate_at(points, 0.94) == 800
     assert curves.rate_at(points, 0.5) == 1_000
     assert curves.rate_at(points, 0.99) is None
-    assert curves.reaching(points, 0.93) == points[1]
+    assert curves.reaching(points, 0.93) == curves.lowest(points, 0.93) == points[1]
+    faster = [*points, {"setting": 4, "recall": 0.99, "queries_per_s": 900.0}]
+    assert curves.reaching(faster, 0.93) == faster[3]
+    assert curves.lowest(faster, 0.93) == points[1]
+    assert curves.lowest(points, 0.99) is None
     assert curves.reaching(points, 0.99) is None
+
+
+def test_warming_asks_and_waits_until_the_process_is_quiet(source: sources.Source) -> None:
+    """All queries are asked with the filter, and what they set off in the background is waited for."""
+    asked = []
+
+    class Busy:
+        settings = (1, 2, 3)
+
+        def prepare(self, queries: datasets.Vectors) -> list[int]:
+            return list(range(len(queries)))
+
+        def where(self, condition: Condition) -> str:
+            return str(condition)
+
+        def query(self, vector: int, k: int, where: str, setting: float) -> None:
+            asked.append((vector, where, setting))
+
+    def burn() -> None:
+        end_s = time.monotonic() + 0.6
+        while time.monotonic() < end_s:
+            sum(range(1_000))
+
+    one = worker.Worker(source)
+    one._systems["it"] = Busy()
+    behind = threading.Thread(target=burn)
+    behind.start()
+    waited_s = one.warm("it", Condition("pos", "=", "noun"), 70, 20.0)
+    assert not behind.is_alive()
+    assert 1.0 <= waited_s < 20.0
+    assert len(asked) == 70
+    assert set(asked) == {(i, "pos = noun", 2) for i in range(30)}
 
 
 def test_a_child_answers_raises_and_is_pinned() -> None:
@@ -167,8 +205,14 @@ def test_the_index_is_measured_in_one_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert parts["insert"]["not_timed"] == []
     assert parts["insert"]["shares"]["LMDB transaction"] > 0
     assert len(parts["speed"]["cases"]) == 4
+    raws = {peer.name for peer in peers.RAWS.values()}
+    assert parts["speed"]["same"] in raws
     for case in parts["speed"]["cases"].values():
+        assert set(case["raw"]) == raws
+        for name, points in case["raw"].items():
+            assert max(point["recall"] for point in points) > 0.95, name
         for point in case["vecdb"]:
+            assert set(point["beside"]) == raws
             assert point["queries_per_s"] > 0
             assert point["recall"] > point["setting"] - 0.1
     assert {"exact/none", "hnsw/none", "ivf/none"} <= set(parts["kinds"]["kinds"])
@@ -201,9 +245,11 @@ def test_peers_that_are_not_installed_are_left_out_with_a_word(tmp_path: Path) -
     measured, skipped = set(found["plain"]["curves"]), set(found["skipped"])
     assert measured | skipped == {peer.name for peer in peers.PEERS}
     assert not measured & skipped
-    assert {peers.VECDB.name, peers.RAW.name} <= measured
+    raws = {peer.name for peer in peers.RAWS.values()}
+    assert {peers.VECDB.name, *raws} <= measured
     for one in found["filtered"].values():
-        assert set(one["curves"]) == measured - {peers.RAW.name}
+        assert set(one["curves"]) == measured - raws
+        assert set(one["warm_wait_s"]) == set(one["curves"])
         assert one["best_recall"]["vecdb"] >= 0.95
     page = path.with_suffix(".md").read_text()
     assert all(f"{name} was left out" in page for name in skipped)

@@ -215,11 +215,11 @@ def test_no_server_exits_with_5(
 
 def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
     """Each command has a help with an example; the list of commands names each of them."""
-    parser = cli.build_parser(with_settings=True)
+    parser = cli.build_parser(("serve", "create", "import"))
     (actions,) = [a for a in parser._actions if hasattr(a, "choices") and a.dest == "command"]
     assert set(actions.choices or ()) == {
         "serve", "create", "list", "drop", "rename", "alias", "import", "export", "query", "get",
-        "delete", "count", "stats", "check", "compact",
+        "delete", "count", "stats", "check", "compact", "cancel-build",
     }  # fmt: skip
     for name in actions.choices or ():
         with pytest.raises(SystemExit) as stop:
@@ -231,6 +231,19 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
     assert "exit codes" in capsys.readouterr().err
     assert command_line.main(["--version"]) == 0
     assert vecdb.__version__ in capsys.readouterr().out
+
+
+def test_short_commands_import_what_they_need_only() -> None:
+    """Reading the words of a command that makes nothing loads neither engine, client nor network."""
+    code = "import sys, vecdb_server.cli as cli; cli.parse(sys.argv[1:], {}); print(*sys.modules)"
+    for words, needed in (
+        (["list", "--data", "x"], set()),
+        (["create", "docs", "--dimension", "2"], {"vecdb_client", "grpc"}),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+        )
+        assert {"vecdb", "vecdb_client", "grpc", "faiss"} & set(done.stdout.split()) == needed
 
 
 def test_serve_takes_flags_before_environment_before_file(

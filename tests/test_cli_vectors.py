@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import Run
 
+import vecdb
 from vecdb import types
 from vecdb_server import cli
 from vecdb_server.cli_export import _with_vectors
@@ -68,7 +69,7 @@ def everything(run: Run, collection: str) -> dict[str, Any]:
 
 def test_choices_of_flags_are_those_of_the_engine() -> None:
     """create offers every metric, storage, index and quantization that the engine has."""
-    parser = cli.build_parser(with_settings=False)
+    parser = cli.build_parser(("create", "import"))
     (commands,) = [a for a in parser._actions if a.dest == "command"]
     for name in ("create", "import"):
         actions = {a.dest: a for a in commands.choices[name]._actions}  # type: ignore[index,call-overload,union-attr]
@@ -178,6 +179,11 @@ def test_questions_beyond_the_nearest(docs: Run) -> None:
     assert not {"r1", "r2"} & {hit["id"] for hit in chosen["hits"]}
     assert chosen["explain"]["rows"] == 30
     assert chosen["explain"]["times_us"]["total"] > 0
+    one_each = {
+        tuple(hit["id"] for hit in docs(*words, "--mmr-candidates", many).lines[0]["hits"])
+        for many in ("3", "28")
+    }
+    assert len(one_each) == 2
     people = docs("query", "docs", "--id", "r3", "--explain").out
     assert "allowed rows" in people
     assert "total us" in people
@@ -196,6 +202,18 @@ def test_examples_that_are_misspelt(docs: Run, words: list[str]) -> None:
     done = docs("query", "docs", *words)
     assert done.code == 2
     assert done.out == ""
+
+
+def test_cancel_build_says_whether_there_was_one(
+    docs: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a build there is nothing to cancel, which is no failure; a missing collection is one."""
+    assert docs("cancel-build", "docs").out == "no build was running\n"
+    assert docs("cancel-build", "docs", "--json").lines == [{"cancelled": False}]
+    done = docs("cancel-build", "nobody")
+    assert (done.code, done.out) == (1, "")
+    monkeypatch.setattr(vecdb.Collection, "cancel_build", lambda self: True)
+    assert docs("cancel-build", "docs").out == "the build was cancelled\n"
 
 
 def test_compact_and_stats(docs: Run) -> None:

@@ -139,6 +139,31 @@ def test_cursors_from_before_a_compaction_are_refused(data_folder):
         assert len(docs.get(limit=200, cursor=later).ids) == 149
 
 
+@pytest.mark.parametrize("condition", [{"$document": {"$contains": "text"}}, {"id": {"$ne": "r3"}}])
+@pytest.mark.parametrize("verb", ["get", "scan"])
+def test_a_compaction_during_a_page_leaves_no_holes(data_folder, monkeypatch, verb, condition):
+    """What is purged after a cursor was found good and before its filter is evaluated is an error."""
+    with vecdb.open(data_folder, **AT_ONCE) as db:
+        docs, _ = filled(db, 200)
+        if verb == "get":
+            cursor = docs.get(filter=condition, limit=50).cursor
+        else:
+            cursor = next(docs.scan(filter=condition, batch_size=50)).cursor
+        docs.delete([f"r{i}" for i in range(100, 150)])
+        matching = docs._core.matching
+
+        def late(*given):
+            docs.compact()
+            return matching(*given)
+
+        monkeypatch.setattr(docs._core, "matching", late)
+        with pytest.raises(errors.InvalidCursor, match="compacted since"):
+            if verb == "get":
+                docs.get(filter=condition, limit=50, cursor=cursor)
+            else:
+                docs.scan(filter=condition, batch_size=50, cursor=cursor)
+
+
 def test_dead_records_are_purged_in_the_background(data_folder):
     """When their share grows too large they go by themselves, and their pages are used again."""
     settings = {**AT_ONCE, "compact_dead_share": 0.3}

@@ -220,6 +220,14 @@ def test_when_a_build_is_wanted():
     assert coded.wants_build()
 
 
+@pytest.mark.parametrize(("quantization", "kind"), [("sq8", "hnsw"), ("rabitq", "ivf")])
+def test_auto_builds_the_kind_that_has_the_codes(quantization, kind):
+    """Kind auto makes a graph, and lists for rabitq, which no graph has."""
+    index = filled(Rows(4_000), "auto", quantization=quantization, exact_max_scalars=0)
+    index.install(build(index))
+    assert (index.stats().kind, index.stats().quantization) == (kind, quantization)
+
+
 @pytest.mark.parametrize(
     ("kind", "quantization"),
     [("hnsw", "none"), ("ivf", "none"), ("hnsw", "sq4"), ("ivf", "rabitq"), ("exact", "sq8")],

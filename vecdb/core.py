@@ -27,7 +27,7 @@ from .ids import Ids
 from .index import BuiltIndex, IndexRecord, View
 from .lane import Applied, Lane, Write
 from .layout import DATA_FILE, LMDB_LOCK_FILE
-from .masks import Deaths, FilterMasks, Moment, StoredTexts
+from .masks import Deaths, FilterMasks, Moment, StoredTexts, rows_at
 from .selection import Selection
 from .store import CollectionStore, Reader, State
 from .stored_columns import StoredColumns
@@ -287,20 +287,9 @@ class Core:
     def rows_shown(self, reader: Reader, view: View, names: Sequence[bytes]) -> Rows:
         """The row that bore each id at the moment of `view`, -1 where none did; about 1 us an id.
 
-        A commit is in the store a little before it is published, so `reader` may know later ones: a
-        record that they replaced or deleted is found among the rows that have died since.
+        A commit is in the store a little before it is published, so `reader` may know later ones.
         """
-        rows = reader.rows_of_ids(names)
-        if reader.state().sequence == view.sequence:
-            return rows
-        rows[rows >= view.n_rows] = -1
-        since = [commit.died for commit in reader.log(view.sequence)]
-        died = np.concatenate([*since, np.empty(0, np.int64)])
-        died = died[died < view.n_rows]
-        older = dict(zip(self.ids.take(died), died.tolist(), strict=True))
-        for n in np.flatnonzero(rows < 0).tolist():
-            rows[n] = older.get(names[n].decode(), -1)
-        return rows
+        return rows_at(reader, self.ids, names, view.sequence, view.n_rows)
 
     # -- filters
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .ids import Ids
 from .selection import MOST_LISTED, Selection
-from .store import CollectionStore
+from .store import CollectionStore, Reader
 
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -223,6 +223,27 @@ class Moment:
         return self._died_since
 
 
+def rows_at(reader: Reader, ids: Ids, names: Sequence[bytes], sequence: int, n_rows: int) -> Rows:
+    """The row that bore each id right after commit `sequence`, when `n_rows` rows existed; -1 where none did.
+
+    About 1 us an id. The store points an id to its newest row only. What was replaced or deleted since
+    the moment is found among the rows that have died since, so the log must reach back to it.
+    """
+    rows = reader.rows_of_ids(names)
+    rows[rows >= n_rows] = -1
+    missing = np.flatnonzero(rows < 0).tolist()
+    if not missing or reader.state().sequence == sequence:
+        return rows
+    since = [commit.died for commit in reader.log(sequence)]
+    died = np.concatenate([*since, np.empty(0, np.int64)])
+    died = died[died < n_rows]
+    wanted = {names[n].decode() for n in missing}
+    older = {i: row for i, row in zip(ids.take(died), died.tolist(), strict=True) if i in wanted}
+    for n in missing:
+        rows[n] = older.get(names[n].decode(), -1)
+    return rows
+
+
 class StoredTexts:
     """Ids and documents of rows for a filter; documents in read transactions of their own."""
 
@@ -232,23 +253,11 @@ class StoredTexts:
         self._moment = moment
 
     def rows_of_ids(self, ids: Sequence[str]) -> Rows:
-        """The rows that bore these ids at the moment; about 1 us an id.
-
-        The store points an id to its newest row only. A record replaced or deleted since the moment
-        is found among the rows that have died since.
-        """
-        moment = self._moment
+        """The rows that bore these ids at the moment; about 1 us an id."""
+        names = [i.encode() for i in ids]
         with self._store.read() as reader:
-            rows = reader.rows_of_ids([i.encode() for i in ids])
-            inside = (rows >= 0) & (rows < moment.n_rows)
-            if inside.all():
-                return rows
-            wanted = {i for i, found in zip(ids, inside.tolist(), strict=True) if not found}
-            since = [commit.died for commit in reader.log(moment.sequence)]
-            died = np.concatenate([*since, np.empty(0, np.int64)])
-            died = died[died < moment.n_rows]
-        older = [r for r, i in zip(died.tolist(), self._ids.take(died), strict=True) if i in wanted]
-        return np.concatenate([rows[inside], np.asarray(older, np.int64)])
+            rows = rows_at(reader, self._ids, names, self._moment.sequence, self._moment.n_rows)
+        return rows[rows >= 0]
 
     def ids(self, rows: Rows) -> list[str]:
         return self._ids.take(rows)

@@ -14,7 +14,7 @@ from .columns import ColumnBatch, Columns
 from .core import Core, Interrupt, deadline
 from .cursor import Cursor, purpose
 from .errors import InvalidCursor, InvalidQuery
-from .fetching import Fetched, check_include, fetch
+from .fetching import Fetched, check_include, fetch, must_be_readable
 from .filters import Filter, evaluate
 from .masks import Moment
 from .ordering import sort_ranks
@@ -124,7 +124,7 @@ def get_page(
         rows = _ordered(core, moment.rows(selection), order_by)[at.position :]
     else:
         rows = _following(moment, selection, at.position, limit + 1)
-    got, n = _fetch_some(core, rows[:limit], wanted, raw_metadata)
+    got, n = _fetch_some(core, rows[:limit], wanted, raw_metadata, at.sequence)
     following = None
     if n < len(rows):
         position = at.position + n if order_by else int(rows[n - 1]) + 1
@@ -168,6 +168,9 @@ def scan(
     rows = rows[np.searchsorted(rows, at.position) :]
     if slices > 1:
         rows = rows[rows // SCAN_STRIPE_ROWS % slices == slice_index]
+    # Again, now that the rows are found; from here on each batch sees to its own.
+    with core.read() as reader:
+        must_be_readable(reader, at.sequence)
     return _batches(core, at, rows, wanted, batch_size, raw_metadata)
 
 
@@ -188,11 +191,21 @@ def _batches(
 
 
 def _fetch_some(
-    core: Core, rows: Rows, include: frozenset[str], raw_metadata: bool
+    core: Core,
+    rows: Rows,
+    include: frozenset[str],
+    raw_metadata: bool,
+    sequence: int | None = None,
 ) -> tuple[Fetched, int]:
-    """The first rows, as many as fit in memory for one message; (columns, rows taken, at least 1)."""
+    """The first rows, as many as fit in memory for one message; (columns, rows taken, at least 1).
+
+    InvalidCursor when one of them is gone. With `sequence` also when anything of the moment after that
+    commit may be: a filter that read texts of purged rows has left these out.
+    """
     ids = core.ids.take(rows)
     with core.read() as reader:
+        if sequence is not None:
+            must_be_readable(reader, sequence)
         got = fetch(
             reader, rows, ids, include, raw_metadata=raw_metadata, max_bytes=_FETCH_BYTES, cut=True
         )

@@ -3,8 +3,9 @@
 A query is sampled with probability `audit_share` when its answer was approximate, and its vector, view
 and filter are put into a short queue; a thread of low priority answers it again exactly and counts how
 many of the true neighbours the user got. When the queue is full the sample is dropped: a busy machine
-audits less, no query waits. In memory are at most 16 samples with the views they were answered at, and
-the last 512 query vectors of each vector field.
+audits less, no query waits. In memory are at most 17 samples (16 wait, one is being answered), each with
+the view and the filter result of its query, and of each vector field the hits of the last 1,000 audits and
+the last 512 query vectors.
 
 When the 95 % interval of a field lies below its target recall as a whole, the log says so and the
 curve is measured again, with those users' queries; when the recall stays below, the index is built

@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import peers
 from ..children import Child, Sampler, settled
+from ..peers import Peer
 from ..sources import Source
 
 WORKER = "bench.worker:Worker"
@@ -40,7 +41,7 @@ class Plan:
     say: Callable[[str], None]
     peers: Sequence[peers.Peer] = peers.PEERS
     _made: dict[tuple[str, str], Made] = field(default_factory=dict)
-    _raw: dict[str, Any] | None = None
+    _raws: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def loads(self) -> int:
@@ -102,31 +103,31 @@ class Plan:
         return Made(folder, stats["kind"], stats["quantization"], figures)
 
     def hnsw(self) -> Made:
-        """The collection with the index that raw FAISS has too: HNSW over float32."""
+        """The collection as `auto` makes it, where raw FAISS has that index too; else HNSW over float32."""
         auto = self.collection()
-        same = auto.kind == "hnsw" and auto.quantization == "none"
+        same = auto.kind == "hnsw" and auto.quantization in peers.RAWS
         return auto if same else self.collection("hnsw", "none")
 
-    def raw(self) -> dict[str, Any]:
-        """Raw FAISS built with all cores: folder of its file, and the seconds it took."""
-        if self._raw is None:
-            self._raw = self._build_raw(self.folder / "raw")
-        return self._raw
+    def raw(self, peer: Peer) -> dict[str, Any]:
+        """One of `peers.RAWS` built with all cores: folder of its file, and the seconds it took."""
+        if peer.module not in self._raws:
+            self._raws[peer.module] = self._build_raw(peer, self.folder / peer.module)
+        return self._raws[peer.module]
 
-    def _build_raw(self, folder: Path) -> dict[str, Any]:
+    def _build_raw(self, peer: Peer, folder: Path) -> dict[str, Any]:
         with Child(WORKER, self.source) as child:
-            child.call("open", "raw", peers.RAW.module, folder, True, {})
+            child.call("open", "raw", peer.module, folder, True, {})
             filled = child.call("fill", "raw", _RAW_BATCH)
             child.call("save", "raw")
-        self.say(f"  raw FAISS: indexed after {filled['wall_s']:.1f} s")
+        self.say(f"  {peer.name}: indexed after {filled['wall_s']:.1f} s")
         return {"folder": folder, "build_s": filled["wall_s"]}
 
-    def builds(self) -> list[tuple[float, float]]:
-        """Seconds to all indexed, of vecdb and of raw FAISS in turns, `loads` times."""
-        times = [(self.collection().figures["ready_s"], self.raw()["build_s"])]
+    def builds(self, peer: Peer) -> list[tuple[float, float]]:
+        """Seconds to all indexed, of vecdb and of one of `peers.RAWS` in turns, `loads` times."""
+        times = [(self.collection().figures["ready_s"], self.raw(peer)["build_s"])]
         while len(times) < self.loads:
             again = self.folder / "again"
             own_s = self._fill(again).figures["ready_s"]
-            times.append((own_s, self._build_raw(again)["build_s"]))
+            times.append((own_s, self._build_raw(peer, again)["build_s"]))
             shutil.rmtree(again)
         return times

@@ -1,8 +1,9 @@
-"""Recall and rate of vecdb beside raw FAISS with the same graph, by one thread and by all cores.
+"""Recall and rate of vecdb beside raw FAISS with the same kind of graph, by one thread and by all cores.
 
-Both are open in one process and take turns, setting by setting, in every round. vecdb is asked with
+All are open in one process and take turns, setting by setting, in every round. vecdb is asked with
 `target_recall`, FAISS with efSearch; they are compared at the recall that vecdb measurably has (FAISS's rate
-between the two nearest points of its curve) and, where vecdb says which efSearch it took, at the same efSearch.
+between the two nearest points of its curve). There are two raw indexes, see `peers.RAWS`; with that which
+is of the kind that vecdb serves, they are also compared at the efSearch that vecdb says it took.
 """
 
 from __future__ import annotations
@@ -20,100 +21,129 @@ TARGETS = (0.8, 0.9, 0.95, 0.97, 0.99, 0.995)
 SHOWN = (0.95, 0.99)
 _EFS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _LEAST, _ENOUGH = 0.8, 0.997
+_OWN = peers.VECDB.name
 
 
 def run(plan: Plan) -> dict[str, Any]:
-    made, raw = plan.hnsw(), plan.raw()
+    made = plan.hnsw()
+    raws = {peer.name: plan.raw(peer)["folder"] for peer in peers.RAWS.values()}
     cores = len(os.sched_getaffinity(0))
-    found: dict[str, Any] = {"index": f"{made.kind}/{made.quantization}", "cases": {}}
+    found: dict[str, Any] = {
+        "index": f"{made.kind}/{made.quantization}",
+        "same": peers.RAWS[made.quantization].name,
+        "cases": {},
+    }
     for one_core in (True, False):
         threads = "one thread" if one_core else f"{cores} cores"
         with Child(WORKER, plan.source, one_core=one_core) as child:
-            child.call("open", "vecdb", "engine", made.folder, False, {})
-            child.call("open", "raw", peers.RAW.module, raw["folder"], False, {})
+            child.call("open", _OWN, peers.VECDB.module, made.folder, False, {})
+            for peer in peers.RAWS.values():
+                child.call("open", peer.name, peer.module, raws[peer.name], False, {})
             for batched in (False, True):
                 shape = f"batches of {QUERY_BATCH}" if batched else "single queries"
                 # A batch spreads over the cores by itself.
                 callers = 1 if one_core or batched else cores
                 case = f"{threads}, {shape}" + ("" if callers == 1 else f", {callers} callers")
                 plan.say(f"  {case}")
-                found["cases"][case] = _case(plan, child, batched, callers)
+                found["cases"][case] = _case(plan, child, batched, callers, found["same"])
     panels = {
-        f"{plan.source.name}, {case}": {"vecdb": one["vecdb"], peers.RAW.name: one["raw"]}
+        f"{plan.source.name}, {case}": {_OWN: one["vecdb"], **one["raw"]}
         for case, one in found["cases"].items()
     }
     found["plot"] = plots.recall_rate(plan.results / f"{plan.name}-speed.svg", panels)
     return found
 
 
-def _case(plan: Plan, child: Child, batched: bool, callers: int) -> dict[str, Any]:
+def _case(plan: Plan, child: Child, batched: bool, callers: int, same: str) -> dict[str, Any]:
     truth = plan.source.truth(K)
 
     def recall(name: str, setting: float) -> float:
         answers = child.call("answers", name, Case(setting, batched=batched))
         return plan.source.recall(answers, truth)
 
-    explained = {target: child.call("explained", "vecdb", target) for target in TARGETS}
-    own = {target: recall("vecdb", target) for target in TARGETS}
-    same = {one["setting"] for one in explained.values() if one.get("setting")}
-    bare: dict[float, float] = {}
-    for ef in sorted({*_EFS, *same}):
-        bare[ef] = recall("raw", ef)
-        if bare[ef] >= _ENOUGH and ef > max(same, default=0):
-            break
-    keep = [ef for ef in bare if bare[ef] >= _LEAST or ef in same] or list(bare)
-    turns = [("raw", ef) for ef in keep]
-    step = max(1, len(turns) // len(TARGETS))
-    for place, target in enumerate(TARGETS):
-        turns.insert(place * (step + 1), ("vecdb", target))
+    explained = {target: child.call("explained", _OWN, target) for target in TARGETS}
+    took = {one["setting"] for one in explained.values() if one.get("setting")}
+    reached = {(_OWN, target): recall(_OWN, target) for target in TARGETS}
+    turns: list[tuple[str, float]] = []
+    for peer in peers.RAWS.values():
+        wanted = took if peer.name == same else set()
+        for ef in sorted({*_EFS, *wanted}):
+            known = reached[peer.name, ef] = recall(peer.name, ef)
+            if known >= _LEAST or ef in wanted or ef == _EFS[-1]:
+                turns.append((peer.name, ef))
+            if known >= _ENOUGH and ef > max(wanted, default=0):
+                break
+    # By recall, so that the three take turns and what is compared is near in time.
+    turns = sorted(
+        [*turns, *((_OWN, target) for target in TARGETS)], key=lambda turn: reached[turn]
+    )
     seen: dict[tuple[str, float], list[Any]] = {turn: [] for turn in turns}
     for _ in range(plan.rounds):
         for name, setting in turns:
             case = Case(setting, batched=batched, callers=callers)
             seen[name, setting].append(child.call("rate", name, case))
-    raw = [curves.point(ef, bare[ef], seen["raw", ef]) for ef in keep]
-    vecdb = []
-    for target in TARGETS:
-        one = curves.point(target, own[target], seen["vecdb", target])
-        ef = explained[target].get("setting")
-        equal = curves.rate_at(raw, one["recall"])
-        beside = next((other for other in raw if other["setting"] == ef), None)
-        vecdb.append({
-            **one,
-            "explained": explained[target],
-            "raw_at_recall": equal,
-            "ratio_at_recall": curves.ratio(one["queries_per_s"], equal),
-            "raw_at_setting": beside and beside["queries_per_s"],
-            "ratio_at_setting": beside and one["queries_per_s"] / beside["queries_per_s"],
-        })  # fmt: skip
-    return {"vecdb": vecdb, "raw": raw}
+    lines: dict[str, list[curves.Point]] = {_OWN: [], same: []}
+    for name, setting in sorted(turns):
+        point = curves.point(setting, reached[name, setting], seen[name, setting])
+        lines.setdefault(name, []).append(point)
+    own = lines.pop(_OWN)
+    for point in own:
+        point["explained"] = explained[point["setting"]]
+        point["beside"] = {name: _beside(point, points) for name, points in lines.items()}
+    return {"vecdb": own, "raw": lines}
+
+
+def _beside(point: curves.Point, raw: list[curves.Point]) -> dict[str, Any]:
+    """A point of vecdb beside a curve: at the same recall, and at the same efSearch where there is one."""
+    equal = curves.rate_at(raw, point["recall"])
+    ef = point["explained"].get("setting")
+    there = next((one["queries_per_s"] for one in raw if one["setting"] == ef), None)
+    return {
+        "at_recall": equal,
+        "ratio_at_recall": curves.ratio(point["queries_per_s"], equal),
+        "at_setting": there,
+        "ratio_at_setting": curves.ratio(point["queries_per_s"], there),
+    }
 
 
 def page(found: dict[str, Any]) -> list[str]:
     parts = [
-        f"## Speed beside raw FAISS\n\nvecdb with {found['index']}, ids only; {peers.RAW.name} in the"
-        " same process, in turns. Times are of a call.\n"
+        f"## Speed beside raw FAISS\n\nvecdb with {found['index']}, ids only, and FAISS alone in the same"
+        f" process, in turns. {peers.RAW.name}: a graph built and walked over float32, while vecdb builds its"
+        f" graphs over SQ8 codes where these are fine enough. {peers.RAW_SQ8.name}: a graph built and walked"
+        f" over SQ8 codes, {peers.REFINED} candidates an answer ranked again by float32. The same kind of index"
+        f" as vecdb's is {found['same']}; ratios are of vecdb's rate to that of FAISS at the recall that vecdb"
+        " reached. Times are of a call.\n"
     ]
     for case, one in found["cases"].items():
         rows = []
         for point in one["vecdb"]:
-            if point["setting"] not in SHOWN:
-                continue
-            near = curves.reaching(one["raw"], point["recall"])
-            rows.append((
-                f"{point['setting']}",
-                number(point["recall"], 4),
-                rate(point),
-                f"{millis(point['p50_ms'])} / {millis(point['p99_ms'])}",
-                count(point["raw_at_recall"]),
-                "-" if near is None else f"{millis(near['p50_ms'])} / {millis(near['p99_ms'])}",
-                number(point["ratio_at_recall"]),
-                str(point["explained"].get("setting") or "-"),
-                number(point["ratio_at_setting"]),
-            ))  # fmt: skip
+            if point["setting"] in SHOWN:
+                rows += _lines(point, one["raw"], found["same"])
         header = (
-            f"{case}: target", "recall@10", "vecdb queries/s", "p50 / p99", "FAISS at that recall",
-            "p50 / p99", "ratio", "efSearch", "ratio at that efSearch",
+            f"{case}: target", "system", "recall@10", "queries/s", "p50 / p99", "vecdb to it", "efSearch",
+            "at that efSearch",
         )  # fmt: skip
         parts.append(table(header, rows))
     return parts + picture(found["plot"])
+
+
+def _lines(
+    point: curves.Point, raw: dict[str, list[curves.Point]], same: str
+) -> list[tuple[str, ...]]:
+    """vecdb at one target, and each raw index at the recall that it reached."""
+    target, recall = f"{point['setting']}", number(point["recall"], 4)
+    ef = str(point["explained"].get("setting") or "-")
+    lines: list[tuple[str, ...]] = [(target, _OWN, recall, rate(point), _times(point), "", ef, "")]
+    for name, points in raw.items():
+        beside = point["beside"][name]
+        said = f"{name} (same index)" if name == same else name
+        ratio = number(beside["ratio_at_recall"])
+        times = _times(curves.reaching(points, point["recall"]))
+        at_ef = number(beside["ratio_at_setting"]) if name == same else ""
+        lines.append((target, said, recall, count(beside["at_recall"]), times, ratio, "", at_ef))
+    return lines
+
+
+def _times(point: curves.Point | None) -> str:
+    return "-" if point is None else f"{millis(point['p50_ms'])} / {millis(point['p99_ms'])}"

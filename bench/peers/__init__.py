@@ -17,7 +17,11 @@ from ..sources import Condition, Part, Source
 
 M = 16
 EF_CONSTRUCTION = 100
-EF_SEARCH = (12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128, 160, 192, 256, 384, 512)
+EF_SEARCH = (
+    12, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 72, 80, 88, 96, 112, 128, 144, 160, 192, 224, 256, 320, 384, 512,
+)  # fmt: skip
+REFINED = 2
+"""Candidates that a walk over codes gives for each answer, to be ranked again by float32."""
 
 
 class System(Protocol):
@@ -64,10 +68,14 @@ class Peer:
 
 
 VECDB = Peer("vecdb", "engine")
-RAW = Peer(f"FAISS HNSW M={M} efC={EF_CONSTRUCTION}", "raw")
+RAW = Peer(f"FAISS HNSW M={M} efC={EF_CONSTRUCTION} float32", "raw")
+RAW_SQ8 = Peer(f"FAISS HNSW M={M} efC={EF_CONSTRUCTION} SQ8, refined in float32", "raw_sq8")
+RAWS = {"none": RAW, "sq8": RAW_SQ8}
+"""By the quantization of vecdb's index: what is the same kind of index."""
 PEERS = (
     VECDB,
     RAW,
+    RAW_SQ8,
     Peer("qdrant-edge", "qdrant"),
     Peer("zvec", "zvec"),
     # Its faster call, which a collection that can be written to refuses.

@@ -1,4 +1,7 @@
-"""FAISS alone: an HNSW graph over float32, no store, no ids, no filters. The bound of what is possible."""
+"""FAISS alone: an HNSW graph over float32, no store, no ids, no filters. The bound of what is possible.
+
+The graph is built over float32 as well; vecdb builds its graphs over 8-bit codes where these are fine enough.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +26,20 @@ class System:
     settings: Sequence[float] = EF_SEARCH
 
     def __init__(self, source: Source, folder: Path, *, create: bool, **options: Any) -> None:
+        self._source = source
         self._file = folder / "raw.faiss"
         self._threads = len(os.sched_getaffinity(0))
         self._parameters: dict[float, Any] = {}
-        if create:
-            self._index = faiss.IndexHNSWFlat(source.dimension, M, faiss.METRIC_INNER_PRODUCT)
-            self._index.hnsw.efConstruction = EF_CONSTRUCTION
-        else:
-            self._index = faiss.read_index(str(self._file))
+        self._index = self._new() if create else faiss.read_index(str(self._file))
+
+    def _new(self) -> Any:
+        """An empty index."""
+        index = faiss.IndexHNSWFlat(self._source.dimension, M, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = EF_CONSTRUCTION
+        return index
+
+    def _parameters_at(self, setting: float) -> Any:
+        return faiss.SearchParametersHNSW(efSearch=int(setting))
 
     def insert(self, start: int, part: Part) -> None:
         faiss.omp_set_num_threads(self._threads)
@@ -69,6 +78,5 @@ class System:
     def _asked(self, setting: float) -> Any:
         held = self._parameters.get(setting)
         if held is None:
-            held = faiss.SearchParametersHNSW(efSearch=int(setting))
-            self._parameters[setting] = held
+            held = self._parameters[setting] = self._parameters_at(setting)
         return held

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,6 @@ otherwise. Each command explains itself: vecdb COMMAND --help
 
 {EXIT_CODES}"""
 
-_METRICS = ("cosine", "l2", "ip", "hamming")
-_STORAGES = ("float32", "float16", "int8", "uint8", "binary")
-_QUANTIZATIONS = ("auto", "none", "float16", "sq8", "sq4", "rabitq")
 _PARTS = "vector,metadata,document,content,uri,named_vectors"
 _FILTER_HELP = 'JSON filter, such as \'{"pos": "noun", "year": {"$gte": 2020}}\''
 
@@ -36,9 +33,9 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=30)
 
 
-def build_parser(*, with_settings: bool) -> argparse.ArgumentParser:
-    """The whole parser. `with_settings`: with the flags of `serve`, which need the engine's table
-    and so the engine; importing it would more than double the time of a short command."""
+def build_parser(named: Container[str]) -> argparse.ArgumentParser:
+    """The parser. Of serve, create and import it has the flags only where they are `named`: these need
+    tables of the engine or of the client, and importing either doubles the time of a short command."""
     parser = argparse.ArgumentParser(
         prog="vecdb", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=_Help
     )
@@ -66,7 +63,7 @@ def build_parser(*, with_settings: bool) -> argparse.ArgumentParser:
         formatter_class=_Help,
     )
     serve.set_defaults(run=cli_serve.run_serve)
-    if with_settings:
+    if "serve" in named:
         cli_serve.add_settings(serve)
 
     create = command(
@@ -83,7 +80,8 @@ def build_parser(*, with_settings: bool) -> argparse.ArgumentParser:
     create.add_argument(
         "--exist-ok", action="store_true", help="fine if it exists with these settings"
     )
-    _add_creation(create)
+    if "create" in named:
+        _add_creation(create)
 
     list_ = command("list", cli_collections.run_list, "list the collections", "  vecdb list --json")
     drop = command(
@@ -113,7 +111,7 @@ def build_parser(*, with_settings: bool) -> argparse.ArgumentParser:
     alias.add_argument("collection", nargs="?")
     alias.add_argument("--drop", action="store_true", help="remove the alias")
 
-    import_ = _add_import(command)
+    import_ = _add_import(command, with_creation="import" in named)
     export = _add_export(command)
     query = _add_query(command)
     get = _add_get(command)
@@ -158,8 +156,16 @@ def build_parser(*, with_settings: bool) -> argparse.ArgumentParser:
     )
     compact.add_argument("collection")
 
+    cancel_build = command(
+        "cancel-build",
+        cli_collections.run_cancel_build,
+        "stop the index builds that a server runs for a collection",
+        "  vecdb cancel-build docs",
+    )
+    cancel_build.add_argument("collection")
+
     for one in (create, list_, drop, rename, alias, import_, export, query, get, delete, count,
-                stats, check, compact):  # fmt: skip
+                stats, check, compact, cancel_build):  # fmt: skip
         _add_target(one)
     return parser
 
@@ -181,13 +187,17 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_creation(parser: argparse.ArgumentParser) -> None:
+    from vecdb_client import types
+
     parser.add_argument(
-        "--metric", choices=_METRICS, help="default cosine; storage binary needs hamming"
+        "--metric", choices=types.METRICS, help="default cosine; storage binary needs hamming"
     )
-    parser.add_argument("--storage", choices=_STORAGES, help="default float32")
-    parser.add_argument("--index", choices=("auto", "exact", "hnsw", "ivf"), help="default auto")
+    parser.add_argument("--storage", choices=types.STORAGES, help="default float32")
+    parser.add_argument("--index", choices=types.INDEX_KINDS, help="default auto")
     parser.add_argument(
-        "--quantization", choices=_QUANTIZATIONS, help="how the index codes vectors; default auto"
+        "--quantization",
+        choices=types.QUANTIZATIONS,
+        help="how the index codes vectors; default auto",
     )
     parser.add_argument("--target-recall", type=float, help="0.5 to 1.0; default 0.95")
     parser.add_argument(
@@ -204,6 +214,8 @@ def _add_creation(parser: argparse.ArgumentParser) -> None:
 
 def _vector_field(text: str) -> tuple[str, dict[str, Any]]:
     """Name and settings of a named vector field."""
+    from vecdb_client.types import METRICS, STORAGES
+
     name, *given = text.split(":")
     if not name or not 1 <= len(given) <= 3 or not given[0].isdecimal():
         raise argparse.ArgumentTypeError(
@@ -211,7 +223,7 @@ def _vector_field(text: str) -> tuple[str, dict[str, Any]]:
         )
     settings: dict[str, Any] = {"dimension": int(given[0])}
     for what, choices, value in zip(
-        ("metric", "storage"), (_METRICS, _STORAGES), given[1:], strict=False
+        ("metric", "storage"), (METRICS, STORAGES), given[1:], strict=False
     ):
         if value not in choices:
             raise argparse.ArgumentTypeError(
@@ -221,7 +233,9 @@ def _vector_field(text: str) -> tuple[str, dict[str, Any]]:
     return name, settings
 
 
-def _add_import(command: Callable[..., argparse.ArgumentParser]) -> argparse.ArgumentParser:
+def _add_import(
+    command: Callable[..., argparse.ArgumentParser], *, with_creation: bool
+) -> argparse.ArgumentParser:
     parser = command(
         "import",
         cli_transfer.run_import,
@@ -265,7 +279,8 @@ def _add_import(command: Callable[..., argparse.ArgumentParser]) -> argparse.Arg
         help="make the collection if it does not exist; dimensions, also those of named vectors in"
         " the first batch, come from the file",
     )
-    _add_creation(parser)
+    if with_creation:
+        _add_creation(parser)
     return parser
 
 
@@ -327,6 +342,12 @@ def _add_query(command: Callable[..., argparse.ArgumentParser]) -> argparse.Argu
         metavar="LAMBDA",
         help="choose unlike answers: 1 is the plain order, 0 looks at unlikeness only",
     )
+    parser.add_argument(
+        "--mmr-candidates",
+        type=int,
+        metavar="N",
+        help="nearest records that --mmr chooses from; default 4 k, at least 50",
+    )
     parser.add_argument("--explain", action="store_true", help="say how the query was answered")
     _add_include(parser)
     return parser
@@ -363,5 +384,5 @@ def parse(
     argv: list[str], environ: Mapping[str, str]
 ) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """The parser, for its help, and what it made of `argv`; `environ` travels with it."""
-    parser = build_parser(with_settings="serve" in argv)
+    parser = build_parser(argv)
     return parser, parser.parse_args(argv, argparse.Namespace(environ=environ))

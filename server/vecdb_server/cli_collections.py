@@ -1,5 +1,5 @@
-"""The commands about whole collections: create, list, drop, rename, alias, stats, check,
-compact."""
+"""The commands about whole collections: create, list, drop, rename, alias, stats, check, compact,
+cancel-build."""
 
 from __future__ import annotations
 
@@ -185,6 +185,15 @@ def run_compact(args: argparse.Namespace, target: Target) -> int:
         f"{size(done.bytes_after)} on disk"
     )
     return _said(args, text, plain(done))
+
+
+def run_cancel_build(args: argparse.Namespace, target: Target) -> int:
+    """Says whether there was a build; none is no failure. Of a folder this process is the only writer, so
+    there is none."""
+    with opened(target, write=True) as database:
+        cancelled = database.get_collection(args.collection).cancel_build()
+    text = "the build was cancelled" if cancelled else "no build was running"
+    return _said(args, text, {"cancelled": cancelled})
 
 
 def run_check(args: argparse.Namespace, target: Target) -> int:

@@ -84,6 +84,7 @@ def run_query(args: argparse.Namespace, target: Target) -> int:
             group_by=args.group_by,
             group_size=args.group_size,
             mmr_lambda=args.mmr,
+            mmr_candidates=args.mmr_candidates,
             explain=args.explain,
             include=_include(args),
         )

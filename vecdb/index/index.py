@@ -91,7 +91,7 @@ class Index:
     may come from another thread, and so may one build at a time. `view` and everything else may be
     used from any thread; a view is replaced by assignment and never changes.
 
-    `quantization` is auto, none, float16, sq8, sq4 or rabitq (ivf only). `source` reads stored vectors.
+    `quantization` is auto, none, float16, sq8, sq4 or rabitq (kinds ivf and auto). `source` reads stored vectors.
     `settings` are the engine's (`vecdb.settings.ENGINE`): exact_max_scalars, index_tail_share,
     index_dead_share, build_threads, build_memory_bytes, index_memory_bytes.
     """
@@ -282,7 +282,9 @@ class Index:
             return self.kind
         large = view.n_live * self.dimension > self.settings["exact_max_scalars"]
         # A collection that shrinks keeps its main index; switching to and fro would cost builds.
-        return "hnsw" if large or view.main is not None else None
+        if not large and view.main is None:
+            return None
+        return "ivf" if self.quantization == "rabitq" else "hnsw"
 
     @staticmethod
     def _dead_share(view: View) -> float:

@@ -100,13 +100,13 @@ def _rows(
     rows = np.arange(start, stop)
     try:
         sums = _stored_sums(reader, start, stop)
-        found = _sums(reader, rows)
+        found = _sums(reader, rows, [record_id for record_id, _ in sums])
     except Corrupted as error:
         yield error.message
         return
     live_ids, live_rows, stale_ids, stale_rows = [], [], [], []
     for n, row in enumerate(rows.tolist()):
-        record_id, expected = sums[n] if n < len(sums) else (b"", 0)
+        record_id, expected = sums[n]
         if purged[row]:
             if (record_id, expected, found[n]) != (b"", 0, 0) or claims.made[row]:
                 yield f"row {row} is purged, but something is left of it"
@@ -142,18 +142,16 @@ def _pointers(reader: Reader, ids: list[bytes], rows: list[int]) -> Iterator[str
 
 
 def _stored_sums(reader: Reader, start: int, stop: int) -> list[tuple[bytes, int]]:
-    """(id, checksum) of each row, as far as the blocks of ids go."""
+    """(id, checksum) of each row of whole blocks of ids."""
     known: list[tuple[bytes, int]] = []
     for number in range(start // ID_BLOCK_ROWS, -(-stop // ID_BLOCK_ROWS)):
         known += zip(*reader.id_block(number), strict=True)
     return known
 
 
-def _sums(reader: Reader, rows: Rows) -> list[int]:
+def _sums(reader: Reader, rows: Rows, ids: list[bytes]) -> list[int]:
     """The checksum of what is stored of each row; 0 where nothing is."""
-    start, stop = int(rows[0]), int(rows[-1]) + 1
-    sums = [zlib.crc32(i) for i in reader.id_range(start, stop)]
-    sums = _with_vectors(reader, 0, rows, sums)
+    sums = _with_vectors(reader, 0, rows, [zlib.crc32(i) for i in ids])
     for table in _BY_ROW:
         values = reader.views(table, rows)
         sums = [s if v is None else zlib.crc32(v, s) for v, s in zip(values, sums, strict=True)]

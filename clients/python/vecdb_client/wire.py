@@ -87,9 +87,9 @@ def as_matrix(value: Any, ids: Sequence[str] = ()) -> NDArray[Any]:
     """`value` as an (n, d) array of `<f4`, `<f2`, int8 or uint8; one vector (d,) becomes one row.
 
     Takes numpy, lists, and anything with `__array__` or the buffer protocol. float16, int8 and uint8
-    stay; other integers and wider floats become float32. InvalidVector for ragged lists, other types, a finite
-    number beyond the range of float32, and shapes that are not one or two deep. `ids` name the record in
-    messages. Copies only when type or layout must change.
+    stay; other integers and wider floats become float32. InvalidVector for ragged lists, other types,
+    a finite number beyond the range of float32, and shapes that are not one or two deep. `ids` name
+    the record in messages. Copies only when type or layout must change.
     """
     try:
         array = np.asarray(value)
