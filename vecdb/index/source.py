@@ -37,7 +37,7 @@ def true_keys(queries: Any, source: VectorSource, rows: Rows, metric: str) -> Fl
 
     `queries` are in the index's space. Computed pair by pair.
     """
-    if len(rows) == 1 and rows[0, -1] >= 0:
+    if len(rows) == 1 and rows.size and rows.min() >= 0:
         # One query that found all it asked for: nothing is repeated, nothing missing.
         return _keys(queries[0], *_to_compare(source.rows(rows[0]), metric), metric)[None]
     keys = np.full(rows.shape, np.inf, np.float32)

@@ -25,6 +25,10 @@ _ALIGNMENT = 16
 """LMDB puts a value of several pages behind a header of 16 bytes."""
 
 
+_SHARING_BYTES = 1 << 15
+"""Values up to half a page share one with others and move when these change. Pages have 64 KiB at most."""
+
+
 class _Memory:
     """Memory of the map, for numpy."""
 
@@ -46,6 +50,7 @@ class MappedBlocks:
         self._bits = shape.rows_per_block.bit_length() - 1
         self._step = math.gcd(_ALIGNMENT, shape.row_bytes)
         self._units = shape.row_bytes // self._step
+        self._own_pages = shape.rows_per_block * shape.row_bytes > _SHARING_BYTES
         self._lock = threading.Lock()
         self._forgotten = 0
         self._least = 0
@@ -105,7 +110,7 @@ class MappedBlocks:
         """Notes where these blocks lie, as far as they are whole."""
         seen, size = self._forgotten, self._shape.rows_per_block * self._shape.row_bytes
         found = []
-        for number in numbers.tolist():
+        for number in numbers.tolist() if self._own_pages else ():
             block, gaps = locate(number)
             if not gaps and len(block) == self._shape.rows_per_block:
                 found.append((number, int(block.__array_interface__["data"][0])))
