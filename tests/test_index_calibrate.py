@@ -67,7 +67,7 @@ def test_recall_counts_ties_as_right_and_bounds_below():
     mean, bound = recall(truth, found, 3)
     assert mean == pytest.approx(1 - 25 / 150)
     spread = np.std([1.0] * 25 + [2 / 3] * 25, ddof=1) / np.sqrt(50)
-    assert bound == pytest.approx(mean - 1.645 * spread)
+    assert bound == pytest.approx(mean - 2.326 * spread)
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
