@@ -279,17 +279,17 @@ class Column:
             self._rows.write(values.offsets + first_row, values, codes)
 
     def _coded(self, strings: list[str]) -> NDArray[np.int64]:
+        """The column's code of each of these strings, which are distinct; new ones are added."""
         known, codes = self._strings, self._codes
-        result = np.empty(len(strings), np.int64)
-        for i, text in enumerate(strings):
-            code = codes.get(text)
-            if code is None:
-                # The string first: a reader that finds the code looks it up in the list.
-                code = len(known)
-                known.append(text)
-                codes[text] = code
-            result[i] = code
-        return result
+        found = list(map(codes.get, strings))
+        if None in found:
+            new = [text for text, code in zip(strings, found, strict=True) if code is None]
+            first = len(known)
+            # The strings first: a reader that finds a code looks it up in the list.
+            known += new
+            codes.update(zip(new, range(first, len(known)), strict=True))
+            found = list(map(codes.__getitem__, strings))
+        return np.array(found, np.int64)
 
 
 class Columns:

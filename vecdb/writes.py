@@ -34,7 +34,9 @@ class Put:
             named=batch.named,
         )  # fmt: skip
         self._checksums = checksums(self._rows)
-        self._column_batch = ColumnBatch.from_metadata(batch.metadata_values or [{}] * len(batch))
+        self._column_batch = ColumnBatch.from_metadata(
+            batch.metadata_values or [{}] * len(batch), batch.metadata_columns
+        )
         self._columns = columns
         self._replace = replace
 
