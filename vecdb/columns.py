@@ -282,13 +282,11 @@ class Column:
         """The column's code of each of these strings, which are distinct; new ones are added."""
         known, codes = self._strings, self._codes
         found = list(map(codes.get, strings))
-        if None in found:
-            new = [text for text, code in zip(strings, found, strict=True) if code is None]
-            first = len(known)
-            # The strings first: a reader that finds a code looks it up in the list.
-            known += new
-            codes.update(zip(new, range(first, len(known)), strict=True))
-            found = list(map(codes.__getitem__, strings))
+        for i, code in enumerate(found):
+            if code is None:
+                # The string first: a reader that finds the code looks it up in the list.
+                known.append(strings[i])
+                codes[strings[i]] = found[i] = len(known) - 1
         return np.array(found, np.int64)
 
 
