@@ -74,23 +74,25 @@ def checksums(rows: EncodedRows) -> list[int]:
     """CRC-32 of each row over what it holds, in the order that `vecdb.layout` states."""
     crc32 = zlib.crc32
     sums = [crc32(i) for i in rows.ids]
-    sums = [crc32(part, s) for part, s in zip(_rows_of(rows.vectors), sums, strict=True)]
+    raw, width = _bytes_of(rows.vectors)
+    starts = range(0, len(raw), width)
+    # One buffer at a time: a thousand at once have the garbage collector run for each batch.
+    sums = [crc32(raw[at : at + width], s) for at, s in zip(starts, sums, strict=True)]
     for column in (rows.metadata, rows.documents, rows.contents, rows.uris):
         if column is not None:
             sums = [s if v is None else crc32(v, s) for v, s in zip(column, sums, strict=True)]
     for number in sorted(rows.named):
         vectors, present = rows.named[number]
-        parts = _rows_of(vectors)
+        raw, width = _bytes_of(vectors)
         for n in np.flatnonzero(present).tolist():
-            sums[n] = crc32(parts[n], sums[n])
+            sums[n] = crc32(raw[n * width : (n + 1) * width], sums[n])
     return sums
 
 
-def _rows_of(vectors: NDArray[Any]) -> list[memoryview]:
-    """The bytes of each vector; nothing is copied."""
+def _bytes_of(vectors: NDArray[Any]) -> tuple[memoryview, int]:
+    """The bytes of all vectors, and how many one takes; nothing is copied."""
     raw = np.ascontiguousarray(vectors).reshape(-1).view(np.uint8).data
-    width = len(raw) // max(1, len(vectors))
-    return [raw[at : at + width] for at in range(0, width * len(vectors), width)]
+    return raw, vectors.shape[1] * vectors.itemsize
 
 
 class Writer(Reader):
