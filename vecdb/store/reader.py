@@ -62,9 +62,10 @@ class Reader(VectorReader):
 
     def rows_of_ids(self, ids: Sequence[bytes]) -> Rows:
         """Live row of each id, -1 where there is none; about 1 us an id that is there, 0.1 another."""
-        rows = np.array(self.fresh_rows(ids), np.int64)
-        fresh = np.flatnonzero(rows >= 0)
-        if len(fresh):
+        found = self.fresh_rows(ids)
+        if max(found, default=-1) >= 0:
+            rows = np.array(found, np.int64)
+            fresh = np.flatnonzero(rows >= 0)
             # Which of them are live is asked of this moment; an id whose newest row is dead is gone.
             dead = [value is not None for value in self._get_many("dead", rows[fresh])]
             keyed = np.flatnonzero(rows < 0)

@@ -153,7 +153,7 @@ class Writer(Reader):
         ):
             if column is not None:
                 items: Iterable[tuple[bytes, bytes | None]] = zip(keys, column, strict=True)
-                if None in column:
+                if not all(column):
                     items = ((k, v) for k, v in items if v is not None)
                 self._txn.cursor(db=self._env.table(table)).putmulti(items, append=True)
         self.appended += rows.ids
@@ -219,13 +219,15 @@ class Writer(Reader):
         at = bisect_right(ids, done)
         part = ids[at : at + count]
         rows = np.array(self._fresh.rows(part, first, end, self.id_range), np.int64)
-        pointers = list(zip(id_keys(part), split_words(rows.astype("<u8")), strict=True))
+        keys = id_keys(part)
+        pointers = list(zip(keys, split_words(rows.astype("<u8")), strict=True))
         dead, _ = next(self.items("dead", ROW.pack(first)), (b"", b""))
         if dead and dead < ROW.pack(end):
             # Deleted since, or written again, and then the next round has them.
             held = self._get_many("dead", rows)
             pointers = [p for p, value in zip(pointers, held, strict=True) if value is None]
-        pointers.sort()
+        if keys is not part:
+            pointers.sort()  # Those of long ids are hashes.
         self._txn.cursor(db=self._env.table("keys")).putmulti(pointers)
         over = at + len(part) == len(ids)
         keyed = Keyed(end, end, b"") if over else Keyed(first, end, part[-1])
