@@ -41,7 +41,7 @@ UNLIKE = st.lists(st.none() | st.dictionaries(KEYS, VALUES, max_size=4), min_siz
 @given(ALIKE | UNLIKE)
 def test_metadata_of_a_batch_is_encoded_as_record_by_record(entries):
     """Texts and values are the same, whether all records have the same keys or not."""
-    texts, values = meta.encode_all(entries, str)
+    texts, values, _ = meta.encode_all(entries, str)
     assert list(zip(texts, values, strict=True)) == [meta.encode(entry, "") for entry in entries]
     for given_entry, value in zip(entries, values, strict=True):
         assert value is not given_entry
@@ -50,13 +50,13 @@ def test_metadata_of_a_batch_is_encoded_as_record_by_record(entries):
 @given(ALIKE | UNLIKE)
 def test_records_that_are_alike_give_the_same_columns(entries):
     """A record without metadata among them makes the batch go the general way, to the same values."""
-    values = meta.encode_all(entries, str)[1]
-    alike = ColumnBatch.from_metadata(values)
+    _, values, columns = meta.encode_all(entries, str)
     general = ColumnBatch.from_metadata([*values, {}])
-    assert alike.n_rows == len(values)
-    assert alike.fields.keys() == general.fields.keys()
-    for path, column in alike.fields.items():
-        same_values(column, general.fields[path])
+    for alike in (ColumnBatch.from_metadata(values), ColumnBatch.from_metadata(values, columns)):
+        assert alike.n_rows == len(values)
+        assert alike.fields.keys() == general.fields.keys()
+        for path, column in alike.fields.items():
+            same_values(column, general.fields[path])
 
 
 def same_values(one, other):
@@ -89,7 +89,7 @@ def test_a_bad_key_in_a_batch_is_found(key):
 def test_what_the_caller_changes_later_is_not_stored():
     """A batch keeps copies of the mappings it was given."""
     entries = [{"a": 1}, {"a": 2}]
-    values = meta.encode_all(entries, str)[1]
+    values = meta.encode_all(entries, str).values
     entries[0]["a"] = 99
     assert values == [{"a": 1}, {"a": 2}]
 

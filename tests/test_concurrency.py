@@ -83,6 +83,7 @@ def test_a_write_that_breaks_takes_nobody_with_it(data_folder):
 
     class Broken:
         alone = False
+        ahead = None
 
         def apply(self, writer, sequence, before):
             raise RuntimeError("bug")
@@ -303,6 +304,7 @@ def test_a_write_that_breaks_in_the_middle_leaves_nothing(docs):
 
     class Half:
         alone = False
+        ahead = None
 
         def apply(self, writer, sequence, before):
             writer.kill(writer.rows_of_ids([b"a"]), sequence)
@@ -320,6 +322,23 @@ def test_a_write_that_breaks_in_the_middle_leaves_nothing(docs):
     assert seen == ["planted"]
     assert docs.get(["a", "b"]).ids == ["a", "b"]
     assert docs.check().ok
+
+
+def test_vectors_of_a_refused_batch_are_not_found_in_the_next(data_folder):
+    """The same array, refused and then given again with other numbers, is searched as it is stored."""
+    with vecdb.open(data_folder) as db:
+        docs = db.create_collection("docs", dimension=64, metric="l2")
+        docs.insert(["taken"], np.zeros((1, 64)))
+        vectors = np.random.default_rng(5).standard_normal((3_000, 64)).astype(np.float32)
+        names = [f"r{i}" for i in range(3_000)]
+        with pytest.raises(errors.RecordExists):
+            docs.insert(["taken", *names[1:]], vectors)
+        vectors *= -1
+        docs.insert(names, vectors)
+        found = docs.query(vectors[::100], k=1)
+        assert [ids[0] for ids in found.ids] == names[::100]
+        assert max(distances[0] for distances in found.distances) == 0
+        assert docs.check().ok
 
 
 def test_a_write_too_large_for_the_map_does_not_refuse_its_neighbours(data_folder):

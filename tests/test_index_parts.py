@@ -148,6 +148,29 @@ def test_tail_holds_every_row_in_pieces(storage):
 
 
 @pytest.mark.parametrize("storage", STORAGES)
+def test_what_was_copied_ahead_counts_only_when_it_is_appended(storage):
+    """Whatever is copied ahead and whatever comes instead, the tail holds what was appended."""
+    vectors, metric = of_tail(storage, 900)
+    parts = [to_space(vectors[start : start + 90], metric, storage) for start in range(0, 900, 90)]
+    tail = Tail(8, metric, storage)
+    tail.piece_rows = 200
+    for n, part in enumerate(parts):
+        tail.ahead(parts[(n + n % 2) % 10])  # every other time another one comes
+        assert tail.stop == 90 * n
+        if n == 7:
+            tail.trim(90 * n - 5)
+        tail.append(part)
+    seen = {}
+    for piece in tail.pieces():
+        positions = np.arange(piece.block.n)
+        rows = piece.row_numbers(positions).tolist()
+        seen |= dict(zip(rows, piece.block.take(positions), strict=True))
+    assert sorted(seen) == list(range(90 * 7 - 5, 900))
+    for row, held in seen.items():
+        np.testing.assert_array_equal(held, vectors[row])
+
+
+@pytest.mark.parametrize("storage", STORAGES)
 def test_tail_under_steady_updates_stays_small(storage):
     """A few records updated for ever take bounded memory, and stay right."""
     vectors, metric = of_tail(storage, 9_000)

@@ -279,17 +279,15 @@ class Column:
             self._rows.write(values.offsets + first_row, values, codes)
 
     def _coded(self, strings: list[str]) -> NDArray[np.int64]:
+        """The column's code of each of these strings, which are distinct; new ones are added."""
         known, codes = self._strings, self._codes
-        result = np.empty(len(strings), np.int64)
-        for i, text in enumerate(strings):
-            code = codes.get(text)
+        found = list(map(codes.get, strings))
+        for i, code in enumerate(found):
             if code is None:
                 # The string first: a reader that finds the code looks it up in the list.
-                code = len(known)
-                known.append(text)
-                codes[text] = code
-            result[i] = code
-        return result
+                known.append(strings[i])
+                codes[strings[i]] = found[i] = len(known) - 1
+        return np.array(found, np.int64)
 
 
 class Columns:

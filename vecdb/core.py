@@ -61,7 +61,7 @@ class Core:
         self.read_only = read_only
         self.masks = FilterMasks(options["filter_cache_entries"])
         self.closed: str | None = None
-        self._lane = Lane(store, self._publish)
+        self._lane = Lane(store, self._publish, lambda vectors: self.index.ahead(vectors))
         self._news = threading.Condition()
         self._columns_lock = threading.Lock()
         self._stale = False

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -27,6 +27,8 @@ from .store import CollectionStore, Writer
 from .vectors import NamedColumn
 
 _NO_ROWS = np.empty(0, np.int64)
+_AHEAD_BYTES = 1 << 18
+"""Vectors of fewer bytes are copied in 100 us, about what another thread costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,10 @@ class Write(Protocol):
     def alone(self) -> bool:
         """Whether it must see all earlier writes published, so that it shares no commit."""
 
+    @property
+    def ahead(self) -> NDArray[Any] | None:
+        """The vectors of its `Applied`, the same array, if they are known before."""
+
     def apply(self, writer: Writer, sequence: int, before: Sequence[ColumnBatch]) -> Applied:
         """Writes into the open transaction. Refuses with a VecdbError before its first change.
 
@@ -72,17 +78,26 @@ class _Entry:
 
 
 class Lane:
-    """Any thread may call. `publish(applied, sequence)` runs in the lane, after each commit."""
+    """Any thread may call. `publish(applied, sequence)` runs in the lane, after each commit.
+
+    `copy_ahead(vectors)` runs in a thread of its own beside a commit, of many vectors that may be the
+    first to be published after it; the lane waits for it. What it raises is of no account.
+    """
 
     def __init__(
-        self, store: CollectionStore, publish: Callable[[Sequence[Applied], int], None]
+        self,
+        store: CollectionStore,
+        publish: Callable[[Sequence[Applied], int], None],
+        copy_ahead: Callable[[NDArray[Any]], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._publish = publish
+        self._copy_ahead = copy_ahead
         self._lane = threading.RLock()
         self._mutex = threading.Lock()
         self._waiting: list[_Entry] = []
         self._for_main = ThreadPoolExecutor(1, thread_name_prefix="vecdb-lane")
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="vecdb-ahead")
 
     def submit(self, write: Write) -> tuple[Applied, int]:
         """Commits a write, with others or alone; (what it did, sequence of its commit).
@@ -107,8 +122,9 @@ class Lane:
             yield
 
     def close(self) -> None:
-        """Ends the thread of the lane once it is through. Nothing may be submitted afterwards."""
+        """Ends the threads of the lane once it is through. Nothing may be submitted afterwards."""
         self._for_main.shutdown()
+        self._beside.shutdown()
 
     def _finish(self, entry: _Entry) -> None:
         with self._mutex:
@@ -125,6 +141,18 @@ class Lane:
             end = max(end, 1)
             group, self._waiting = self._waiting[:end], self._waiting[end:]
         return group
+
+    @contextmanager
+    def _copying(self, vectors: NDArray[Any] | None) -> Iterator[None]:
+        """Copies vectors ahead while the body runs, if they are many."""
+        if vectors is None or vectors.nbytes < _AHEAD_BYTES:
+            yield
+            return
+        copy = self._beside.submit(self._copy_ahead, vectors)
+        try:
+            yield
+        finally:
+            wait((copy,))
 
     def _commit(self, group: list[_Entry]) -> None:
         def work(writer: Writer, sequence: int) -> list[Applied | VecdbError]:
@@ -145,7 +173,8 @@ class Lane:
             return outcomes
 
         try:
-            outcomes, sequence = self._store.commit(work)
+            with self._copying(group[0].write.ahead):
+                outcomes, sequence = self._store.commit(work)
         except Exception as error:
             if len(group) > 1:
                 # One write took the commit down, by a fault or by its size; the others may fit.

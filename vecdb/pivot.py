@@ -54,20 +54,27 @@ class ColumnBatch:
     fields: Mapping[str, Values]
 
     @classmethod
-    def from_metadata(cls, metadata: Sequence[Mapping[str, Any]]) -> ColumnBatch:
+    def from_metadata(
+        cls,
+        metadata: Sequence[Mapping[str, Any]],
+        columns: Mapping[str, list[Any]] | None = None,
+    ) -> ColumnBatch:
         """From normalised metadata (`metadata.encode`, `decode`), one entry a row. About 0.4 us a value,
         and a quarter of that where all records have the same keys.
 
-        LimitExceeded beyond 65,535 distinct paths, more than any collection may have.
+        `columns` are the same by key, see `metadata.Encoded`. LimitExceeded beyond 65,535 distinct
+        paths, more than any collection may have.
         """
-        alike = _alike(metadata)
+        alike = _alike(metadata, columns)
         if alike is not None:
             return cls(len(metadata), alike)
         found: dict[str, tuple[list[int], list[Any]]] = {}
         for offset, record in enumerate(metadata):
             if record:
                 _collect(found, offset, record, "")
-        return cls(len(metadata), {path: _values(*pair) for path, pair in found.items()})
+        return cls(
+            len(metadata), {path: _values(*pair, _kinds(pair[1])) for path, pair in found.items()}
+        )
 
 
 def pivoted(
@@ -77,27 +84,34 @@ def pivoted(
     `offsets`. None where an item is a mapping: its keys are paths of their own."""
     found: dict[str, Values] = {}
     for key, items in columns:
-        kinds = set(map(type, items))
+        kinds = _kinds(items)
         if dict in kinds:
             return None
         if kinds <= {type(None)}:
             continue
         at = offsets
         if type(None) in kinds:
+            kinds.discard(type(None))
             there = [place for place, item in enumerate(items) if item is not None]
             at, items = offsets[there], [items[place] for place in there]
-        found[key] = _values(at, items)
+        found[key] = _values(at, items, kinds)
     return found
 
 
-def _alike(metadata: Sequence[Mapping[str, Any]]) -> dict[str, Values] | None:
+def _alike(
+    metadata: Sequence[Mapping[str, Any]], columns: Mapping[str, list[Any]] | None
+) -> dict[str, Values] | None:
     """Values by path of flat records that have the same keys; None for all others."""
     keys = tuple(metadata[0]) if metadata else ()
-    if not keys or len(keys) > _MAX_PATHS or set(map(len, metadata)) != {len(keys)}:
+    if not keys or len(keys) > _MAX_PATHS:
+        return None
+    if columns is not None:
+        return pivoted(columns.items(), np.arange(len(metadata)))
+    if set(map(len, metadata)) != {len(keys)}:
         return None
     try:
-        columns = ((key, [record[key] for record in metadata]) for key in keys)
-        return pivoted(columns, np.arange(len(metadata)))
+        made = ((key, [record[key] for record in metadata]) for key in keys)
+        return pivoted(made, np.arange(len(metadata)))
     except KeyError:
         return None
 
@@ -128,37 +142,41 @@ def _collect(
         pair[1].append(item)
 
 
-def _values(rows: list[int] | NDArray[np.int64], items: list[Any]) -> Values:
+def _values(rows: list[int] | NDArray[np.int64], items: list[Any], kinds: set[type]) -> Values:
+    """`kinds` are the types of the items."""
     # Counts on at each new string, without a step of Python.
     codes: defaultdict[str, int] = defaultdict(count().__next__)
     offsets = np.array(rows, np.int64)
-    tags, data = _typed(items, codes)
-    lists = np.flatnonzero(tags == LIST)
+    tags, data = _typed(items, kinds, codes)
     elements = None
-    if len(lists):
+    if list in kinds:
+        lists = np.flatnonzero(tags == LIST)
         owners: list[int] = []
         flat: list[Any] = []
         for position in lists.tolist():
             present = [item for item in items[position] if item is not None]
             flat += present
             owners += [int(rows[position])] * len(present)
-        elements = Values(np.array(owners, np.int64), *_typed(flat, codes), [])
+        elements = Values(np.array(owners, np.int64), *_typed(flat, _kinds(flat), codes), [])
     return Values(offsets, tags, data, list(codes), elements)
 
 
 def _typed(
-    items: list[Any], codes: defaultdict[str, int]
+    items: list[Any], kinds: set[type], codes: defaultdict[str, int]
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Tags and data of plain values; new strings are added to `codes`."""
-    kinds = set(map(type, items))
     if len(kinds) <= 1:
-        return _uniform(kinds.pop() if kinds else list, items, codes)
+        return _uniform(next(iter(kinds), list), items, codes)
     tags = np.empty(len(items), np.uint8)
     data = np.empty(len(items), np.int64)
     for kind in kinds:
         at = [i for i, item in enumerate(items) if type(item) is kind]
         tags[at], data[at] = _uniform(kind, [items[i] for i in at], codes)
     return tags, data
+
+
+def _kinds(items: list[Any]) -> set[type]:
+    return set(map(type, items))
 
 
 def _uniform(

@@ -30,11 +30,15 @@ class Put:
         assert batch.vectors is not None
         self._ids = batch.ids
         self._rows = EncodedRows(
-            batch.ids, batch.vectors, batch.metadata, batch.documents, batch.contents, batch.uris,
-            named=batch.named,
+            # An array of this write's own, though not its numbers: it is known by identity.
+            batch.ids, batch.vectors.view(), batch.metadata, batch.documents, batch.contents,
+            batch.uris, named=batch.named,
         )  # fmt: skip
+        self.ahead = self._rows.vectors
         self._checksums = checksums(self._rows)
-        self._column_batch = ColumnBatch.from_metadata(batch.metadata_values or [{}] * len(batch))
+        self._column_batch = ColumnBatch.from_metadata(
+            batch.metadata_values or [{}] * len(batch), batch.metadata_columns
+        )
         self._columns = columns
         self._replace = replace
 
@@ -60,6 +64,7 @@ class Update:
     columns: Columns
     clear: frozenset[str]
     alone: bool = False
+    ahead: None = None
 
     def apply(self, writer: Writer, sequence: int, before: Sequence[ColumnBatch]) -> Applied:
         batch = self.batch
@@ -143,6 +148,7 @@ class Delete:
     ids: Sequence[bytes] | None
     matching: Callable[[], NDArray[np.int64]] | None
     ids_of: Callable[[NDArray[np.int64]], list[str]]
+    ahead: None = None
 
     @property
     def alone(self) -> bool:

@@ -41,7 +41,8 @@ STAGES = (
     ("index", "vecdb.index", "Index.append"),
     ("ids and columns", "vecdb.core", "Core._publish"),
 )
-"""What is timed: a name for the share, and the function. A stage inside another is taken off it."""
+"""What is timed: a name for the share, and the function. A stage inside another is taken off it. What the
+engine does beside a commit, as the copy of a large batch into the tail, is in nobody's share."""
 
 
 class Stages:

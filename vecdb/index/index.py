@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from ..errors import Internal
 from ..layout import vector_width
 from . import files
+from .ahead import Ahead
 from .build import MIN_ROWS, Build, can_extend
 from .calibrate import Curve
 from .choice import check_budget, code_for
 from .chosen import MainMask
-from .codes import is_lossy, own_code, to_space
-from .distance import Rows, lengths
+from .codes import is_lossy, own_code
+from .distance import Rows
 from .door import device, give_memory_back
 from .files import IndexRecord
 from .handover import HandOver
@@ -119,6 +120,7 @@ class Index:
         self._lock = threading.Lock()
         self._live = LiveRows()
         self._tail = Tail(dimension, metric, storage)
+        self._ahead = Ahead(self._tail, metric, storage)
         self._main: Main | None = None
         self._main_live = 0
         self._main_mask = MainMask()
@@ -137,14 +139,14 @@ class Index:
             raise Internal(f"vectors have shape {vectors.shape}, expected (n, {width})")
         if not len(vectors):
             return
-        norms = None
-        if self.metric == "cosine" and self.storage == "float32":
-            # Divided on the way into the tail: half the passes over memory.
-            norms = lengths(vectors)
-        ready = vectors if norms is not None else to_space(vectors, self.metric, self.storage)
         with self._lock:
-            self._tail.append(ready, norms)
+            self._ahead.append(vectors)
             self._live.append(len(vectors))
+
+    def ahead(self, vectors: NDArray[Any]) -> None:
+        """Copies what `append` may be given next, the same array; nothing changes if it is not."""
+        with self._lock:
+            self._ahead.copy(vectors)
 
     def kill(self, rows: Rows) -> None:
         """Mark rows dead; not yet visible. Rows that are dead already are left so."""

@@ -97,6 +97,8 @@ class Tail:
         self._buffer = self._empty(0)
         self._buffer_start = start
         self._filled = 0
+        self._ahead: tuple[NDArray[np.generic], Floats, int, int] | None = None
+        """Vectors, of which some stand already in this buffer: behind so many rows, so many of them."""
 
     @property
     def stop(self) -> int:
@@ -119,21 +121,37 @@ class Tail:
 
     def append(self, vectors: NDArray[np.generic], lengths: Floats | None = None) -> None:
         """Add (n, d) vectors that are in the index's space, once divided by `lengths` (n,) if given."""
-        done = 0
+        done = self._found(vectors)
+        self._filled += done
         while done < len(vectors):
             if self._filled == self.piece_rows:
                 self._seal()
-            room = min(len(vectors) - done, self.piece_rows - self._filled)
-            self._reserve(self._filled + room)
-            target = self._buffer[self._filled : self._filled + room]
-            if lengths is None:
-                target[:] = vectors[done : done + room]
-            else:
-                np.divide(
-                    vectors[done : done + room], lengths[done : done + room, None], out=target
-                )
+            done += (room := self._copy(vectors, lengths, done))
             self._filled += room
-            done += room
+
+    def ahead(self, vectors: NDArray[np.generic], lengths: Floats | None = None) -> None:
+        """Copies what `append` may be given next, the same array, up to the end of a piece."""
+        copied = self._copy(vectors, lengths, 0)
+        self._ahead = vectors, self._buffer, self._filled, copied
+
+    def _found(self, vectors: NDArray[np.generic]) -> int:
+        """How many of the vectors stand already behind the rows that count."""
+        found, self._ahead = self._ahead, None
+        if found is None or found[0] is not vectors or found[1] is not self._buffer:
+            return 0
+        return found[3] if found[2] == self._filled else 0
+
+    def _copy(self, vectors: NDArray[np.generic], lengths: Floats | None, first: int) -> int:
+        """Copies from vector `first` on behind the rows that count; how many there was room for."""
+        room = min(len(vectors) - first, self.piece_rows - self._filled)
+        self._reserve(self._filled + room)
+        target = self._buffer[self._filled : self._filled + room]
+        part = slice(first, first + room)
+        if lengths is None:
+            target[:] = vectors[part]
+        else:
+            np.divide(vectors[part], lengths[part, None], out=target)
+        return room
 
     def _reserve(self, rows: int) -> None:
         if rows <= len(self._buffer):

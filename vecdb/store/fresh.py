@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from itertools import repeat
 
 ReadIds = Callable[[int, int], list[bytes]]
 """(start, stop) -> ids of these rows."""
@@ -78,7 +79,7 @@ class FreshIds:
         `read` gives the ids of rows as the caller's moment sees them.
         """
         span = self._covering(first, stop, read)
-        found = [span.rows.get(i, -1) for i in ids]
+        found = list(map(span.rows.get, ids, repeat(-1)))
         if max(found, default=-1) >= stop:
             found = [span.newest(i, stop) for i in ids]
         if span.first < first:

@@ -17,7 +17,7 @@ from ..layout import (
     ROW,
     SEQUENCE,
     id_count,
-    id_key,
+    id_keys,
     id_lengths,
     keys_of_rows,
     pack_ids,
@@ -64,10 +64,11 @@ class Reader(VectorReader):
     # -- ids
 
     def rows_of_ids(self, ids: Sequence[bytes]) -> Rows:
-        """Live row of each id, -1 where there is none; about 1 us an id."""
-        rows = np.array(self.fresh_rows(ids), np.int64)
-        fresh = np.flatnonzero(rows >= 0)
-        if len(fresh):
+        """Live row of each id, -1 where there is none; about 1 us an id that is there, 0.1 another."""
+        found = self.fresh_rows(ids)
+        if max(found, default=-1) >= 0:
+            rows = np.array(found, np.int64)
+            fresh = np.flatnonzero(rows >= 0)
             # Which of them are live is asked of this moment; an id whose newest row is dead is gone.
             dead = [value is not None for value in self._get_many("dead", rows[fresh])]
             keyed = np.flatnonzero(rows < 0)
@@ -78,10 +79,20 @@ class Reader(VectorReader):
         return rows
 
     def _keyed_rows(self, ids: Sequence[bytes]) -> Rows:
-        get, db = self._txn.get, self._env.table("keys")
-        none = b"\xff" * 8  # -1
-        found = b"".join([get(id_key(i), none, db=db) if i else none for i in ids])
-        return np.frombuffer(found, dtype="<i8").astype(np.int64)
+        keys = id_keys(ids)
+        # LMDB refuses the empty key.
+        asked = keys if all(keys) else list(filter(None, keys))
+        # One call for all: ids that are not there, as on inserts, cost 0.06 us each instead of 0.3.
+        found = self._txn.cursor(db=self._env.table("keys")).getmulti(asked)
+        if not found:
+            return np.full(len(ids), -1, np.int64)
+        if len(found) == len(ids):
+            values = [value for _, value in found]
+        else:
+            held = {bytes(key): value for key, value in found}
+            none = b"\xff" * 8  # -1
+            values = [held.get(key, none) for key in keys]
+        return np.frombuffer(b"".join(values), dtype="<i8").astype(np.int64)
 
     def fresh_rows(self, ids: Sequence[bytes]) -> list[int]:
         """The newest row of each id among those that the table `keys` does not hold yet, or -1."""

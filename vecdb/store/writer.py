@@ -26,13 +26,15 @@ from ..layout import (
     STATE,
     VECTOR_KEY,
     id_key,
+    id_keys,
     index_key,
     keys_of_rows,
     pack_bitmap,
-    pack_ids,
+    pack_id_texts,
     row_keys,
+    split_words,
     unpack_bitmaps,
-    unpack_ids,
+    unpack_id_texts,
 )
 from .environment import Environment
 from .fresh import FreshIds, fresh_limit
@@ -72,23 +74,25 @@ def checksums(rows: EncodedRows) -> list[int]:
     """CRC-32 of each row over what it holds, in the order that `vecdb.layout` states."""
     crc32 = zlib.crc32
     sums = [crc32(i) for i in rows.ids]
-    sums = [crc32(part, s) for part, s in zip(_rows_of(rows.vectors), sums, strict=True)]
+    raw, width = _bytes_of(rows.vectors)
+    starts = range(0, len(raw), width)
+    # One buffer at a time: a thousand at once have the garbage collector run for each batch.
+    sums = [crc32(raw[at : at + width], s) for at, s in zip(starts, sums, strict=True)]
     for column in (rows.metadata, rows.documents, rows.contents, rows.uris):
         if column is not None:
             sums = [s if v is None else crc32(v, s) for v, s in zip(column, sums, strict=True)]
     for number in sorted(rows.named):
         vectors, present = rows.named[number]
-        parts = _rows_of(vectors)
+        raw, width = _bytes_of(vectors)
         for n in np.flatnonzero(present).tolist():
-            sums[n] = crc32(parts[n], sums[n])
+            sums[n] = crc32(raw[n * width : (n + 1) * width], sums[n])
     return sums
 
 
-def _rows_of(vectors: NDArray[Any]) -> list[memoryview]:
-    """The bytes of each vector; nothing is copied."""
+def _bytes_of(vectors: NDArray[Any]) -> tuple[memoryview, int]:
+    """The bytes of all vectors, and how many one takes; nothing is copied."""
     raw = np.ascontiguousarray(vectors).reshape(-1).view(np.uint8).data
-    width = len(raw) // max(1, len(vectors))
-    return [raw[at : at + width] for at in range(0, width * len(vectors), width)]
+    return raw, vectors.shape[1] * vectors.itemsize
 
 
 class Writer(Reader):
@@ -113,6 +117,8 @@ class Writer(Reader):
         self.keyed_rows = self.keyed().first
         """Rows below it are all in the table `keys`."""
         self._own: dict[bytes, int] = {}
+        """The newest row of each of the first ids of `appended`; `fresh_rows` adds what is missing."""
+        self._owned = 0
 
     @property
     def n_rows(self) -> int:
@@ -147,11 +153,10 @@ class Writer(Reader):
         ):
             if column is not None:
                 items: Iterable[tuple[bytes, bytes | None]] = zip(keys, column, strict=True)
-                if None in column:
+                if not all(column):
                     items = ((k, v) for k, v in items if v is not None)
                 self._txn.cursor(db=self._env.table(table)).putmulti(items, append=True)
         self.appended += rows.ids
-        self._own.update(zip(rows.ids, range(first, first + count), strict=True))
         self.next_row += count
         self.live += count
         return first
@@ -180,8 +185,10 @@ class Writer(Reader):
         found = [-1] * len(ids)
         if first < stop:
             found = self._fresh.rows(ids, first, stop, self.id_range)
-        if self._own:
-            own = self._own
+        if self.appended:
+            own, done = self._own, self._owned
+            own.update(zip(self.appended[done:], range(stop + done, self.next_row), strict=True))
+            self._owned = len(self.appended)
             found = [own.get(i, row) for i, row in zip(ids, found, strict=True)]
         return found
 
@@ -212,14 +219,15 @@ class Writer(Reader):
         at = bisect_right(ids, done)
         part = ids[at : at + count]
         rows = np.array(self._fresh.rows(part, first, end, self.id_range), np.int64)
-        values = rows.astype("<u8").tobytes()
-        pointers = [(id_key(i), values[8 * n : 8 * n + 8]) for n, i in enumerate(part)]
+        keys = id_keys(part)
+        pointers = list(zip(keys, split_words(rows.astype("<u8")), strict=True))
         dead, _ = next(self.items("dead", ROW.pack(first)), (b"", b""))
         if dead and dead < ROW.pack(end):
             # Deleted since, or written again, and then the next round has them.
             held = self._get_many("dead", rows)
             pointers = [p for p, value in zip(pointers, held, strict=True) if value is None]
-        pointers.sort()
+        if keys is not part:
+            pointers.sort()  # Those of long ids are hashes.
         self._txn.cursor(db=self._env.table("keys")).putmulti(pointers)
         over = at + len(part) == len(ids)
         keyed = Keyed(end, end, b"") if over else Keyed(first, end, part[-1])
@@ -289,16 +297,21 @@ class Writer(Reader):
 
     def _append_ids(self, ids: Sequence[bytes], sums: Sequence[int], first_row: int) -> None:
         db = self._env.table("ids")
+        lengths = np.fromiter(map(len, ids), np.int64, len(ids))
+        checks = np.array(sums, np.uint32)
         done = 0
         while done < len(ids):
             number, offset = divmod(first_row + done, ID_BLOCK_ROWS)
-            take = min(ID_BLOCK_ROWS - offset, len(ids) - done)
-            block, block_sums = list(ids[done : done + take]), list(sums[done : done + take])
+            part = slice(done, min(done + ID_BLOCK_ROWS - offset, len(ids)))
+            block = lengths[part], checks[part], b"".join(ids[part])
             if offset:
                 raw, _ = self._id_value(number)
                 with self._id_faults(number):
-                    held, held_sums = unpack_ids(raw)
-                block, block_sums = held + block, held_sums + block_sums
-            value = pack_ids(block, block_sums)
-            self._txn.put(ROW.pack(number), value, db=db, append=not offset)
-            done += take
+                    held = unpack_id_texts(raw)
+                block = (
+                    np.concatenate((held[0], block[0])),
+                    np.concatenate((held[1], block[1])),
+                    held[2] + block[2],
+                )
+            self._txn.put(ROW.pack(number), pack_id_texts(*block), db=db, append=not offset)
+            done = part.stop
