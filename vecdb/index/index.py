@@ -396,7 +396,8 @@ class Index:
         code = wanted.main.code
         build = Build(self, "hnsw", code, 1, cancel, lambda share: None, lambda *_: None)
         try:
-            self._check_budget("hnsw", "sq8", 0, wanted.allowed.count, 0)
+            small = code if code in ("float16", "sq8") else "sq8"
+            self._check_budget("hnsw", small, 0, wanted.allowed.count, 0)
             graph = build.beside(wanted)
         finally:
             if not cancel.is_set():
