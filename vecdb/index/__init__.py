@@ -9,7 +9,8 @@ from .distance import distances
 from .door import device
 from .figures import IndexFigures
 from .files import IndexRecord
-from .index import BuiltIndex, Index, with_curve
+from .index import Index, with_curve
+from .main import BuiltIndex
 from .source import VectorSource
 from .trace import Trace
 from .view import Found, View

@@ -6,7 +6,6 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from .figures import IndexFigures
 from .files import IndexRecord
 from .handover import HandOver
 from .live import Bits, LiveRows, unpack
-from .main import Main
+from .main import BuiltIndex, Main
 from .makers import Outgrown
 from .side import Sides
 from .source import VectorSource, exact_space
@@ -36,30 +35,6 @@ from .view import View
 
 LEAST_FRESH_ROWS = 10_000
 """Fresh rows below which a main index is not worth growing: they are searched in under a ms."""
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltIndex:
-    """A main index that is ready to be saved and installed."""
-
-    main: Main
-
-    @property
-    def kind(self) -> str:
-        return self.main.kind
-
-    @property
-    def high_water(self) -> int:
-        """Rows below this number are in the index, or were dead when it was built."""
-        return self.main.high_water
-
-    @property
-    def rows(self) -> int:
-        return self.main.n
-
-    @property
-    def curve(self) -> Curve:
-        return self.main.curve
 
 
 class Index:
@@ -396,7 +371,8 @@ class Index:
         code = wanted.main.code
         build = Build(self, "hnsw", code, 1, cancel, lambda share: None, lambda *_: None)
         try:
-            small = code if code in ("float16", "sq8") else "sq8"
+            # Only the codes that it is built over are copied; see `makers.graph_among`.
+            small = code if code == "float16" else "sq8"
             self._check_budget("hnsw", small, 0, wanted.allowed.count, 0)
             graph = build.beside(wanted)
         finally:

@@ -160,7 +160,10 @@ class Sides:
         before = note.asked
         note.asked = asked = before + len(queries)
         # Copies: an array of the caller's may change.
-        note.queries.extend([query.copy() for query in queries[-LEAST_QUERIES:]])
+        if len(queries) == 1:
+            note.queries.append(queries[0].copy())
+        else:
+            note.queries.extend([query.copy() for query in queries[-LEAST_QUERIES:]])
         if asked < LEAST_QUERIES or note.lost_s < worth_s:
             return
         if note.wanted is None or asked // _CALL_EVERY > before // _CALL_EVERY:
