@@ -115,6 +115,7 @@ class Sides:
     """The filters asked of an index, and the graphs of some of them. Any thread may call.
 
     Numbers are noted without a lock: of two queries at the same instant one may go uncounted.
+    Keys mean the same as long as the index lives; see `vecdb.selection`.
     """
 
     def __init__(self) -> None:
@@ -186,9 +187,10 @@ class Sides:
         """The next graph to build."""
         with self._lock:
             for key, note in self._notes.items():
-                if note.wanted is None:
+                asked = note.wanted
+                if asked is None:
                     continue
-                main, allowed = note.wanted
+                main, allowed = asked
                 distinct = {query.tobytes(): query for query in list(note.queries)}
                 if main.rows is not self._rows:
                     note.wanted = None
