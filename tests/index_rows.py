@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 
-from vecdb.index import Index, files, makers, source, tail
+from vecdb.index import Index, files, makers, plan, side, source, tail
 from vecdb.index import build as _build_module
 from vecdb.selection import Selection
 from vecdb.settings import ENGINE, resolve
@@ -119,6 +119,15 @@ def small_steps(monkeypatch, piece_rows=256, step_rows=256):
     monkeypatch.setattr(_build_module, "ADD_ROWS", step_rows)
     for module in (_build_module, makers, source, files):
         monkeypatch.setattr(module, "READ_ROWS", 2 * step_rows)
+
+
+def soon_worth_it(monkeypatch, queries):
+    """Filters get graphs after few queries for few rows, and walks look cheap beside comparing so few."""
+    monkeypatch.setattr(side, "LEAST_ROWS", 200)
+    monkeypatch.setattr(side, "LEAST_QUERIES", queries)
+    monkeypatch.setattr(side, "MEMORY_SHARE", 1.0)
+    monkeypatch.setattr(side, "build_seconds", lambda rows, dimension: 0.0)
+    monkeypatch.setattr(plan, "GRAPH_COST_A_CANDIDATE", 1.0)
 
 
 def selection(mask, as_list):

@@ -223,3 +223,17 @@ def test_a_selection_is_the_same_in_both_forms(make: Callable[[Mask], Selection]
         assert cut.count() == np.count_nonzero(wanted[:n_rows])
         assert cut.rows().tolist() == np.flatnonzero(wanted[:n_rows]).tolist()
         assert np.array_equal(cut.mask(), wanted[:n_rows])
+
+
+@pytest.mark.parametrize("entries", [0, 8])
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_result_bears_the_text_it_is_of(entries: int, listed: bool) -> None:
+    """However a result came about it has its filter's text as key; a selection made otherwise has none."""
+    masks, work = FilterMasks(entries), Work(some(500, 0.02), listed=listed)
+    for n_rows in (300, 500, 200, 500, 400):
+        found = work.ask(masks, "a", n_rows)
+        assert (found.key, found.n_rows) == ("a", n_rows)
+        assert found.below(100).key == "a"
+        assert found.count() == int(work.wanted[:n_rows].sum())
+        assert Selection(n_rows, mask=found.mask()).key is None
+    assert work.ask(masks, "b", 500).key == "b"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,6 +22,8 @@ from .types import CompactResult
 log = logging.getLogger("vecdb")
 
 
+_SIDE = "side graph"
+"""The task of least precedence."""
 _RETRY_S = 60.0
 """A build that failed is not tried again for so long, unless someone asks for it."""
 
@@ -71,15 +74,38 @@ class Builder:
 
     # -- what is asked for
 
+    def attend(self, core: Core) -> None:
+        """Lets the filters that are asked often of a collection get graphs, see `index/side.py`."""
+        held = weakref.ref(core)
+
+        def wake() -> None:
+            asked = held()
+            try:
+                if asked is not None and asked.closed is None:
+                    self.consider(asked)
+            except (VecdbError, RuntimeError) as error:
+                # Closed meanwhile, or no thread to be had: the query that called is answered all the same.
+                log.debug("collection %s: no graph for a filter: %s", core_name, error)
+
+        core_name = core.info.name
+        if self._auto_build:
+            for field in core.all_fields:
+                field.index.sides.wake = wake
+
     def consider(self, core: Core) -> None:
         """Queues what the collection wants; called after each write, so it costs little."""
         if self._auto_build:
             for field in core.all_fields:
-                key = (id(core), "build", field.number)
-                if key in self._jobs or not field.index.wants_build():
-                    continue
-                if time.monotonic() >= self._failed.get(key, 0.0) + _RETRY_S:
-                    self._enqueue(core, "build", field.number)
+                wants = (
+                    ("build", field.index.wants_build()),
+                    (_SIDE, field.index.sides.any_wanted),
+                )
+                for task, wanted in wants:
+                    key = (id(core), task, field.number)
+                    if key in self._jobs or not wanted:
+                        continue
+                    if time.monotonic() >= self._failed.get(key, 0.0) + _RETRY_S:
+                        self._enqueue(core, task, field.number)
         if self._compacts and id(core) not in self._watched and compaction.is_due(core):
             purge = (id(core), "purge", 0)
             if purge not in self._jobs:
@@ -140,7 +166,8 @@ class Builder:
         core.check_open()
         jobs = [job for job in self._of(core) if job.task not in ("compact", "purge")]
         for job in jobs:
-            self._failed[id(core), "build", job.number] = time.monotonic()
+            task = _SIDE if job.task == _SIDE else "build"
+            self._failed[id(core), task, job.number] = time.monotonic()
             job.stopped = Cancelled("the build was cancelled")
         _stop(jobs)
         return bool(jobs)
@@ -181,6 +208,11 @@ class Builder:
             key = (id(core), task, number)
             job = self._jobs.get(key)
             if job is None:
+                if task != _SIDE:
+                    # What is only faster makes way; it is taken up again after what has to be done.
+                    for other in self._jobs.values():
+                        if other.task == _SIDE:
+                            other.cancel.set()
                 job = self._jobs[key] = _Job(core, task, number)
                 job.queries = queries
                 self._queue.append(job)
@@ -222,7 +254,9 @@ class Builder:
                     self._lock.wait(left)
                 if self._closed and not self._queue:
                     return
-                job = self._queue.popleft() if self._queue else None
+                job = min(self._queue, key=lambda job: job.task == _SIDE, default=None)
+                if job is not None:
+                    self._queue.remove(job)
             if job is not None:
                 yield job
             else:
@@ -324,6 +358,20 @@ def _recalibrate(job: _Job) -> None:
         core.install(job.number, built, with_curve(record, built))
 
 
+def _side(job: _Job) -> None:
+    core = job.core
+    core.check_open()
+    index = core.numbered(job.number).index
+    while index.sides.any_wanted and not job.cancel.is_set():
+        started = time.monotonic()
+        rows = index.build_side(cancel=job.cancel)
+        if rows:
+            log.info(
+                "collection %s: a graph of %d rows built for a filter in %.1f s",
+                core.info.name, rows, time.monotonic() - started,
+            )  # fmt: skip
+
+
 def _compact(job: _Job, *, thorough: bool) -> None:
     """Gives back what is ripe. `thorough` builds indexes anew that hold it, and shrinks the file."""
     core = job.core
@@ -345,6 +393,7 @@ _TASKS: dict[str, Callable[[_Job], object]] = {
     "build": _build,
     "rebuild": lambda job: _build(job, anew=True),
     "recalibrate": _recalibrate,
+    _SIDE: _side,
     "compact": lambda job: _compact(job, thorough=True),
     "purge": lambda job: _compact(job, thorough=False),
 }

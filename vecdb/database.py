@@ -309,6 +309,7 @@ class Database:
             except BaseException:
                 store.close()
                 raise
+            self._builder.attend(core)
             self._builder.consider(core)
             if has_metadata:
                 threading.Thread(target=core.warm, name="vecdb-columns", daemon=True).start()

@@ -78,7 +78,7 @@ class Field:
         self.name = name
         """Empty for the record's own vector."""
         self.settings = settings
-        self.index = Index(
+        self.index: Index = Index(
             dimension=settings.dimension,
             metric=settings.metric,
             storage=settings.storage,
@@ -87,6 +87,7 @@ class Field:
             target_recall=settings.target_recall,
             settings=options,
             source=StoredVectors(store, number),
+            sides=None if before is None else before.index.sides,
         )
         self.record: IndexRecord | None = None
         self.raw_record: bytes | None = None

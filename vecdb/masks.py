@@ -71,7 +71,7 @@ class FilterMasks:
 
         `whole` finds all of them, `rest(start)` is a mask of rows [start, n_rows). As long as a result
         is held, the same text and number of rows give the same object, so that what is made from it may
-        be kept beside it; of each filter the newest two are held.
+        be kept beside it; of each filter the newest two are held. Its key is `text`.
         """
         with self._lock:
             held = self._held.get(text)
@@ -83,7 +83,7 @@ class FilterMasks:
                 if held.older is not None and held.older.n_rows == n_rows:
                     return held.older
         if held is None:
-            found = whole()
+            found = whole().named(text)
         elif n_rows < newest.n_rows:
             found = newest.below(n_rows)
         else:
@@ -128,7 +128,7 @@ class _Held:
         if known.is_list:
             rows = np.concatenate([known.rows(), np.flatnonzero(rest) + start])
             if len(rows) <= stop // MOST_LISTED:
-                return Selection(stop, rows=rows)
+                return Selection(stop, rows=rows, key=known.key)
         # Masks grow in place: nobody looks behind the rows of a mask that is given out, and threads that
         # extend the same one at once write the same bytes. A copy would take 0.1 ms a million rows.
         room, mask = self._room, known.mask()
@@ -136,7 +136,7 @@ class _Held:
             room = self._room = np.zeros(stop + stop // 8, np.bool_)
             room[:start] = mask
         room[start:stop] = rest
-        return Selection(stop, mask=room[:stop])
+        return Selection(stop, mask=room[:stop], key=known.key)
 
 
 class LiveRows(Protocol):

@@ -19,7 +19,7 @@ class Selection:
     made from the other and kept. So a rare value costs what its rows cost, not a look at every row.
     """
 
-    __slots__ = ("_count", "_mask", "_rows", "n_rows")
+    __slots__ = ("_count", "_mask", "_rows", "key", "n_rows")
 
     def __init__(
         self,
@@ -28,13 +28,16 @@ class Selection:
         mask: Mask | None = None,
         rows: Rows | None = None,
         count: int | None = None,
+        key: str | None = None,
     ) -> None:
         """`mask` is bool of shape (n_rows,), `rows` int64, ascending, without repetition. One of them.
 
-        `count`: how many they are, where that is known.
+        `count`: how many they are, where that is known. `key`: a text that always means exactly these
+        of the rows there are, however many more may come; None where there is none.
         """
         assert mask is not None or rows is not None
         self.n_rows = n_rows
+        self.key = key
         self._mask = mask
         self._rows = rows
         self._count = count if rows is None else int(rows.size)
@@ -70,6 +73,11 @@ class Selection:
     def below(self, n_rows: int) -> Selection:
         """Those of the rows that are below `n_rows`, which is at most its own."""
         if self._rows is not None:
-            return Selection(n_rows, rows=self._rows[: np.searchsorted(self._rows, n_rows)])
+            rows = self._rows[: np.searchsorted(self._rows, n_rows)]
+            return Selection(n_rows, rows=rows, key=self.key)
         assert self._mask is not None
-        return Selection(n_rows, mask=self._mask[:n_rows])
+        return Selection(n_rows, mask=self._mask[:n_rows], key=self.key)
+
+    def named(self, key: str) -> Selection:
+        """The same rows under a key; shares their memory."""
+        return Selection(self.n_rows, mask=self._mask, rows=self._rows, count=self._count, key=key)

@@ -7,8 +7,10 @@ truth: whatever is in here can be made again from it.
 from .calibrate import Curve
 from .distance import distances
 from .door import device
+from .figures import IndexFigures
 from .files import IndexRecord
-from .index import BuiltIndex, Index, IndexFigures, with_curve
+from .index import Index, with_curve
+from .main import BuiltIndex
 from .source import VectorSource
 from .trace import Trace
 from .view import Found, View

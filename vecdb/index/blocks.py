@@ -30,12 +30,14 @@ _PICK_CODES = 0.04
 class Allowed:
     """Positions of a block that may answer: a bool mask of length n, or an ascending list, or both."""
 
-    __slots__ = ("_mask", "_picked", "count", "n")
+    __slots__ = ("_mask", "_picked", "count", "n", "near")
 
     def __init__(self, n: int, *, mask: Mask | None = None, picked: Rows | None = None) -> None:
         self.n = n
         self._mask = mask
         self._picked = picked
+        self.near: float | None = None
+        """Share of the allowed positions whose neighbours are allowed, kept by `plan.exact_cost`."""
         if picked is not None:
             self.count = int(picked.size)
         else:

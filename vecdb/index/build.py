@@ -7,24 +7,29 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..layout import vector_width
 from . import calibrate
+from .blocks import Block, CodeBlock, FloatBlock
 from .codes import (
     code_bytes,
     is_lossy,
     largest_error,
     to_space,
 )
-from .distance import Floats, Rows
-from .door import CORES, limit_threads, use_threads
+from .distance import Floats, Merger, Rows
+from .door import CORES, faiss_metric, limit_threads, use_threads
 from .main import EF_SETTINGS, Main, search
-from .makers import SEED, CodesMaker, GraphMaker, Job, ListsMaker, Maker
+from .makers import SEED, CodesMaker, GraphMaker, Job, ListsMaker, Maker, graph_among
+from .plan import widest
+from .side import SideGraph, Wanted
 from .source import READ_ROWS, scan, true_keys
+
+Made = TypeVar("Made")
 
 ADD_ROWS = 4_096
 """Rows a FAISS call adds; cancelling and progress wait for at most one such call."""
@@ -94,14 +99,33 @@ class Build:
 
         return self._on_own_thread(work)
 
-    def _on_own_thread(self, work: Callable[[], Main]) -> Main | None:
+    def beside(self, wanted: Wanted) -> SideGraph | None:
+        """A graph for a filter, its curve measured on queries of users; None when cancelled, and when no
+        setting reaches the target recall."""
+        main, positions = wanted.main, wanted.allowed.picked()
+
+        def work() -> SideGraph:
+            graph = graph_among(self, main, positions)
+            among = np.zeros(main.high_water, np.bool_)
+            among[main.rows[positions]] = True
+            curve = self._measure(
+                graph, main.block, main.rows, wanted.queries, main.high_water,
+                lambda start, stop: among[start:stop], positions,
+            )  # fmt: skip
+            return SideGraph(main, graph, positions.size, curve)
+
+        made = self._on_own_thread(work)
+        good = made is not None and made.setting(self.job.target_recall, calibrate.SMALL_K)
+        return made if good else None
+
+    def _on_own_thread(self, work: Callable[[], Made]) -> Made | None:
         """Run `work` on a new thread with lowered priority and wait for it.
 
         The priority of a thread cannot be raised again, so the caller's own is left alone. OpenMP
         makes its threads when the new thread first needs them, and they inherit its priority: the
         threads that serve queries win against all of them.
         """
-        outcome: list[Main] = []
+        outcome: list[Made] = []
         failure: list[BaseException] = []
 
         def run() -> None:
@@ -243,8 +267,10 @@ class Build:
         queries: Any,
         high_water: int,
         known: Callable[[int, int], NDArray[np.bool_]],
+        among: Rows | None = None,
     ) -> calibrate.Curve:
-        """The curve on `queries`, among positions 0..block.n with row numbers `rows`."""
+        """The curve on `queries`, among positions 0..block.n (or `among` these) with row numbers
+        `rows`."""
         job, kind, code = self.job, self.kind, self.code
         if not len(queries):
             return calibrate.Curve((), block.n, 0)
@@ -254,9 +280,15 @@ class Build:
             settings = tuple(dict.fromkeys([*(1 << i for i in range(lists.bit_length())), lists]))
         elif kind == "hnsw":
             settings = EF_SETTINGS
+        if among is not None:
+            settings = tuple(
+                ef for ef in EF_SETTINGS if ef <= max(EF_SETTINGS[0], widest(among.size))
+            )
         rank = None
 
         def exact(some: Any, k: int) -> Floats:
+            if not self.lossy and among is not None:
+                return self._exact_among(block, among, some, k)
             if not self.lossy:
                 keys: Floats = block.search(some, k)[0]
                 return keys
@@ -272,7 +304,7 @@ class Build:
         start = 1.0 - _CALIBRATION_SHARE
         curve = calibrate.measure(
             queries,
-            block.n,
+            block.n if among is None else among.size,
             settings,
             calibrate.LARGE_K if kind == "hnsw" else 1,
             calibrate.LISTS_LARGE_K if kind == "ivf" else calibrate.LARGE_K,
@@ -285,6 +317,21 @@ class Build:
         if curve is None:
             raise Cancelled
         return curve
+
+    def _exact_among(self, block: Block, positions: Rows, queries: Floats, k: int) -> Floats:
+        """Keys (q, k), ascending, of the nearest of these positions; in slices, to spare memory."""
+        merger = Merger(k)
+        for start in range(0, positions.size, READ_ROWS):
+            self.check()
+            part = positions[start : start + READ_ROWS]
+            merger.add(
+                *(
+                    block.pick(part)
+                    if isinstance(block, CodeBlock)
+                    else FloatBlock(block.take(part), faiss_metric(self.job.metric))
+                ).search(queries, k)
+            )
+        return np.sort(merger.best(len(queries))[0], axis=1)
 
 
 def build_bytes(kind: str, code: str, dimension: int, held: int, fresh: int, replaced: int) -> int:

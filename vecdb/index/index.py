@@ -6,7 +6,6 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,65 +23,19 @@ from .chosen import MainMask
 from .codes import is_lossy, own_code
 from .distance import Rows
 from .door import device, give_memory_back
+from .figures import IndexFigures
 from .files import IndexRecord
 from .handover import HandOver
 from .live import Bits, LiveRows, unpack
-from .main import Main
+from .main import BuiltIndex, Main
 from .makers import Outgrown
+from .side import Sides
 from .source import VectorSource, exact_space
 from .tail import Piece, Tail, replaced, trim
 from .view import View
 
 LEAST_FRESH_ROWS = 10_000
 """Fresh rows below which a main index is not worth growing: they are searched in under a ms."""
-
-
-@dataclass(frozen=True, slots=True)
-class BuiltIndex:
-    """A main index that is ready to be saved and installed."""
-
-    main: Main
-
-    @property
-    def kind(self) -> str:
-        return self.main.kind
-
-    @property
-    def high_water(self) -> int:
-        """Rows below this number are in the index, or were dead when it was built."""
-        return self.main.high_water
-
-    @property
-    def rows(self) -> int:
-        return self.main.n
-
-    @property
-    def curve(self) -> Curve:
-        return self.main.curve
-
-
-@dataclass(frozen=True, slots=True)
-class IndexFigures:
-    """The numbers of an index, named as in `vecdb.types.IndexStats`."""
-
-    kind: str
-    device: str
-    quantization: str
-    """What stands for a vector in the main index: none, float16, sq8, sq4 or rabitq."""
-    indexed_rows: int
-    """Rows in the main index, live and dead."""
-    tail_rows: int
-    """Rows that are kept for exact search, live and dead."""
-    dead_rows: int
-    """Dead rows among these two."""
-    memory_bytes: int
-    measured_recall: float
-    """Mean recall@10 on held-out rows at the setting in use; 1.0 where search is exact."""
-    curve: Curve
-    built_at_sequence: int
-    """The commit whose rows the main index was built of; 0 while there is none."""
-    age_s: float
-    """Seconds since then."""
 
 
 class Index:
@@ -108,6 +61,7 @@ class Index:
         settings: Mapping[str, Any],
         source: VectorSource,
         quantization: str = "auto",
+        sides: Sides | None = None,
     ) -> None:
         self.dimension = dimension
         self.metric = metric
@@ -125,6 +79,8 @@ class Index:
         self._main_live = 0
         self._main_mask = MainMask()
         self._dead_in_tail = 0
+        self.sides = sides or Sides()
+        self.sides.serve(None)
         self._view = self._make_view(0)
 
     # -- writing -------------------------------------------------------------------------------
@@ -198,6 +154,7 @@ class Index:
                 self._live.kill(np.flatnonzero(~known))
             cut = self._tail.trim(main.high_water)
             self._main = main
+            self.sides.serve(main)
             self._main_live = _live_in(main, self._live.share())
             self._main_mask = MainMask()
             if not fresh:
@@ -218,6 +175,7 @@ class Index:
             main=self._main,
             main_live=self._main_live,
             main_mask=self._main_mask,
+            sides=self.sides,
             pieces=self._tail.pieces(),
         )
 
@@ -243,7 +201,7 @@ class Index:
             name: getattr(old, name)
             for name in (
                 "dimension", "metric", "storage", "source", "lossy_tail", "target_recall",
-                "sequence", "n_rows", "n_live", "live", "main", "main_live", "pieces",
+                "sequence", "n_rows", "n_live", "live", "main", "main_live", "sides", "pieces",
             )
         }  # fmt: skip
         return View(**{"main_mask": old.main_mask, **kept, **changes})
@@ -310,6 +268,7 @@ class Index:
             tail_rows=tail,
             dead_rows=indexed + tail - view.n_live,
             memory_bytes=self.memory_bytes(),
+            side_graphs=self.sides.count,
             measured_recall=1.0 if main is None else main.curve.measured(self.target_recall),
             curve=Curve((), 0, 0) if main is None else main.curve,
             built_at_sequence=0 if main is None else main.sequence,
@@ -317,9 +276,9 @@ class Index:
         )
 
     def memory_bytes(self) -> int:
-        """Bytes of vectors, graph, row numbers and bitmap; mapped files count in full."""
-        main = self._main
-        return self._tail.nbytes + self._live.nbytes + (0 if main is None else main.nbytes)
+        """Bytes of vectors, graphs, row numbers and bitmap; mapped files count in full."""
+        main = 0 if self._main is None else self._main.nbytes
+        return self._tail.nbytes + self._live.nbytes + main + self.sides.nbytes
 
     # -- building and files --------------------------------------------------------------------
 
@@ -415,6 +374,26 @@ class Index:
         known[main.rows] = True
         made = build.curve_on(main, x, lambda start, stop: known[start:stop])
         return None if made is None else BuiltIndex(made)
+
+    def build_side(self, *, cancel: threading.Event) -> int:
+        """Lets a graph serve a filter that is asked often, see `side.py`; returns its rows, 0 for none.
+
+        Whatever goes wrong, it is not tried again with the same main index.
+        """
+        wanted, graph = self.sides.wanted(), None
+        if wanted is None:
+            return 0
+        code = wanted.main.code
+        build = Build(self, "hnsw", code, 1, cancel, lambda share: None, lambda *_: None)
+        try:
+            # Only the codes that it is built over are copied; see `makers.graph_among`.
+            small = code if code == "float16" else "sq8"
+            check_budget("hnsw", small, self.dimension, 0, wanted.allowed.count, 0, self.settings)
+            graph = build.beside(wanted)
+        finally:
+            if not cancel.is_set():
+                self.sides.put(wanted, graph)
+        return 0 if graph is None else graph.n
 
     def save(self, built: BuiltIndex, folder: Path) -> IndexRecord:
         """Write `built` durably into `folder`; the record belongs into the next commit.

@@ -7,6 +7,7 @@ is made; growing it makes another one, which may share memory with it.
 from __future__ import annotations
 
 import atexit
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
 
@@ -138,6 +139,30 @@ class Main:
     def exact(self, queries: Any, k: int, allowed: Allowed | None) -> tuple[Floats, Rows]:
         """Answers among all (allowed) positions, exact by the code; keys and positions (q, <= k)."""
         return self.block.search(turned(self.code, queries), k, allowed)
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltIndex:
+    """A main index that is ready to be saved and installed."""
+
+    main: Main
+
+    @property
+    def kind(self) -> str:
+        return self.main.kind
+
+    @property
+    def high_water(self) -> int:
+        """Rows below this number are in the index, or were dead when it was built."""
+        return self.main.high_water
+
+    @property
+    def rows(self) -> int:
+        return self.main.n
+
+    @property
+    def curve(self) -> Curve:
+        return self.main.curve
 
 
 def search(

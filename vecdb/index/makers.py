@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .arena import Arena
-from .blocks import Block, CodeBlock
+from .blocks import Block, CodeBlock, FloatBlock
 from .codes import is_fine, like, new_codes, rotation, typical_error
 from .distance import Floats, Rows
 from .door import faiss, flat_over, reserve
@@ -18,6 +18,7 @@ from .source import READ_ROWS, VectorSource
 
 _TRAIN_ROWS_A_LIST = 40
 _TRAIN_ROUNDS = 10
+_SAMPLE_AMONG, _ADD_AMONG = 16_384, 1_024
 SEED = 7_700
 
 
@@ -35,6 +36,7 @@ class Job(Protocol):
     dimension: int
     metric: str
     storage: str
+    target_recall: float
     source: VectorSource
 
 
@@ -104,7 +106,7 @@ class GraphMaker:
                     self._refuse_outgrown(old, sample)
                 some = build.rng.choice(old.n, min(old.n, len(sample)), replace=False)
                 sample = np.concatenate([sample, old.block.take(np.sort(some))])
-            self.walk = self._walk_codes(old, sample)
+            self.walk = _walk_codes(build, old, sample)
             reserve(self.walk.codes, total * int(self.walk.code_size))
         self.codes = self.walk
         if code == "float32":
@@ -133,18 +135,6 @@ class GraphMaker:
         fitting = new_codes(code, job.dimension, job.metric, sample)
         if typical_error(trained, sample) > _OUTGROWN * typical_error(fitting, sample):
             raise Outgrown
-
-    def _walk_codes(self, old: Main | None, sample: Floats) -> Any:
-        """Empty codes to build over: the serving ones, or sq8 or float16 where they are fine."""
-        job, code = self.build.job, self.build.code
-        if code not in ("float32", "sq4"):
-            if old is not None and isinstance(old.block, CodeBlock):
-                return like(old.block.index)
-            return new_codes(code, job.dimension, job.metric, sample)
-        for small in ("sq8", "float16"):
-            if is_fine(small, sample, job.metric):
-                return new_codes(small, job.dimension, job.metric, sample)
-        return new_codes("float32", job.dimension, job.metric)
 
     def _room(self, old: Main | None, fresh: int) -> Arena:
         """The arena of the old index where it has room behind it, else a new one with its vectors."""
@@ -184,6 +174,55 @@ class GraphMaker:
             attach(self.graph, self.codes)
             storage = self.codes
         return self.graph, block_of("hnsw", self.build.code, self.graph, storage)
+
+
+def _walk_codes(build: Making, old: Main | None, sample: Floats) -> Any:
+    """Empty codes to build over: the serving ones, or sq8 or float16 where they are fine."""
+    job, code = build.job, build.code
+    if code not in ("float32", "sq4"):
+        if old is not None and isinstance(old.block, CodeBlock):
+            return like(old.block.index)
+        return new_codes(code, job.dimension, job.metric, sample)
+    for small in ("sq8", "float16"):
+        if is_fine(small, sample, job.metric):
+            return new_codes(small, job.dimension, job.metric, sample)
+    return new_codes("float32", job.dimension, job.metric)
+
+
+def graph_among(build: Making, main: Main, positions: Rows) -> Any:
+    """An HNSW graph that joins only `positions` (ascending) of `main`, and looks at its vectors.
+
+    It is built as a graph of so many vectors, and then its nodes get the numbers that they have in
+    `main`, so it finds positions of `main` and no vector is copied to serve. Beside the links it takes
+    12 bytes a row of `main`; while it is built, the codes of its rows.
+    """
+    job = build.job
+    graph = empty_graph(job.dimension, job.metric)
+    some = build.rng.choice(positions, min(positions.size, _SAMPLE_AMONG), replace=False)
+    walk = _walk_codes(build, main, main.block.take(np.sort(some)))
+    reserve(walk.codes, positions.size * int(walk.code_size))
+    attach(graph, walk)
+    for start in range(0, positions.size, _ADD_AMONG):
+        build.check()
+        graph.add(main.block.take(positions[start : start + _ADD_AMONG]))
+    hnsw = graph.hnsw
+    links = faiss.rev_swig_ptr(hnsw.neighbors.data(), hnsw.neighbors.size())
+    links[:] = np.where(links < 0, -1, positions[links])
+    # Positions ascend, so lists of links stay in their order; rows that are not joined have none.
+    levels = np.zeros(main.n, np.int32)
+    levels[positions] = faiss.vector_to_array(hnsw.levels)
+    ends = np.zeros(main.n + 1, np.uint64)
+    ends[positions + 1] = np.diff(faiss.vector_to_array(hnsw.offsets))
+    faiss.copy_array_to_vector(levels, hnsw.levels)
+    faiss.copy_array_to_vector(np.cumsum(ends, dtype=np.uint64), hnsw.offsets)
+    hnsw.entry_point = int(positions[hnsw.entry_point])
+    graph.ntotal = main.n
+    block = main.block
+    attach(
+        graph,
+        flat_over(block.vectors, block.metric) if isinstance(block, FloatBlock) else block.index,  # type: ignore[attr-defined]
+    )
+    return graph
 
 
 def _copied(graph: Any) -> Any:

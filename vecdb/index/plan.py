@@ -6,6 +6,7 @@ Costs are counted in exact distances to contiguous vectors.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from .blocks import Allowed
 from .distance import Floats, Rows, widen
 from .main import SETTING_NAMES, Main
+from .side import Asked, SideGraph
 from .trace import Trace
 
 # Measured with WordNet vectors of 384 dimensions, one query and one thread on 2 cores of an AMD EPYC
@@ -34,6 +36,7 @@ farthest of them, and of these a search that is calibrated for all of them finds
 WIDER = 2
 """A walk that found too few allowed rows is repeated this much wider. WordNet, 17 % allowed, target 0.95: 2 sigma
 to spare and twice as wide gave 1,730 queries/s, 3 sigma and four times as wide 1,410 (one run each)."""
+SIDE = "side-graph"
 _NEAR = 4
 """Picked rows at most this far apart count as neighbours."""
 _LOOKED_AT = 4_096
@@ -61,8 +64,10 @@ def exact_cost(main: Main, allowed: Allowed | None) -> float:
         return float(main.n)
     if allowed.count * FAR_COST_A_ROW < GRAPH_COST_A_CANDIDATE or allowed.count > main.n // 3:
         return min(FAR_COST_A_ROW * allowed.count, 1.5 * main.n)
-    some = allowed.picked()[:_LOOKED_AT]
-    near = np.count_nonzero(some[1:] - some[:-1] <= _NEAR) / some.size
+    near = allowed.near
+    if near is None:
+        some = allowed.picked()[:_LOOKED_AT]
+        near = allowed.near = np.count_nonzero(some[1:] - some[:-1] <= _NEAR) / some.size
     return allowed.count * (near * NEAR_COST_A_ROW + (1.0 - near) * FAR_COST_A_ROW)
 
 
@@ -84,6 +89,34 @@ def plain_walk(main: Main, target_recall: float, k: int) -> int | None:
     return setting
 
 
+def widest(count: int) -> float:
+    """The walk in a graph that costs as much as comparing `count` rows picked out by a filter."""
+    return FAR_COST_A_ROW * count / GRAPH_COST_A_CANDIDATE
+
+
+def _walk_for(
+    main: Main, k: int, count: int, target_recall: float | None, answers: int
+) -> tuple[int, int | None, float]:
+    """Candidates to ask for so that k of the `count` allowed ones come, with which setting, and the cost
+    of that, which is infinite where no walk will do. Recall is wanted of `answers` among the k."""
+    want = min(wanted_with(k, count / main.n), main.n)
+    sure = answers
+    if count < main.n:
+        # The answers are expected among so many nearest; the rest of what is wanted is to spare.
+        sure = want * LISTS_MARGIN if main.kind == "ivf" else math.ceil(answers * main.n / count)
+    setting = None if target_recall is None else main.setting(target_recall, sure)
+    if setting is None or (want >= main.n and main.kind != "flat"):
+        return want, None, math.inf
+    return want, setting, walk_cost(main, want, setting)
+
+
+def ranked_again(main: Main, k: int, allowed: Allowed | None, asked: Asked | None) -> int:
+    """Candidates that lossy codes must give for k answers."""
+    beside = None if asked is None or allowed is None else asked.graph(main, allowed.count)
+    width = main.curve.ranked_again(k)
+    return width if beside is None else max(width, beside.curve.ranked_again(k))
+
+
 def search_main(
     main: Main,
     queries: Any,
@@ -92,35 +125,60 @@ def search_main(
     target_recall: float | None,
     trace: Trace | None,
     check: Callable[[], None] = lambda: None,
+    asked: Asked | None = None,
 ) -> tuple[Floats, Rows, bool, str]:
     """Keys by code and row numbers (q, <= k), whether all are exact by code, and the plan's name.
 
     `allowed` None: all positions; else at least one is allowed. `target_recall` None asks for answers
-    that are exact by code.
+    that are exact by code. `asked` says which filter it is that allows, where it may be asked again.
 
     With a filter the walk ignores it and fetches more: k allowed rows found among the k' nearest are
     the k nearest allowed ones, whatever the filter has to do with the vectors. Queries that find
     fewer walk wider, and once that would cost more than comparing every allowed row, that is done.
     (A walk that keeps only allowed rows, as FAISS's selectors do, gave recall@10 of 0.5 at efSearch 32
-    and 0.82 at 256 for a filter of 9.8 %: nothing tells it that it has seen too little.)
+    and 0.82 at 256 for a filter of 9.8 %: nothing tells it that it has seen too little.) Where the
+    filter has a graph of its own, that is walked instead, and only the dead are passed over.
     """
     count = main.n if allowed is None else allowed.count
     k = min(k, count)
-    want = min(wanted_with(k, count / main.n), main.n)
-    sure = want
-    if allowed is not None:
-        # The answers are expected among so many nearest; the rest of what is wanted is to spare.
-        sure = want * LISTS_MARGIN if main.kind == "ivf" else math.ceil(k * main.n / count)
-    setting = None if target_recall is None else main.setting(target_recall, sure)
+    want, setting, cost = _walk_for(main, k, count, target_recall, k)
     limit = exact_cost(main, allowed)
-    if (
-        setting is None
-        or (want >= main.n and main.kind != "flat")
-        or (
-            limit <= walk_cost(main, want, setting)
-            and not (main.kind == "flat" and allowed is None)
-        )
-    ):
+    if asked is None or allowed is None or target_recall is None:
+        return _searched(main, queries, k, allowed, want, setting, cost, limit, trace, check)
+    beside = asked.graph(main, count)
+    if beside is not None:
+        # Its depth is calibrated too: of the candidates of lossy codes only so many must be right.
+        ways = _walk_for(beside, k, count, target_recall, min(k, asked.answers))
+        if ways[2] < min(cost, limit):
+            return _searched(main, queries, k, allowed, *ways, limit, trace, check, beside=beside)
+    started = time.perf_counter()
+    found = _searched(main, queries, k, allowed, want, setting, cost, limit, trace, check)
+    alone = main.setting(target_recall, k)
+    if alone is not None:
+        took_s = time.perf_counter() - started
+        spared = 1.0 - walk_cost(main, k, alone) / min(cost, limit)
+        if spared > 0.0:
+            asked.sides.note(asked.key, main, allowed, queries, spared * took_s)
+    return found
+
+
+def _searched(
+    main: Main,
+    queries: Any,
+    k: int,
+    allowed: Allowed | None,
+    want: int,
+    setting: int | None,
+    cost: float,
+    limit: float,
+    trace: Trace | None,
+    check: Callable[[], None],
+    *,
+    beside: SideGraph | None = None,
+) -> tuple[Floats, Rows, bool, str]:
+    """See `search_main`. `cost` is that of the walk for `want` candidates, `limit` of comparing all."""
+    count = main.n if allowed is None else allowed.count
+    if setting is None or (limit <= cost and not (main.kind == "flat" and allowed is None)):
         keys, positions = main.exact(queries, k, allowed)
         _note(trace, "exact", main, 0, 0, count)
         return keys, _rows(main, positions), True, "exact"
@@ -128,20 +186,22 @@ def search_main(
         keys, positions = main.exact(queries, k, allowed)
         _note(trace, "codes", main, 0, k, 0)
         return keys, _rows(main, positions), False, "codes"
+    walked = main if beside is None else beside
     plan = "graph" if main.kind == "hnsw" else "lists"
-    if allowed is None:
-        keys, positions = main.search(queries, k, setting)
+    if allowed is None or count == walked.n:
+        plan = plan if beside is None else SIDE
+        keys, positions = walked.search(queries, k, setting)
         short = np.flatnonzero(positions[:, k - 1] < 0)
     else:
-        plan = "overfetch"
+        plan = "overfetch" if beside is None else SIDE
         keys, positions, short, want = _filtered(
-            main, queries, k, want, setting, allowed, limit, check
+            walked, queries, k, want, setting, allowed, limit, check
         )
         if main.kind == "ivf":
             short = _settled(main, queries, want, setting, allowed, limit, keys, positions, short)
     if trace is not None:
         _note(trace, plan, main, max(setting, want if main.kind == "hnsw" else 0), want, 0)
-        trace.expected_recall = main.curve.expected(setting)
+        trace.expected_recall = walked.curve.expected(setting)
     if short.size:
         few = np.ascontiguousarray(queries[short])
         exact_keys, exact_positions = main.exact(few, k, allowed)

@@ -20,6 +20,7 @@ from .distance import Floats, Merger, Rows, padded, to_distances, unit
 from .door import use_threads
 from .live import Bits, is_set, unpack
 from .main import Main
+from .side import Asked, Sides
 from .source import VectorSource, exact_space, scan, true_keys
 from .tail import Piece
 from .trace import Trace
@@ -64,6 +65,7 @@ class View:
         main: Main | None,
         main_live: int,
         main_mask: MainMask,
+        sides: Sides,
         pieces: tuple[Piece, ...],
     ) -> None:
         self.dimension = dimension
@@ -83,6 +85,7 @@ class View:
         """Live rows in the main index."""
         self.pieces = pieces
         self.main_mask = main_mask
+        self.sides = sides
         self._fews: dict[int, tuple[Selection, Few, Rows]] = {}
         self._plain = (
             main is not None
@@ -264,18 +267,23 @@ class View:
             return True, "exact"
         if inside is not None and inside.count == main.n:
             inside = None
+        asked = None
+        if allowed is not None and allowed.key is not None:
+            asked = Asked(self.sides, allowed.key, k)
         if not main.lossy:
-            keys, rows, exact, name = plan.search_main(main, x, k, inside, target, trace, check)
+            keys, rows, exact, name = plan.search_main(
+                main, x, k, inside, target, trace, check, asked
+            )
             merger.add(keys, rows)
             return exact, name
-        width = main.curve.ranked_again(k)
-        coded, rows, _, name = plan.search_main(main, x, width, inside, target, trace, check)
+        width = plan.ranked_again(main, k, inside, asked)
+        coded, rows, _, name = plan.search_main(main, x, width, inside, target, trace, check, asked)
         if inside is None:
             merger.add(self._ranked_again(x, rows, trace), rows)
             return False, name
 
         def more(queries: Any, wider: int) -> tuple[Floats, Rows]:
-            return plan.search_main(main, queries, wider, inside, target, None, check)[:2]
+            return plan.search_main(main, queries, wider, inside, target, None, check, asked)[:2]
 
         def rank(queries: Any, candidates: Rows) -> Floats:
             return self._ranked_again(queries, candidates, trace)

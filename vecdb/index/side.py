@@ -1,0 +1,258 @@
+"""Graphs beside the main one, for filters that are asked again and again.
+
+Between filters that leave a few thousand rows, which are compared, and those that most rows pass, which
+the main graph answers with a few candidates more, lie those that cost ten times as much as no
+filter at all. A graph of only the rows that such a filter allows answers as fast as the main one.
+Rows never change, and neither does a main index: so which of its positions a filter allows never
+changes either, only fewer and fewer of them are live. Fresh rows are in the tail as always.
+
+When to build is the question of renting or buying skis: when queries of the filter have lost as much
+time for want of a graph as it costs to build, it is built. So never is more than twice the best
+possible spent, whatever comes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .blocks import Allowed
+from .calibrate import LEAST_HELD_OUT, Curve
+from .distance import Floats, Rows
+from .main import GRAPH_BYTES_A_ROW, Main
+
+LEAST_ROWS, MOST_SHARE = 4_096, 0.5
+"""Filters that allow fewer rows, or more of the main index than this share, are answered well without."""
+LEAST_QUERIES = 512
+"""Queries before a graph is thought of, and how many of the newest its recall is measured on."""
+MEMORY_SHARE = 0.3
+"""Of the main index: what all graphs beside it may take."""
+MOST_DEAD = 0.2
+"""Share of dead rows from which on a graph is let go."""
+_KEPT = 64
+"""Filters that are watched. Queries of one are kept once half the time for its graph is lost."""
+_CALL_EVERY = 256
+
+
+def build_seconds(rows: int, dimension: int) -> float:
+    """Estimate of the time to build and calibrate a graph.
+
+    Measured over sq8 codes of WordNet vectors of 384 dimensions by one thread of an AMD EPYC (Zen 4): 156 us
+    a row for 11,621 rows, 214 us for 35,222.
+    """
+    return rows * (40e-6 + 0.4e-6 * dimension)
+
+
+def graph_bytes(joined: int, rows: int) -> int:
+    """Memory of a graph that joins so many of `rows` positions: links, and where those of each lie."""
+    return joined * GRAPH_BYTES_A_ROW + 12 * rows
+
+
+class SideGraph(Main):
+    """A graph that joins only some positions of a main index; all else it shares with it.
+
+    `n` is the number of these positions. They were live and allowed when it was built, so in any later
+    view those that are live and allowed are among them.
+    """
+
+    def __init__(self, main: Main, index: Any, n: int, curve: Curve) -> None:
+        super().__init__(
+            kind=main.kind, code=main.code, index=index, block=main.block, rows=main.rows,
+            high_water=main.high_water, curve=curve, lossy=main.lossy, error=main.error,
+        )  # fmt: skip
+        self.n = n
+
+    @property
+    def nbytes(self) -> int:
+        """Of the graph alone."""
+        return graph_bytes(self.n, len(self.rows))
+
+
+class Wanted(NamedTuple):
+    """A graph that is worth building."""
+
+    key: str
+    main: Main
+    allowed: Allowed
+    queries: Floats
+    """(q, d) of users, no two alike."""
+
+
+class _Note:
+    """What is known of one filter."""
+
+    __slots__ = ("asked", "graph", "lost_s", "queries", "refused", "used", "wanted")
+
+    def __init__(self) -> None:
+        self.lost_s = 0.0
+        """Time that its queries would have been spared by a graph, as estimated."""
+        self.asked = 0
+        self.queries: deque[Floats] = deque(maxlen=LEAST_QUERIES)
+        """The newest of the queries asked, which are counted from when they are kept."""
+        self.graph: SideGraph | None = None
+        self.refused = False
+        """No graph of this main index serves it."""
+        self.wanted: tuple[Main, Allowed] | None = None
+        """What a graph is wanted of."""
+        self.used = 0
+
+    def settle(self, graph: SideGraph | None) -> None:
+        """Wants nothing more; the next graph is to be measured on queries of its own time."""
+        self.graph, self.wanted, self.asked = graph, None, 0
+        self.queries.clear()
+
+    def forget(self) -> None:
+        """Lets the graph go, which has to be earned again."""
+        self.lost_s = 0.0
+        self.settle(None)
+
+
+class Sides:
+    """The filters asked of an index, and the graphs of some of them. Any thread may call.
+
+    Numbers are noted without a lock: of two queries at the same instant one may go uncounted.
+    Keys mean the same as long as the index lives; see `vecdb.selection`.
+    """
+
+    def __init__(self) -> None:
+        self.wake: Callable[[], None] | None = None
+        """Called, at once and now and then, when a graph is wanted; it must not raise. Without it, there
+        is nobody to build, and nothing is noted."""
+        self._lock = threading.Lock()
+        self._notes: dict[str, _Note] = {}
+        self._rows: Rows | None = None
+        self._clock = 0
+
+    # -- asked by searches
+
+    def graph(self, key: str, main: Main, count: int) -> SideGraph | None:
+        """The graph of a filter that allows `count` live positions of `main`."""
+        note = self._notes.get(key)
+        graph = None if note is None else note.graph
+        if note is None or graph is None or graph.rows is not main.rows or count > graph.n:
+            # More are live in views that are older than the graph.
+            return None
+        if count < (1.0 - MOST_DEAD) * graph.n:
+            note.forget()
+            return None
+        self._clock += 1
+        note.used = self._clock
+        return graph
+
+    def note(self, key: str, main: Main, allowed: Allowed, queries: Floats, lost_s: float) -> None:
+        """Queries (q, d) that had no graph, and the time that one would have spared them. About 1 us."""
+        if self.wake is None or not LEAST_ROWS <= allowed.count <= MOST_SHARE * main.n:
+            return
+        note = self._notes.get(key)
+        if note is None:
+            note = self._watch(key)
+        if note.refused or note.graph is not None or main.kind != "hnsw" or main.code == "binary":
+            return
+        note.lost_s += lost_s
+        self._clock += 1
+        note.used = self._clock
+        worth_s = build_seconds(allowed.count, queries.shape[1])
+        if note.lost_s < 0.5 * worth_s:
+            return
+        before = note.asked
+        note.asked = asked = before + len(queries)
+        # Copies: an array of the caller's may change.
+        if len(queries) == 1:
+            note.queries.append(queries[0].copy())
+        else:
+            note.queries.extend([query.copy() for query in queries[-LEAST_QUERIES:]])
+        if asked < LEAST_QUERIES or note.lost_s < worth_s:
+            return
+        if note.wanted is None or asked // _CALL_EVERY > before // _CALL_EVERY:
+            note.wanted = (main, allowed)
+            self.wake()
+
+    def _watch(self, key: str) -> _Note:
+        with self._lock:
+            while len(self._notes) >= _KEPT:
+                del self._notes[min(self._notes, key=lambda held: self._notes[held].used)]
+            return self._notes.setdefault(key, _Note())
+
+    # -- asked by who builds
+
+    @property
+    def any_wanted(self) -> bool:
+        return any(note.wanted is not None for note in list(self._notes.values()))
+
+    def wanted(self) -> Wanted | None:
+        """The next graph to build."""
+        with self._lock:
+            for key, note in self._notes.items():
+                asked = note.wanted
+                if asked is None:
+                    continue
+                main, allowed = asked
+                distinct = {query.tobytes(): query for query in list(note.queries)}
+                if main.rows is not self._rows:
+                    note.wanted = None
+                elif len(distinct) < LEAST_HELD_OUT:
+                    # A few queries asked over and over say nothing about the next one.
+                    note.settle(None)
+                elif graph_bytes(allowed.count, main.n) > MEMORY_SHARE * main.nbytes:
+                    note.settle(None)
+                    note.refused = True
+                else:
+                    return Wanted(key, main, allowed, np.stack(list(distinct.values())))
+        return None
+
+    def put(self, wanted: Wanted, graph: SideGraph | None) -> None:
+        """Takes a graph into service, and others out of it that were not used for longest where memory
+        is short. None: there is none that serves this filter, and none is built for this main index.
+        """
+        with self._lock:
+            note = self._notes.get(wanted.key)
+            if note is None or wanted.main.rows is not self._rows:
+                return
+            note.settle(graph)
+            note.refused = graph is None
+            held = [other for other in self._notes.values() if other.graph and other is not note]
+            held.sort(key=lambda other: other.used)
+            room = MEMORY_SHARE * wanted.main.nbytes
+            while held and self.nbytes > room:
+                held.pop(0).forget()
+
+    def serve(self, main: Main | None) -> None:
+        """From now on `main` is searched. Graphs of another are let go; what was lost for want of them stays
+        known, so that a filter which is still asked gets one again after a few queries."""
+        with self._lock:
+            rows = None if main is None else main.rows
+            if rows is self._rows:
+                return
+            self._rows = rows
+            for note in self._notes.values():
+                note.wanted, note.graph, note.refused = None, None, False
+
+    # -- numbers
+
+    @property
+    def count(self) -> int:
+        """Graphs in service."""
+        return sum(note.graph is not None for note in list(self._notes.values()))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the graphs."""
+        graphs = [note.graph for note in list(self._notes.values())]
+        return sum(graph.nbytes for graph in graphs if graph is not None)
+
+
+class Asked(NamedTuple):
+    """A filter by its key, and where filters are known."""
+
+    sides: Sides
+    key: str
+    answers: int
+    """Wanted in truth; lossy codes give more candidates."""
+
+    def graph(self, main: Main, count: int) -> SideGraph | None:
+        """See `Sides.graph`."""
+        return self.sides.graph(self.key, main, count)
