@@ -245,9 +245,11 @@ def backend(request: pytest.FixtureRequest, data_folder: Path) -> Iterator[Backe
 def small_is_not_few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests of the index have few rows: most of their filters should meet its plans all the same."""
     if request.module.__name__.startswith("test_index_"):
-        from vecdb.index import chosen
+        from vecdb.index import chosen, codes
 
         monkeypatch.setattr(chosen, "FEW_ROWS", 64)
+        # And few dimensions: graphs should be walked over small codes all the same.
+        monkeypatch.setattr(codes, "LEAST_GUIDED_DIMENSION", 8)
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import pytest
 from index_rows import Rows, build, check_index, filled, make_index
 
 from vecdb.errors import Corrupted, StorageFull
-from vecdb.index import IndexRecord, files
+from vecdb.index import IndexRecord, codes, files
 from vecdb.index import index as index_module
 
 KINDS = [
@@ -79,7 +79,7 @@ def test_a_saved_index_answers_as_before(kind, metric, storage, quantization, tm
     assert record.file_bytes == sum((tmp_path / name).stat().st_size for name in record.files())
     assert record.high_water == 2_500
     assert record.sequence == 7
-    apart = kind == "hnsw" and (quantization != "none")
+    apart = kind == "hnsw" and (quantization != "none" or storage == "float32")
     assert (record.codes is not None) == apart
     if kind == "hnsw" and storage != "binary":
         own = 0 if record.codes is None else record.codes.size
@@ -120,7 +120,8 @@ def test_a_damaged_file_is_found_before_it_is_used(
 ):
     """A flipped bit, a cut or a missing file is Corrupted, and names the file."""
     rows, _, record = saved(tmp_path, kind, metric, storage, quantization)
-    assert len(record.files()) == (3 if quantization == "sq8" and kind == "hnsw" else 2)
+    apart = kind == "hnsw" and (quantization == "sq8" or storage == "float32")
+    assert len(record.files()) == (3 if apart else 2)
     for name in record.files():
         kept = (tmp_path / name).read_bytes()
         damage(tmp_path / name)
@@ -232,10 +233,10 @@ def test_records_of_other_versions_are_told(tmp_path):
     """A record of a later format, or with fields that are missing or unknown, is Corrupted."""
     _, _, record = saved(tmp_path)
     fields = json.loads(record.to_json())
-    assert fields["format"] == 2
-    with pytest.raises(Corrupted, match="format 3, this version reads up to 2"):
-        IndexRecord.from_json(json.dumps({**fields, "format": 3}).encode())
-    for other in (0, None, "2", [2]):
+    assert fields["format"] == 3
+    with pytest.raises(Corrupted, match="format 4, this version reads up to 3"):
+        IndexRecord.from_json(json.dumps({**fields, "format": 4}).encode())
+    for other in (0, None, "3", [3]):
         with pytest.raises(Corrupted, match="record"):
             IndexRecord.from_json(json.dumps({**fields, "format": other}).encode())
     with pytest.raises(Corrupted, match="record"):
@@ -262,6 +263,8 @@ def test_files_swapped_between_records_are_found(tmp_path):
         replace(coded, codes=finer.codes),
         replace(coded, codes=coded.graph),
         replace(coded, codes=lists.graph),
+        replace(graph, codes=fewer.codes),
+        replace(graph, codes=lists.graph),
         replace(graph, kind="tree"),
         replace(graph, kind="ivf"),
         replace(lists, kind="flat"),
@@ -287,8 +290,9 @@ def as_format_1(record):
     ("kind", "metric", "storage"),
     [("hnsw", "l2", "float32"), ("hnsw", "cosine", "float16"), ("ivf", "ip", "float32")],
 )
-def test_an_index_of_the_first_format_still_loads(kind, metric, storage, tmp_path):
+def test_an_index_of_the_first_format_still_loads(kind, metric, storage, tmp_path, monkeypatch):
     """A record of format 1 and its files load, answer as before, and can be grown."""
+    monkeypatch.setattr(codes, "LEAST_GUIDED_DIMENSION", 10_000)
     rows = Rows(2_500, storage=storage)
     index = make_index(rows, kind, metric)
     index.append(rows.vectors[:2_000])
@@ -308,9 +312,28 @@ def test_an_index_of_the_first_format_still_loads(kind, metric, storage, tmp_pat
     again.publish(2)
     grown = build(again)
     assert grown.rows == 2_500
-    assert IndexRecord.from_json(again.save(grown, tmp_path).to_json()).format == 2
+    assert IndexRecord.from_json(again.save(grown, tmp_path).to_json()).format == 3
     again.install(grown)
     check_index(again, rows, np.ones(2_500, np.bool_))
+
+
+def test_an_index_of_the_second_format_still_loads(tmp_path, monkeypatch):
+    """A graph over float32 that was saved without codes to walk over walks over its vectors."""
+    monkeypatch.setattr(codes, "LEAST_GUIDED_DIMENSION", 10_000)
+    rows = Rows(2_500)
+    index = make_index(rows)
+    index.append(rows.vectors[:2_000])
+    index.publish(1)
+    built = build(index)
+    record = json.loads(index.save(built, tmp_path).to_json())
+    assert record["codes"] is None
+    monkeypatch.undo()
+    again = make_index(rows)
+    old = IndexRecord.from_json(json.dumps({**record, "format": 2}).encode())
+    again.install(again.load(old, tmp_path))
+    view = again.publish(1)
+    assert view.main.guide is None
+    check_index(again, rows, np.ones(2_000, np.bool_))
 
 
 class FullDisk(io.BufferedRandom):

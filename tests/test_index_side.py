@@ -283,7 +283,7 @@ def test_a_grown_index_gets_its_graphs_back(monkeypatch):
     filtered = Filtered()
     assert filtered.earn("third")
     lost_s = filtered.index.sides._notes["third"].lost_s
-    monkeypatch.setattr(side, "build_seconds", lambda rows, dimension: lost_s)
+    monkeypatch.setattr(side, "build_seconds", lambda rows, dimension: lost_s / side.WORTH)
     old = filtered.index.view
     filtered.index.append(filtered.rows.vectors[N:])
     filtered.live[N:] = True
@@ -303,7 +303,7 @@ def test_a_grown_index_gets_its_graphs_back(monkeypatch):
 def test_queries_are_kept_when_half_is_lost(monkeypatch):
     """Until then a filter takes no memory; a graph is wanted when all is lost that it would take."""
     filtered = Filtered()
-    monkeypatch.setattr(side, "build_seconds", lambda rows, dimension: 1.0)
+    monkeypatch.setattr(side, "build_seconds", lambda rows, dimension: 1.0 / side.WORTH)
     note = filtered.index.sides.note
     allowed = Allowed(N, picked=np.arange(0, N, 5))
     queries, main = filtered.rows.queries[:ASKED], filtered.index.view.main
@@ -363,7 +363,7 @@ def test_nothing_is_calibrated_before_its_end():
 
         def is_set(self):
             self.looks += 1
-            return self.looks > 6
+            return self.looks > 3
 
     assert filtered.index.build_side(cancel=Late()) == 0
     assert filtered.index.sides.count == 0

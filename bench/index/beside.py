@@ -23,7 +23,7 @@ from .tables import millis, number, picture, rate, table
 TARGETS = (0.95, 0.99)
 _LEAST, _ENOUGH = 0.85, 0.996
 _QUERIES_FILTERED = 400
-_WARM_QUERIES, _WARM_WAIT_S = 600, 30.0
+_WARM_QUERIES, _WARM_WAIT_S = 3_000, 30.0
 """More than the 512 after which vecdb makes a graph of its own for a filter, in the background."""
 
 

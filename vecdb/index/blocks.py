@@ -30,7 +30,7 @@ _PICK_CODES = 0.04
 class Allowed:
     """Positions of a block that may answer: a bool mask of length n, or an ascending list, or both."""
 
-    __slots__ = ("_mask", "_picked", "count", "n", "near")
+    __slots__ = ("_mask", "_picked", "count", "n", "near", "ways")
 
     def __init__(self, n: int, *, mask: Mask | None = None, picked: Rows | None = None) -> None:
         self.n = n
@@ -38,6 +38,8 @@ class Allowed:
         self._picked = picked
         self.near: float | None = None
         """Share of the allowed positions whose neighbours are allowed, kept by `plan.exact_cost`."""
+        self.ways: dict[tuple[int, float], Any] = {}
+        """How single queries are answered, by k and target recall; kept by `one.nearest_allowed`."""
         if picked is not None:
             self.count = int(picked.size)
         else:

@@ -23,6 +23,7 @@ import numpy as np
 
 from ..errors import Corrupted, StorageFull
 from .arena import Arena
+from .blocks import Block, FloatBlock
 from .calibrate import Curve, Point
 from .codes import is_lossy, new_codes, own_code, to_space
 from .distance import Rows
@@ -33,8 +34,9 @@ from .source import READ_ROWS
 
 _CLASSES = {"hnsw": faiss.IndexHNSW, "ivf": faiss.IndexIVF, "flat": faiss.IndexScalarQuantizer}
 
-FORMAT = 2
-"""Version of the record and of the files it names. Version 1 knew no codes but those of the storage."""
+FORMAT = 3
+"""Version of the record and of the files it names. Version 1 knew no codes but those of the storage, and
+version 2 no graph over float32 that is walked over codes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class IndexRecord:
     curve: Curve
     code: str
     codes: FilePart | None = None
-    """Codes of a graph that differ from the stored vectors; None where the store has them."""
+    """Codes that a graph walks over where they are not the stored vectors; else None."""
     error: float = 0.0
     sequence: int = 0
     built_at_s: float = 0.0
@@ -87,7 +89,7 @@ class IndexRecord:
         """The record in `data`; Corrupted when it is not one of a known format."""
         try:
             fields: dict[str, Any] = json.loads(data)
-            if fields["format"] not in (1, FORMAT):
+            if fields["format"] not in (1, 2, FORMAT):
                 raise Corrupted(
                     f"the index record has format {fields['format']!r}, this version reads up to {FORMAT}"
                 )
@@ -129,7 +131,7 @@ def save(job: Job, main: Main, folder: Path) -> IndexRecord:
             faiss.downcast_index(main.index.storage), faiss.PyCallbackIOWriter(file.write)
         )
 
-    apart = main.kind == "hnsw" and main.code != own_code(job.storage)
+    apart = main.kind == "hnsw" and (main.code != own_code(job.storage) or main.guide is not None)
     names = [f"index-{token}.{kind}" for kind in ("faiss", "rows", "codes")]
     try:
         graph = _write(folder, names[0], write_graph)
@@ -252,6 +254,12 @@ def load(job: Job, record: IndexRecord, folder: Path) -> Main:
         )
     arena: Arena | None = None
     storage: Any = None
+    look: Any = None
+    if record.kind == "hnsw" and record.code == "float32":
+        arena = Arena(record.dimension, rows.size)
+        look = arena.vectors[: rows.size]
+        arena.used = rows.size
+        _fill(job, look, rows, record.high_water)
     if binary:
         storage = faiss.downcast_IndexBinary(index.storage)
     elif record.codes is not None:
@@ -262,25 +270,27 @@ def load(job: Job, record: IndexRecord, folder: Path) -> Main:
                 f"index file {record.codes.name} does not fit its record", file=record.codes.name
             )
         attach(index, storage)
+    elif arena is not None:
+        storage = flat_over(look, faiss_metric(record.metric))
+        attach(index, storage)
     elif record.kind == "hnsw":
-        if record.code == "float32":
-            arena = Arena(record.dimension, rows.size)
-            look = arena.vectors[: rows.size]
-            arena.used = rows.size
-            storage = flat_over(look, faiss_metric(record.metric))
-        else:
-            storage, look = _empty_codes(record, rows.size)
+        storage, look = _empty_codes(record, rows.size)
         _fill(job, look, rows, record.high_water)
         attach(index, storage)
     elif record.kind == "ivf":
         index.make_direct_map(True)
     else:
         storage = index
+    block: Block
+    if arena is None:
+        block = block_of(record.kind, record.code, index, storage)
+    else:
+        block = FloatBlock(look, faiss_metric(record.metric))
     return Main(
         kind=record.kind,
         code=record.code,
         index=index,
-        block=block_of(record.kind, record.code, index, storage),
+        block=block,
         rows=rows,
         high_water=record.high_water,
         curve=record.curve,

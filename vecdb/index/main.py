@@ -7,6 +7,7 @@ is made; growing it makes another one, which may share memory with it.
 from __future__ import annotations
 
 import atexit
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -18,7 +19,7 @@ from .blocks import Allowed, BitBlock, Block, CodeBlock, FloatBlock, ListBlock, 
 from .calibrate import Curve
 from .codes import rotation
 from .distance import Floats, Rows
-from .door import faiss, faiss_metric, search_one, use_threads_for
+from .door import faiss, faiss_metric, flat_over, search_one, use_threads_for
 
 HNSW_M = 16
 EF_CONSTRUCTION = 100
@@ -31,6 +32,8 @@ EF_SETTINGS = (
     16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256, 384, 512, 768, 1024,
 )  # fmt: skip
 GRAPH_BYTES_A_ROW = 2 * HNSW_M * 4 + 16
+GUIDE_EXTRA = 6
+"""Candidates beyond k that a walk over small codes gives, at least, to be compared by the vectors."""
 _KEPT_SETTINGS = 4_096
 _UNKNOWN = object()
 SETTING_NAMES = {"hnsw": "efSearch", "ivf": "nprobe", "flat": ""}
@@ -78,6 +81,10 @@ class Main:
         self.built_at_s = built_at_s
         self.walks: dict[tuple[float, int], int | None] = {}
         """See `plan.plain_walk`."""
+        self.guide = guide_of(code, index)
+        """Small codes that a graph over float32 is walked over; None where it walks over its vectors."""
+        self._find = finder(kind, code, index, block)
+        self._refined = refined(index, block) if self.guide is not None else None
         self._settings: dict[tuple[float, int], Any] = {}
         self._positions: Rows | None = None
 
@@ -92,7 +99,8 @@ class Main:
     @property
     def nbytes(self) -> int:
         graph = self.n * GRAPH_BYTES_A_ROW if self.kind == "hnsw" else 0
-        return self.block.nbytes + graph + self.rows.nbytes
+        guide = 0 if self.guide is None else self.n * int(self.guide.code_size)
+        return self.block.nbytes + graph + guide + self.rows.nbytes
 
     def setting(self, target_recall: float, k: int) -> int | None:
         """`Curve.setting`, remembered: it is asked for by every query."""
@@ -128,12 +136,16 @@ class Main:
 
         `queries` float32 (q, d), C-contiguous (bits: uint8); k <= n; `setting` is efSearch or nprobe.
         """
-        return search(self.kind, self.code, self.index, queries, k, setting)
+        return self._find(queries, k, setting)
 
     def nearest(self, query: Any, k: int, setting: int) -> tuple[Floats, Rows] | None:
         """`search` of a graph for one query (1, d), as FAISS's scores and positions (1, k); None when
         it found fewer than k."""
-        scores, positions = search_one(self.index, query, k, _walk(max(setting, k)))
+        if self._refined is None:
+            scores, positions = search_one(self.index, query, k, _walk(max(setting, k)))
+        else:
+            params = _refine(*_widened(k, setting, self.n))
+            scores, positions = search_one(self._refined, query, k, params)
         return (scores, positions) if positions[0, -1] >= 0 else None
 
     def exact(self, queries: Any, k: int, allowed: Allowed | None) -> tuple[Floats, Rows]:
@@ -165,24 +177,64 @@ class BuiltIndex:
         return self.main.curve
 
 
-def search(
-    kind: str, code: str, index: Any, queries: Any, k: int, setting: int
-) -> tuple[Floats, Rows]:
-    """See `Main.search`; for an index that is not a Main yet."""
-    use_threads_for(len(queries))
-    if kind == "flat":
-        scores, positions = index.search(queries, k)
-        return as_keys(scores, positions, int(index.metric_type))
-    if kind == "hnsw":
-        params = _walk(max(setting, k))
-    else:
-        params = _probe(code, min(setting, int(index.nlist)))
-    scores, positions = index.search(turned(code, queries), k, params=params)
-    if scores.dtype != np.float32:
-        scores = scores.astype(np.float32)
-    return as_keys(
-        scores, positions, faiss_metric("l2") if code == "binary" else int(index.metric_type)
-    )
+Find = Callable[[Any, int, int], tuple[Floats, Rows]]
+"""(queries, k, setting) -> keys and positions; see `Main.search`."""
+
+
+def finder(kind: str, code: str, index: Any, block: Block) -> Find:
+    """`Main.search` of an index that may not be a Main yet."""
+    if guide_of(code, index) is not None:
+        both, size, metric = refined(index, block), block.n, int(index.metric_type)
+
+        def walk_and_compare(queries: Any, k: int, setting: int) -> tuple[Floats, Rows]:
+            use_threads_for(len(queries))
+            params = _refine(*_widened(k, setting, size))
+            scores, positions = both.search(queries, k, params=params)
+            return as_keys(scores, positions, metric)
+
+        return walk_and_compare
+
+    def find(queries: Any, k: int, setting: int) -> tuple[Floats, Rows]:
+        use_threads_for(len(queries))
+        if kind == "flat":
+            scores, positions = index.search(queries, k)
+            return as_keys(scores, positions, int(index.metric_type))
+        if kind == "hnsw":
+            params = _walk(max(setting, k))
+        else:
+            params = _probe(code, min(setting, int(index.nlist)))
+        scores, positions = index.search(turned(code, queries), k, params=params)
+        if scores.dtype != np.float32:
+            scores = scores.astype(np.float32)
+        return as_keys(
+            scores, positions, faiss_metric("l2") if code == "binary" else int(index.metric_type)
+        )
+
+    return find
+
+
+def guide_of(code: str, index: Any) -> Any:
+    """The codes that a graph over float32 walks over; None for everything else."""
+    if code != "float32" or not isinstance(index, faiss.IndexHNSW):
+        return None
+    storage = index.referenced_objects[0]
+    return storage if isinstance(storage, faiss.IndexScalarQuantizer) else None
+
+
+def refined(graph: Any, block: Block) -> Any:
+    """A FAISS index that walks over `graph` and compares what it finds by the vectors of `block`."""
+    assert isinstance(block, FloatBlock)
+    vectors = flat_over(block.vectors, block.metric)
+    both = faiss.IndexRefine(graph, vectors)
+    both.referenced_objects = [graph, vectors]
+    return both
+
+
+def _widened(k: int, setting: int, rows: int) -> tuple[int, float]:
+    """(efSearch, candidates as a multiple of k) of a walk over a guide."""
+    width = min(rows, k + max(GUIDE_EXTRA, k // 4))
+    # FAISS cuts the product off to an integer.
+    return max(setting, width), (width + 0.5) / k
 
 
 def turned(code: str, queries: Any) -> Any:
@@ -197,6 +249,11 @@ def _walk(ef_search: int) -> Any:
 
 
 @lru_cache(maxsize=4_096)
+def _refine(ef_search: int, factor: float) -> Any:
+    return faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=_walk(ef_search))
+
+
+@lru_cache(maxsize=4_096)
 def _probe(code: str, nprobe: int) -> Any:
     if code == "rabitq":
         params = faiss.IVFRaBitQSearchParameters()
@@ -208,6 +265,7 @@ def _probe(code: str, nprobe: int) -> Any:
 
 # Before the interpreter takes FAISS apart: its wrappers would complain that they cannot free them.
 atexit.register(_walk.cache_clear)
+atexit.register(_refine.cache_clear)
 atexit.register(_probe.cache_clear)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from .arena import Arena
 from .blocks import Block, CodeBlock, FloatBlock
-from .codes import is_fine, like, new_codes, rotation, typical_error
+from .codes import is_fine, is_guide, like, new_codes, rotation, typical_error
 from .distance import Floats, Rows
 from .door import faiss, flat_over, reserve
 from .main import Main, attach, block_of, empty_graph, new_ivf
@@ -79,7 +79,8 @@ class Maker(Protocol):
 class GraphMaker:
     """An HNSW graph. It is built over small codes where these are fine enough, and served over others.
 
-    float32 serves from an arena: neither the build nor the old index holds a second copy.
+    float32 serves from an arena: neither the build nor the old index holds a second copy. It goes on to be
+    walked over sq8, where that was fine enough to build it.
     """
 
     def __init__(self, build: Making, old: Main | None, fresh: Rows) -> None:
@@ -168,7 +169,12 @@ class GraphMaker:
 
     def serving(self) -> tuple[Any, Block]:
         if self.arena is not None:
-            storage = flat_over(self.arena.vectors[: self.arena.used], int(self.graph.metric_type))
+            vectors = self.arena.vectors[: self.arena.used]
+            metric = int(self.graph.metric_type)
+            if is_guide(self.walk):
+                attach(self.graph, self.walk)
+                return self.graph, FloatBlock(vectors, metric)
+            storage = flat_over(vectors, metric)
             attach(self.graph, storage)
         else:
             attach(self.graph, self.codes)
@@ -217,11 +223,7 @@ def graph_among(build: Making, main: Main, positions: Rows) -> Any:
     faiss.copy_array_to_vector(np.cumsum(ends, dtype=np.uint64), hnsw.offsets)
     hnsw.entry_point = int(positions[hnsw.entry_point])
     graph.ntotal = main.n
-    block = main.block
-    attach(
-        graph,
-        flat_over(block.vectors, block.metric) if isinstance(block, FloatBlock) else block.index,  # type: ignore[attr-defined]
-    )
+    attach(graph, main.index.referenced_objects[0])
     return graph
 
 

@@ -6,9 +6,9 @@ filter at all. A graph of only the rows that such a filter allows answers as fas
 Rows never change, and neither does a main index: so which of its positions a filter allows never
 changes either, only fewer and fewer of them are live. Fresh rows are in the tail as always.
 
-When to build is the question of renting or buying skis: when queries of the filter have lost as much
-time for want of a graph as it costs to build, it is built. So never is more than twice the best
-possible spent, whatever comes.
+When to build is the question of renting or buying skis: once queries of the filter have lost a share of
+the time that it costs to build, for want of a graph, it is built; a share, since queries wait for what
+they lose, and nobody for a build in the background.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from .main import GRAPH_BYTES_A_ROW, Main
 
 LEAST_ROWS, MOST_SHARE = 4_096, 0.5
 """Filters that allow fewer rows, or more of the main index than this share, are answered well without."""
+WORTH = 0.25
+"""Time lost, as a share of that of a build, from which on one is worth it. Whatever comes, at most five
+times the best possible is spent, and most of that in the background."""
 LEAST_QUERIES = 512
 """Queries before a graph is thought of, and how many of the newest its recall is measured on."""
 MEMORY_SHARE = 0.3
@@ -34,7 +37,7 @@ MEMORY_SHARE = 0.3
 MOST_DEAD = 0.2
 """Share of dead rows from which on a graph is let go."""
 _KEPT = 64
-"""Filters that are watched. Queries of one are kept once half the time for its graph is lost."""
+"""Filters that are watched. Queries of one are kept once half the time that its graph is worth is lost."""
 _CALL_EVERY = 256
 
 
@@ -155,7 +158,7 @@ class Sides:
         note.lost_s += lost_s
         self._clock += 1
         note.used = self._clock
-        worth_s = build_seconds(allowed.count, queries.shape[1])
+        worth_s = WORTH * build_seconds(allowed.count, queries.shape[1])
         if note.lost_s < 0.5 * worth_s:
             return
         before = note.asked

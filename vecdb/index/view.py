@@ -12,12 +12,11 @@ import numpy as np
 from ..errors import InvalidQuery, InvalidVector
 from ..layout import vector_width
 from ..selection import Selection
-from . import chosen, plan
+from . import chosen, one, plan
 from .blocks import Allowed, Mask
 from .chosen import Few, MainMask
 from .depth import deep_enough
 from .distance import Floats, Merger, Rows, padded, to_distances, unit
-from .door import use_threads
 from .live import Bits, is_set, unpack
 from .main import Main
 from .side import Asked, Sides
@@ -87,12 +86,8 @@ class View:
         self.main_mask = main_mask
         self.sides = sides
         self._fews: dict[int, tuple[Selection, Few, Rows]] = {}
-        self._plain = (
-            main is not None
-            and main.kind == "hnsw"
-            and main.code != "binary"
-            and main_live == main.n
-            and not pieces
+        self._graph_only = (
+            main is not None and main.kind == "hnsw" and main.code != "binary" and not pieces
         )
 
     @property
@@ -144,8 +139,9 @@ class View:
         if exact or (target is not None and target >= 1.0):
             target = None
         main = self.main
-        if self._plain and allowed is None and target is not None and trace is None and len(x) == 1:
-            found = self._one(x, k, target)
+        simple = target if self._graph_only and trace is None and len(x) == 1 else None
+        if simple is not None and allowed is None:
+            found = self._one(x, k, simple, None)
             if found is not None:
                 return found
         if allowed is not None and allowed.n_rows != self.n_rows:
@@ -155,6 +151,10 @@ class View:
         if allowed is not None and chosen.is_few(allowed, self.dimension):
             near, rows = self._few(allowed, trace).search(x, k)
             return Found(near, rows, True, "exact")
+        if simple is not None and allowed is not None:
+            found = self._one(x, k, simple, allowed)
+            if found is not None:
+                return found
         compared = target is None or main is None
         if target is not None and main is not None and main.lossy:
             # No setting reaches the target: then the codes themselves cannot tell the vectors apart.
@@ -168,29 +168,25 @@ class View:
             trace.allowed_rows = self._count(allowed)
         return Found(*merger.result(len(x), self.metric), all_exact and not self.lossy_tail, name)
 
-    def _one(self, x: Floats, k: int, target: float) -> Found | None:
-        """One query to a graph and nothing else: the commonest case, with nothing around the walk that
-        a single query would notice. None where it is not as simple as that."""
+    def _one(self, x: Floats, k: int, target: float, allowed: Selection | None) -> Found | None:
+        """One query to a graph and nothing beside it; None where it is not as simple as that."""
         main = self.main
         assert main is not None
-        setting = plan.plain_walk(main, target, k)
-        if setting is None:
+        inside = self._allowed_in_main(allowed)
+        if inside is None or inside.count == main.n:
+            found = one.nearest(main, x, k, target, self.source, self.metric)
+        elif main.lossy:
             return None
-        use_threads(1)
-        found = main.nearest(x, main.curve.ranked_again(k) if main.lossy else k, setting)
-        if found is None:
+        else:
+            asked = self._asked(allowed, k)
+            found = one.nearest_allowed(main, x, k, target, inside, asked, self.metric)
+        return None if found is None else Found(found[0], found[1], False, found[2])
+
+    def _asked(self, allowed: Selection | None, k: int) -> Asked | None:
+        """Which filter it is, where it may be asked again."""
+        if allowed is None or allowed.key is None:
             return None
-        near, rows = found[0], main.rows[found[1]]
-        if main.lossy:
-            near = to_distances(true_keys(x, self.source, rows, self.metric), self.metric)
-            order = np.lexsort((rows[0], near[0]))[:k]
-            return Found(near[:, order], rows[:, order], False, "graph")
-        if self.metric != "l2":
-            near = 1.0 - near
-        if not (near[0, 1:] > near[0, :-1]).all():
-            order = np.lexsort((rows[0], near[0]))
-            near, rows = near[:, order], rows[:, order]
-        return Found(near, rows, False, "graph")
+        return Asked(self.sides, allowed.key, k)
 
     def _queries(self, queries: Any) -> Any:
         width = vector_width(self.dimension, self.storage)
@@ -267,9 +263,7 @@ class View:
             return True, "exact"
         if inside is not None and inside.count == main.n:
             inside = None
-        asked = None
-        if allowed is not None and allowed.key is not None:
-            asked = Asked(self.sides, allowed.key, k)
+        asked = self._asked(allowed, k)
         if not main.lossy:
             keys, rows, exact, name = plan.search_main(
                 main, x, k, inside, target, trace, check, asked

@@ -1,0 +1,110 @@
+"""One query to a graph: the commonest search, with nothing around the walk that a single query notices.
+
+A walk takes 60 to 200 us; every call of numpy around it costs one or two, on caches that the walk has
+filled with vectors.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import plan
+from .blocks import Allowed
+from .distance import Floats, Rows, to_distances
+from .door import use_threads
+from .main import Main
+from .side import MOST_SHARE, Asked, SideGraph
+from .source import VectorSource, true_keys
+
+Answer = tuple[Floats, Rows, str]
+"""Distances and rows (1, k), nearest first, ties by row, and the plan's name."""
+
+
+class Way(NamedTuple):
+    """How a query under a filter is answered."""
+
+    walked: Main
+    want: int
+    setting: int
+    sift: bool
+    """Some of what is found may not be allowed."""
+    name: str
+
+
+def nearest(
+    main: Main, x: Floats, k: int, target: float, source: VectorSource, metric: str
+) -> Answer | None:
+    """The k nearest of all rows of `main`, for a query (1, d); None where it is not as simple as that."""
+    setting = plan.plain_walk(main, target, k)
+    if setting is None:
+        return None
+    use_threads(1)
+    found = main.nearest(x, main.curve.ranked_again(k) if main.lossy else k, setting)
+    if found is None:
+        return None
+    rows = main.rows[found[1]]
+    if main.lossy:
+        near = to_distances(true_keys(x, source, rows, metric), metric)
+        order = np.lexsort((rows[0], near[0]))[:k]
+        return near[:, order], rows[:, order], "graph"
+    return *_in_order(found[0] if metric == "l2" else 1.0 - found[0], rows), "graph"
+
+
+def nearest_allowed(
+    main: Main,
+    x: Floats,
+    k: int,
+    target: float,
+    allowed: Allowed,
+    asked: Asked | None,
+    metric: str,
+) -> Answer | None:
+    """The same among allowed positions of a main index that loses nothing. None also where the answer
+    needs a second look: few of the found are allowed, or comparing all is cheaper."""
+    graph = None if asked is None else asked.graph(main, allowed.count)
+    known = allowed.ways.get((k, target))
+    if known is None or known[0] is not graph:
+        known = allowed.ways[k, target] = (graph, _way(main, k, target, allowed, graph))
+    way: Way | None = known[1]
+    if way is None:
+        return None
+    use_threads(1)
+    found = way.walked.nearest(x, way.want, way.setting)
+    if found is None:
+        return None
+    scores, positions = found
+    if way.sift:
+        at = allowed.mask()[positions[0]].nonzero()[0][:k]
+        if at.size < k:
+            return None
+        scores, positions = scores[:, at], positions[:, at]
+    near = scores if metric == "l2" else 1.0 - scores
+    return *_in_order(near, main.rows[positions]), way.name
+
+
+def _way(
+    main: Main, k: int, target: float, allowed: Allowed, graph: SideGraph | None
+) -> Way | None:
+    count = allowed.count
+    if 4 * k > count:
+        return None
+    want, setting, cost = plan.walk_for(main, k, count, target, k)
+    limit = plan.exact_cost(main, allowed)
+    if graph is not None:
+        beside = plan.walk_for(graph, k, count, target, k)
+        if beside[1] is not None and beside[2] < min(cost, limit):
+            return Way(graph, beside[0], beside[1], count < graph.n, plan.SIDE)
+    # Filters that allow less may need a wider walk, or earn a graph.
+    if setting is None or limit <= cost or count <= MOST_SHARE * main.n:
+        return None
+    return Way(main, want, setting, True, "overfetch")
+
+
+def _in_order(near: Floats, rows: Rows) -> tuple[Any, Any]:
+    """Equal distances by row; nearly always that is how they come."""
+    if (near[0, 1:] > near[0, :-1]).all():
+        return near, rows
+    order = np.lexsort((rows[0], near[0]))
+    return near[:, order], rows[:, order]
