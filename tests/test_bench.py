@@ -205,7 +205,7 @@ def test_the_index_is_measured_in_one_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert parts["insert"]["not_timed"] == []
     assert parts["insert"]["shares"]["LMDB transaction"] > 0
     assert len(parts["speed"]["cases"]) == 4
-    raws = {peer.name for peer in peers.RAWS.values()}
+    raws = {peer.name for peer in peers.RAWS}
     assert parts["speed"]["same"] in raws
     for case in parts["speed"]["cases"].values():
         assert set(case["raw"]) == raws
@@ -245,7 +245,7 @@ def test_peers_that_are_not_installed_are_left_out_with_a_word(tmp_path: Path) -
     measured, skipped = set(found["plain"]["curves"]), set(found["skipped"])
     assert measured | skipped == {peer.name for peer in peers.PEERS}
     assert not measured & skipped
-    raws = {peer.name for peer in peers.RAWS.values()}
+    raws = {peer.name for peer in peers.RAWS}
     assert {peers.VECDB.name, *raws} <= measured
     for one in found["filtered"].values():
         assert set(one["curves"]) == measured - raws

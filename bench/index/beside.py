@@ -41,7 +41,7 @@ def run(plan: Plan) -> dict[str, Any]:
             child.call("open", "it", peer.module, folder, False, dict(peer.options))
         plain = _asked(plan, opened, None)
         filtered = {}
-        unfiltered = {peer.name for peer in peers.RAWS.values()}
+        unfiltered = {peer.name for peer in peers.RAWS}
         able = {name: child for name, child in opened.items() if name not in unfiltered}
         for condition in plan.source.conditions():
             plan.say(f"  filter {condition}")
@@ -89,7 +89,7 @@ def _load(plan: Plan, module: str) -> dict[str, Any]:
         rate_ = rows / made.figures["insert_s"]
         ready_s = made.figures["ready_s"]
         return {"folder": made.folder, "insert_rows_per_s": rate_, "ready_s": ready_s}
-    raws = {peer.module: peer for peer in peers.RAWS.values()}
+    raws = {peer.module: peer for peer in peers.RAWS}
     if module in raws:
         raw = plan.raw(raws[module])
         ready_s = raw["build_s"]

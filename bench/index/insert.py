@@ -193,7 +193,7 @@ def run(plan: Plan) -> dict[str, Any]:
         return {key: median(one[name][key] for one in rounds) for key in rounds[0][name]}
 
     made = plan.collection()
-    raw = peers.RAWS.get(made.quantization, peers.RAW)
+    raw = peers.SAME.get(made.quantization, peers.RAW)
     builds = plan.builds(raw)
     ready_s, raw_s = (median(times) for times in zip(*builds, strict=True))
     return {

@@ -105,7 +105,7 @@ class Plan:
     def hnsw(self) -> Made:
         """The collection as `auto` makes it, where raw FAISS has that index too; else HNSW over float32."""
         auto = self.collection()
-        same = auto.kind == "hnsw" and auto.quantization in peers.RAWS
+        same = auto.kind == "hnsw" and auto.quantization in peers.SAME
         return auto if same else self.collection("hnsw", "none")
 
     def raw(self, peer: Peer) -> dict[str, Any]:

@@ -26,18 +26,18 @@ _OWN = peers.VECDB.name
 
 def run(plan: Plan) -> dict[str, Any]:
     made = plan.hnsw()
-    raws = {peer.name: plan.raw(peer)["folder"] for peer in peers.RAWS.values()}
+    raws = {peer.name: plan.raw(peer)["folder"] for peer in peers.RAWS}
     cores = len(os.sched_getaffinity(0))
     found: dict[str, Any] = {
         "index": f"{made.kind}/{made.quantization}",
-        "same": peers.RAWS[made.quantization].name,
+        "same": peers.SAME[made.quantization].name,
         "cases": {},
     }
     for one_core in (True, False):
         threads = "one thread" if one_core else f"{cores} cores"
         with Child(WORKER, plan.source, one_core=one_core) as child:
             child.call("open", _OWN, peers.VECDB.module, made.folder, False, {})
-            for peer in peers.RAWS.values():
+            for peer in peers.RAWS:
                 child.call("open", peer.name, peer.module, raws[peer.name], False, {})
             for batched in (False, True):
                 shape = f"batches of {QUERY_BATCH}" if batched else "single queries"
@@ -65,7 +65,7 @@ def _case(plan: Plan, child: Child, batched: bool, callers: int, same: str) -> d
     took = {one["setting"] for one in explained.values() if one.get("setting")}
     reached = {(_OWN, target): recall(_OWN, target) for target in TARGETS}
     turns: list[tuple[str, float]] = []
-    for peer in peers.RAWS.values():
+    for peer in peers.RAWS:
         wanted = took if peer.name == same else set()
         for ef in sorted({*_EFS, *wanted}):
             known = reached[peer.name, ef] = recall(peer.name, ef)
@@ -109,8 +109,8 @@ def _beside(point: curves.Point, raw: list[curves.Point]) -> dict[str, Any]:
 def page(found: dict[str, Any]) -> list[str]:
     parts = [
         f"## Speed beside raw FAISS\n\nvecdb with {found['index']}, ids only, and FAISS alone in the same"
-        f" process, in turns. {peers.RAW.name}: a graph built and walked over float32, while vecdb builds its"
-        f" graphs over SQ8 codes where these are fine enough. {peers.RAW_SQ8.name}: a graph built and walked"
+        f" process, in turns. {peers.RAW.name}: a graph built and walked over float32, while vecdb builds"
+        f" and walks its graphs over SQ8 codes where these are fine enough. {peers.RAW_SQ8.name}: a graph built and walked"
         f" over SQ8 codes, {peers.REFINED} candidates an answer ranked again by float32. The same kind of index"
         f" as vecdb's is {found['same']}; ratios are of vecdb's rate to that of FAISS at the recall that vecdb"
         " reached. Times are of a call.\n"
