@@ -201,7 +201,7 @@ def test_the_index_is_measured_in_one_run(tmp_path: Path, monkeypatch: pytest.Mo
     results = json.loads(path.read_text())
     assert results["failed"] == {}
     parts = results["parts"]
-    assert set(parts) == set(run.PARTS) - {"peers"}
+    assert set(parts) == set(run.PARTS) - {"codes", "peers"}
     assert parts["insert"]["not_timed"] == []
     assert parts["insert"]["shares"]["LMDB transaction"] > 0
     assert len(parts["speed"]["cases"]) == 4
@@ -253,6 +253,21 @@ def test_peers_that_are_not_installed_are_left_out_with_a_word(tmp_path: Path) -
         assert one["best_recall"]["vecdb"] >= 0.95
     page = path.with_suffix(".md").read_text()
     assert all(f"{name} was left out" in page for name in skipped)
+
+
+def test_codes_are_swept_to_a_recall(tmp_path: Path) -> None:
+    """Every code has its size, and points that reach 0.99 once enough candidates are ranked again."""
+    words = ["--dataset", "clusters", "--rows", "3000", "--queries", "20", "--rounds", "1"]
+    words += ["--folder", str(tmp_path / "folder"), "--results", str(tmp_path), "--only", "codes"]
+    assert run.main(words) == 0
+    (path,) = tmp_path.glob("*-index-clusters-codes.json")
+    found = json.loads(path.read_text())["parts"]["codes"]["codes"]
+    sizes = {name: one["bytes_a_row"] for name, one in found.items()}
+    assert sizes["SQ8"] == 2 * sizes["SQ4"] > sizes["RaBitQ"]
+    assert len(found) == 5
+    for one in found.values():
+        assert max(point["recall"] for point in one["single"]) > 0.99
+    assert "## Codes of few bits" in path.with_suffix(".md").read_text()
 
 
 def test_what_is_measured_against_is_pinned() -> None:

@@ -16,7 +16,7 @@ from . import compaction
 from .core import Core, folder_bytes, sweep_files
 from .errors import Cancelled, Closed, DeadlineExceeded, Internal, ReadOnly, VecdbError
 from .field import Field
-from .index import with_curve
+from .index import give_memory_back, with_curve
 from .types import CompactResult
 
 log = logging.getLogger("vecdb")
@@ -338,6 +338,8 @@ def _build(job: _Job, *, anew: bool = False) -> bool:
         return False
     core.install(job.number, built, field.index.save(built, core.store.folder))
     sweep_files(core)
+    # The tail that the index covers now is free, unless a view of it is still searched.
+    give_memory_back()
     figures = field.index.stats()
     log.info(
         "collection %s%s: %s index of %d rows built in %.1f s, recall@10 %.3f",

@@ -61,6 +61,9 @@ class Plan:
         """
         asked = (index, quantization)
         built = {(made.kind, made.quantization): made for made in self._made.values()}
+        built |= {
+            (i, made.quantization): made for (i, _), made in self._made.items() if i == "auto"
+        }
         if asked not in self._made:
             folder = self.folder / f"vecdb-{index}-{quantization}"
             self._made[asked] = built.get(asked) or self._fill(folder, index, quantization)

@@ -15,7 +15,7 @@ from typing import Any
 
 from .. import measure
 from ..sources import DATASETS, WordNet, prepare
-from . import beside, building, filters, insert, kinds, memory, space, speed
+from . import beside, building, codes, filters, insert, kinds, memory, space, speed
 from .plan import Plan
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -28,6 +28,7 @@ PARTS: dict[str, tuple[Run, Page]] = {
     "memory": (memory.run, memory.page),
     "speed": (speed.run, speed.page),
     "kinds": (kinds.run, kinds.page),
+    "codes": (codes.run, codes.page),
     "filters": (filters.run, filters.page),
     "open": (space.run_open, space.page_open),
     "disk": (space.run_disk, space.page_disk),
@@ -35,6 +36,7 @@ PARTS: dict[str, tuple[Run, Page]] = {
     "peers": (beside.run, beside.page),
 }
 """In the order they run and stand on the page."""
+_REAL = ("codes", "peers")
 
 
 def say(text: str) -> None:
@@ -43,8 +45,8 @@ def say(text: str) -> None:
 
 def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
-    # The peers are compared on real embeddings.
-    usual = [part for part in PARTS if part != "peers" or args.dataset == "wordnet"]
+    # Peers and codes are compared on real embeddings.
+    usual = [part for part in PARTS if part not in _REAL or args.dataset == "wordnet"]
     parts = args.only or usual
     folder = args.folder or Path(tempfile.gettempdir()) / "vecdb-bench"
     machine = measure.machine()

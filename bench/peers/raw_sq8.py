@@ -1,6 +1,6 @@
 """FAISS alone, an HNSW graph over 8-bit codes whose candidates are ranked again by float32.
 
-That is the kind of index that vecdb serves with quantization sq8. Here everything is in memory.
+That is the kind of index that vecdb serves, with the vectors in memory too (none) or in the store (sq8).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ truth: whatever is in here can be made again from it.
 
 from .calibrate import Curve
 from .distance import distances
-from .door import device
+from .door import device, give_memory_back
 from .figures import IndexFigures
 from .files import IndexRecord
 from .index import Index, with_curve
@@ -27,5 +27,6 @@ __all__ = [
     "View",
     "device",
     "distances",
+    "give_memory_back",
     "with_curve",
 ]
