@@ -17,7 +17,7 @@ from ..worker import QUERY_BATCH, Case, K
 from .plan import WORKER, Plan
 from .tables import count, millis, number, picture, rate, table
 
-TARGETS = (0.8, 0.9, 0.95, 0.97, 0.99, 0.995)
+TARGETS = (0.8, 0.9, 0.95, 0.97, 0.99)
 SHOWN = (0.95, 0.99)
 _EFS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _LEAST, _ENOUGH = 0.8, 0.997
