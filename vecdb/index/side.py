@@ -27,9 +27,9 @@ from .main import GRAPH_BYTES_A_ROW, Main
 
 LEAST_ROWS, MOST_SHARE = 4_096, 0.5
 """Filters that allow fewer rows, or more of the main index than this share, are answered well without."""
-WORTH = 0.25
-"""Time lost, as a share of that of a build, from which on one is worth it. Whatever comes, at most five
-times the best possible is spent, and most of that in the background."""
+WORTH = 0.1
+"""Time lost, as a share of that of a build, from which on one is worth it: what is lost callers wait for, what
+is built costs one core for some seconds at low priority, once for a filter and main index."""
 LEAST_QUERIES = 512
 """Queries before a graph is thought of, and how many of the newest its recall is measured on."""
 MEMORY_SHARE = 0.3
