@@ -1,4 +1,4 @@
-"""Codes of few bits in IVF lists, FAISS alone: why the engine offers sq4 and RaBitQ, and no product quantizer.
+"""Codes of few bits in IVF lists, FAISS alone: which of them an engine should offer.
 
 All codes share centroids, and candidates are ranked again by float32 in memory, so that only the codes differ.
 For each, lists probed and candidates an answer are swept; shown is the fastest pair that reaches a recall.
