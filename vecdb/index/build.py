@@ -23,7 +23,7 @@ from .codes import (
 )
 from .distance import Floats, Merger, Rows
 from .door import CORES, faiss_metric, limit_threads, use_threads
-from .main import EF_SETTINGS, Main, finder
+from .main import EF_SETTINGS, Main, finder, refined
 from .makers import SEED, CodesMaker, GraphMaker, Job, ListsMaker, Maker, graph_among
 from .plan import widest
 from .side import SideGraph, Wanted
@@ -309,7 +309,7 @@ class Build:
             calibrate.LARGE_K if kind == "hnsw" else 1,
             calibrate.LISTS_LARGE_K if kind == "ivf" else calibrate.LARGE_K,
             exact,
-            finder(kind, code, index, block),
+            finder(kind, code, index, refined(code, index, block)),
             rank,
             self.cancel,
             lambda share: self.progress(start + share * _CALIBRATION_SHARE),

@@ -211,7 +211,8 @@ def compare_one(
 ) -> NDArray[np.float32]:
     """Scores (n,) of all `vectors` (n, d) for a query (d,): inner products, or squared distances by
     differences. Both float32 and C-contiguous. 25 ns a row of 384, and never more than one thread: BLAS
-    takes several for a product like this, which on busy cores wait for each other (600 us, not 40).
+    takes several for a product like this, which on busy cores wait for each other: a search of 1,265 rows
+    took 590 us there, and 90 this way.
     """
     scores = np.empty(len(vectors), np.float32)
     compare = faiss.fvec_L2sqr_ny if metric == L2 else faiss.fvec_inner_products_ny

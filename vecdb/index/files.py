@@ -259,7 +259,6 @@ def load(job: Job, record: IndexRecord, folder: Path) -> Main:
         arena = Arena(record.dimension, rows.size)
         look = arena.vectors[: rows.size]
         arena.used = rows.size
-        _fill(job, look, rows, record.high_water)
     if binary:
         storage = faiss.downcast_IndexBinary(index.storage)
     elif record.codes is not None:
@@ -275,12 +274,14 @@ def load(job: Job, record: IndexRecord, folder: Path) -> Main:
         attach(index, storage)
     elif record.kind == "hnsw":
         storage, look = _empty_codes(record, rows.size)
-        _fill(job, look, rows, record.high_water)
         attach(index, storage)
     elif record.kind == "ivf":
         index.make_direct_map(True)
     else:
         storage = index
+    if look is not None:
+        # Last: it reads every vector, and all that may be wrong with the files has been found before.
+        _fill(job, look, rows, record.high_water)
     block: Block
     if arena is None:
         block = block_of(record.kind, record.code, index, storage)

@@ -83,8 +83,8 @@ class Main:
         """See `plan.plain_walk`."""
         self.guide = guide_of(code, index)
         """Small codes that a graph over float32 is walked over; None where it walks over its vectors."""
-        self._find = finder(kind, code, index, block)
-        self._refined = refined(index, block) if self.guide is not None else None
+        self._refined = refined(code, index, block)
+        self._find = finder(kind, code, index, self._refined)
         self._settings: dict[tuple[float, int], Any] = {}
         self._positions: Rows | None = None
 
@@ -181,10 +181,10 @@ Find = Callable[[Any, int, int], tuple[Floats, Rows]]
 """(queries, k, setting) -> keys and positions; see `Main.search`."""
 
 
-def finder(kind: str, code: str, index: Any, block: Block) -> Find:
-    """`Main.search` of an index that may not be a Main yet."""
-    if guide_of(code, index) is not None:
-        both, size, metric = refined(index, block), block.n, int(index.metric_type)
+def finder(kind: str, code: str, index: Any, both: Any) -> Find:
+    """`Main.search` of an index that may not be a Main yet; `both` is its `refined`."""
+    if both is not None:
+        size, metric = int(index.ntotal), int(index.metric_type)
 
         def walk_and_compare(queries: Any, k: int, setting: int) -> tuple[Floats, Rows]:
             use_threads_for(len(queries))
@@ -221,8 +221,11 @@ def guide_of(code: str, index: Any) -> Any:
     return storage if isinstance(storage, faiss.IndexScalarQuantizer) else None
 
 
-def refined(graph: Any, block: Block) -> Any:
-    """A FAISS index that walks over `graph` and compares what it finds by the vectors of `block`."""
+def refined(code: str, graph: Any, block: Block) -> Any:
+    """A FAISS index that walks over the guide of `graph` and compares what it finds by the vectors of
+    `block`; None where there is no guide."""
+    if guide_of(code, graph) is None:
+        return None
     assert isinstance(block, FloatBlock)
     vectors = flat_over(block.vectors, block.metric)
     both = faiss.IndexRefine(graph, vectors)

@@ -22,6 +22,9 @@ Answer = tuple[Floats, Rows, str]
 """Distances and rows (1, k), nearest first, ties by row, and the plan's name."""
 
 
+_KEPT_WAYS = 256
+
+
 class Way(NamedTuple):
     """How a query under a filter is answered."""
 
@@ -66,6 +69,8 @@ def nearest_allowed(
     graph = None if asked is None else asked.graph(main, allowed.count)
     known = allowed.ways.get((k, target))
     if known is None or known[0] is not graph:
+        if len(allowed.ways) >= _KEPT_WAYS:
+            allowed.ways = {}
         known = allowed.ways[k, target] = (graph, _way(main, k, target, allowed, graph))
     way: Way | None = known[1]
     if way is None:

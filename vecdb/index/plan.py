@@ -26,7 +26,7 @@ GRAPH_COST_A_CANDIDATE = 50.0
 97, 69 and 61. (106 us at 32, 306 us at 128 with 30,000 rows.) 116,659 rows, on another day: 2.8 us each from
 64 to 256, which is 47 at 60 ns a row."""
 GUIDED = 0.7
-"""A walk over sq8 to one over float32 (FAISS alone, WordNet, efSearch 24 to 128: 0.61 to 0.73, compared by the
+"""A walk over sq8 to one over float32 (FAISS alone, WordNet, efSearch 24 to 128: 0.61 to 0.76, compared by the
 vectors included)."""
 NEAR_COST_A_ROW, FAR_COST_A_ROW = 0.7, 2.4
 """Of a row picked out by a filter, where its neighbours are picked too, and where it lies alone:

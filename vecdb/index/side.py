@@ -1,8 +1,8 @@
 """Graphs beside the main one, for filters that are asked again and again.
 
 Between filters that leave a few thousand rows, which are compared, and those that most rows pass, which
-the main graph answers with a few candidates more, lie those that cost ten times as much as no
-filter at all. A graph of only the rows that such a filter allows answers as fast as the main one.
+the main graph answers with a few candidates more, lie those that cost three to seven times as much
+as no filter at all. A graph of only the rows that such a filter allows answers as fast as the main one.
 Rows never change, and neither does a main index: so which of its positions a filter allows never
 changes either, only fewer and fewer of them are live. Fresh rows are in the tail as always.
 

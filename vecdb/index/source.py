@@ -35,7 +35,7 @@ def exact_space(vectors: NDArray[Any], metric: str) -> Any:
 
 
 def true_keys(queries: Any, source: VectorSource, rows: Rows, metric: str) -> Floats:
-    """Keys (q, w) of `rows` (q, w) by their stored vectors; inf for -1. Some 15 us, and 0.3 us a row.
+    """Keys (q, w) of `rows` (q, w) by their stored vectors; inf for -1. 45 us for 16 rows of 384.
 
     `queries` are in the index's space. Computed pair by pair.
     """

@@ -25,7 +25,7 @@ class VectorReader(Tables):
     def vectors(self, rows: Rows | Sequence[int], field: int = DEFAULT_FIELD) -> NDArray[Any]:
         """Vectors of any rows in stored dtype, shape (n, width of the field).
 
-        10 us and 0.15 us a row; 2 to 10 us for each block that is asked for the first time, is purged in
+        About 20 us for 16 rows of 384 float32; 2 to 10 us more for each block that is asked for the first time, is purged in
         part or not yet whole. Read-only processes, whose blocks another one may move, take that time
         always. Zeros for rows that lack the vector or are purged. Corrupted when a block is missing or
         short.
