@@ -36,18 +36,19 @@ CURVE = Curve(
     [
         (0.70, 1, 16),
         (0.95, 10, 64),
-        (0.96, 10, 256),
+        (0.96, 10, 112),
         (0.999, 10, None),
         (1.0, 10, None),
         (0.92, 100, 100),
-        (0.95, 100, 256),
-        (0.95, 55, 160),
-        (0.95, 1_000, 2_560),
+        (0.95, 100, 208),
+        (0.95, 55, 136),
+        (0.95, 1_000, 2_080),
         (0.97, 100, None),
     ],
 )
 def test_the_cheapest_setting_whose_bound_reaches_the_target(target, k, setting):
-    """The curve's lower bound decides; between and beyond the measured k the setting grows with k."""
+    """The curve's lower bound decides, on a straight line between two settings; between and beyond the
+    measured k the setting grows with k."""
     assert CURVE.setting(target, k) == setting
 
 
@@ -117,9 +118,9 @@ def test_settings_grow_with_target_and_k(curve, one, other, k):
     assert cost(low, 1) == cost(low, 10)
     setting = curve.setting(low, 10)
     if setting is not None:
-        point = next(p for p in curve.points if p.setting == setting)
-        assert point.bound_10 >= low
-        assert curve.expected(setting) == point.recall_10
+        above = next(p for p in curve.points if p.setting >= setting)
+        assert above.bound_10 >= low
+        assert low - 1e-9 <= curve.expected(setting) <= above.recall_10 + 1e-9
 
 
 def test_candidates_to_rank_again_grow_with_depth():

@@ -2,8 +2,8 @@
 
 All are open in one process and take turns, setting by setting, in every round. vecdb is asked with
 `target_recall`, FAISS with efSearch; they are compared at the recall that vecdb measurably has (FAISS's rate
-between the two nearest points of its curve). There are two raw indexes, see `peers.RAWS`; with that which
-is of the kind that vecdb serves, they are also compared at the efSearch that vecdb says it took.
+between the two nearest points of its curve). FAISS alone has two indexes: the very graph that vecdb saved, where
+they are also compared at the efSearch that vecdb says it took, and one over float32 as users build it.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _OWN = peers.VECDB.name
 
 def run(plan: Plan) -> dict[str, Any]:
     made = plan.hnsw()
-    raws = {peer.name: plan.raw(peer)["folder"] for peer in peers.RAWS}
+    raws = {peers.RAW: plan.raw(peers.RAW)["folder"], peers.SAVED: made.folder}
     cores = len(os.sched_getaffinity(0))
     found: dict[str, Any] = {
         "index": f"{made.kind}/{made.quantization}",
-        "same": peers.SAME[made.quantization].name,
+        "same": peers.SAVED.name,
         "cases": {},
     }
     for one_core in (True, False):
         threads = "one thread" if one_core else f"{cores} cores"
         with Child(WORKER, plan.source, one_core=one_core) as child:
             child.call("open", _OWN, peers.VECDB.module, made.folder, False, {})
-            for peer in peers.RAWS:
-                child.call("open", peer.name, peer.module, raws[peer.name], False, {})
+            for peer, folder in raws.items():
+                child.call("open", peer.name, peer.module, folder, False, {})
             for batched in (False, True):
                 shape = f"batches of {QUERY_BATCH}" if batched else "single queries"
                 # A batch spreads over the cores by itself.
@@ -65,7 +65,7 @@ def _case(plan: Plan, child: Child, batched: bool, callers: int, same: str) -> d
     took = {one["setting"] for one in explained.values() if one.get("setting")}
     reached = {(_OWN, target): recall(_OWN, target) for target in TARGETS}
     turns: list[tuple[str, float]] = []
-    for peer in peers.RAWS:
+    for peer in (peers.RAW, peers.SAVED):
         wanted = took if peer.name == same else set()
         for ef in sorted({*_EFS, *wanted}):
             known = reached[peer.name, ef] = recall(peer.name, ef)
@@ -109,11 +109,10 @@ def _beside(point: curves.Point, raw: list[curves.Point]) -> dict[str, Any]:
 def page(found: dict[str, Any]) -> list[str]:
     parts = [
         f"## Speed beside raw FAISS\n\nvecdb with {found['index']}, ids only, and FAISS alone in the same"
-        f" process, in turns. {peers.RAW.name}: a graph built and walked over float32, while vecdb builds"
-        f" and walks its graphs over SQ8 codes where these are fine enough. {peers.RAW_SQ8.name}: a graph built and walked"
-        f" over SQ8 codes, {peers.REFINED} candidates an answer ranked again by float32. The same kind of index"
-        f" as vecdb's is {found['same']}; ratios are of vecdb's rate to that of FAISS at the recall that vecdb"
-        " reached. Times are of a call.\n"
+        f" process, in turns. {peers.SAVED.name}: the same links, the same codes and the same vectors, read from"
+        f" vecdb's files; {peers.REFINED} candidates an answer are ranked again by float32 in memory."
+        f" {peers.RAW.name}: a graph built and walked over float32. Ratios are of vecdb's rate to that of FAISS"
+        " at the recall that vecdb reached. Times are of a call.\n"
     ]
     for case, one in found["cases"].items():
         rows = []

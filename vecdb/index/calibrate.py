@@ -75,15 +75,16 @@ class Curve:
     def setting(self, target_recall: float, k: int) -> int | None:
         """The cheapest setting whose lower bound reaches the target, None if none does.
 
-        Up to k = 10 the curve of recall@10 decides, from 10 to the large k the setting is interpolated,
-        beyond it grows with k.
+        Between two measured settings the bound is taken as a straight line, which lies below it: every
+        step of a setting gains less recall than the one before. Up to k = 10 the curve of recall@10
+        decides, from 10 to the large k the setting is interpolated, beyond it grows with k.
         """
         if target_recall >= 1.0:
             return None
-        at_10 = next((p.setting for p in self.points if p.bound_10 >= target_recall), None)
+        at_10 = _reaching([(p.setting, p.bound_10) for p in self.points], target_recall)
         if k <= SMALL_K:
             return at_10
-        at_100 = next((p.setting for p in self.points if p.bound_100 >= target_recall), None)
+        at_100 = _reaching([(p.setting, p.bound_100) for p in self.points], target_recall)
         if at_10 is None or at_100 is None:
             return None
         at_100 = max(at_100, self.least)
@@ -97,11 +98,16 @@ class Curve:
         return self.expected(self.setting(target_recall, SMALL_K))
 
     def expected(self, setting: int | None) -> float:
-        """Mean recall@10 at the largest measured setting up to this one; 1.0 for None, which is exact."""
+        """Mean recall@10 at this setting, between measured ones on a straight line; 1.0 for None, which is
+        exact."""
         if setting is None:
             return 1.0
-        below = [p.recall_10 for p in self.points if p.setting <= setting]
-        return below[-1] if below else 0.0
+        known = [p for p in self.points if p.setting <= setting]
+        if not known:
+            return 0.0
+        return float(
+            np.interp(setting, [p.setting for p in self.points], [p.recall_10 for p in self.points])
+        )
 
     def no_better_than(self, other: Curve) -> Curve:
         """This curve with no recall above that of `other` at the same setting.
@@ -129,6 +135,19 @@ class Curve:
     def ranked_again(self, k: int) -> int:
         """Candidates that a lossy index must give for k answers."""
         return math.ceil(self.depth * k) + DEPTH_EXTRA
+
+
+def _reaching(bounds: list[tuple[int, float]], target: float) -> int | None:
+    """The smallest setting whose bound reaches the target; ascending settings with their bounds."""
+    before: tuple[int, float] | None = None
+    for setting, bound in bounds:
+        if bound >= target:
+            if before is None:
+                return setting
+            share = (target - before[1]) / (bound - before[1])
+            return before[0] + math.ceil(share * (setting - before[0]))
+        before = setting, bound
+    return None
 
 
 def held_out(count: int, rng: np.random.Generator) -> Rows:
