@@ -36,7 +36,7 @@ def test_settings_of_named_vectors_come_back(backend):
         dimension=8,
         quantization="sq8",
         vectors={
-            "a": backend.types.VectorSettings(4, metric="ip", index="ivf", quantization="rabitq"),
+            "a": backend.types.VectorSettings(4, metric="ip", index="ivf", quantization="pq4"),
             "b": {"dimension": 16, "storage": "binary", "metric": "hamming"},
         },
     )
@@ -46,7 +46,7 @@ def test_settings_of_named_vectors_come_back(backend):
     assert list(info.vectors) == ["a", "b"]
     first, second = info.vectors.values()
     assert (first.dimension, first.metric, first.storage) == (4, "ip", "float32")
-    assert (first.index, first.quantization, first.target_recall) == ("ivf", "rabitq", 0.95)
+    assert (first.index, first.quantization, first.target_recall) == ("ivf", "pq4", 0.95)
     assert (second.dimension, second.metric, second.storage) == (16, "hamming", "binary")
     again = dict(info.vectors)
     backend.db.create_collection(
@@ -70,7 +70,7 @@ def test_settings_of_named_vectors_come_back(backend):
         {"storage": "int8", "quantization": "sq8"},
         {"storage": "binary", "metric": "hamming", "quantization": "float16"},
         {"quantization": "pq"},
-        {"quantization": "rabitq", "index": "hnsw"},
+        {"quantization": "pq4", "index": "hnsw"},
         {"vectors": {"a": {"dimension": 0}}},
         {"vectors": {"a": {"dimension": 3, "metric": "hamming"}}},
         {"vectors": {"vector": {"dimension": 3}}},

@@ -189,7 +189,7 @@ def test_depth_is_what_a_blurred_order_needs(blur, depth):
         ("hnsw", "l2", "float32", "none"),
         ("hnsw", "ip", "float32", "sq4"),
         ("ivf", "cosine", "float32", "none"),
-        ("ivf", "l2", "float32", "rabitq"),
+        ("ivf", "l2", "float32", "pq4"),
         ("exact", "l2", "float32", "sq4"),
         ("hnsw", "hamming", "binary", "none"),
     ],
@@ -212,7 +212,7 @@ def test_a_build_measures_its_curve(kind, metric, storage, quantization, monkeyp
     recalls = [point.recall_10 for point in curve.points]
     assert all(later >= earlier - 0.02 for earlier, later in itertools.pairwise(recalls))
     assert curve.depth in DEPTHS
-    assert (curve.depth > 1.0) == (quantization in ("sq4", "rabitq"))
+    assert (curve.depth > 1.0) == (quantization in ("sq4", "pq4"))
     index.install(built)
     stats = index.stats()
     assert stats.curve == curve
@@ -222,7 +222,7 @@ def test_a_build_measures_its_curve(kind, metric, storage, quantization, monkeyp
 def test_depth_makes_up_for_what_codes_lose():
     """Ranking `depth` times k again gives the target where ranking k alone would not."""
     rows = Rows(5_000)
-    index = filled(rows, "ivf", "l2", "rabitq")
+    index = filled(rows, "ivf", "l2", "pq4")
     index.install(build(index))
     truth = plain(rows.queries, rows.vectors, "l2")
     main = index.view.main
@@ -270,7 +270,7 @@ def test_recalibration_on_queries_off_the_data_gives_higher_settings(kind, monke
     ("kind", "metric", "storage", "quantization"),
     [
         ("hnsw", "cosine", "float16", "none"),
-        ("ivf", "l2", "float32", "rabitq"),
+        ("ivf", "l2", "float32", "pq4"),
         ("hnsw", "hamming", "binary", "none"),
         ("exact", "ip", "float32", "sq8"),
     ],
@@ -364,7 +364,7 @@ def test_recall_holds_for_old_and_new_rows_after_the_data_drifted(
 
 @pytest.mark.parametrize(
     ("kind", "quantization"),
-    [("hnsw", "sq4"), ("hnsw", "sq8"), ("ivf", "rabitq"), ("ivf", "sq8"), ("exact", "sq4")],
+    [("hnsw", "sq4"), ("hnsw", "sq8"), ("ivf", "pq4"), ("ivf", "sq8"), ("exact", "sq4")],
 )
 def test_recall_holds_where_codes_cannot_tell_vectors_apart(kind, quantization, monkeypatch):
     """Crowds closer than the codes can tell are still answered at the target, at whatever cost."""

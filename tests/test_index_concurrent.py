@@ -17,7 +17,7 @@ KINDS = [
     ("hnsw", "ip", "float16", "none"),
     ("hnsw", "cosine", "float32", "sq8"),
     ("hnsw", "hamming", "binary", "none"),
-    ("ivf", "l2", "float32", "rabitq"),
+    ("ivf", "l2", "float32", "pq4"),
     ("exact", "cosine", "float32", "sq4"),
 ]
 

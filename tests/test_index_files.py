@@ -34,7 +34,7 @@ KINDS = [
     ("hnsw", "cosine", "int8", "none"),
     ("hnsw", "hamming", "binary", "none"),
     ("ivf", "ip", "float32", "sq8"),
-    ("ivf", "l2", "float32", "rabitq"),
+    ("ivf", "l2", "float32", "pq4"),
     ("ivf", "l2", "uint8", "none"),
     ("exact", "l2", "float32", "sq8"),
     ("exact", "ip", "float16", "sq4"),

@@ -34,7 +34,7 @@ KINDS = [
     ("hnsw", "ip", "int8", "none"),
     ("hnsw", "hamming", "binary", "none"),
     ("ivf", "cosine", "float16", "none"),
-    ("ivf", "l2", "float32", "rabitq"),
+    ("ivf", "l2", "float32", "pq4"),
     ("exact", "l2", "float32", "sq8"),
 ]
 

@@ -18,7 +18,7 @@ from vecdb.index.codes import (
     largest_error,
     like,
     new_codes,
-    rotation,
+    part_of,
     to_space,
 )
 from vecdb.index.distance import Merger, unit
@@ -248,9 +248,12 @@ def test_codes_are_fine_where_neighbours_are_farther_than_their_error():
     assert not is_fine("sq8", crowds, "l2")
 
 
-def test_the_rotation_keeps_lengths_and_is_always_the_same():
-    """A rotation of d dimensions is orthogonal, and made anew it is the same one."""
-    turn = rotation(48)
-    np.testing.assert_allclose(turn @ turn.T, np.eye(48), atol=1e-5)
-    rotation.cache_clear()
-    np.testing.assert_array_equal(rotation(48), turn)
+@pytest.mark.parametrize(
+    ("dimension", "part", "size"),
+    [(384, 4, 48), (1_536, 4, 192), (30, 5, 3), (6, 3, 1), (37, 1, 19), (1, 1, 1)],
+)
+def test_parts_of_product_quantization_divide_the_dimension(dimension, part, size):
+    """Any dimension has parts, of 4 where it can be; two of them share a byte."""
+    assert part_of(dimension) == part
+    assert code_bytes("pq4", dimension) == size
+

@@ -163,9 +163,9 @@ def _check_space(
             f"{quantization}",
             setting="quantization",
         )
-    if quantization == "rabitq" and index not in ("auto", "ivf"):
+    if quantization == "pq4" and index not in ("auto", "ivf"):
         raise InvalidSetting(
-            f"{where}quantization rabitq is for index ivf or auto, given {index}",
+            f"{where}quantization pq4 is for index ivf or auto, given {index}",
             setting="quantization",
         )
     number = isinstance(target_recall, Real) and not isinstance(target_recall, bool)

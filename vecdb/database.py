@@ -112,7 +112,7 @@ class Database:
         auto, exact, hnsw or ivf; `target_recall` 0.5 to 1.0, where 1.0 means exact; `schema` maps
         dotted metadata paths to string, int, float, bool, datetime, with [] behind it for lists.
         `quantization` says how the index codes vectors, while the store keeps them whole: auto,
-        none, float16, sq8, sq4, or rabitq (lists); auto or none for int8, uint8 and binary. `vectors`
+        none, float16, sq8, sq4, or pq4 (lists); auto or none for int8, uint8 and binary. `vectors`
         maps names to the settings of up to 16 further vectors a record may have.
         Raises CollectionExists if the name is taken, unless `exist_ok` is set and all settings are
         equal; InvalidName, InvalidSetting.

@@ -248,7 +248,7 @@ class Build:
                 self._note_error(maker, queries)
                 maker.add(queries, np.empty(0, np.int64), -1)
         index, block = maker.serving()
-        error = self.error if self.code != "rabitq" else math.inf
+        error = self.error if self.code != "pq4" else math.inf
         return Main(
             kind=self.kind, code=self.code, index=index, block=block, rows=rows,
             high_water=high_water, curve=curve, lossy=self.lossy, error=error, arena=maker.arena,

@@ -1,15 +1,15 @@
 """Codes: the forms in which an index holds vectors, and what each loses.
 
 A *code* is what stands for a vector inside FAISS. `float32` loses nothing, `float16` rounds, `sq8` and
-`sq4` keep 8 or 4 bits a dimension between trained bounds, `rabitq` one bit a dimension of the rotated
-difference to a list's centre (Gao and Long, SIGMOD 2024); `binary` are stored bits as they are. Stored integers
+`sq4` keep 8 or 4 bits a dimension between trained bounds, `pq4` names the nearest of 16 trained values for each
+few dimensions (product quantization, read by FAISS's fast-scan: André, Kermarrec and Le Scouarnec, VLDB 2015);
+`binary` are stored bits as they are. Stored integers
 of 8 bits are float16 here, which holds them exactly: FAISS's own byte codes round the query to bytes
 too (where 32 divides the dimension). Answers found by a lossy code are ranked again by the stored vectors.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ _FINE_SHARE = 0.1
 the tenth neighbour among a sample. WordNet under sq8: 0.02, and the graph is as good as one built over
 float32 (recall@10 at efSearch 32: 0.960 and 0.959; 128: 0.992 and 0.992), in 10.9 s instead of 18.5 s."""
 _FINE_QUERIES = 256
+_PART_SIZES = (4, 5, 3, 6, 7, 8, 2, 1)
 LEAST_GUIDED_DIMENSION = 64
 """Below it a vector is a few cache lines, and to compare candidates again may cost what small codes spare.
 A guess: only 384 dimensions have been measured."""
@@ -60,9 +61,14 @@ def code_bytes(code: str, dimension: int) -> int:
         "float32": 4 * dimension,
         "float16": 2 * dimension,
         "sq4": (dimension + 1) // 2,
-        "rabitq": dimension // 8 + 9,
+        "pq4": (dimension // part_of(dimension) + 1) // 2,
         "binary": dimension // 8,
     }.get(code, dimension)
+
+
+def part_of(dimension: int) -> int:
+    """Dimensions that one value of `pq4` stands for: 4, or what is near to it and divides the dimension."""
+    return next(size for size in _PART_SIZES if dimension % size == 0)
 
 
 def guide_bytes(kind: str, code: str, dimension: int) -> int:
@@ -153,11 +159,3 @@ def is_guide(codes: Any) -> bool:
         and int(codes.sq.qtype) == _SCALAR_TYPES["sq8"]
         and int(codes.d) >= LEAST_GUIDED_DIMENSION
     )
-
-
-@lru_cache(maxsize=8)
-def rotation(dimension: int) -> Floats:
-    """A random rotation (d, d), always the same for a dimension: RaBitQ assumes that no direction is
-    special."""
-    gauss = np.random.default_rng(dimension).standard_normal((dimension, dimension))
-    return np.ascontiguousarray(np.linalg.qr(gauss)[0], np.float32)

@@ -14,7 +14,7 @@ class IndexFigures:
     kind: str
     device: str
     quantization: str
-    """What stands for a vector in the main index: none, float16, sq8, sq4 or rabitq."""
+    """What stands for a vector in the main index: none, float16, sq8, sq4 or pq4."""
     indexed_rows: int
     """Rows in the main index, live and dead."""
     tail_rows: int

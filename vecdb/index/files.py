@@ -276,6 +276,9 @@ def load(job: Job, record: IndexRecord, folder: Path) -> Main:
         storage, look = _empty_codes(record, rows.size)
         attach(index, storage)
     elif record.kind == "ivf":
+        if record.code == "pq4":
+            # FAISS 1.15 forgets to set it when it reads such an index, and crashes when asked for a vector.
+            index.fine_quantizer = index.pq
         index.make_direct_map(True)
     else:
         storage = index

@@ -45,7 +45,7 @@ class Index:
     may come from another thread, and so may one build at a time. `view` and everything else may be
     used from any thread; a view is replaced by assignment and never changes.
 
-    `quantization` is auto, none, float16, sq8, sq4 or rabitq (kinds ivf and auto). `source` reads stored vectors.
+    `quantization` is auto, none, float16, sq8, sq4 or pq4 (kinds ivf and auto). `source` reads stored vectors.
     `settings` are the engine's (`vecdb.settings.ENGINE`): exact_max_scalars, index_tail_share,
     index_dead_share, build_threads, build_memory_bytes, index_memory_bytes.
     """
@@ -244,7 +244,7 @@ class Index:
         # A collection that shrinks keeps its main index; switching to and fro would cost builds.
         if not large and view.main is None:
             return None
-        return "ivf" if self.quantization == "rabitq" else "hnsw"
+        return "ivf" if self.quantization == "pq4" else "hnsw"
 
     @staticmethod
     def _dead_share(view: View) -> float:

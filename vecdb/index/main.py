@@ -17,7 +17,7 @@ import numpy as np
 from .arena import Arena
 from .blocks import Allowed, BitBlock, Block, CodeBlock, FloatBlock, ListBlock, as_keys
 from .calibrate import Curve
-from .codes import rotation
+from .codes import part_of
 from .distance import Floats, Rows
 from .door import faiss, faiss_metric, flat_over, search_one, use_threads_for
 
@@ -150,7 +150,7 @@ class Main:
 
     def exact(self, queries: Any, k: int, allowed: Allowed | None) -> tuple[Floats, Rows]:
         """Answers among all (allowed) positions, exact by the code; keys and positions (q, <= k)."""
-        return self.block.search(turned(self.code, queries), k, allowed)
+        return self.block.search(queries, k, allowed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +202,8 @@ def finder(kind: str, code: str, index: Any, both: Any) -> Find:
         if kind == "hnsw":
             params = _walk(max(setting, k))
         else:
-            params = _probe(code, min(setting, int(index.nlist)))
-        scores, positions = index.search(turned(code, queries), k, params=params)
+            params = _probe(min(setting, int(index.nlist)))
+        scores, positions = index.search(queries, k, params=params)
         if scores.dtype != np.float32:
             scores = scores.astype(np.float32)
         return as_keys(
@@ -240,11 +240,6 @@ def _widened(k: int, setting: int, rows: int) -> tuple[int, float]:
     return max(setting, width), (width + 0.5) / k
 
 
-def turned(code: str, queries: Any) -> Any:
-    """Queries in the directions that the code was made in."""
-    return queries @ rotation(queries.shape[1]) if code == "rabitq" else queries
-
-
 @lru_cache(maxsize=4_096)
 def _walk(ef_search: int) -> Any:
     """Parameters of a walk. A search only reads them, so threads may share them."""
@@ -257,12 +252,7 @@ def _refine(ef_search: int, factor: float) -> Any:
 
 
 @lru_cache(maxsize=4_096)
-def _probe(code: str, nprobe: int) -> Any:
-    if code == "rabitq":
-        params = faiss.IVFRaBitQSearchParameters()
-        params.nprobe = nprobe
-        params.qb = 8
-        return params
+def _probe(nprobe: int) -> Any:
     return faiss.SearchParametersIVF(nprobe=nprobe)
 
 
@@ -273,14 +263,17 @@ atexit.register(_probe.cache_clear)
 
 
 def new_ivf(dimension: int, metric: str, code: str, centroids: Floats, sample: Floats) -> Any:
-    """Empty lists around `centroids` (nlist, d), both they and `sample` turned for rabitq."""
+    """Empty lists around `centroids` (nlist, d); codes are trained on `sample` (n, d)."""
     quantizer = faiss.IndexFlat(dimension, faiss_metric(metric))
     quantizer.add(centroids)
     lists = len(centroids)
     if code == "float32":
         index = faiss.IndexIVFFlat(quantizer, dimension, lists, faiss_metric(metric))
-    elif code == "rabitq":
-        index = faiss.IndexIVFRaBitQ(quantizer, dimension, lists, faiss_metric(metric))
+    elif code == "pq4":
+        parts = dimension // part_of(dimension)
+        index = faiss.IndexIVFPQFastScan(
+            quantizer, dimension, lists, parts, 4, faiss_metric(metric)
+        )
         index.train(sample)
     else:
         kind = {

@@ -10,7 +10,7 @@ import numpy as np
 
 from .arena import Arena
 from .blocks import Block, CodeBlock, FloatBlock
-from .codes import is_fine, is_guide, like, new_codes, rotation, typical_error
+from .codes import is_fine, is_guide, like, new_codes, typical_error
 from .distance import Floats, Rows
 from .door import faiss, flat_over, reserve
 from .main import Main, attach, block_of, empty_graph, new_ivf
@@ -264,17 +264,16 @@ class ListsMaker:
     def __init__(self, build: Making, fresh: Rows) -> None:
         self.build = build
         job = build.job
-        self.turn = rotation(job.dimension) if build.code == "rabitq" else None
         centroids, sample = self._train(fresh)
         self.index = new_ivf(job.dimension, job.metric, build.code, centroids, sample)
         self.quantizer = None
-        if build.lossy and build.code != "rabitq":
+        if build.lossy and build.code != "pq4":
             self.quantizer = new_codes(build.code, job.dimension, job.metric, sample[:1])
             self.quantizer.sq = self.index.sq
 
     def add(self, part: Any, rows: Rows, through: int) -> None:
         if len(part):
-            self.index.add(part if self.turn is None else part @ self.turn)
+            self.index.add(part)
 
     def serving(self) -> tuple[Any, Block]:
         self.index.make_direct_map(True)
@@ -286,8 +285,6 @@ class ListsMaker:
         lists = max(1, min(int(4 * math.sqrt(rows.size)), rows.size // _TRAIN_ROWS_A_LIST))
         size = min(rows.size, lists * _TRAIN_ROWS_A_LIST)
         sample = build.gather(np.sort(build.rng.choice(rows, size, replace=False)))
-        if self.turn is not None:
-            sample = sample @ self.turn
         centroids = sample[build.rng.choice(size, lists, replace=False)].copy()
         for done in range(_TRAIN_ROUNDS):
             build.check()

@@ -57,7 +57,7 @@ QUANTIZATIONS = {
     "float16": pb.QUANTIZATION_FLOAT16,
     "sq8": pb.QUANTIZATION_SQ8,
     "sq4": pb.QUANTIZATION_SQ4,
-    "rabitq": pb.QUANTIZATION_RABITQ,
+    "pq4": pb.QUANTIZATION_PQ4,
 }
 INCLUDES = {
     "vector": pb.INCLUDE_VECTOR,

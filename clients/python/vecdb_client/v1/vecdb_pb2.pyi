@@ -40,7 +40,7 @@ class Quantization(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     QUANTIZATION_FLOAT16: _ClassVar[Quantization]
     QUANTIZATION_SQ8: _ClassVar[Quantization]
     QUANTIZATION_SQ4: _ClassVar[Quantization]
-    QUANTIZATION_RABITQ: _ClassVar[Quantization]
+    QUANTIZATION_PQ4: _ClassVar[Quantization]
 
 class Include(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -73,7 +73,7 @@ QUANTIZATION_NONE: Quantization
 QUANTIZATION_FLOAT16: Quantization
 QUANTIZATION_SQ8: Quantization
 QUANTIZATION_SQ4: Quantization
-QUANTIZATION_RABITQ: Quantization
+QUANTIZATION_PQ4: Quantization
 INCLUDE_UNSPECIFIED: Include
 INCLUDE_VECTOR: Include
 INCLUDE_METADATA: Include
