@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -181,8 +182,7 @@ for name in names:
     data = path.read_bytes()
     for cut in [0, 1, 4, 8, 33, 60, 200, *range(1_000, part.size, part.size // 16)]:
         path.write_bytes(data[:cut])
-        with open(path, "rb") as file:
-            checksum = files._checksum(file)
+        checksum = files._checksum(path, cut, files._FORM)
         wrong = replace(record, **{name: files.FilePart(part.name, cut, checksum)})
         try:
             make_index(rows, record.kind, record.metric).load(wrong, folder)
@@ -317,6 +317,39 @@ def test_an_index_of_the_first_format_still_loads(kind, metric, storage, tmp_pat
     check_index(again, rows, np.ones(2_500, np.bool_))
 
 
+@pytest.mark.parametrize("size", [0, 1, 1 << 10, (1 << 10) + 1, 5 << 10])
+def test_a_file_of_many_parts_has_one_checksum(size, tmp_path, monkeypatch):
+    """It depends on every byte and on the length, whichever part they fall into."""
+    monkeypatch.setattr(files, "_PART_BYTES", 1 << 10)
+    path = tmp_path / "some"
+    content = np.random.default_rng(size).bytes(size)
+    path.write_bytes(content)
+    right = files._checksum(path, size, files._FORM)
+    parts = [content[i : i + 1_024] for i in range(0, max(size, 1), 1_024)]
+    whole = b"".join(hashlib.sha256(part).digest() for part in parts)
+    assert right == "sha256/16M:" + hashlib.sha256(whole).hexdigest()
+    for at in {0, size // 2, size - 1} if size else ():
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        assert files._checksum(path, size, files._FORM) != right
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_checksum_of_an_earlier_version_still_counts(damaged, tmp_path):
+    """What was saved with BLAKE2b over the whole file loads, and is refused where it was changed."""
+    rows, _, record = saved(tmp_path, "hnsw", "l2", "float32", "none")
+    content = (tmp_path / record.graph.name).read_bytes()
+    digest = hashlib.blake2b(content, digest_size=32)
+    old = replace(record, graph=replace(record.graph, checksum=digest.hexdigest()))
+    if damaged:
+        damage_flip(tmp_path / record.graph.name)
+    index = make_index(rows)
+    if damaged:
+        with pytest.raises(Corrupted, match="checksum"):
+            index.load(old, tmp_path)
+    else:
+        assert index.load(old, tmp_path).rows == record.rows
+
+
 def test_an_index_of_the_second_format_still_loads(tmp_path, monkeypatch):
     """A graph over float32 that was saved without codes to walk over walks over its vectors."""
     monkeypatch.setattr(codes, "LEAST_GUIDED_DIMENSION", 10_000)
@@ -365,9 +398,11 @@ def test_a_full_disk_leaves_no_litter(
         "last byte of the graph": record.graph.size - 1,
         "last byte": record.file_bytes - 1,
     }[missing]
-    monkeypatch.setattr(
-        files, "open", lambda path, mode: FullDisk(io.FileIO(path, mode)), raising=False
-    )
+
+    def opened(path, mode):
+        return FullDisk(io.FileIO(path, mode)) if "w" in mode else open(path, mode)
+
+    monkeypatch.setattr(files, "open", opened, raising=False)
     with pytest.raises(StorageFull, match="no space left"):
         index.save(built, tmp_path)
     assert os.listdir(tmp_path) == []

@@ -256,4 +256,3 @@ def test_parts_of_product_quantization_divide_the_dimension(dimension, part, siz
     """Any dimension has parts, of 4 where it can be; two of them share a byte."""
     assert part_of(dimension) == part
     assert code_bytes("pq4", dimension) == size
-

@@ -15,6 +15,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,6 +35,8 @@ from .source import READ_ROWS
 
 _CLASSES = {"hnsw": faiss.IndexHNSW, "ivf": faiss.IndexIVF, "flat": faiss.IndexScalarQuantizer}
 
+_FORM, _PART_BYTES = "sha256/16M:", 16 << 20
+
 FORMAT = 3
 """Version of the record and of the files it names. Version 1 knew no codes but those of the storage, and
 version 2 no graph over float32 that is walked over codes."""
@@ -41,7 +44,11 @@ version 2 no graph over float32 that is walked over codes."""
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """One file of a saved index: name in its folder, bytes, BLAKE2b-256 in hexadecimal."""
+    """One file of a saved index: name in its folder, bytes, checksum.
+
+    The checksum is the SHA-256 of the SHA-256s of parts of 16 MiB, in hexadecimal behind `sha256/16M:`;
+    without that, as saved by earlier versions, the BLAKE2b-256 of the whole.
+    """
 
     name: str
     size: int
@@ -169,8 +176,7 @@ def _write(folder: Path, name: str, write: Callable[[BinaryIO], None]) -> FilePa
             file.flush()
             os.fsync(file.fileno())
             size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            checksum = _checksum(file)
+        checksum = _checksum(aside, size, _FORM)
         os.replace(aside, folder / name)
     except BaseException as error:
         aside.unlink(missing_ok=True)
@@ -184,11 +190,36 @@ def _write(folder: Path, name: str, write: Callable[[BinaryIO], None]) -> FilePa
     return FilePart(name, size, checksum)
 
 
-def _checksum(file: BinaryIO) -> str:
-    digest = hashlib.blake2b(digest_size=32)
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
+def _checksum(path: Path, size: int, form: str) -> str:
+    """Of a file of `size` bytes, in the form that the record begins with.
+
+    In parts, by as many threads as there are cores: opening a million rows waits for 0.5 GB of codes and
+    links. Processors of the last years compute SHA-256 themselves: 1.7 GB/s a thread here, BLAKE2b 0.9.
+    """
+    if form != _FORM:
+        digest = hashlib.blake2b(digest_size=32)
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def part(start: int) -> bytes:
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            file.seek(start)
+            left = _PART_BYTES
+            while left and (chunk := file.read(min(left, 1 << 20))):
+                digest.update(chunk)
+                left -= len(chunk)
+        return digest.digest()
+
+    starts = range(0, max(size, 1), _PART_BYTES)
+    if len(starts) == 1:
+        parts = [part(0)]
+    else:
+        with ThreadPoolExecutor(CORES, thread_name_prefix="vecdb-checksum") as threads:
+            parts = list(threads.map(part, starts))
+    return _FORM + hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -209,11 +240,11 @@ def _verify(folder: Path, part: FilePart) -> Path:
                     f"index file {part.name} has {size} bytes, {part.size} were written",
                     file=part.name,
                 )
-            if _checksum(file) != part.checksum:
-                raise Corrupted(
-                    f"index file {part.name} fails its checksum: its content was changed",
-                    file=part.name,
-                )
+        if _checksum(path, size, part.checksum[: len(_FORM)]) != part.checksum:
+            raise Corrupted(
+                f"index file {part.name} fails its checksum: its content was changed",
+                file=part.name,
+            )
     except OSError as error:
         raise Corrupted(
             f"index file {part.name} cannot be read: {error.strerror}", file=part.name
