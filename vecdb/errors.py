@@ -23,12 +23,15 @@ VecdbError                       the root; `reason` is a stable word that script
 │   ├── Closed                   the database or the collection was closed or dropped
 │   ├── DatabaseNotFound         a read-only open of a folder that holds no database
 │   ├── FormatMismatch           the folder was written by another version of the format
-│   └── MissingDependency        no FAISS is installed, or two that overwrite each other
+│   ├── MissingDependency        no FAISS is installed, or two that overwrite each other
+│   └── DeviceNotFound           a GPU is asked for by name, and it is not there
 ├── ResourceExhausted            repeating may help once something was freed
 │   ├── DatabaseLocked           another process has the folder open for writing
 │   ├── StorageFull              disk full, or the map limit is reached
-│   └── LimitExceeded            a message or a value is larger than the stated limit
+│   ├── LimitExceeded            a message, a value or a queue is larger than the stated limit
+│   └── DeviceFull               a GPU has too little memory left for this call
 ├── Unavailable                  no server answers, or it is shutting down; repeating later may help
+│   └── DeviceLost               the process that drives a GPU died, and what was on the GPU with it
 ├── DeadlineExceeded             (also a TimeoutError) not done in time; a write may or may not have happened
 ├── Cancelled                    the caller cancelled
 ├── Corrupted                    stored data fails its own checks
@@ -55,6 +58,9 @@ __all__ = [
     "DatabaseLocked",
     "DatabaseNotFound",
     "DeadlineExceeded",
+    "DeviceFull",
+    "DeviceLost",
+    "DeviceNotFound",
     "FailedPrecondition",
     "FormatMismatch",
     "Internal",
@@ -194,6 +200,10 @@ class MissingDependency(FailedPrecondition):
     reason = "MISSING_DEPENDENCY"
 
 
+class DeviceNotFound(FailedPrecondition):
+    reason = "DEVICE_NOT_FOUND"
+
+
 class ResourceExhausted(VecdbError):
     reason = "RESOURCE_EXHAUSTED"
 
@@ -210,8 +220,16 @@ class LimitExceeded(ResourceExhausted):
     reason = "LIMIT_EXCEEDED"
 
 
+class DeviceFull(ResourceExhausted):
+    reason = "DEVICE_FULL"
+
+
 class Unavailable(VecdbError):
     reason = "UNAVAILABLE"
+
+
+class DeviceLost(Unavailable):
+    reason = "DEVICE_LOST"
 
 
 class DeadlineExceeded(VecdbError, TimeoutError):

@@ -1,0 +1,321 @@
+"""A card of numpy, for tests and for machines without a GPU: what it answers is right, and what it
+refuses a GPU refuses.
+
+It enforces what a GPU enforces: k and nprobe of at most 2048, no filter, no removal of rows, a limit of
+memory, one thread. Lists and the export of graphs need FAISS, which only `vecdb/index/` may import: they
+come in as `ListsReader` and `Exporter`, made in `vecdb/index/host_lists.py` and handed in by
+`vecdb/gpu_worker.py`. Without them the stand-in refuses lists and export.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .card import CardFull, CardInfo, CardRefused, Floats, Limits, Rows, padding
+from .merging import padded
+
+GIB = 1 << 30
+_STEP_SCALARS = 1 << 22
+"""Scores computed at once."""
+
+
+class Lists(Protocol):
+    """Inverted lists that can be searched on the host."""
+
+    metric: str
+    dimension: int
+    lists: int
+    device_bytes: int
+
+    def search(self, queries: Floats, k: int, nprobe: int) -> tuple[Floats, Rows]: ...
+
+
+ListsReader = Callable[[memoryview, str], Lists]
+"""From a serialised index and the engine's word for its code; CardRefused for what a GPU cannot hold."""
+Exporter = Callable[[Floats, str, int], bytes]
+"""(vectors, metric, degree) -> a serialised IndexHNSWCagra without vectors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """What a stand-in does wrong on purpose; numbers count calls from 1, 0 is never. Tests only."""
+
+    die_at_search: int = 0
+    hang_at_search: int = 0
+    full_at_search: int = 0
+    die_at_add: int = 0
+    die_at_start: int = 0
+    """Any number but 0: the worker dies before it is ready."""
+    search_s: float = 0.0
+    """Each search takes this much longer."""
+    once: str = ""
+    """A path: the first fault of all workers makes this file, and where it exists no other follows."""
+
+    @classmethod
+    def parse(cls, text: str) -> Faults:
+        """From "die_at_search=3,search_s=0.01"; ValueError for words that are not known."""
+        given: dict[str, int | float | str] = {}
+        for part in filter(None, text.split(",")):
+            name, _, value = part.partition("=")
+            if name not in cls.__dataclass_fields__:
+                raise ValueError(f"unknown fault {name!r}")
+            given[name] = (
+                value if name == "once" else float(value) if name == "search_s" else int(value)
+            )
+        return cls(**given)  # type: ignore[arg-type]
+
+    def strike(self) -> bool:
+        """Whether a fault that is due happens."""
+        if not self.once:
+            return True
+        try:
+            os.close(os.open(self.once, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+
+class _Flat:
+    def __init__(self, dimension: int, metric: str, code: str, rows: int) -> None:
+        self.metric = metric
+        self.code = code
+        self.used = 0
+        self.held: NDArray[np.floating] = np.empty(
+            (rows, dimension), np.float16 if code == "float16" else np.float32
+        )
+
+    @property
+    def device_bytes(self) -> int:
+        return self.held.nbytes + (4 * len(self.held) if self.metric == "l2" else 0)
+
+    def vectors(self) -> NDArray[np.floating]:
+        return self.held[: self.used]
+
+
+class _Graph:
+    """Exact search stands for the walk; what a real one would refuse is refused."""
+
+    def __init__(self, source: _Flat, degree: int) -> None:
+        self.source = source
+        self.degree = degree
+
+    @property
+    def device_bytes(self) -> int:
+        return 4 * self.degree * self.source.used
+
+
+class StandInCard:
+    """See `Card`. `memory_bytes` is the size of the pretended device, `graphs` whether it has CAGRA."""
+
+    def __init__(
+        self,
+        memory_bytes: int = GIB,
+        *,
+        graphs: bool = True,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        faults: Faults = Faults(),  # noqa: B008 - frozen
+        read_lists: ListsReader | None = None,
+        export: Exporter | None = None,
+    ) -> None:
+        self._memory_bytes = memory_bytes
+        self._graphs = graphs
+        self._limits = limits
+        self._faults = faults
+        self._read_lists = read_lists
+        self._export = export
+        self._placed: dict[int, _Flat | _Graph | Lists] = {}
+        self._searches = 0
+        self._adds = 0
+        self._thread: int | None = None
+        if faults.die_at_start and faults.strike():
+            os.abort()
+
+    def info(self) -> CardInfo:
+        return CardInfo(
+            "stand-in", self._memory_bytes, self._free(), self._limits, self._graphs
+        )
+
+    def flat(self, handle: int, dimension: int, metric: str, code: str, rows: int) -> None:
+        self._own_thread()
+        if metric not in ("l2", "ip") or code not in ("float32", "float16"):
+            raise CardRefused(f"flat vectors are l2 or ip in float32 or float16, not {metric} {code}")
+        width = 2 if code == "float16" else 4
+        self._keep(rows * (dimension * width + (4 if metric == "l2" else 0)))
+        self._placed[handle] = _Flat(dimension, metric, code, rows)
+
+    def add(self, handle: int, vectors: Floats) -> None:
+        self._own_thread()
+        self._adds += 1
+        if self._adds == self._faults.die_at_add and self._faults.strike():
+            os.abort()
+        flat = self._flat(handle)
+        if flat.used + len(vectors) > len(flat.held):
+            raise CardRefused(f"placement {handle} has room for {len(flat.held)} rows")
+        flat.held[flat.used : flat.used + len(vectors)] = vectors
+        flat.used += len(vectors)
+
+    def lists(self, handle: int, data: memoryview, code: str) -> None:
+        self._own_thread()
+        if self._read_lists is None:
+            raise CardRefused("this stand-in was made without a reader of lists")
+        made = self._read_lists(data, code)
+        self._keep(made.device_bytes)
+        self._placed[handle] = made
+
+    def graph(self, handle: int, source: int, degree: int) -> None:
+        self._own_thread()
+        if not self._graphs:
+            raise CardRefused("graphs need the faiss-gpu-cuvs wheel")
+        made = _Graph(self._flat(source), degree)
+        self._keep(made.device_bytes)
+        self._placed[handle] = made
+
+    def search(self, handle: int, queries: Floats, k: int, setting: int) -> tuple[Floats, Rows]:
+        self._own_thread()
+        self._searches += 1
+        self._misbehave(self._searches)
+        self._within(k)
+        placed = self._placed.get(handle)
+        if placed is None:
+            raise CardRefused(f"placement {handle} is not known")
+        if isinstance(placed, _Flat):
+            return nearest(queries, placed.vectors(), k, placed.metric, placed.code)
+        if isinstance(placed, _Graph):
+            if setting < k:
+                raise CardRefused(f"itopk {setting} is less than k {k}")
+            source = placed.source
+            return nearest(queries, source.vectors(), k, source.metric, source.code)
+        if not 1 <= setting <= self._limits.nprobe:
+            raise CardRefused(f"nprobe must be from 1 to {self._limits.nprobe}, given {setting}")
+        return placed.search(queries, k, min(setting, placed.lists))
+
+    def compare(
+        self, queries: Floats, vectors: Floats, k: int, metric: str
+    ) -> tuple[Floats, Rows]:
+        self._own_thread()
+        self._within(k)
+        return nearest(queries, vectors, k, metric, "float32")
+
+    def kmeans(
+        self,
+        sample: Floats,
+        lists: int,
+        rounds: int,
+        spherical: bool,
+        seed: int,
+        start: Floats | None = None,
+    ) -> Floats:
+        self._own_thread()
+        if not 1 <= lists <= len(sample):
+            raise CardRefused(f"{len(sample)} rows make no {lists} lists")
+        rng = np.random.default_rng(seed)
+        chosen = rng.choice(len(sample), lists, replace=False)
+        centroids = np.array(sample[chosen] if start is None else start, np.float32)
+        for _ in range(rounds):
+            metric = "ip" if spherical else "l2"
+            near = nearest(sample, centroids, 1, metric, "float32")[1][:, 0]
+            sums = np.zeros_like(centroids)
+            np.add.at(sums, near, sample)
+            counts = np.bincount(near, minlength=lists)
+            full = counts > 0
+            centroids[full] = sums[full] / counts[full, None]
+            if spherical:
+                lengths = np.linalg.norm(centroids, axis=1, keepdims=True)
+                centroids /= np.where(lengths > 0, lengths, 1.0)
+        return centroids
+
+    def as_hnsw(self, handle: int) -> bytes:
+        self._own_thread()
+        graph = self._placed.get(handle)
+        if not isinstance(graph, _Graph) or self._export is None:
+            raise CardRefused(f"placement {handle} is no graph that can be exported")
+        vectors = np.ascontiguousarray(graph.source.vectors(), np.float32)
+        return self._export(vectors, graph.source.metric, graph.degree)
+
+    def drop(self, handle: int) -> None:
+        self._own_thread()
+        self._placed.pop(handle, None)
+
+    def used_bytes(self, handle: int) -> int:
+        placed = self._placed.get(handle)
+        return 0 if placed is None else placed.device_bytes
+
+    def _own_thread(self) -> None:
+        mine = threading.get_ident()
+        if self._thread is None:
+            self._thread = mine
+        if self._thread != mine:
+            raise RuntimeError("a card was called from two threads")
+
+    def _flat(self, handle: int) -> _Flat:
+        placed = self._placed.get(handle)
+        if not isinstance(placed, _Flat):
+            raise CardRefused(f"placement {handle} is not one of flat vectors")
+        return placed
+
+    def _free(self) -> int:
+        return self._memory_bytes - sum(one.device_bytes for one in self._placed.values())
+
+    def _keep(self, wanted: int) -> None:
+        free = self._free()
+        if wanted > free:
+            raise CardFull(f"{wanted} bytes are wanted, {free} of {self._memory_bytes} are free")
+
+    def _within(self, k: int) -> None:
+        if not 1 <= k <= self._limits.k:
+            raise CardRefused(f"k must be from 1 to {self._limits.k}, given {k}")
+
+    def _misbehave(self, number: int) -> None:
+        faults = self._faults
+        if faults.search_s:
+            time.sleep(faults.search_s)
+        if number == faults.die_at_search and faults.strike():
+            os.abort()
+        if number == faults.hang_at_search and faults.strike():
+            time.sleep(3_600)
+        if number == faults.full_at_search and faults.strike():
+            raise CardFull("out of memory, on purpose")
+
+
+def nearest(
+    queries: Floats, vectors: NDArray[np.floating], k: int, metric: str, code: str
+) -> tuple[Floats, Rows]:
+    """The k nearest of `vectors` (n, d) by numpy, ties by the lower position; as a card answers.
+
+    float16 vectors are met by queries rounded to float16, as on a GPU; sums are float32.
+    """
+    if code == "float16":
+        queries = queries.astype(np.float16).astype(np.float32)
+    step = max(1, _STEP_SCALARS // max(1, len(queries)))
+    keys = np.empty((len(queries), len(vectors)), np.float32)
+    lengths = np.einsum("qd,qd->q", queries, queries)[:, None]
+    for start in range(0, len(vectors), step):
+        part = np.asarray(vectors[start : start + step], np.float32)
+        products = queries @ part.T
+        if metric == "l2":
+            products = np.maximum(
+                lengths - 2.0 * products + np.einsum("nd,nd->n", part, part), 0.0
+            )
+        else:
+            np.negative(products, out=products)
+        keys[:, start : start + step] = products
+    width = min(k, len(vectors))
+    if not width:
+        nothing = np.full((len(queries), k), padding(metric), np.float32)
+        return nothing, np.full((len(queries), k), -1, np.int64)
+    if width * 8 < len(vectors):
+        near = np.sort(np.argpartition(keys, width - 1, axis=1)[:, :width], axis=1)
+        order = np.argsort(np.take_along_axis(keys, near, axis=1), axis=1, kind="stable")
+        positions = np.take_along_axis(near, order, axis=1)
+    else:
+        positions = np.argsort(keys, axis=1, kind="stable")[:, :width]
+    scores = np.take_along_axis(keys, positions, axis=1)
+    return padded(scores if metric == "l2" else -scores, positions.astype(np.int64), k, metric)
