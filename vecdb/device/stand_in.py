@@ -312,9 +312,12 @@ def nearest(
         nothing = np.full((len(queries), k), padding(metric), np.float32)
         return nothing, np.full((len(queries), k), -1, np.int64)
     if width * 8 < len(vectors):
-        near = np.sort(np.argpartition(keys, width - 1, axis=1)[:, :width], axis=1)
+        # All that tie at the border stay, for the lower position to win.
+        border = np.partition(keys, width - 1, axis=1)[:, width - 1 : width]
+        kept = min(len(vectors), max(width, int((keys <= border).sum(axis=1).max())))
+        near = np.sort(np.argpartition(keys, kept - 1, axis=1)[:, :kept], axis=1)
         order = np.argsort(np.take_along_axis(keys, near, axis=1), axis=1, kind="stable")
-        positions = np.take_along_axis(near, order, axis=1)
+        positions = np.take_along_axis(near, order, axis=1)[:, :width]
     else:
         positions = np.argsort(keys, axis=1, kind="stable")[:, :width]
     scores = np.take_along_axis(keys, positions, axis=1)
