@@ -129,9 +129,7 @@ class Device(Placing):
             raise
         if not self._came_up:
             self._thread.join()
-            raise DeviceLost(
-                f"the worker of {name} did not start: {self._last_error}", device=name
-            )
+            raise DeviceLost(f"the worker of {name} did not start: {self._last_error}", device=name)
         self.budget_bytes = budget_bytes or int(_DEFAULT_SHARE * self.info.free_bytes)
         _DEVICES.add(self)
 
@@ -164,7 +162,9 @@ class Device(Placing):
         """`search` without waiting: for one caller who asks several devices. See `collected`."""
         x = np.ascontiguousarray(queries, np.float32)
         if x.ndim != 2 or not x.size or k < 1:
-            raise InvalidVector(f"queries have shape {x.shape} and k is {k}, expected (q, d) and k > 0")
+            raise InvalidVector(
+                f"queries have shape {x.shape} and k is {k}, expected (q, d) and k > 0"
+            )
         step = self._fitting(x.shape[1], k)
         asks = [
             Ask(handle, generation, x[start : start + step], k, setting)
@@ -415,9 +415,7 @@ class Device(Placing):
             self._deaths += 1
             log.warning("the worker of %s did not start: %s", self.name, self._last_error)
 
-    def _fail_all(
-        self, state: str, error: VecdbError, more: Sequence[Ask | Order] = ()
-    ) -> None:
+    def _fail_all(self, state: str, error: VecdbError, more: Sequence[Ask | Order] = ()) -> None:
         def then() -> None:
             self._state = state
             with self._placed_lock:

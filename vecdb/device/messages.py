@@ -20,8 +20,8 @@ MAX_MESSAGE_BYTES = 16_384
 ALIGN = 64
 
 
-class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    pass
+class _Message(msgspec.Struct, array_like=True, tag=True):
+    """Made, sent, read: nobody changes one."""
 
 
 class Ping(_Message):

@@ -228,9 +228,7 @@ class Placements:
     def _room(self, device: Device) -> int:
         return device.budget_bytes - device.used_bytes - self._reserved[device.name]
 
-    def _plan(
-        self, key: Hashable, bytes_needed: int, rows: int, divisible: bool
-    ) -> list[_Share]:
+    def _plan(self, key: Hashable, bytes_needed: int, rows: int, divisible: bool) -> list[_Share]:
         """Where it goes; evicts for that. Called with the lock."""
         up = [device for device in self.devices if device.up]
         if not up:
@@ -325,9 +323,7 @@ def searched(
     shards = placement.shards
     if len(shards) == 1:
         one = shards[0]
-        return one.device.search(
-            one.placed.handle, one.placed.generation, queries, k, setting, end
-        )
+        return one.device.search(one.placed.handle, one.placed.generation, queries, k, setting, end)
     waiting = []
     try:
         for one in shards:

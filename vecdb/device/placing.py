@@ -83,7 +83,9 @@ class Placing:
         handle, generation = next(self._numbers), self.generation
         step = max(1, min(STEP_BYTES, self._memory_bytes // 2) // (4 * dimension))
         try:
-            self._request(m.Flat(handle, dimension, metric, code, rows), generation, self._timeout_s)
+            self._request(
+                m.Flat(handle, dimension, metric, code, rows), generation, self._timeout_s
+            )
             given = 0
             for piece in slices:
                 vectors = np.ascontiguousarray(piece, np.float32)
@@ -152,7 +154,9 @@ class Placing:
                 found = self._compare(asked, y[start : start + tile], k, metric, generation)
                 found[1][found[1] >= 0] += start
                 best = [merged([*best, found], k, metric)] if best else [found]
-            answers.append(merged(best, k, metric) if best else merged([_nothing(asked)], k, metric))
+            answers.append(
+                merged(best, k, metric) if best else merged([_nothing(asked)], k, metric)
+            )
         scores, positions = zip(*answers, strict=True)
         return np.concatenate(scores), np.concatenate(positions)
 
@@ -223,9 +227,7 @@ class Placing:
     def _forget(self, number: int, generation: int) -> None:
         self._later(m.Forget(number), generation)
 
-    def _upload(
-        self, number: int, generation: int, data: NDArray[np.uint8], check: Check
-    ) -> None:
+    def _upload(self, number: int, generation: int, data: NDArray[np.uint8], check: Check) -> None:
         step = min(STEP_BYTES, self._memory_bytes)
         for start in range(0, data.size, step):
             check()
@@ -233,9 +235,7 @@ class Placing:
             request = m.Upload(number, data.size, start, part.size)
             self._request(request, generation, self._timeout_s, [(0, part)])
 
-    def _download(
-        self, number: int, generation: int, size: int, check: Check
-    ) -> NDArray[np.uint8]:
+    def _download(self, number: int, generation: int, size: int, check: Check) -> NDArray[np.uint8]:
         out = np.empty(size, np.uint8)
         step = min(STEP_BYTES, self._memory_bytes)
         for start in range(0, size, step):

@@ -93,7 +93,7 @@ class Desk:
                 self._uploads[r.number][r.offset : r.offset + r.size] = part
             case m.Lists():
                 data = self._uploads.pop(r.handle)
-                card.lists(r.handle, memoryview(data), r.code)
+                card.lists(r.handle, data.data, r.code)
             case m.Graph():
                 card.graph(r.handle, r.source, r.degree)
             case m.Kmeans():
@@ -119,7 +119,9 @@ class Desk:
         before = self._downloads.get(r.number)
         start = None if before is None else before.view(np.float32).reshape(r.lists, r.dimension)
         made = self._card.kmeans(sample, r.lists, 1, r.spherical, r.seed, start)
-        self._downloads[r.number] = np.ascontiguousarray(made, np.float32).reshape(-1).view(np.uint8)
+        self._downloads[r.number] = (
+            np.ascontiguousarray(made, np.float32).reshape(-1).view(np.uint8)
+        )
         return m.Done(self._downloads[r.number].size)
 
 

@@ -158,7 +158,8 @@ class Worker:
             raise self._died(f"it cannot be reached ({error.strerror})") from None
         if not data:
             raise self._died(f"it ended during {what}")
-        return m.decode_answer(data)
+        said: m.Answer = m.decode_answer(data)
+        return said
 
     def _died(self, how: str) -> Died:
         self.kill()

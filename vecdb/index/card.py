@@ -153,7 +153,9 @@ class FaissCard:
 
     def flat(self, handle: int, dimension: int, metric: str, code: str, rows: int) -> None:
         if metric not in ("l2", "ip") or code not in ("float32", "float16"):
-            raise CardRefused(f"flat vectors are l2 or ip in float32 or float16, not {metric} {code}")
+            raise CardRefused(
+                f"flat vectors are l2 or ip in float32 or float16, not {metric} {code}"
+            )
         self._placed[handle] = _Flat(self._driver, dimension, metric, code, rows)
 
     def add(self, handle: int, vectors: Floats) -> None:
@@ -202,10 +204,13 @@ class FaissCard:
         _check_width(queries, placed.dimension)
         self._within(k)
         if isinstance(placed, _Flat):
-            return self._or_full(self._search_flat, placed, queries, k)
+            found = self._or_full(self._search_flat, placed, queries, k)
+            return found[0], found[1]
         if isinstance(placed, _Lists):
             if not 1 <= setting <= self._limits.nprobe:
-                raise CardRefused(f"nprobe must be from 1 to {self._limits.nprobe}, given {setting}")
+                raise CardRefused(
+                    f"nprobe must be from 1 to {self._limits.nprobe}, given {setting}"
+                )
             params = _probing(min(setting, int(placed.index.nlist)))
             found = self._or_full(placed.index.search, queries, k, params=params)
         else:
@@ -214,11 +219,9 @@ class FaissCard:
                     f"k of a graph is at most {_GRAPH_K} and its itopk, given {k} and {setting}"
                 )
             found = self._or_full(self._search_graph, placed, queries, k, setting)
-        return padded(*found, k, placed.metric)
+        return padded(found[0], found[1], k, placed.metric)
 
-    def compare(
-        self, queries: Floats, vectors: Floats, k: int, metric: str
-    ) -> tuple[Floats, Rows]:
+    def compare(self, queries: Floats, vectors: Floats, k: int, metric: str) -> tuple[Floats, Rows]:
         self._within(k)
         _check_width(queries, vectors.shape[1])
         width = min(k, len(vectors))

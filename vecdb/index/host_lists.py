@@ -28,7 +28,7 @@ def deserialized(data: Any) -> Any:
 
 
 def checked_lists(index: Any) -> str:
-    """"flat", "sq" or "pq" for lists that FAISS's classic GPU classes can hold; CardRefused for others.
+    """ "flat", "sq" or "pq" for lists that FAISS's classic GPU classes can hold; CardRefused for others.
 
     What they refuse they would refuse with the same exception type as what goes wrong, so it is asked first.
     """
@@ -48,7 +48,9 @@ def checked_lists(index: Any) -> str:
         kinds = faiss.ScalarQuantizer
         kind = int(index.sq.qtype)
         if kind not in (kinds.QT_8bit, kinds.QT_4bit, kinds.QT_fp16):
-            raise CardRefused(f"scalar codes on a GPU are of 8 or 4 bits or float16, given type {kind}")
+            raise CardRefused(
+                f"scalar codes on a GPU are of 8 or 4 bits or float16, given type {kind}"
+            )
         if kind != kinds.QT_fp16 and d >= _SQ_MAX_DIMENSION:
             raise CardRefused(f"such codes on a GPU have less than {_SQ_MAX_DIMENSION} dimensions")
         return "sq"
