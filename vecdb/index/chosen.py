@@ -10,7 +10,7 @@ import numpy as np
 from ..selection import Selection
 from .blocks import Allowed
 from .distance import Floats, Rows, padded, squares, to_distances
-from .door import compare_one, faiss_metric
+from .door import compare_one, faiss_metric, knn
 from .live import Bits, unpack
 from .main import Main
 
@@ -18,6 +18,8 @@ _KEPT_FILTERS = 8
 FEW_BYTES, FEW_ROWS = 4 << 20, 2_048
 """Selected vectors are copied to one place and compared there up to these bounds; those of the last few
 filters are kept. 1,265 rows of 384, by one thread: 31 us, picked out by FAISS each time 41 us."""
+_HEAPED = 64
+"""Up to so many answers FAISS's heap finds them while it compares; it does not say which of equal ones."""
 
 
 class MainMask:
@@ -76,6 +78,10 @@ class Few:
     def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
         """Distances and rows (q, k), nearest first, ties by row; NaN and -1 where there are fewer."""
         if len(queries) == 1:
+            if k <= _HEAPED and self._rows.size > k and self._metric != "hamming":
+                found = self._first(queries, k)
+                if found is not None:
+                    return found
             near = to_distances(self._keys(queries)[0], self._metric)
             best = nearest(near, k)
             rows = self._rows[best]
@@ -91,6 +97,14 @@ class Few:
             best = nearest(one, k)
             out[0][i, : best.size], out[1][i, : best.size] = one[best], self._rows[best]
         return out
+
+    def _first(self, query: Floats, k: int) -> tuple[Floats, Rows] | None:
+        """`search` of one query in one call of FAISS, 4 us less; None where distances are equal."""
+        scores, at = knn(query, self._vectors, k + 1, faiss_metric(self._metric))
+        near = scores if self._metric == "l2" else 1.0 - scores
+        if len(set(near[0].tolist())) <= k:
+            return None
+        return near[:, :k], self._rows[at[:, :k]]
 
     def _keys(self, queries: Any) -> Floats:
         keys: Floats
