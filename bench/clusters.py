@@ -81,12 +81,14 @@ class Mixture:
         return unit(vectors), members
 
 
-def write(path: Path, rows: int, queries: int, seed: int) -> tuple[Members, Vectors]:
+def write(
+    path: Path, rows: int, queries: int, seed: int, dimension: int = DIMENSION
+) -> tuple[Members, Vectors]:
     """Writes the vectors of all rows to `path` as plain float32; their clusters, and the queries."""
-    mixture = Mixture(rows, seed)
+    mixture = Mixture(rows, seed, dimension)
     members = np.empty(rows, np.int32)
     slices = -(-rows // SLICE_ROWS)
-    row_bytes = DIMENSION * 4
+    row_bytes = dimension * 4
     with path.open("wb") as file:
         os.ftruncate(file.fileno(), rows * row_bytes)
 

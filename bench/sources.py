@@ -228,7 +228,7 @@ class WordNet(Source):
         return {one: row for row, one in enumerate(self.records(0, self.rows)[0])}
 
     @staticmethod
-    def write(folder: Path, rows: int, queries: int, seed: int) -> None:
+    def write(folder: Path, rows: int, queries: int, seed: int, dimension: int) -> None:
         with gzip.open(WORDNET / "rows.jsonl.gz", "rb") as file:
             lines = file.read().splitlines()
         vectors = np.load(WORDNET / "vectors.f16.npy", mmap_mode="r")
@@ -278,8 +278,8 @@ class Clusters(Source):
         return held
 
     @staticmethod
-    def write(folder: Path, rows: int, queries: int, seed: int) -> None:
-        members, asked = clusters.write(folder / "vectors.f32", rows, queries, seed)
+    def write(folder: Path, rows: int, queries: int, seed: int, dimension: int) -> None:
+        members, asked = clusters.write(folder / "vectors.f32", rows, queries, seed, dimension)
         np.save(folder / "members.npy", members)
         np.save(folder / "queries.npy", asked)
 
@@ -289,19 +289,29 @@ def encode(metadata: dict[str, Any]) -> bytes:
     return json.dumps(metadata, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def prepare(dataset: str, rows: int | None, queries: int, seed: int, folder: Path) -> Source:
-    """The data set in a folder of its own below `folder`, written there if it is not yet."""
+def prepare(
+    dataset: str,
+    rows: int | None,
+    queries: int,
+    seed: int,
+    folder: Path,
+    dimension: int = clusters.DIMENSION,
+) -> Source:
+    """The data set in a folder of its own below `folder`, written there if it is not yet. WordNet has the
+    dimension that it has."""
     available = WordNet.available()
     if dataset == "wordnet" and not available:
         raise SystemExit(f"WordNet is not at hand in {WORDNET.name}/; use --dataset clusters")
     count = min(rows or available, available) if dataset == "wordnet" else rows or 1_000_000
     made: type[WordNet | Clusters] = WordNet if dataset == "wordnet" else Clusters
-    place = folder / f"{dataset}-{count}-{queries}-{seed}"
+    if dataset == "wordnet" and dimension != clusters.DIMENSION:
+        raise SystemExit(f"WordNet has {clusters.DIMENSION} dimensions; use --dataset clusters")
+    place = folder / f"{dataset}-{count}-{dimension}-{queries}-{seed}"
     if not place.exists():
         folder.mkdir(parents=True, exist_ok=True)
         aside = folder / f"{place.name}.{os.getpid()}"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
-        made.write(aside, count, queries, seed)
+        made.write(aside, count, queries, seed, dimension)
         aside.rename(place)
     return made(place, count)

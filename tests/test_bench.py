@@ -197,7 +197,7 @@ def test_the_index_is_measured_in_one_run(tmp_path: Path, monkeypatch: pytest.Mo
     words = ["--dataset", "clusters", "--rows", "3000", "--queries", "50", "--rounds", "1"]
     words += ["--folder", str(tmp_path / "folder"), "--results", str(tmp_path)]
     assert run.main(words) == 0
-    (path,) = tmp_path.glob("*-index-clusters.json")
+    (path,) = tmp_path.glob("*-index-clusters-3000.json")
     results = json.loads(path.read_text())
     assert results["failed"] == {}
     parts = results["parts"]
@@ -240,7 +240,7 @@ def test_peers_that_are_not_installed_are_left_out_with_a_word(tmp_path: Path) -
     words = ["--dataset", "clusters", "--rows", "1200", "--queries", "20", "--rounds", "1"]
     words += ["--folder", str(tmp_path / "folder"), "--results", str(tmp_path), "--only", "peers"]
     assert run.main(words) == 0
-    (path,) = tmp_path.glob("*-index-clusters-peers.json")
+    (path,) = tmp_path.glob("*-index-clusters-1200-peers.json")
     found = json.loads(path.read_text())["parts"]["peers"]
     measured, skipped = set(found["plain"]["curves"]), set(found["skipped"])
     assert measured | skipped == {peer.name for peer in peers.PEERS}
@@ -260,7 +260,7 @@ def test_codes_are_swept_to_a_recall(tmp_path: Path) -> None:
     words = ["--dataset", "clusters", "--rows", "3000", "--queries", "20", "--rounds", "1"]
     words += ["--folder", str(tmp_path / "folder"), "--results", str(tmp_path), "--only", "codes"]
     assert run.main(words) == 0
-    (path,) = tmp_path.glob("*-index-clusters-codes.json")
+    (path,) = tmp_path.glob("*-index-clusters-3000-codes.json")
     found = json.loads(path.read_text())["parts"]["codes"]["codes"]
     sizes = {name: one["bytes_a_row"] for name, one in found.items()}
     assert sizes["SQ8"] == 2 * sizes["SQ4"] > sizes["RaBitQ"]

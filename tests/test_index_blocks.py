@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from index_rows import plain
 
 from vecdb.index.blocks import Allowed, BitBlock, Block, CodeBlock, FloatBlock, ListBlock
+from vecdb.index.chosen import Few
 from vecdb.index.codes import own_code
+from vecdb.index.distance import unit
 from vecdb.index.door import INNER_PRODUCT, L2, knn, through_blas
 from vecdb.index.main import new_ivf
 
@@ -149,3 +151,29 @@ def test_l2_batch_among_many_equal_vectors():
     assert (keys[:, :100] == 0).all()
     assert (keys[:, 100:] == 512).all()
     assert (np.sort(positions[:, :100], axis=1) == np.arange(400, 500)).all()
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+@pytest.mark.parametrize("queries", [1, 3, 40])
+@pytest.mark.parametrize("k", [1, 10, 64, 65, 200])
+def test_few_selected_rows_are_ordered_by_distance_and_then_by_row(metric, queries, k):
+    """However many of them are equally near, and whether k is more than there are."""
+    rng = np.random.default_rng(SEED)
+    vectors = rng.integers(-2, 3, (90, 3)).astype(np.float32)
+    vectors = vectors[(vectors != 0).any(axis=1)]
+    asked = rng.integers(-2, 3, (queries, 3)).astype(np.float32) + np.float32(0.25)
+    if metric == "cosine":
+        vectors, asked = unit(vectors), unit(asked)
+    rows = np.sort(rng.choice(1_000, len(vectors), replace=False)).astype(np.int64)
+    near, found = Few(rows, vectors, metric).search(asked, k)
+    width = min(k, len(rows))
+    assert near.shape == found.shape == (queries, k)
+    assert np.isnan(near[:, width:]).all()
+    assert (found[:, width:] == -1).all()
+    truth = plain(asked, vectors, "ip" if metric == "cosine" else metric)
+    for i in range(queries):
+        best = np.sort(truth[i])[:width]
+        np.testing.assert_allclose(near[i, :width], best, atol=1e-5)
+        assert len(set(found[i, :width].tolist())) == width
+        equal = near[i, 1:width] == near[i, : width - 1]
+        assert (found[i, 1:width] > found[i, : width - 1])[equal].all()

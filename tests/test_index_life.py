@@ -162,10 +162,54 @@ def test_auto_quantization_stays_below_the_memory_limit(kind, storage):
         assert seen == ["none"] * 6
         return
     assert seen[0] == seen[1] == "none"
-    order = [choice.ORDER.index(one) for one in seen]
+    every = choice.LISTS_ORDER if kind == "ivf" else choice.ORDER
+    order = [every.index(one) for one in seen]
     assert order == sorted(order)
-    assert seen[-1] == "sq4"
-    assert len(set(seen)) >= (3 if storage == "float32" else 2)
+    assert seen[-1] == every[-1]
+    assert len(set(seen)) >= (3 if storage == "float32" and kind == "hnsw" else 2)
+
+
+@pytest.mark.parametrize(
+    ("target", "limit", "expected"),
+    [
+        (0.95, 1 << 40, ("hnsw", "none")),
+        (0.95, 400_000, ("hnsw", "sq4")),
+        (0.99, 400_000, ("ivf", "pq4")),
+        (0.95, 250_000, ("ivf", "pq4")),
+        (0.95, 1, ("ivf", "pq4")),
+    ],
+)
+def test_auto_goes_over_to_lists_where_no_graph_fits(target, limit, expected):
+    """Kind auto makes lists of pq4 below the memory that a graph takes, and where sq4 is too coarse."""
+    rows = Rows(2_000, dimension=64)
+    index = make_index(
+        rows, "auto", target_recall=target, index_memory_bytes=limit, exact_max_scalars=0
+    )
+    index.append(rows.vectors)
+    index.publish(1)
+    index.install(build(index))
+    assert (index.stats().kind, index.stats().quantization) == expected
+    assert build(index) is None, "nothing has changed"
+    check_index(index, rows, np.ones(2_000, np.bool_))
+
+
+@pytest.mark.parametrize("quantization", ["none", "sq8", "pq4"])
+def test_lists_grow_until_they_are_too_few(quantization):
+    """Fresh rows go into the lists there are; at more than twice the rows new lists are trained."""
+    rows = Rows(6_000)
+    index = make_index(rows, "ivf", "l2", quantization)
+    lists, held = [], np.empty(0, np.int64)
+    for step, stop in enumerate((2_000, 2_500, 2_900, 6_000), 1):
+        index.append(rows.vectors[len(index.view.live_mask()) : stop])
+        index.publish(step)
+        index.install(build(index))
+        main = index.view.main
+        lists.append(int(main.index.nlist))
+        if lists[-1] == lists[0]:
+            np.testing.assert_array_equal(main.rows[: held.size], held)
+        held = main.rows
+        check_index(index, rows, np.ones(stop, np.bool_))
+    assert lists[0] == lists[1] == lists[2] < lists[3]
 
 
 def test_growing_past_the_memory_limit_changes_the_code():

@@ -172,7 +172,8 @@ def test_stats_tell_of_every_field(docs):
     assert [p.setting for p in index.curve] == sorted(p.setting for p in index.curve)
     assert all(0 <= p.recall_at_10 <= 1 and 0 <= p.recall_at_100 <= 1 for p in index.curve)
     assert all(p.cost_us > 0 for p in index.curve)
-    assert index.measured_recall in [p.recall_at_10 for p in index.curve]
+    known = [p.recall_at_10 for p in index.curve]
+    assert index.target_recall <= index.measured_recall <= max(known)
     assert index.audit.queries == 0
     assert list(stats.vectors) == ["small"]
     small = stats.vectors["small"]

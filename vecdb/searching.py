@@ -62,7 +62,9 @@ def query_one(
     if timeout_s is not None:
         end = time.monotonic() + timeout_s
     if expression is not None:
-        allowed = core.matching(expression, core.moment(view), deadline(timeout_s))
+        allowed = core.matched(expression, view.n_rows)
+        if allowed is None:
+            allowed = core.matching(expression, core.moment(view), deadline(timeout_s))
     live = view.n_live
     width = k if k <= live else max(1, live)
     queries = one.reshape(1, -1)

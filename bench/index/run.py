@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import measure
+from ..clusters import DIMENSION
 from ..sources import DATASETS, WordNet, prepare
 from . import beside, building, codes, filters, insert, kinds, memory, space, speed
 from .plan import Plan
@@ -50,11 +51,14 @@ def main(argv: list[str]) -> int:
     parts = args.only or usual
     folder = args.folder or Path(tempfile.gettempdir()) / "vecdb-bench"
     machine = measure.machine()
-    source = prepare(args.dataset, args.rows, args.queries, args.seed, folder)
+    source = prepare(args.dataset, args.rows, args.queries, args.seed, folder, args.dimension)
     say(f"{source.name}: {source.rows:,} rows, {source.dimension} dimensions,"
         f" {len(source.queries)} queries")  # fmt: skip
     date = dt.datetime.now(dt.UTC)
-    name = "-".join([f"{date:%Y-%m-%d}", "index", args.dataset, *(args.only or ())])
+    size = [] if args.rows is None else [str(source.rows)]
+    if args.dimension != DIMENSION:
+        size.append(f"d{args.dimension}")
+    name = "-".join([f"{date:%Y-%m-%d}", "index", args.dataset, *size, *(args.only or ())])
     results: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "bench", "index", *argv]),
         "date": date.isoformat(timespec="seconds"),
@@ -97,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rows", type=int, help="rows to take; default: all of WordNet, 1,000,000 in clusters"
     )
+    parser.add_argument("--dimension", type=int, default=DIMENSION, help="of clusters")
     parser.add_argument("--queries", type=int, default=1_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)

@@ -24,7 +24,16 @@ from .codes import (
 from .distance import Floats, Merger, Rows
 from .door import CORES, faiss_metric, limit_threads, use_threads
 from .main import EF_SETTINGS, Main, finder, refined
-from .makers import SEED, CodesMaker, GraphMaker, Job, ListsMaker, Maker, graph_among
+from .makers import (
+    SEED,
+    CodesMaker,
+    GraphMaker,
+    Job,
+    ListsMaker,
+    Maker,
+    graph_among,
+    lists_for,
+)
 from .plan import widest
 from .side import SideGraph, Wanted
 from .source import READ_ROWS, scan, true_keys
@@ -43,11 +52,20 @@ the rows, so a tenth more of them costs less than the curve's own bound leaves."
 _SAMPLE_RUNS, _SAMPLE_ROWS = 16, 1_024
 
 
+_MOST_TOO_FEW_LISTS = 1.5
+"""Lists that a new index would have, as a multiple of those there are: an index that has grown to 2.25 times
+the rows it was trained on is trained anew."""
+
+
 def can_extend(old: Main, fresh: int) -> bool:
-    """Whether growing `old` leaves it with a recall curve that still speaks for it."""
+    """Whether growing `old` leaves it with a recall curve that still speaks for it, and with lists enough."""
     grown = old.n + fresh
+    if old.kind == "flat":
+        return False
+    if old.kind == "ivf" and lists_for(grown) > _MOST_TOO_FEW_LISTS * int(old.index.nlist):
+        return False
     enough = fresh >= 2 * calibrate.LEAST_HELD_OUT
-    return old.kind == "hnsw" and (enough or grown <= _RECALIBRATE_GROWTH * old.curve.rows)
+    return enough or grown <= _RECALIBRATE_GROWTH * old.curve.rows
 
 
 class Cancelled(Exception):
@@ -87,7 +105,7 @@ class Build:
         return self._on_own_thread(lambda: self._make(None, rows, high_water, sequence))
 
     def extend(self, old: Main, fresh: Rows, high_water: int, sequence: int) -> Main | None:
-        """The HNSW index `old` grown by `fresh` rows (ascending); None when cancelled."""
+        """The index `old`, a graph or lists, grown by `fresh` rows (ascending); None when cancelled."""
         return self._on_own_thread(lambda: self._make(old, fresh, high_water, sequence))
 
     def curve_on(self, main: Main, queries: Any, live: Callable[[int, int], Any]) -> Main | None:
@@ -201,7 +219,7 @@ class Build:
         if self.kind == "hnsw":
             maker = GraphMaker(self, old, fresh)
         elif self.kind == "ivf":
-            maker = ListsMaker(self, fresh)
+            maker = ListsMaker(self, old, fresh)
         else:
             maker = CodesMaker(self, fresh)
         before = np.empty(0, np.int64) if old is None else old.rows

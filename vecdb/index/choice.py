@@ -19,6 +19,11 @@ ORDER = ("none", "float16", "sq8", "sq4")
 FINE_ORDER = ("none", "sq8", "sq4")
 """The same for a graph over vectors that sq8 tells apart well: a walk over it is as quick as one over
 float16, in half the memory."""
+LISTS_ORDER = ("none", "pq4")
+"""The same for lists, where pq4 is the fastest code of all and the smallest."""
+SQ4_TARGET = 0.97
+"""Above this target recall 4 bits a number often cannot tell vectors apart, whatever the walk (WordNet at 0.99:
+no setting, so every query is answered exactly), while pq4 can, since more candidates are ranked again."""
 MEMORY_SHARE = 1 / 16
 """Share of the machine's memory that the index of a collection takes at most where no limit is set: it is
 rarely the only one, and a graph over sq8 alone takes a quarter of one over float32. It answers plain queries
@@ -55,9 +60,9 @@ def code_for(
     """The code of a main index of `rows` vectors; `sample` gives some of them, in the index's space.
 
     `auto`: the first of the order whose index stays within `index_memory_bytes`, the last one where none
-    does.
+    does. See `kind_and_code` for kind auto.
     """
-    limit = int(settings["index_memory_bytes"]) or int(MEMORY_SHARE * memory_bytes())
+    limit = memory_limit(settings)
     if quantization == "auto" and storage in ("int8", "uint8", "binary"):
         quantization = "none"
     if quantization != "auto":
@@ -66,8 +71,36 @@ def code_for(
     if index_bytes(kind, first, dimension, rows) <= limit:
         return first
     fine = kind == "hnsw" and storage == "float32" and is_fine("sq8", sample(), metric)
-    codes = [code_of(storage, metric, one) for one in (FINE_ORDER if fine else ORDER)]
+    order = FINE_ORDER if fine else LISTS_ORDER if kind == "ivf" else ORDER
+    codes = [code_of(storage, metric, one) for one in order]
     return next((c for c in codes if index_bytes(kind, c, dimension, rows) <= limit), codes[-1])
+
+
+def kind_and_code(
+    quantization: str,
+    storage: str,
+    metric: str,
+    dimension: int,
+    rows: int,
+    target_recall: float,
+    settings: Mapping[str, Any],
+    sample: Callable[[], Floats],
+) -> tuple[str, str]:
+    """What kind `auto` makes of rows that are too many to be compared one by one: a graph, and lists of
+    pq4 where that is asked for, or where no graph that would do stays within `index_memory_bytes`."""
+    if quantization == "pq4":
+        return "ivf", "pq4"
+    code = code_for(quantization, "hnsw", storage, metric, dimension, rows, settings, sample)
+    if quantization == "auto" and code == "sq4":
+        limit = memory_limit(settings)
+        if target_recall > SQ4_TARGET or index_bytes("hnsw", code, dimension, rows) > limit:
+            return "ivf", "pq4"
+    return "hnsw", code
+
+
+def memory_limit(settings: Mapping[str, Any]) -> int:
+    """Bytes that `auto` keeps the index of a collection below."""
+    return int(settings["index_memory_bytes"]) or int(MEMORY_SHARE * memory_bytes())
 
 
 def check_budget(

@@ -29,7 +29,7 @@ from .calibrate import Curve, Point
 from .codes import is_lossy, new_codes, own_code, to_space
 from .distance import Rows
 from .door import CORES, faiss, faiss_metric, flat_over
-from .main import Main, attach, block_of
+from .main import Main, attach, block_of, whole
 from .makers import Job
 from .source import READ_ROWS
 
@@ -307,10 +307,7 @@ def load(job: Job, record: IndexRecord, folder: Path) -> Main:
         storage, look = _empty_codes(record, rows.size)
         attach(index, storage)
     elif record.kind == "ivf":
-        if record.code == "pq4":
-            # FAISS 1.15 forgets to set it when it reads such an index, and crashes when asked for a vector.
-            index.fine_quantizer = index.pq
-        index.make_direct_map(True)
+        whole(index).make_direct_map(True)
     else:
         storage = index
     if look is not None:

@@ -18,10 +18,10 @@ from . import files
 from .ahead import Ahead
 from .build import MIN_ROWS, Build, can_extend
 from .calibrate import Curve
-from .choice import check_budget, code_for
+from .choice import check_budget, code_for, kind_and_code
 from .chosen import MainMask
 from .codes import is_lossy, own_code
-from .distance import Rows
+from .distance import Floats, Rows
 from .door import device, give_memory_back
 from .figures import IndexFigures
 from .files import IndexRecord
@@ -232,7 +232,7 @@ class Index:
         return bool(many or self._dead_share(view) > self.settings["index_dead_share"])
 
     def _wanted_kind(self, view: View) -> str | None:
-        """hnsw, ivf or flat; None where the tail serves best."""
+        """hnsw, ivf, flat, or auto: a graph or lists, see `kind_and_code`. None where the tail serves best."""
         if view.n_live < MIN_ROWS:
             return None
         if self.kind == "exact":
@@ -244,7 +244,7 @@ class Index:
         # A collection that shrinks keeps its main index; switching to and fro would cost builds.
         if not large and view.main is None:
             return None
-        return "ivf" if self.quantization == "pq4" else "hnsw"
+        return "auto"
 
     @staticmethod
     def _dead_share(view: View) -> float:
@@ -291,8 +291,8 @@ class Index:
     ) -> BuiltIndex | None:
         """A main index of the rows that are live in the newest view; does not install it.
 
-        Grows the HNSW index that serves when few of its rows are dead and its codes are still those to
-        use, else (and with `anew`) builds a new one. None when cancelled (`cancel` is set then), and
+        Grows the graph or lists that serve when few of their rows are dead and their codes are still those
+        to use, else (and with `anew`) builds a new one. None when cancelled (`cancel` is set then), and
         when there is nothing to build: the collection is to be searched exactly, or the index covers
         exactly the live rows already.
         Vectors are read and `progress` is called from a thread of lower priority; the caller waits.
@@ -306,19 +306,27 @@ class Index:
             return None
         rows = np.flatnonzero(view.live_mask())
         first = 0 if main is None else int(np.searchsorted(rows, main.high_water))
-        same = main is not None and main.kind == kind
+        same = main is not None and (main.kind == kind or (kind == "auto" and main.kind != "flat"))
         if same and main is not None and first == rows.size == main.n and not anew:
             return None
         threads = int(self.settings["build_threads"])
         hand_over = HandOver(lambda: self._tail.full, self._replace)
 
-        def build_over(code: str) -> Build:
+        def build_over(kind: str, code: str) -> Build:
             return Build(self, kind, code, threads, cancel, progress, hand_over)
 
-        code = code_for(
-            self.quantization, kind, self.storage, self.metric, self.dimension, rows.size,
-            self.settings, lambda: build_over(own_code(self.storage)).sample(rows),
-        )  # fmt: skip
+        space = self.storage, self.metric, self.dimension, rows.size
+
+        def sample() -> Floats:
+            return build_over("hnsw", own_code(self.storage)).sample(rows)
+
+        if kind == "auto":
+            kind, code = kind_and_code(
+                self.quantization, *space, self.target_recall, self.settings, sample
+            )
+        else:
+            code = code_for(self.quantization, kind, *space, self.settings, sample)
+        same = main is not None and main.kind == kind
         grow = (
             same
             and main is not None
@@ -338,7 +346,7 @@ class Index:
             budget(0, rows.size, first)
         n_rows, sequence = view.n_rows, view.sequence
         del view  # its pieces are let go of while the build takes their vectors over
-        build = build_over(code)
+        build = build_over(kind, code)
         try:
             made = (
                 build.extend(main, rows[first:], n_rows, sequence)

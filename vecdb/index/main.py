@@ -292,6 +292,16 @@ def new_ivf(dimension: int, metric: str, code: str, centroids: Floats, sample: F
     return index
 
 
+def whole(lists: Any) -> Any:
+    """An IVF index that FAISS has read, with what it forgets there.
+
+    FAISS 1.15 leaves `fine_quantizer` of fast-scan lists empty, and crashes when asked for a vector.
+    """
+    if isinstance(lists, faiss.IndexIVFPQFastScan):
+        lists.fine_quantizer = lists.pq
+    return lists
+
+
 def attach(graph: Any, storage: Any) -> None:
     """Let a graph compare the vectors of `storage`, which is kept alive with it."""
     if graph.own_fields:

@@ -13,7 +13,7 @@ from .blocks import Block, CodeBlock, FloatBlock
 from .codes import is_fine, is_guide, like, new_codes, typical_error
 from .distance import Floats, Rows
 from .door import faiss, flat_over, reserve
-from .main import Main, attach, block_of, empty_graph, new_ivf
+from .main import Main, attach, block_of, empty_graph, new_ivf, whole
 from .source import READ_ROWS, VectorSource
 
 _TRAIN_ROWS_A_LIST = 40
@@ -255,18 +255,29 @@ class CodesMaker:
         return self.codes, CodeBlock(self.codes)
 
 
-class ListsMaker:
-    """IVF lists around k-means centroids."""
+def lists_for(rows: int) -> int:
+    """Lists of an IVF index of so many rows."""
+    return max(1, min(int(4 * math.sqrt(rows)), rows // _TRAIN_ROWS_A_LIST))
 
-    base = 0.4
+
+class ListsMaker:
+    """IVF lists around k-means centroids. Those of an index that grows stay, and so do its codes' bounds."""
+
     arena: Arena | None = None
 
-    def __init__(self, build: Making, fresh: Rows) -> None:
+    def __init__(self, build: Making, old: Main | None, fresh: Rows) -> None:
         self.build = build
         job = build.job
-        centroids, sample = self._train(fresh)
-        self.index = new_ivf(job.dimension, job.metric, build.code, centroids, sample)
-        self.quantizer = None
+        self.base = 0.4 if old is None else 0.02
+        self.quantizer: Any = None
+        if old is None:
+            centroids, sample = self._train(fresh)
+            self.index = new_ivf(job.dimension, job.metric, build.code, centroids, sample)
+        else:
+            # A mapped index must not be added to; a copy through bytes owns its memory.
+            self.index = whole(faiss.deserialize_index(faiss.serialize_index(old.index)))
+            self.index.make_direct_map(False)
+            sample = np.zeros((1, job.dimension), np.float32)
         if build.lossy and build.code != "pq4":
             self.quantizer = new_codes(build.code, job.dimension, job.metric, sample[:1])
             self.quantizer.sq = self.index.sq
@@ -282,7 +293,7 @@ class ListsMaker:
     def _train(self, rows: Rows) -> tuple[Floats, Floats]:
         """Centroids and the sample they come from. A call a round, so that it can be cancelled."""
         build, job = self.build, self.build.job
-        lists = max(1, min(int(4 * math.sqrt(rows.size)), rows.size // _TRAIN_ROWS_A_LIST))
+        lists = lists_for(rows.size)
         size = min(rows.size, lists * _TRAIN_ROWS_A_LIST)
         sample = build.gather(np.sort(build.rng.choice(rows, size, replace=False)))
         centroids = sample[build.rng.choice(size, lists, replace=False)].copy()
