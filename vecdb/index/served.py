@@ -1,0 +1,235 @@
+"""Rows whose vectors lie on a device, and searches that are answered there.
+
+A device knows no rows, no filters and no deaths: it says which positions are nearest. So a search asks
+for more than it wants, drops what is dead or not allowed, and is content when enough is left: among the
+k' nearest, k allowed ones are the k nearest allowed, whatever the filter has to do with the vectors. A search
+that finds fewer asks wider, up to what the card gives; behind that, and where few rows are allowed, the
+host compares the allowed rows.
+
+Vectors on a device are float32 or, where these do not fit, float16. Float16 answers are ranked again by
+the stored vectors, and are only given when no row outside the candidates can belong to them; so answers are
+those of the CPU, but for the rounding of float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..device import Placements
+from ..errors import DeviceFull, DeviceLost
+from ..selection import Selection
+from .blocks import FloatBlock
+from .codes import to_space
+from .distance import Floats, Merger, Rows
+from .live import is_set
+from .plan import wanted_with
+from .source import READ_ROWS, VectorSource, true_keys
+from .tail import Piece, trim
+from .trace import Trace
+
+if TYPE_CHECKING:
+    from .view import View
+
+EXTRA = 8
+"""Candidates beyond those wanted, so that a few equal ones at the end do not cost a second search."""
+WIDER = 4
+_HALF = 2.0**-11
+_ROUND = 4e-6
+"""Of the squared lengths that a squared distance is the difference of, computed in float32."""
+LEAST_SHARE = 1 / 64
+"""A filter that allows a smaller share of the rows is answered by the host, which compares these rows."""
+
+
+class Served:
+    """Copies of rows on a device (or in shards on several); any thread may search.
+
+    `rows` (n,) int64 ascending are the row numbers of positions; all rows that were live below `high_water`
+    when they were placed are among them. Immutable but for `note`.
+    """
+
+    def __init__(
+        self,
+        placements: Placements,
+        key: object,
+        rows: Rows,
+        high_water: int,
+        metric: str,
+        code: str,
+        longest: float,
+    ) -> None:
+        self.placements = placements
+        self.key = key
+        self.rows = rows
+        self.high_water = high_water
+        self.metric = metric
+        self.code = code
+        self.longest = longest
+        """Length of the longest vector, for the bound of what rounding can do."""
+        self.note = ""
+        """Why the host answered lately instead of the device; empty while the device answers."""
+        self._cut: dict[int, Piece | None] = {}
+
+    @property
+    def names(self) -> str:
+        """The devices it lies on, as in `gpu:0,1`; empty when it is gone."""
+        held = self.placements.get(self.key)
+        if held is None:
+            return ""
+        return "gpu:" + ",".join(s.device.name.removeprefix("gpu:") for s in held.shards)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the devices that it takes."""
+        held = self.placements.get(self.key)
+        return 0 if held is None else held.bytes
+
+    def search(
+        self,
+        view: View,
+        x: Floats,
+        k: int,
+        allowed: Selection | None,
+        trace: Trace | None,
+        check: Callable[[], None],
+    ) -> Merger | None:
+        """The nearest live and allowed placed rows of `view` for (q, d) queries; None where the host had
+        better answer, or must: then `note` says why.
+
+        LimitExceeded when the queue of the device is full.
+        """
+        held = self.placements.get(self.key)
+        if held is None:
+            self.note = "what lay on the device had to go, or its worker died"
+            return None
+        count = view.n_live if allowed is None else allowed.count()
+        share = min(1.0, count / max(1, view.n_rows))
+        limit = min(s.device.info.limits.k for s in held.shards)
+        width = wanted_with(k, share) + EXTRA + (k if self.code == "float16" else 0)
+        if share < LEAST_SHARE or width > limit:
+            return None
+        merger = Merger(k)
+        best_keys = np.full((len(x), k), np.inf, np.float32)
+        best_rows = np.full((len(x), k), -1, np.int64)
+        open_ = np.arange(len(x))
+        try:
+            while open_.size:
+                check()
+                some = x if open_.size == len(x) else np.ascontiguousarray(x[open_])
+                width = min(width, limit, len(self.rows))
+                answer = self.placements.search(self.key, some, width, 0, _metric(self.metric))
+                if answer is None:
+                    self.note = "what lay on the device had to go"
+                    return None
+                keys, rows, sure = self._allowed_first(view, some, answer[0], answer[1], k, allowed)
+                if trace is not None:
+                    trace.candidates = max(trace.candidates, width)
+                    trace.main_rows_compared = len(self.rows)
+                if width >= len(self.rows):
+                    sure[:] = True
+                best_keys[open_[sure]], best_rows[open_[sure]] = keys[sure], rows[sure]
+                open_ = open_[~sure]
+                if open_.size and width >= limit:
+                    return None
+                width *= WIDER
+        except (DeviceLost, DeviceFull) as error:
+            self.note = error.message
+            return None
+        self.note = ""
+        merger.add(best_keys, best_rows)
+        if trace is not None:
+            trace.device = self.names
+            trace.plan = "exact" if allowed is None else "overfetch"
+        return merger
+
+    def _allowed_first(
+        self,
+        view: View,
+        x: Floats,
+        scores: Floats,
+        positions: Rows,
+        k: int,
+        allowed: Selection | None,
+    ) -> tuple[Floats, Rows, np.ndarray]:
+        """Keys and rows (q, k), and which queries need no second look."""
+        keys = scores if self.metric == "l2" else -scores
+        rows = np.where(positions < 0, -1, self.rows[positions])
+        good = positions >= 0
+        good[good] = is_set(view.live, rows[good])
+        if allowed is not None:
+            good[good] = allowed.mask()[rows[good]]
+        last = keys[:, -1]
+        rows = np.where(good, rows, -1)
+        order = np.argsort(~good, axis=1, kind="stable")
+        if self.code == "float16":
+            keys = true_keys(x, view.source, rows, self.metric)
+            order = np.lexsort((rows, keys), axis=1)
+        else:
+            keys = np.where(good, keys, np.float32(np.inf))
+        order = order[:, :k]
+        keys = np.take_along_axis(keys, order, axis=1)
+        rows = np.take_along_axis(rows, order, axis=1)
+        if keys.shape[1] < k:
+            missing = k - keys.shape[1]
+            keys = np.pad(keys, ((0, 0), (0, missing)), constant_values=np.inf)
+            rows = np.pad(rows, ((0, 0), (0, missing)), constant_values=-1)
+        sure = rows[:, k - 1] >= 0
+        if self.code == "float16":
+            sure &= keys[:, k - 1] <= self._at_least(x, last)
+        elif self.metric == "l2":
+            # By differences: the card's expansion loses digits where vectors are long and close.
+            keys = true_keys(x, view.source, rows, self.metric)
+        return keys, rows, sure
+
+    def _at_least(self, x: Floats, last: Floats) -> Floats:
+        """The smallest true key that a row with a coded key of `last` (q,) or more may have.
+
+        Queries and vectors are rounded to 11 bits on the card, which moves each by 2^-11 of its length.
+        """
+        lengths = np.sqrt(np.einsum("qd,qd->q", x, x))
+        if self.metric == "l2":
+            moved = _HALF * (lengths + self.longest)
+            rounding = _ROUND * (lengths + self.longest) ** 2
+            reach = np.sqrt(np.maximum(last - rounding, 0.0)) - moved
+            return np.asarray(np.where(reach > 0, reach, 0.0) ** 2, np.float32)
+        error = (2.0 * _HALF + _ROUND) * lengths * self.longest
+        return np.asarray(last - error, np.float32)
+
+    def behind(self, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+        """The pieces of a tail without rows below the high-water mark."""
+        kept = []
+        for piece in pieces:
+            if piece.stop <= self.high_water:
+                continue
+            if piece.start >= self.high_water:
+                kept.append(piece)
+            elif piece.rows is None and isinstance(piece.block, FloatBlock):
+                first = self.high_water - piece.start
+                look = FloatBlock(piece.block.vectors[first:], piece.block.metric)
+                kept.append(Piece(look, self.high_water, piece.stop))
+            else:
+                # A sealed or thinned piece: copied once, and there are few such.
+                kept += trim((piece,), self.high_water, self._cut)
+        return tuple(kept)
+
+
+def slices(
+    source: VectorSource, rows: Rows, metric: str, storage: str, longest: list[float]
+) -> Iterator[Floats]:
+    """Vectors of ascending `rows` in the index's space, in parts; `longest[0]` grows to the longest's length."""
+    done = 0
+    while done < rows.size:
+        start = int(rows[done])
+        end = int(np.searchsorted(rows, start + READ_ROWS))
+        stored = source.range(start, int(rows[end - 1]) + 1)
+        vectors = to_space(stored[rows[done:end] - start], metric, storage)
+        squares = np.einsum("nd,nd->n", vectors, vectors)
+        longest[0] = max(longest[0], float(np.sqrt(squares.max(initial=0.0))))
+        yield vectors
+        done = end
+
+
+def _metric(metric: str) -> str:
+    return "l2" if metric == "l2" else "ip"
