@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from .device.choice import parse as parse_device
+from .device.devices import checked as checked_device
 from .errors import Corrupted, InvalidName, InvalidSetting
 from .metadata import check_schema
 from .store import FieldShape, Shape
@@ -78,7 +78,7 @@ def check_info(
         dt.datetime.now(dt.UTC),
         own.quantization,
         _check_fields(vectors),
-        str(parse_device(device)),
+        checked_device(device),
     )
 
 
@@ -188,7 +188,7 @@ def to_json(info: CollectionInfo) -> bytes:
 def from_json(name: str, settings: bytes) -> CollectionInfo:
     try:
         info = msgspec.json.decode(settings, type=CollectionInfo)
-        parse_device(info.device)
+        checked_device(info.device)
     except (msgspec.MsgspecError, InvalidSetting) as error:
         raise Corrupted(f"the settings of collection {name!r} cannot be read: {error}") from error
     return dataclasses.replace(info, name=name)

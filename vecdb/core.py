@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .columns import Columns
-from .device.choice import parse as parse_device
 from .device.devices import Devices, assigned
 from .errors import Closed, DeadlineExceeded, InvalidQuery, ReadOnly, VecdbError
 from .fetching import must_be_readable
@@ -64,7 +63,7 @@ class Core:
         self.read_only = read_only
         self.devices = devices
         """Those of the database; None where the CPU serves alone."""
-        self.assigned = assigned(parse_device(info.device), devices)
+        self.assigned = assigned(info.device, devices)
         """What the collection gets of them, and why not what it asks for."""
         self.masks = FilterMasks(options["filter_cache_entries"])
         self.closed: str | None = None

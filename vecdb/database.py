@@ -53,7 +53,7 @@ class Database:
 
     def __init__(self, path: Path, *, read_only: bool, settings: Mapping[str, Any]) -> None:
         self._options = resolve(ENGINE, settings)
-        parse_device(self._options["device"], "setting 'device'")  # before anything is made
+        parse_device(str(self._options["device"]))  # before anything is made
         self.path = path.absolute()
         self.read_only = read_only
         self._changes = threading.Lock()
@@ -148,9 +148,7 @@ class Database:
                 return self._collection(name, held)
             if held is not None or name in names.aliases:
                 raise taken(name)
-            must_be_there(
-                name, parse_device(info.device), self.devices, str(self._options["device"])
-            )
+            must_be_there(name, info.device, self.devices, str(self._options["device"]))
             token = secrets.token_hex(8)
             try:
                 self._make_folder(token, info)
