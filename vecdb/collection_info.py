@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from .device.devices import checked as checked_device
 from .errors import Corrupted, InvalidName, InvalidSetting
 from .metadata import check_schema
 from .store import FieldShape, Shape
@@ -52,7 +53,9 @@ def check_info(
     description: str,
     quantization: str = "auto",
     vectors: Mapping[str, VectorSettings | Mapping[str, Any]] | None = None,
+    device: str = "auto",
 ) -> CollectionInfo:
+    """The settings of a new collection, as they were given; InvalidName, InvalidSetting."""
     check_name(name)
     own = _check_space("", dimension, metric, storage, index, quantization, target_recall)
     try:
@@ -75,6 +78,7 @@ def check_info(
         dt.datetime.now(dt.UTC),
         own.quantization,
         _check_fields(vectors),
+        checked_device(device),
     )
 
 
@@ -184,7 +188,8 @@ def to_json(info: CollectionInfo) -> bytes:
 def from_json(name: str, settings: bytes) -> CollectionInfo:
     try:
         info = msgspec.json.decode(settings, type=CollectionInfo)
-    except msgspec.MsgspecError as error:
+        checked_device(info.device)
+    except (msgspec.MsgspecError, InvalidSetting) as error:
         raise Corrupted(f"the settings of collection {name!r} cannot be read: {error}") from error
     return dataclasses.replace(info, name=name)
 

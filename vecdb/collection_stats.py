@@ -31,6 +31,7 @@ def collection_stats(core: Core, builder: Builder, audit: Audit | None) -> Colle
             name: index_stats(core, builder, audit, field) for name, field in core.fields.items()
         },
         purged_rows=core.purged_rows,
+        devices=() if core.devices is None else core.devices.stats(),
     )
 
 
@@ -59,6 +60,8 @@ def index_stats(core: Core, builder: Builder, audit: Audit | None, field: Field)
         built_at_sequence=figures.built_at_sequence,
         age_s=figures.age_s,
         audit=AuditStats() if audit is None else audit.stats(field.name),
+        device_bytes=figures.device_bytes,
+        device_note=figures.device_note or core.assigned.note,
     )
 
 

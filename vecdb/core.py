@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .columns import Columns
+from .device.devices import Devices, assigned
 from .errors import Closed, DeadlineExceeded, InvalidQuery, ReadOnly, VecdbError
 from .fetching import must_be_readable
 from .field import Field, FieldState
@@ -54,11 +55,16 @@ class Core:
         options: Mapping[str, Any],
         *,
         read_only: bool,
+        devices: Devices | None = None,
     ) -> None:
         self.info = info
         self.store = store
         self.options = options
         self.read_only = read_only
+        self.devices = devices
+        """Those of the database; None where the CPU serves alone."""
+        self.assigned = assigned(info.device, devices)
+        """What the collection gets of them, and why not what it asks for."""
         self.masks = FilterMasks(options["filter_cache_entries"])
         self._matched: tuple[Filter | None, FilterMasks, Selection | None] = (
             None,

@@ -18,6 +18,8 @@ from .builder import Builder
 from .collection import Collection
 from .collection_info import check_info, check_name, from_json, shape_of, to_json
 from .core import Core, sweep_files
+from .device.choice import parse as parse_device
+from .device.devices import Devices, must_be_there, open_devices
 from .errors import Closed, CollectionExists, DatabaseLocked, ReadOnly
 from .layout import COLLECTIONS_FOLDER, DATA_FILE, UNNAMED_FILE
 from .settings import ENGINE, resolve
@@ -35,8 +37,9 @@ def open(path: str | os.PathLike[str], *, read_only: bool = False, **settings: A
 
     One process may have it open for writing; others may open it with `read_only=True` beside it and
     follow its commits. Settings are those of README.md, section "Settings".
-    Raises DatabaseLocked, DatabaseNotFound (read_only), FormatMismatch, InvalidSetting, and OSError
-    when the folder cannot be made or written.
+    Raises DatabaseLocked, DatabaseNotFound (read_only), FormatMismatch, InvalidSetting, DeviceNotFound when
+    the setting `device` names GPUs that are not there, and OSError when the folder cannot be made or
+    written. Collections that ask for a GPU open without one too, see `create_collection`.
     """
     return Database(Path(path), read_only=read_only, settings=settings)
 
@@ -50,6 +53,7 @@ class Database:
 
     def __init__(self, path: Path, *, read_only: bool, settings: Mapping[str, Any]) -> None:
         self._options = resolve(ENGINE, settings)
+        parse_device(str(self._options["device"]))  # before anything is made
         self.path = path.absolute()
         self.read_only = read_only
         self._changes = threading.Lock()
@@ -75,6 +79,14 @@ class Database:
                 self._release()
                 raise
             _open_here[self._key] = self
+        self.devices: Devices | None = None
+        """The GPUs that the setting `device` has chosen; None where the CPU serves alone."""
+        try:
+            self.devices = open_devices(self._options)
+        except BaseException:
+            self._catalog.close()
+            self._release()
+            raise
         self._builder = Builder(self._options, read_only=read_only)
         if not read_only:
             self._sweep()
@@ -104,6 +116,7 @@ class Database:
         quantization: str = "auto",
         vectors: Mapping[str, VectorSettings | Mapping[str, Any]] | None = None,
         exist_ok: bool = False,
+        device: str = "auto",
     ) -> Collection:
         """Makes an empty collection.
 
@@ -114,12 +127,18 @@ class Database:
         `quantization` says how the index codes vectors, while the store keeps them whole: auto,
         none, float16, sq8, sq4, or pq4 (lists); auto or none for int8, uint8 and binary. `vectors`
         maps names to the settings of up to 16 further vectors a record may have.
+        `device` is what searches it, its named vectors too: cpu; gpu, all that the database uses; gpu:0
+        or gpu:0,1, these of them; auto, GPUs where there are any. Such GPUs must be in use when the
+        collection is made. A database that is opened later without them opens the collection all the
+        same: what is stored must not depend on the machine, and the CPU answers the same. It is then
+        served by those that are there, else by the CPU, and says so: one warning in the log, and
+        `device_note` in `stats` and `explain`.
         Raises CollectionExists if the name is taken, unless `exist_ok` is set and all settings are
-        equal; InvalidName, InvalidSetting.
+        equal; InvalidName, InvalidSetting, DeviceNotFound.
         """
         info = check_info(
             name, dimension, metric, storage, index, target_recall, schema, description,
-            quantization, vectors,
+            quantization, vectors, device,
         )  # fmt: skip
         with self._change():
             names = self._catalog.names()
@@ -129,6 +148,7 @@ class Database:
                 return self._collection(name, held)
             if held is not None or name in names.aliases:
                 raise taken(name)
+            must_be_there(name, info.device, self.devices, str(self._options["device"]))
             token = secrets.token_hex(8)
             try:
                 self._make_folder(token, info)
@@ -215,6 +235,8 @@ class Database:
             self._builder.close()
             for core in self._cores.values():
                 core.close("the database is closed; open it again")
+            if self.devices is not None:
+                self.devices.close()
             self._catalog.close()
             self._release()
 
@@ -299,7 +321,17 @@ class Database:
             store = self._open_store(name, token)
             try:
                 info = from_json(name, store.settings)
-                core = Core(info, store, self._options, read_only=self.read_only)
+                core = Core(
+                    info, store, self._options, read_only=self.read_only, devices=self.devices
+                )
+                if core.assigned.note:
+                    # Once an opening: each query tells by itself.
+                    log.warning(
+                        "collection %s asks for device %s: %s",
+                        name,
+                        info.device,
+                        core.assigned.note,
+                    )
                 if not self.read_only:
                     sweep_files(core)
                 has_metadata = store.has_metadata()

@@ -21,8 +21,10 @@ def explained(
     filter_s: float,
     fetch_s: float,
     total_s: float,
+    device_note: str = "",
 ) -> QueryResult:
-    """`result` with its explanation. `records` are live in the collection, `note` is of its searches.
+    """`result` with its explanation. `records` are live in the collection, `note` is of its searches,
+    `device_note` is that of the collection.
 
     Times are in seconds here, in microseconds there.
     """
@@ -57,5 +59,7 @@ def explained(
         batch=note.batch,
         times_us={step: 1e6 * taken for step, taken in times.items()},
         sequence=view.sequence,
+        device=trace.device,
+        device_note=trace.device_note or device_note,
     )
     return dataclasses.replace(result, explain=told)

@@ -51,7 +51,8 @@ class Note:
 
     def __init__(self) -> None:
         self.trace: Trace | None = None
-        """Of the first search: its plan and setting."""
+        """Of the first search: its plan and setting; of the first one with a note of devices, if there is one,
+        so that a device lost between the slices of a batch is not passed over."""
         self.batch = 1
         """Queries that were searched in the same call, at most."""
         self.candidates = 0
@@ -62,7 +63,8 @@ class Note:
 
     def add(self, trace: Trace, queries: int, batch: int, took_s: float) -> None:
         """A search of `queries` of ours among `batch`. Times are those of the whole search."""
-        self.trace = self.trace or trace
+        if self.trace is None or (trace.device_note and not self.trace.device_note):
+            self.trace = trace
         self.batch = max(self.batch, batch)
         self.candidates += queries * trace.candidates
         self.rows_compared += queries * (trace.main_rows_compared + trace.tail_rows_compared)

@@ -106,6 +106,7 @@ def query(core: Core, audit: Audit | None, asked: Query) -> QueryResult:
             search.field, search.view, search.note, result,
             records=search.records, target_recall=search.target_recall,
             filter_s=search.filter_s, fetch_s=ended - fetching, total_s=ended - begun,
+            device_note=core.assigned.note,
         )  # fmt: skip
     return result
 

@@ -201,6 +201,11 @@ def _add_creation(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--target-recall", type=float, help="0.5 to 1.0; default 0.95")
     parser.add_argument(
+        "--device",
+        metavar="DEVICE",
+        help="what searches it: auto, cpu, gpu, or GPUs by number, as gpu:0,1; default auto",
+    )
+    parser.add_argument(
         "--vector",
         dest="fields",
         action="append",

@@ -138,6 +138,8 @@ def run_stats(args: argparse.Namespace, target: Target) -> int:
     _print_index("index", stats.index)
     for name, index in stats.vectors.items():
         _print_index(f"index of {name}", index)
+    for device in stats.devices:
+        _print_device(device)
     if stats.fields:
         print("\nmetadata fields (rows that have them)")
         pairs({f"  {name}": count for name, count in sorted(stats.fields.items())})
@@ -156,6 +158,8 @@ def _print_index(title: str, index: Any) -> None:
         "  file": size(index.file_bytes),
         "  recall": f"{index.measured_recall:.4f} measured, {wanted}",
     }
+    if index.device_bytes:
+        values["  memory of GPUs"] = size(index.device_bytes)
     if index.built_at_sequence:
         values["  built"] = f"{index.age_s:,.0f} s ago, at sequence {index.built_at_sequence:,}"
     if audit.queries:
@@ -163,6 +167,8 @@ def _print_index(title: str, index: Any) -> None:
             f"{audit.recall:.4f} ({audit.low:.4f} to {audit.high:.4f}) of {audit.queries:,} queries"
         )
     pairs(values)
+    if index.device_note:
+        print(f"  {index.device_note}")
     if index.building:
         print(f"  building: {index.build_progress:.0%}")
     if index.last_error:
@@ -173,6 +179,23 @@ def _print_index(title: str, index: Any) -> None:
              round(one.cost_us, 1)) for one in index.curve
         ]  # fmt: skip
         table(("  setting", "recall@10", "recall@100", "microseconds"), points)
+
+
+def _print_device(device: Any) -> None:
+    """One of the devices that all collections share."""
+    print(f"\n{device.name}: {device.card}, {device.state}")
+    used = f"{size(device.used_bytes)} of {size(device.budget_bytes)} that may be"
+    pairs(
+        {
+            "  memory used": f"{used}, {size(device.total_bytes)} in all",
+            "  placements": device.placements,
+            "  searches waiting": device.queued,
+            "  queries": f"{device.queries:,} in {device.batches:,} batches",
+            "  restarts": device.restarts,
+        }
+    )
+    if device.last_error:
+        print(f"  died last because: {device.last_error}")
 
 
 def run_compact(args: argparse.Namespace, target: Target) -> int:

@@ -21,6 +21,10 @@ from .cli_target import EXIT_OK, EXIT_USAGE, CommandFailed, Target, opened
 # Errors after which a write may have happened all the same.
 _UNCERTAIN = {"UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "INTERNAL"}
 
+_CREATION_FLAGS = (
+    "metric", "storage", "index", "quantization", "target_recall", "device", "description",
+)  # fmt: skip
+
 
 def run_import(args: argparse.Namespace, target: Target) -> int:
     """Writes a file into a collection, batch by batch; each is durable when the next one starts."""
@@ -136,9 +140,7 @@ def _without_rows(database: Any, args: argparse.Namespace) -> Any:
 def creation_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `create_collection` that were given; defaults are the engine's."""
     given = {
-        name: getattr(args, name)
-        for name in ("metric", "storage", "index", "quantization", "target_recall", "description")
-        if getattr(args, name) is not None
+        name: getattr(args, name) for name in _CREATION_FLAGS if getattr(args, name) is not None
     }
     if args.fields:
         given["vectors"] = dict(args.fields)

@@ -62,6 +62,7 @@ class Server:
                 settings["host"],
             )
         self._database = vecdb.open(settings["data"], **self._engine_settings)
+        _tell_of_devices(self._database, str(self._engine_settings["device"]))
         try:
             self._listen(self._database)
         except BaseException:
@@ -149,6 +150,20 @@ class Server:
             return False
         self._database.close()
         return True
+
+
+def _tell_of_devices(database: vecdb.Database, setting: str) -> None:
+    """One line of the log: which GPUs were found, and what searches."""
+    devices = database.devices
+    found = "not looked for" if setting == "cpu" else "none"
+    log.info(
+        "devices",
+        extra={
+            "device": setting,
+            "found": found if devices is None else ",".join(devices.found),
+            "used": "cpu" if devices is None else ",".join(devices.names),
+        },
+    )
 
 
 def _pools_by_handler() -> bool:

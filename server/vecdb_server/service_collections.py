@@ -42,6 +42,7 @@ class CollectionHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unu
             quantization=info.quantization,
             vectors={name: asdict(field) for name, field in info.vectors.items()} or None,
             exist_ok=request.exist_ok,
+            device=info.device,
         )
         return pb.CreateCollectionResponse(collection=messages.encode_info(collection.info))
 

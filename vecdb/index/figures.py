@@ -31,3 +31,7 @@ class IndexFigures:
     """The commit whose rows the main index was built of; 0 while there is none."""
     age_s: float
     """Seconds since then."""
+    device_bytes: int = 0
+    """Memory of devices that its placements take."""
+    device_note: str = ""
+    """Why another device serves than the one asked for; empty where that one does."""

@@ -23,3 +23,8 @@ class Trace:
     tail_rows_compared: int = 0
     rerank_us: float = 0.0
     """Time spent on ranking candidates again by stored vectors."""
+    device: str = "cpu"
+    """What searched the main part: "cpu", or the GPUs, as "gpu:0" or "gpu:0,1"."""
+    device_note: str = ""
+    """Why another device searched than the one asked for, as a clause that begins with its name: "gpu:0 was
+    lost; answered by the CPU". Empty where that one did."""

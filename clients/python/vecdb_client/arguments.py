@@ -17,13 +17,13 @@ from .errors import InvalidArgument, InvalidName, InvalidQuery
 UINT64_MAX = 2**64 - 1
 
 
-def text(what: str, value: Any) -> str:
+def text(what: str, value: Any, kind: type[InvalidArgument] = InvalidName) -> str:
     if not isinstance(value, str) or not value:
-        raise InvalidName(f"{what} must be a text of at least one character, given {value!r:.80}")
+        raise kind(f"{what} must be a text of at least one character, given {value!r:.80}")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise InvalidName(f"{what} holds a lone surrogate, which UTF-8 cannot express") from None
+        raise kind(f"{what} holds a lone surrogate, which UTF-8 cannot express") from None
     return value
 
 

@@ -83,6 +83,7 @@ def create_collection(
     quantization: Any,
     vectors: Mapping[str, Any] | None,
     exist_ok: bool,
+    device: str,
 ) -> Call[CollectionInfo]:
     pairs = {} if schema is None else schema
     if not isinstance(pairs, Mapping):
@@ -101,6 +102,7 @@ def create_collection(
         description=description,
         quantization=quantization,
         vectors=_vector_fields(vectors),
+        device=arguments.text("device", device, InvalidSetting),
     )
     try:
         message = messages.encode_info(info)

@@ -82,17 +82,19 @@ class Client:
         quantization: Quantization = "auto",
         vectors: Mapping[str, VectorSettings | Mapping[str, Any]] | None = None,
         exist_ok: bool = False,
+        device: str = "auto",
         timeout_s: float | None = None,
     ) -> Collection:
         """Makes a collection. CollectionExists if the name is taken, unless `exist_ok` and equal.
 
         `storage` binary counts bits in `dimension` and takes the metric hamming. `quantization` says
         how the index codes vectors; `vectors` names up to 16 further vector fields, each with
-        settings of its own.
+        settings of its own. `device` is auto, cpu, gpu, or GPUs by number, as gpu:0,1; DeviceNotFound
+        when the server does not use them.
         """
         call = calls.create_collection(
             name, dimension, metric, storage, index, target_recall, schema, description,
-            quantization, vectors, exist_ok,
+            quantization, vectors, exist_ok, device,
         )  # fmt: skip
         return Collection(self._connection, self._connection.run(call, timeout_s))
 

@@ -26,6 +26,7 @@ from .types import (
     CompactResult,
     Content,
     CurvePoint,
+    DeviceStats,
     IndexStats,
     Records,
     VectorSettings,
@@ -127,6 +128,7 @@ def encode_info(info: Any) -> pb.Collection:
         created_at_us=(info.created_at - _EPOCH) // _MICROSECOND,
         quantization=_number(QUANTIZATIONS, info.quantization, "quantization"),
         vectors=[encode_vector_field(name, field) for name, field in info.vectors.items()],
+        device=info.device,
     )
 
 
@@ -158,6 +160,7 @@ def decode_info(message: pb.Collection) -> CollectionInfo:
         description=message.description,
         created_at=_EPOCH + message.created_at_us * _MICROSECOND,
         vectors=fields,
+        device=message.device or "auto",
     )
 
 
@@ -292,6 +295,8 @@ _INDEX_FIELDS = (
     "quantization",
     "built_at_sequence",
     "age_s",
+    "device_bytes",
+    "device_note",
 )
 _CURVE_FIELDS = ("setting", "recall_at_10", "recall_at_100", "cost_us")
 _AUDIT_FIELDS = ("queries", "recall", "low", "high")
@@ -305,6 +310,7 @@ _STATS_FIELDS = (
     "map_limit_bytes",
     "purged_rows",
 )
+_DEVICE_FIELDS = tuple(DeviceStats.__slots__)
 _COMPACT_FIELDS = ("purged_rows", "bytes_before", "bytes_after")
 
 
@@ -338,6 +344,7 @@ def encode_stats(stats: Any) -> pb.GetStatsResponse:
         fields=dict(stats.fields),
         index=encode_index_stats(stats.index),
         vectors={name: encode_index_stats(one) for name, one in stats.vectors.items()},
+        devices=[pb.DeviceStats(**_fields(one, _DEVICE_FIELDS)) for one in stats.devices],
     )
 
 
@@ -348,6 +355,7 @@ def decode_stats(message: pb.GetStatsResponse) -> CollectionStats:
         fields=dict(message.fields),
         index=decode_index_stats(message.index),
         vectors={name: decode_index_stats(one) for name, one in message.vectors.items()},
+        devices=tuple(DeviceStats(**_fields(one, _DEVICE_FIELDS)) for one in message.devices),
     )
 
 

@@ -93,6 +93,8 @@ class CollectionInfo:
     """How the index codes vectors; the store keeps them whole, and answers are ranked by the store."""
     vectors: Mapping[str, VectorSettings] = field(default_factory=dict)
     """Further, named vectors, at most 16; a record may lack any of them."""
+    device: str = "auto"
+    """What searches it: `auto`, `cpu`, `gpu`, or GPUs by number, `gpu:0` or `gpu:0,1`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +231,10 @@ class Explain:
     """Microseconds by step: wait, filter, search, rerank, fetch and total."""
     sequence: int
     """Commit that was read."""
+    device: str = "cpu"
+    """What answered: `cpu`, or the GPUs, such as `gpu:0` or `gpu:0,1`."""
+    device_note: str = ""
+    """Why another device answered than the one asked for; empty where that one did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +328,7 @@ class IndexStats:
     kind: str
     """What serves the indexed rows: `exact`, `hnsw` or `ivf`."""
     device: str
+    """What serves its searches: `cpu`, or the GPUs, such as `gpu:0` or `gpu:0,1`."""
     indexed_rows: int
     """Rows in the main index; the rest is searched exactly."""
     tail_rows: int
@@ -346,6 +353,40 @@ class IndexStats:
     age_s: float = 0.0
     """Seconds since that build; 0.0 where there is none."""
     audit: AuditStats = field(default_factory=AuditStats)
+    device_bytes: int = 0
+    """Memory of GPUs that it takes, all of them together; 0 where none serves it."""
+    device_note: str = ""
+    """Why another device serves it than the one asked for; empty where that one does."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStats:
+    """A GPU that the engine uses, and the queue before it, at one moment; counts are since it was opened."""
+
+    name: str
+    """`gpu:0`, `gpu:1` and so on."""
+    card: str
+    """What it is, such as `NVIDIA H200`."""
+    state: str
+    """`starting`, `up`, `down` or `closed`; the CPU answers while it is not `up`."""
+    total_bytes: int
+    """Memory of the GPU."""
+    budget_bytes: int
+    """What placements may take of it."""
+    used_bytes: int
+    """What they take."""
+    placements: int
+    """Indexes and parts of them that it holds."""
+    queued: int
+    """Searches that wait for it."""
+    batches: int
+    """Calls that searched on it; what waits together is searched together."""
+    queries: int
+    """Query vectors in them."""
+    restarts: int
+    """Times that its process was started again after it had died."""
+    last_error: str = ""
+    """Why its process died last, empty if it did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -368,6 +409,8 @@ class CollectionStats:
     """The index of each named vector field."""
     purged_rows: int = 0
     """Dead rows whose space was given back."""
+    devices: Sequence[DeviceStats] = ()
+    """The GPUs that the engine uses, for all collections together; empty where the CPU serves alone."""
 
 
 @dataclass(frozen=True, slots=True)

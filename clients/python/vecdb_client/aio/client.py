@@ -89,12 +89,13 @@ class Client:
         quantization: Quantization = "auto",
         vectors: Mapping[str, VectorSettings | Mapping[str, Any]] | None = None,
         exist_ok: bool = False,
+        device: str = "auto",
         timeout_s: float | None = None,
     ) -> Collection:
         """Makes a collection. CollectionExists if the name is taken, unless `exist_ok` and equal."""
         call = calls.create_collection(
             name, dimension, metric, storage, index, target_recall, schema, description,
-            quantization, vectors, exist_ok,
+            quantization, vectors, exist_ok, device,
         )  # fmt: skip
         return Collection(self._connection, await self._connection.run(call, timeout_s))
 

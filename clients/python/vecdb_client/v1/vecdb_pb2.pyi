@@ -159,7 +159,7 @@ class VectorField(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., storage: _Optional[_Union[ElementType, str]] = ..., index: _Optional[_Union[IndexKind, str]] = ..., target_recall: _Optional[float] = ..., quantization: _Optional[_Union[Quantization, str]] = ...) -> None: ...
 
 class Collection(_message.Message):
-    __slots__ = ("name", "dimension", "metric", "storage", "index", "target_recall", "schema", "description", "created_at_us", "quantization", "vectors")
+    __slots__ = ("name", "dimension", "metric", "storage", "index", "target_recall", "schema", "description", "created_at_us", "quantization", "vectors", "device")
     class SchemaEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -178,6 +178,7 @@ class Collection(_message.Message):
     CREATED_AT_US_FIELD_NUMBER: _ClassVar[int]
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     name: str
     dimension: int
     metric: Metric
@@ -189,7 +190,8 @@ class Collection(_message.Message):
     created_at_us: int
     quantization: Quantization
     vectors: _containers.RepeatedCompositeFieldContainer[VectorField]
-    def __init__(self, name: _Optional[str] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., storage: _Optional[_Union[ElementType, str]] = ..., index: _Optional[_Union[IndexKind, str]] = ..., target_recall: _Optional[float] = ..., schema: _Optional[_Mapping[str, str]] = ..., description: _Optional[str] = ..., created_at_us: _Optional[int] = ..., quantization: _Optional[_Union[Quantization, str]] = ..., vectors: _Optional[_Iterable[_Union[VectorField, _Mapping]]] = ...) -> None: ...
+    device: str
+    def __init__(self, name: _Optional[str] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., storage: _Optional[_Union[ElementType, str]] = ..., index: _Optional[_Union[IndexKind, str]] = ..., target_recall: _Optional[float] = ..., schema: _Optional[_Mapping[str, str]] = ..., description: _Optional[str] = ..., created_at_us: _Optional[int] = ..., quantization: _Optional[_Union[Quantization, str]] = ..., vectors: _Optional[_Iterable[_Union[VectorField, _Mapping]]] = ..., device: _Optional[str] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
@@ -467,7 +469,7 @@ class QueryRequest(_message.Message):
     def __init__(self, collection: _Optional[str] = ..., vectors: _Optional[_Union[Vectors, _Mapping]] = ..., ids: _Optional[_Iterable[str]] = ..., k: _Optional[int] = ..., filter: _Optional[str] = ..., exact: _Optional[bool] = ..., max_distance: _Optional[float] = ..., target_recall: _Optional[float] = ..., include: _Optional[_Iterable[_Union[Include, str]]] = ..., min_sequence: _Optional[int] = ..., vector_name: _Optional[str] = ..., positive: _Optional[_Union[Examples, _Mapping]] = ..., negative: _Optional[_Union[Examples, _Mapping]] = ..., group_by: _Optional[str] = ..., group_size: _Optional[int] = ..., mmr_lambda: _Optional[float] = ..., mmr_candidates: _Optional[int] = ..., explain: _Optional[bool] = ...) -> None: ...
 
 class Explain(_message.Message):
-    __slots__ = ("plan", "kind", "quantization", "setting_name", "setting", "target_recall", "expected_recall", "rows", "allowed_rows", "indexed_rows", "tail_rows", "candidates", "rows_compared", "index_sequence", "index_age_s", "rows_since_index", "batch", "times_us", "sequence")
+    __slots__ = ("plan", "kind", "quantization", "setting_name", "setting", "target_recall", "expected_recall", "rows", "allowed_rows", "indexed_rows", "tail_rows", "candidates", "rows_compared", "index_sequence", "index_age_s", "rows_since_index", "batch", "times_us", "sequence", "device", "device_note")
     class TimesUsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -494,6 +496,8 @@ class Explain(_message.Message):
     BATCH_FIELD_NUMBER: _ClassVar[int]
     TIMES_US_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NOTE_FIELD_NUMBER: _ClassVar[int]
     plan: str
     kind: str
     quantization: str
@@ -513,7 +517,9 @@ class Explain(_message.Message):
     batch: int
     times_us: _containers.ScalarMap[str, float]
     sequence: int
-    def __init__(self, plan: _Optional[str] = ..., kind: _Optional[str] = ..., quantization: _Optional[str] = ..., setting_name: _Optional[str] = ..., setting: _Optional[int] = ..., target_recall: _Optional[float] = ..., expected_recall: _Optional[float] = ..., rows: _Optional[int] = ..., allowed_rows: _Optional[int] = ..., indexed_rows: _Optional[int] = ..., tail_rows: _Optional[int] = ..., candidates: _Optional[int] = ..., rows_compared: _Optional[int] = ..., index_sequence: _Optional[int] = ..., index_age_s: _Optional[float] = ..., rows_since_index: _Optional[int] = ..., batch: _Optional[int] = ..., times_us: _Optional[_Mapping[str, float]] = ..., sequence: _Optional[int] = ...) -> None: ...
+    device: str
+    device_note: str
+    def __init__(self, plan: _Optional[str] = ..., kind: _Optional[str] = ..., quantization: _Optional[str] = ..., setting_name: _Optional[str] = ..., setting: _Optional[int] = ..., target_recall: _Optional[float] = ..., expected_recall: _Optional[float] = ..., rows: _Optional[int] = ..., allowed_rows: _Optional[int] = ..., indexed_rows: _Optional[int] = ..., tail_rows: _Optional[int] = ..., candidates: _Optional[int] = ..., rows_compared: _Optional[int] = ..., index_sequence: _Optional[int] = ..., index_age_s: _Optional[float] = ..., rows_since_index: _Optional[int] = ..., batch: _Optional[int] = ..., times_us: _Optional[_Mapping[str, float]] = ..., sequence: _Optional[int] = ..., device: _Optional[str] = ..., device_note: _Optional[str] = ...) -> None: ...
 
 class QueryResponse(_message.Message):
     __slots__ = ("counts", "distances", "hits", "sequence", "groups", "explain")
@@ -610,7 +616,7 @@ class AuditStats(_message.Message):
     def __init__(self, queries: _Optional[int] = ..., recall: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
 
 class IndexStats(_message.Message):
-    __slots__ = ("kind", "device", "indexed_rows", "tail_rows", "dead_rows", "building", "build_progress", "memory_bytes", "file_bytes", "target_recall", "measured_recall", "last_error", "quantization", "curve", "built_at_sequence", "age_s", "audit")
+    __slots__ = ("kind", "device", "indexed_rows", "tail_rows", "dead_rows", "building", "build_progress", "memory_bytes", "file_bytes", "target_recall", "measured_recall", "last_error", "quantization", "curve", "built_at_sequence", "age_s", "audit", "device_bytes", "device_note")
     KIND_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     INDEXED_ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -628,6 +634,8 @@ class IndexStats(_message.Message):
     BUILT_AT_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     AGE_S_FIELD_NUMBER: _ClassVar[int]
     AUDIT_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_NOTE_FIELD_NUMBER: _ClassVar[int]
     kind: str
     device: str
     indexed_rows: int
@@ -645,10 +653,40 @@ class IndexStats(_message.Message):
     built_at_sequence: int
     age_s: float
     audit: AuditStats
-    def __init__(self, kind: _Optional[str] = ..., device: _Optional[str] = ..., indexed_rows: _Optional[int] = ..., tail_rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., building: _Optional[bool] = ..., build_progress: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., file_bytes: _Optional[int] = ..., target_recall: _Optional[float] = ..., measured_recall: _Optional[float] = ..., last_error: _Optional[str] = ..., quantization: _Optional[str] = ..., curve: _Optional[_Iterable[_Union[CurvePoint, _Mapping]]] = ..., built_at_sequence: _Optional[int] = ..., age_s: _Optional[float] = ..., audit: _Optional[_Union[AuditStats, _Mapping]] = ...) -> None: ...
+    device_bytes: int
+    device_note: str
+    def __init__(self, kind: _Optional[str] = ..., device: _Optional[str] = ..., indexed_rows: _Optional[int] = ..., tail_rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., building: _Optional[bool] = ..., build_progress: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., file_bytes: _Optional[int] = ..., target_recall: _Optional[float] = ..., measured_recall: _Optional[float] = ..., last_error: _Optional[str] = ..., quantization: _Optional[str] = ..., curve: _Optional[_Iterable[_Union[CurvePoint, _Mapping]]] = ..., built_at_sequence: _Optional[int] = ..., age_s: _Optional[float] = ..., audit: _Optional[_Union[AuditStats, _Mapping]] = ..., device_bytes: _Optional[int] = ..., device_note: _Optional[str] = ...) -> None: ...
+
+class DeviceStats(_message.Message):
+    __slots__ = ("name", "card", "state", "total_bytes", "budget_bytes", "used_bytes", "placements", "queued", "batches", "queries", "restarts", "last_error")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CARD_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PLACEMENTS_FIELD_NUMBER: _ClassVar[int]
+    QUEUED_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    card: str
+    state: str
+    total_bytes: int
+    budget_bytes: int
+    used_bytes: int
+    placements: int
+    queued: int
+    batches: int
+    queries: int
+    restarts: int
+    last_error: str
+    def __init__(self, name: _Optional[str] = ..., card: _Optional[str] = ..., state: _Optional[str] = ..., total_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., placements: _Optional[int] = ..., queued: _Optional[int] = ..., batches: _Optional[int] = ..., queries: _Optional[int] = ..., restarts: _Optional[int] = ..., last_error: _Optional[str] = ...) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("name", "sequence", "count", "rows", "disk_bytes", "map_used_bytes", "map_limit_bytes", "fields", "index", "vectors", "purged_rows")
+    __slots__ = ("name", "sequence", "count", "rows", "disk_bytes", "map_used_bytes", "map_limit_bytes", "fields", "index", "vectors", "purged_rows", "devices")
     class FieldsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -674,6 +712,7 @@ class GetStatsResponse(_message.Message):
     INDEX_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     PURGED_ROWS_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
     name: str
     sequence: int
     count: int
@@ -685,7 +724,8 @@ class GetStatsResponse(_message.Message):
     index: IndexStats
     vectors: _containers.MessageMap[str, IndexStats]
     purged_rows: int
-    def __init__(self, name: _Optional[str] = ..., sequence: _Optional[int] = ..., count: _Optional[int] = ..., rows: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., map_used_bytes: _Optional[int] = ..., map_limit_bytes: _Optional[int] = ..., fields: _Optional[_Mapping[str, int]] = ..., index: _Optional[_Union[IndexStats, _Mapping]] = ..., vectors: _Optional[_Mapping[str, IndexStats]] = ..., purged_rows: _Optional[int] = ...) -> None: ...
+    devices: _containers.RepeatedCompositeFieldContainer[DeviceStats]
+    def __init__(self, name: _Optional[str] = ..., sequence: _Optional[int] = ..., count: _Optional[int] = ..., rows: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., map_used_bytes: _Optional[int] = ..., map_limit_bytes: _Optional[int] = ..., fields: _Optional[_Mapping[str, int]] = ..., index: _Optional[_Union[IndexStats, _Mapping]] = ..., vectors: _Optional[_Mapping[str, IndexStats]] = ..., purged_rows: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStats, _Mapping]]] = ...) -> None: ...
 
 class CheckRequest(_message.Message):
     __slots__ = ("collection",)

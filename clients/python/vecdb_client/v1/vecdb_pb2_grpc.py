@@ -166,6 +166,7 @@ class VecdbServiceServicer:
     def CreateCollection(self, request, context):
         """Makes an empty collection. ALREADY_EXISTS (COLLECTION_EXISTS) if the name is taken, unless
         exist_ok is set and all settings are equal. INVALID_ARGUMENT (INVALID_SETTING, INVALID_NAME).
+        FAILED_PRECONDITION (DEVICE_NOT_FOUND) if it asks for GPUs that the server does not use.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
