@@ -17,6 +17,7 @@ class SomeDevices:
 
     found = ("gpu:0", "gpu:1", "gpu:2")
     names = ("gpu:0", "gpu:1")
+    placements = None
 
     def __init__(self) -> None:
         self.closed = 0

@@ -96,11 +96,11 @@ def test_what_a_collection_gets(device, devices, names, note):
 @pytest.mark.parametrize("setting", ["auto", "cpu"])
 def test_no_device_is_needed(setting):
     """Without a GPU an engine that does not insist on one has no devices."""
-    assert open_devices({"device": setting}) is None
+    assert open_devices({"device": setting}, lambda: 0) is None
 
 
 @pytest.mark.parametrize("setting", ["gpu", "gpu:3"])
 def test_an_engine_that_insists_on_a_gpu_needs_it(setting):
     """Where a GPU is asked for and none is there, opening fails and says so."""
     with pytest.raises(DeviceNotFound, match=setting):
-        open_devices({"device": setting})
+        open_devices({"device": setting}, lambda: 0)

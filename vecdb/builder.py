@@ -24,6 +24,7 @@ log = logging.getLogger("vecdb")
 
 _SIDE = "side graph"
 """The task of least precedence."""
+_PLACE = "placing on a device"
 _RETRY_S = 60.0
 """A build that failed is not tried again for so long, unless someone asks for it."""
 
@@ -75,7 +76,8 @@ class Builder:
     # -- what is asked for
 
     def attend(self, core: Core) -> None:
-        """Lets the filters that are asked often of a collection get graphs, see `index/side.py`."""
+        """Lets the filters that are asked often of a collection get graphs (`index/side.py`), and lets it be
+        placed on devices, now and whenever it is found to be gone from there."""
         held = weakref.ref(core)
 
         def wake() -> None:
@@ -88,24 +90,27 @@ class Builder:
                 log.debug("collection %s: no graph for a filter: %s", core_name, error)
 
         core_name = core.info.name
-        if self._auto_build:
-            for field in core.all_fields:
+        for field in core.all_fields:
+            if self._auto_build:
                 field.index.sides.wake = wake
+            if field.index.on_device is not None:
+                field.index.on_device.wake = wake
+        if core.assigned.names:
+            self.consider(core)
 
     def consider(self, core: Core) -> None:
         """Queues what the collection wants; called after each write, so it costs little."""
-        if self._auto_build:
-            for field in core.all_fields:
-                wants = (
-                    ("build", field.index.wants_build()),
-                    (_SIDE, field.index.sides.any_wanted),
-                )
-                for task, wanted in wants:
-                    key = (id(core), task, field.number)
-                    if key in self._jobs or not wanted:
-                        continue
-                    if time.monotonic() >= self._failed.get(key, 0.0) + _RETRY_S:
-                        self._enqueue(core, task, field.number)
+        for field in core.all_fields:
+            wants = [(_PLACE, field.index.wants_placing())]
+            if self._auto_build:
+                wants.append(("build", field.index.wants_build()))
+                wants.append((_SIDE, field.index.sides.any_wanted))
+            for task, wanted in wants:
+                key = (id(core), task, field.number)
+                if key in self._jobs or not wanted:
+                    continue
+                if time.monotonic() >= self._failed.get(key, 0.0) + _RETRY_S:
+                    self._enqueue(core, task, field.number)
         if self._compacts and id(core) not in self._watched and compaction.is_due(core):
             purge = (id(core), "purge", 0)
             if purge not in self._jobs:
@@ -374,6 +379,23 @@ def _side(job: _Job) -> None:
             )  # fmt: skip
 
 
+def _place(job: _Job) -> None:
+    """Copies the vectors of a field to a device, until what lies there is what there is."""
+    core = job.core
+    core.check_open()
+    field = core.numbered(job.number)
+    while field.index.wants_placing() and not job.cancel.is_set():
+        started = time.monotonic()
+        rows = field.index.place(cancel=job.cancel)
+        if rows:
+            served = field.index.view.served
+            log.info(
+                "collection %s%s: %d rows placed on %s in %.1f s",
+                core.info.name, f", vectors {field.name}" * bool(field.name), rows,
+                "no device" if served is None else served.names, time.monotonic() - started,
+            )  # fmt: skip
+
+
 def _compact(job: _Job, *, thorough: bool) -> None:
     """Gives back what is ripe. `thorough` builds indexes anew that hold it, and shrinks the file."""
     core = job.core
@@ -396,6 +418,7 @@ _TASKS: dict[str, Callable[[_Job], object]] = {
     "rebuild": lambda job: _build(job, anew=True),
     "recalibrate": _recalibrate,
     _SIDE: _side,
+    _PLACE: _place,
     "compact": lambda job: _compact(job, thorough=True),
     "purge": lambda job: _compact(job, thorough=False),
 }

@@ -102,8 +102,19 @@ class Core:
         before = {field.number: field for field in self.all_fields}
         settings: dict[str, Space] = {**self.info.vectors, "": self.info}
         numbers = [*range(1, len(settings)), 0]
+        placements = None if self.devices is None else self.devices.placements
+        names = self.assigned.names
+        on_devices = (placements, names) if placements is not None and names else None
         fields = tuple(
-            Field(self.store, number, name, settings[name], self.options, before.get(number))
+            Field(
+                self.store,
+                number,
+                name,
+                settings[name],
+                self.options,
+                before.get(number),
+                on_devices,
+            )
             for number, name in zip(numbers, settings, strict=True)
         )
         with self.store.read() as reader:
@@ -406,6 +417,9 @@ class Core:
                 return
             self.closed = why
             self.store.close()
+            for field in self.all_fields:
+                if field.index.on_device is not None:
+                    field.index.on_device.leave()
         self._lane.close()
         with self._news:
             self._news.notify_all()

@@ -21,6 +21,7 @@ from .core import Core, sweep_files
 from .device.choice import parse as parse_device
 from .device.devices import Devices, must_be_there, open_devices
 from .errors import Closed, CollectionExists, DatabaseLocked, ReadOnly
+from .index.card import count_gpus
 from .layout import COLLECTIONS_FOLDER, DATA_FILE, UNNAMED_FILE
 from .settings import ENGINE, resolve
 from .store import Catalog, CollectionStore, not_found, taken
@@ -82,7 +83,7 @@ class Database:
         self.devices: Devices | None = None
         """The GPUs that the setting `device` has chosen; None where the CPU serves alone."""
         try:
-            self.devices = open_devices(self._options)
+            self.devices = open_devices(self._options, count_gpus)
         except BaseException:
             self._catalog.close()
             self._release()

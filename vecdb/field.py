@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .device import Placements
 from .errors import Corrupted
-from .index import BuiltIndex, Index, IndexRecord, View
+from .index import BuiltIndex, Index, IndexRecord, OnDevice, View
 from .lane import Applied
 from .layout import VECTOR_DTYPES
 from .store import CollectionStore, Reader, State
@@ -71,8 +72,9 @@ class Field:
         settings: Space,
         options: Mapping[str, Any],
         before: Field | None,
+        devices: tuple[Placements, tuple[str, ...]] | None = None,
     ) -> None:
-        """`before` is the field that this one replaces."""
+        """`before` is the field that this one replaces. `devices`: those that may search it."""
         self.number = number
         """0 for the record's own vector, named ones count from 1."""
         self.name = name
@@ -88,6 +90,7 @@ class Field:
             settings=options,
             source=StoredVectors(store, number),
             sides=None if before is None else before.index.sides,
+            on_device=_on_device(settings, options, before, devices),
         )
         self.record: IndexRecord | None = None
         self.raw_record: bytes | None = None
@@ -178,3 +181,17 @@ class Field:
         newest = self.index.view.sequence
         held = [view() for view in self._views]
         return min([newest, *(view.sequence for view in held if view is not None)])
+
+
+def _on_device(
+    settings: Space,
+    options: Mapping[str, Any],
+    before: Field | None,
+    devices: tuple[Placements, tuple[str, ...]] | None,
+) -> OnDevice | None:
+    if before is not None:
+        # What lies there stays right: rows never change, and keep their numbers.
+        return before.index.on_device
+    if devices is None:
+        return None
+    return OnDevice(*devices, settings.dimension, settings.metric, settings.storage, options)

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..errors import DeviceNotFound, InvalidSetting
+from ..errors import DeviceLost, DeviceNotFound, InvalidSetting
 from ..types import DeviceStats
-from .choice import parse
+from .choice import choose, parse, start
+from .link import Device
+from .placement import Placements
+
+log = logging.getLogger("vecdb")
 
 
 class Devices(Protocol):
     """All devices of an open database. Any thread may call."""
 
     @property
+    def placements(self) -> Placements | None:
+        """What lies on them; None where nothing ever will."""
+
+    @property
     def found(self) -> tuple[str, ...]:
-        """The GPUs of this machine, in use or not: "gpu:0", "gpu:1"."""
+        """The GPUs that were chosen when the database was opened: "gpu:0", "gpu:1"."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -54,20 +63,59 @@ def checked(device: Any) -> str:
     return f"{choice.kind}:{','.join(map(str, sorted(choice.numbers)))}"
 
 
-def open_devices(options: Mapping[str, Any]) -> Devices | None:
+class OpenDevices:
+    """`Devices` with a worker process each."""
+
+    def __init__(self, devices: Sequence[Device], found: tuple[str, ...]) -> None:
+        self._devices = tuple(devices)
+        self.found = found
+        self.names = tuple(device.name for device in devices)
+        self.placements = Placements(devices)
+
+    def stats(self) -> tuple[DeviceStats, ...]:
+        return tuple(
+            DeviceStats(
+                one.name, one.card, one.state, one.total_bytes, one.budget_bytes, one.used_bytes,
+                one.placements, one.queue, one.batches, one.queries, one.restarts, one.last_error,
+            )
+            for one in (device.stats() for device in self._devices)
+        )  # fmt: skip
+
+    def close(self) -> None:
+        for device in self._devices:
+            device.close()
+
+
+def open_devices(options: Mapping[str, Any], count: Callable[[], int]) -> OpenDevices | None:
     """The devices that the setting `device` names; None where the CPU is to serve alone.
 
-    Called once, when a database is opened. DeviceNotFound where GPUs are asked for and not there.
+    Called once, when a database is opened; takes some seconds where there is a GPU. `count` says how many
+    there are. DeviceNotFound where GPUs are asked for and not there; DeviceLost where one that is asked for
+    cannot be started. With `auto` such a one is left out with a warning.
     """
-    choice = parse(options["device"])
-    if choice.kind == "gpu":
-        raise DeviceNotFound(
-            f"the setting device = {options['device']!r} asks for a GPU, and there is none that this engine "
-            "can use; set device to auto or cpu",
-            setting="device",
-            found=0,
-        )
-    return None
+    setting = str(options["device"])
+    chosen = choose(setting, count)
+    started: list[Device] = []
+    try:
+        for one in chosen:
+            try:
+                started.append(
+                    start(
+                        one,
+                        budget_bytes=int(options["device_memory_bytes"]),
+                        queue_limit=int(options["device_queue"]),
+                        timeout_s=float(options["device_timeout_s"]),
+                    )
+                )
+            except DeviceLost as error:
+                if parse(setting).kind != "auto":
+                    raise
+                log.warning("%s is not used: %s", one.name, error.message)
+    except BaseException:
+        for device in started:
+            device.close()
+        raise
+    return OpenDevices(started, tuple(one.name for one in chosen)) if started else None
 
 
 def assigned(device: str, devices: Devices | None) -> Assigned:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -121,12 +121,20 @@ class Placements:
         return None
 
     def place(
-        self, key: Hashable, bytes_needed: int, rows: int, make: Make, *, divisible: bool = True
+        self,
+        key: Hashable,
+        bytes_needed: int,
+        rows: int,
+        make: Make,
+        *,
+        divisible: bool = True,
+        among: Collection[str] | None = None,
     ) -> Placement:
         """Places `rows` rows that take `bytes_needed` on the device with most room, or in shards on all.
 
         What is there under this key already is returned as it is. Two calls for one key: the second waits
-        for the first. `divisible` False: in one piece or not at all. DeviceFull when it does not fit even
+        for the first. `divisible` False: in one piece or not at all. `among` names the devices that it may lie
+        on, None means all. DeviceFull when it does not fit even
         after everything that may go is gone; DeviceLost when no device is up; and whatever `make` raises,
         after which nothing of it is left.
         """
@@ -140,7 +148,7 @@ class Placements:
         try:
             while True:
                 with self._changed:
-                    shares = self._plan(key, bytes_needed, rows, divisible)
+                    shares = self._plan(key, bytes_needed, rows, divisible, among)
                     for share in shares:
                         self._reserved[share.device.name] += share.wanted
                 try:
@@ -228,11 +236,23 @@ class Placements:
     def _room(self, device: Device) -> int:
         return device.budget_bytes - device.used_bytes - self._reserved[device.name]
 
-    def _plan(self, key: Hashable, bytes_needed: int, rows: int, divisible: bool) -> list[_Share]:
+    def among(self, names: Collection[str] | None) -> list[Device]:
+        """The devices of these names that are up."""
+        return [d for d in self.devices if d.up and (names is None or d.name in names)]
+
+    def _plan(
+        self,
+        key: Hashable,
+        bytes_needed: int,
+        rows: int,
+        divisible: bool,
+        among: Collection[str] | None,
+    ) -> list[_Share]:
         """Where it goes; evicts for that. Called with the lock."""
-        up = [device for device in self.devices if device.up]
+        up = self.among(among)
         if not up:
-            raise DeviceLost("no device is up", devices=[d.name for d in self.devices])
+            known = [d.name for d in self.devices if among is None or d.name in among]
+            raise DeviceLost(f"{', '.join(known) or 'no device'} not up", devices=known)
         best = max(up, key=self._room)
         if self._room(best) >= bytes_needed:
             return [_Share(best, 0, rows, bytes_needed)]

@@ -11,6 +11,7 @@ from .figures import IndexFigures
 from .files import IndexRecord
 from .index import Index, with_curve
 from .main import BuiltIndex
+from .on_device import OnDevice
 from .source import VectorSource
 from .trace import Trace
 from .view import Found, View
@@ -22,6 +23,7 @@ __all__ = [
     "Index",
     "IndexFigures",
     "IndexRecord",
+    "OnDevice",
     "Trace",
     "VectorSource",
     "View",

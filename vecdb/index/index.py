@@ -29,6 +29,7 @@ from .handover import HandOver
 from .live import Bits, LiveRows, unpack
 from .main import BuiltIndex, Main
 from .makers import Outgrown
+from .on_device import OnDevice
 from .side import Sides
 from .source import VectorSource, exact_space
 from .tail import Piece, Tail, replaced, trim
@@ -62,6 +63,7 @@ class Index:
         source: VectorSource,
         quantization: str = "auto",
         sides: Sides | None = None,
+        on_device: OnDevice | None = None,
     ) -> None:
         self.dimension = dimension
         self.metric = metric
@@ -79,6 +81,8 @@ class Index:
         self._main_live = 0
         self._main_mask = MainMask()
         self._dead_in_tail = 0
+        self.on_device = on_device
+        """What of it lies on devices; None where the CPU is to search."""
         self.sides = sides or Sides()
         self.sides.serve(None)
         self._view = self._make_view(0)
@@ -176,6 +180,7 @@ class Index:
             main_live=self._main_live,
             main_mask=self._main_mask,
             sides=self.sides,
+            served=None if self.on_device is None else self.on_device.served,
             pieces=self._tail.pieces(),
         )
 
@@ -201,7 +206,8 @@ class Index:
             name: getattr(old, name)
             for name in (
                 "dimension", "metric", "storage", "source", "lossy_tail", "target_recall",
-                "sequence", "n_rows", "n_live", "live", "main", "main_live", "sides", "pieces",
+                "sequence", "n_rows", "n_live", "live", "main", "main_live", "sides", "served",
+                "pieces",
             )
         }  # fmt: skip
         return View(**{"main_mask": old.main_mask, **kept, **changes})
@@ -240,6 +246,8 @@ class Index:
             return "flat" if coded and view.n_live >= LEAST_FRESH_ROWS else None
         if self.kind != "auto":
             return self.kind
+        if self.on_device is not None and self.on_device.takes(self.kind, view.n_live):
+            return None
         large = view.n_live * self.dimension > self.settings["exact_max_scalars"]
         # A collection that shrinks keeps its main index; switching to and fro would cost builds.
         if not large and view.main is None:
@@ -260,9 +268,10 @@ class Index:
         indexed = 0 if main is None else main.n
         own = own_code(self.storage)
         code = own if main is None else main.code
+        served = None if main is not None else view.served
         return IndexFigures(
             kind="exact" if main is None or main.kind == "flat" else main.kind,
-            device=device(),
+            device=device() if served is None else served.names or device(),
             quantization="none" if code == own else code,
             indexed_rows=indexed,
             tail_rows=tail,
@@ -272,6 +281,8 @@ class Index:
             measured_recall=1.0 if main is None else main.curve.measured(self.target_recall),
             curve=Curve((), 0, 0) if main is None else main.curve,
             built_at_sequence=0 if main is None else main.sequence,
+            device_bytes=0 if served is None else served.nbytes,
+            device_note="" if served is None else served.note,
             age_s=0.0 if main is None else max(0.0, time.time() - main.built_at_s),
         )
 
@@ -359,6 +370,33 @@ class Index:
         del build
         give_memory_back()
         return None if made is None else BuiltIndex(made)
+
+    def wants_placing(self) -> bool:
+        """Whether vectors are to be copied to a device now; costs as `wants_build`."""
+        view, on_device = self._view, self.on_device
+        if (
+            on_device is None
+            or view.main is not None
+            or not on_device.takes(self.kind, view.n_live)
+        ):
+            return False
+        return on_device.wants(view, LEAST_FRESH_ROWS)
+
+    def place(self, *, cancel: threading.Event) -> int:
+        """Copies the live vectors to devices, and lets searches be answered there; how many, 0 when cancelled.
+
+        DeviceFull, DeviceLost: searches go on where they went before.
+        """
+        assert self.on_device is not None
+        placed = self.on_device.place(self._view, self.source, cancel)
+        if placed is None:
+            return 0
+        served, before = placed
+        with self._lock:
+            self._view = self._changed(self._view, served=served)
+        if before is not None:
+            before.leave()
+        return int(served.rows.size)
 
     def recalibrate(
         self,

@@ -59,6 +59,7 @@ class Served:
         metric: str,
         code: str,
         longest: float,
+        gone: Callable[[], None],
     ) -> None:
         self.placements = placements
         self.key = key
@@ -70,7 +71,8 @@ class Served:
         """Length of the longest vector, for the bound of what rounding can do."""
         self.note = ""
         """Why the host answered lately instead of the device; empty while the device answers."""
-        self._cut: dict[int, Piece | None] = {}
+        self._gone = gone
+        self._cut: dict[int, tuple[Piece, tuple[Piece, ...]]] = {}
 
     @property
     def names(self) -> str:
@@ -85,6 +87,37 @@ class Served:
         """Memory of the devices that it takes."""
         held = self.placements.get(self.key)
         return 0 if held is None else held.bytes
+
+    @property
+    def there(self) -> bool:
+        """Whether it still lies there: not evicted, and its workers live."""
+        return self.placements.get(self.key) is not None
+
+    def leave(self) -> None:
+        """Gives the memory back; searches go to the host from now on."""
+        self.placements.forget(self.key)
+
+    def answer(
+        self,
+        view: View,
+        x: Floats,
+        k: int,
+        allowed: Selection | None,
+        trace: Trace | None,
+        check: Callable[[], None],
+    ) -> tuple[Floats, Rows, str] | None:
+        """Distances and rows (q, k), nearest first, exact, and the plan's name; None where the host has to
+        answer all of it. What came after the placing is compared by the host, beside."""
+        merger = self.search(view, x, k, allowed, trace, check)
+        if merger is None:
+            if self.note:
+                if trace is not None:
+                    trace.device_note = f"{self.note}; answered by the CPU"
+                if not self.there:
+                    self._gone()
+            return None
+        view.search_tail(x, k, allowed, merger, trace, self.behind(view.pieces))
+        return *merger.result(len(x), self.metric), "exact" if allowed is None else "overfetch"
 
     def search(
         self,
@@ -210,8 +243,11 @@ class Served:
                 look = FloatBlock(piece.block.vectors[first:], piece.block.metric)
                 kept.append(Piece(look, self.high_water, piece.stop))
             else:
-                # A sealed or thinned piece: copied once, and there are few such.
-                kept += trim((piece,), self.high_water, self._cut)
+                # A sealed or thinned piece: copied once, and kept with the piece so that its id stays its own.
+                if id(piece) not in self._cut:
+                    self._cut = {id(piece): (piece, trim((piece,), self.high_water, {}))}
+                found = self._cut.get(id(piece))
+                kept += found[1] if found is not None else trim((piece,), self.high_water, {})
         return tuple(kept)
 
 

@@ -19,6 +19,7 @@ from .depth import deep_enough
 from .distance import Floats, Merger, Rows, padded, to_distances, unit
 from .live import Bits, is_set, unpack
 from .main import Main
+from .served import Served
 from .side import Asked, Sides
 from .source import VectorSource, exact_space, scan, true_keys
 from .tail import Piece
@@ -66,6 +67,7 @@ class View:
         main_mask: MainMask,
         sides: Sides,
         pieces: tuple[Piece, ...],
+        served: Served | None = None,
     ) -> None:
         self.dimension = dimension
         self.metric = metric
@@ -85,6 +87,7 @@ class View:
         self.pieces = pieces
         self.main_mask = main_mask
         self.sides = sides
+        self.served = served
         self._fews: dict[int, tuple[Selection, Few, Rows]] = {}
         self._graph_only = (
             main is not None and main.kind == "hnsw" and main.code != "binary" and not pieces
@@ -155,6 +158,12 @@ class View:
             found = self._one(x, k, simple, allowed)
             if found is not None:
                 return found
+        if self.served is not None and main is None:
+            answered = self.served.answer(self, x, k, allowed, trace, check)
+            if answered is not None:
+                if trace is not None:
+                    trace.allowed_rows = self._count(allowed)
+                return Found(answered[0], answered[1], True, answered[2])
         compared = target is None or main is None
         if target is not None and main is not None and main.lossy:
             # No setting reaches the target: then the codes themselves cannot tell the vectors apart.
@@ -163,7 +172,7 @@ class View:
             return self._exact_by_stored(x, k, allowed, trace, check)
         merger = Merger(k)
         all_exact, name = self._search_main(x, k, allowed, target, merger, trace, check)
-        self._search_tail(x, k, allowed, merger, trace)
+        self.search_tail(x, k, allowed, merger, trace, self.pieces)
         if trace is not None:
             trace.allowed_rows = self._count(allowed)
         return Found(*merger.result(len(x), self.metric), all_exact and not self.lossy_tail, name)
@@ -294,19 +303,21 @@ class View:
             trace.main_rows_compared += rows.shape[1]
         return keys
 
-    def _search_tail(
+    def search_tail(
         self,
         x: Any,
         k: int,
         allowed: Selection | None,
         merger: Merger,
         trace: Trace | None,
+        pieces: tuple[Piece, ...],
     ) -> None:
-        if not self.pieces:
+        """Adds the nearest live and allowed rows of these pieces of the tail, all compared, to `merger`."""
+        if not pieces:
             return
         lossy = self.lossy_tail
         own = Merger(k + max(8, k // 2)) if lossy else merger
-        for piece in self.pieces:
+        for piece in pieces:
             if piece.start == piece.stop:
                 continue
             inside = self._allowed_in_piece(piece, allowed)
