@@ -91,6 +91,11 @@ class Linked:
         """Whether a worker is there to take requests."""
         return self._state == "up" and not self._closing
 
+    @property
+    def down(self) -> bool:
+        """Whether it is closed, or has died so often that no other worker is started."""
+        return self._closing or self._state in ("down", "closed")
+
     def close(self) -> None:
         """Ends the worker. Whoever waits gets Closed, a search that runs as well."""
         if self._forked:

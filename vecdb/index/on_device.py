@@ -59,7 +59,8 @@ class OnDevice:
 
     def takes(self, kind: str, n_rows: int) -> bool:
         """Whether an index of this kind over so many rows is to be searched on a device: `exact` and `auto`,
-        from the size on that the CPU takes a millisecond for, as long as a device is up and has room."""
+        from the size on that the CPU takes a millisecond for, as long as there are devices with that much room. A
+        device whose worker has just died counts: another one is on its way."""
         if kind not in ("exact", "auto") or self._storage == "binary":
             return False
         if n_rows * self._dimension <= self._settings["exact_max_scalars"]:
@@ -67,7 +68,9 @@ class OnDevice:
         return 2 * n_rows * self._dimension <= _ROOM * self._budget()
 
     def wants(self, view: Moment, least_fresh: int) -> bool:
-        """Whether placing now would pay: nothing lies there, or much that is new or dead."""
+        """Whether placing now would pay: a device is up, and nothing lies there, or much is new or dead."""
+        if not self.placements.among(self.names):
+            return False
         served = self.served
         if served is None or not served.there:
             return True
@@ -126,4 +129,8 @@ class OnDevice:
             served.leave()
 
     def _budget(self) -> int:
-        return sum(device.budget_bytes for device in self.placements.among(self.names))
+        return sum(
+            one.budget_bytes
+            for one in self.placements.devices
+            if one.name in self.names and not one.down
+        )

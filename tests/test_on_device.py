@@ -1,0 +1,208 @@
+"""A collection whose vectors lie on a device answers as one that is searched by the CPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+import vecdb
+from vecdb.index import chosen
+
+SEED = 20_261_124
+ROWS, DIMENSION = 3_000, 16
+SETTINGS = {"exact_max_scalars": 1_000, "audit_share": 0.0, "device_timeout_s": 20.0}
+
+
+def wait_for(what, timeout_s=30.0):
+    end = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.01)
+
+
+def rows_of(metric, storage, rng, n=ROWS):
+    vectors = rng.standard_normal((n, DIMENSION)) + 3 * rng.integers(0, 4, (n, 1))
+    if storage == "int8":
+        return np.clip(np.rint(8 * vectors), -128, 127).astype(np.int8)
+    return vectors.astype(storage)
+
+
+def plain(queries, vectors, metric):
+    x, y = queries.astype(np.float64), vectors.astype(np.float64)
+    if metric == "l2":
+        return (x**2).sum(1)[:, None] - 2 * x @ y.T + (y**2).sum(1)[None]
+    if metric == "cosine":
+        x = x / np.linalg.norm(x, axis=1, keepdims=True)
+        y = y / np.linalg.norm(y, axis=1, keepdims=True)
+    return 1 - x @ y.T
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    """How many devices are pretended; called before a database is opened."""
+
+    def pretend(count=1, size=1 << 30, faults=""):
+        monkeypatch.setenv("VECDB_STAND_IN_DEVICES", str(count))
+        monkeypatch.setenv("VECDB_STAND_IN_BYTES", str(size))
+        if faults:
+            monkeypatch.setenv("VECDB_STAND_IN_FAULTS", faults)
+
+    return pretend
+
+
+@pytest.fixture(autouse=True)
+def _few_are_fewer(monkeypatch):
+    monkeypatch.setattr(chosen, "FEW_ROWS", 40)
+
+
+def opened(tmp_path, **settings):
+    return vecdb.open(tmp_path / "db", **{**SETTINGS, **settings})
+
+
+def filled(database, metric="l2", storage="float32", n=ROWS, **settings):
+    """A collection of n rows with a field `part` of 0 to 99, and its vectors."""
+    print("seed", SEED)
+    vectors = rows_of(metric, storage, np.random.default_rng(SEED), n)
+    made = database.create_collection(
+        "docs", dimension=DIMENSION, metric=metric, storage=storage, **settings
+    )
+    ids = [f"r{i}" for i in range(n)]
+    made.insert(ids, vectors, metadata=[{"part": i % 100} for i in range(n)])
+    return made, vectors
+
+
+def placed(made):
+    wait_for(lambda: made.stats().index.device != "cpu")
+
+
+def check(made, queries, live, vectors, metric, k=10, part=None, on="gpu:0", **asked):
+    """Answers are the nearest of the live and allowed rows."""
+    found = made.query(
+        queries, k=k, explain=True, filter=None if part is None else {"part": {"$lt": part}}, **asked
+    )
+    allowed = live.copy()
+    if part is not None:
+        allowed &= np.arange(len(live)) % 100 < part
+    truth = plain(queries, vectors, metric)
+    truth[:, ~allowed] = np.inf
+    want = min(k, int(allowed.sum()))
+    best = np.sort(truth, axis=1)[:, :want]
+    scale = max(1.0, float(np.abs(best).max(initial=1.0)))
+    for i, ids in enumerate(found.ids):
+        assert len(ids) == len(set(ids)) == want
+        rows = np.array([int(one[1:]) for one in ids])
+        assert allowed[rows].all(), "a row that is dead or not allowed came back"
+        np.testing.assert_allclose(truth[i, rows], best[i], atol=2e-5 * scale)
+        np.testing.assert_allclose(found.distances[i, :want], best[i], atol=2e-5 * scale)
+    if on is not None:
+        assert found.explain.device == on
+    return found.explain
+
+
+QUERIES = np.random.default_rng(SEED + 1).standard_normal((7, DIMENSION)).astype(np.float32) + 3
+
+
+@pytest.mark.parametrize(
+    ("metric", "storage"),
+    [("l2", "float32"), ("cosine", "float32"), ("ip", "float32"), ("l2", "float16"),
+     ("cosine", "float16"), ("ip", "int8"), ("l2", "int8")],
+)  # fmt: skip
+def test_a_device_answers_as_the_cpu_does(tmp_path, devices, metric, storage):
+    """Filters, deletes, updates, fresh rows and any k: the nearest rows, and no other ones."""
+    devices()
+    with opened(tmp_path) as database:
+        made, vectors = filled(database, metric, storage)
+        placed(made)
+        live = np.ones(len(vectors), np.bool_)
+        assert made.stats().index.device_bytes > 0
+        for k in (1, 10, 500):
+            check(made, QUERIES, live, vectors, metric, k)
+        assert check(made, QUERIES[:1], live, vectors, metric).plan == "exact"
+        for part in (99, 50, 10):
+            assert check(made, QUERIES, live, vectors, metric, part=part).plan == "overfetch"
+        # Few allowed rows, and more answers than a card gives, are the host's.
+        check(made, QUERIES, live, vectors, metric, part=1, on="cpu")
+        check(made, QUERIES, live, vectors, metric, k=2_900, on="cpu")
+        gone = np.random.default_rng(SEED).choice(ROWS, 300, replace=False)
+        made.delete([f"r{i}" for i in gone])
+        live[gone] = False
+        check(made, QUERIES, live, vectors, metric)
+        check(made, QUERIES, live, vectors, metric, part=50, k=20)
+        fresh = rows_of(metric, storage, np.random.default_rng(SEED + 2), 500)
+        made.insert([f"r{ROWS + i}" for i in range(500)], fresh,
+                    metadata=[{"part": (ROWS + i) % 100} for i in range(500)])  # fmt: skip
+        vectors = np.concatenate([vectors, fresh])
+        live = np.concatenate([live, np.ones(500, np.bool_)])
+        check(made, QUERIES, live, vectors, metric)
+        check(made, QUERIES, live, vectors, metric, part=50)
+        made.update(["r7"], vectors=vectors[11:12])
+        vectors[7] = vectors[11]
+        live[7] = True
+        if 7 not in gone:
+            check(made, QUERIES, live, vectors, metric, k=40)
+
+
+def test_rows_that_do_not_fit_one_device_lie_on_two(tmp_path, devices):
+    """Shards of rows on all devices, and answers put together."""
+    size = 4 * ROWS * DIMENSION
+    devices(2, size=int(0.4 * size))
+    with opened(tmp_path, device="gpu") as database:
+        made, vectors = filled(database)
+        placed(made)
+        live = np.ones(ROWS, np.bool_)
+        check(made, QUERIES, live, vectors, "l2", on="gpu:0,1")
+        check(made, QUERIES, live, vectors, "l2", part=50, on="gpu:0,1")
+        assert sum(one.used_bytes for one in database.devices.stats()) > 0
+
+
+def test_a_killed_worker_costs_no_answer(tmp_path, devices):
+    """Queries go on, answered by the CPU and marked so, and later on the device again."""
+    devices()
+    with opened(tmp_path) as database:
+        made, vectors = filled(database)
+        placed(made)
+        live = np.ones(ROWS, np.bool_)
+        (device,) = database.devices.placements.devices
+        os.kill(device._worker.pid, signal.SIGKILL)
+        marked = []
+        wait_for(lambda: not marked.append(check(made, QUERIES, live, vectors, "l2", on=None))
+                 and marked[-1].device == "cpu")  # fmt: skip
+        assert "answered by the CPU" in marked[-1].device_note
+        wait_for(lambda: check(made, QUERIES, live, vectors, "l2", on=None).device == "gpu:0")
+        assert made.stats().devices[0].restarts >= 1
+
+
+def test_a_collection_that_asks_for_the_cpu_stays_there(tmp_path, devices):
+    """`device` cpu is obeyed although there is a device."""
+    devices()
+    with opened(tmp_path) as database:
+        made, vectors = filled(database, device="cpu")
+        made.build_index(wait=True)
+        found = check(made, QUERIES, np.ones(ROWS, np.bool_), vectors, "l2", on="cpu", exact=True)
+        assert found.device_note == ""
+        assert database.devices.stats()[0].placements == 0
+
+
+def test_what_was_placed_is_placed_again_when_opened(tmp_path, devices):
+    """Nothing of a device is on the disk: after opening the vectors go there by themselves."""
+    devices()
+    with opened(tmp_path) as database:
+        _, vectors = filled(database)
+    with opened(tmp_path) as database:
+        made = database.get_collection("docs")
+        placed(made)
+        check(made, QUERIES, np.ones(ROWS, np.bool_), vectors, "l2")
+
+
+def test_a_collection_too_large_for_the_device_is_searched_by_the_cpu(tmp_path, devices):
+    """The engine builds its index for the CPU then, and nothing fails."""
+    devices(1, size=60_000)
+    with opened(tmp_path) as database:
+        made, vectors = filled(database)
+        made.build_index(wait=True)
+        assert made.stats().index.device == "cpu"
+        check(made, QUERIES, np.ones(ROWS, np.bool_), vectors, "l2", on="cpu", exact=True)
