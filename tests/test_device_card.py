@@ -105,6 +105,8 @@ def test_limits_are_refused_before_the_call(card: Any) -> None:
         lambda: card.search(1, x, limit + 1, 0),
         lambda: card.search(1, x, 0, 0),
         lambda: card.search(2, x, 1, 0),
+        lambda: card.search(1, vectors(1, 1, D + 1), 1, 0),
+        lambda: card.compare(x, vectors(9, 1, D + 1), 1, "l2"),
         lambda: card.compare(x, vectors(3_000), limit + 1, "l2"),
         lambda: card.add(1, vectors(1)),
         lambda: card.add(9, vectors(1)),

@@ -121,7 +121,7 @@ class Device(Placing):
             )
         step = self._fitting(x.shape[1], k)
         asks = [
-            Ask(handle, generation, x[start : start + step], k, setting)
+            Ask(int(handle), generation, x[start : start + step], int(k), int(setting))
             for start in range(0, len(x), step)
         ]
         return Waiting(asks, end, self._put, self._queue.withdraw)
