@@ -128,7 +128,7 @@ def test_a_batch_beyond_the_shared_memory_is_cut() -> None:
         assert together == (8_192 - 3 * 64) // (4 * D + 12 * 10)
         scores, positions = one.compare(x, y, 10, "l2")
         assert_same((scores, positions), x, y, 10)
-        with pytest.raises(FailedPrecondition, match="takes .* bytes"):
+        with pytest.raises(FailedPrecondition, match=r"takes .* bytes"):
             ask(one, placed, x, 2_000)
 
 
