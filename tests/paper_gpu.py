@@ -158,7 +158,7 @@ class PaperFaiss:
     StandardGpuResources = _Resources
     INDICES_32_BIT, INDICES_64_BIT = 2, 3
     DistanceDataType_F32, DistanceDataType_F16, IndicesDataType_I64 = 1, 2, 1
-    graph_build_algo_IVF_PQ = 0
+    graph_build_algo_IVF_PQ = 0  # noqa: N815
     GpuIndexFlatConfig = _FLAT
     GpuIndexIVFFlatConfig = _settings("GpuIndexIVFFlatConfig", **_LISTS)
     GpuIndexIVFScalarQuantizerConfig = _settings("GpuIndexIVFScalarQuantizerConfig", **_LISTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from vecdb.device.stand_in import Faults, nearest
 from vecdb.index import card as card_module
 from vecdb.index import host_lists
 from vecdb.index.card import FaissCard, count_gpus, is_full
+from vecdb.index.door import use_threads
 from vecdb.index.driver import Driver
 from vecdb.index.host_lists import export_hnsw, read_lists
 
@@ -87,11 +89,11 @@ def test_a_flat_placement_takes_what_it_says(card: Any) -> None:
     before = card.info().free_bytes
     card.flat(1, D, "l2", "float32", 10_000)
     assert 4 * D * 10_000 <= card.used_bytes(1) <= 4 * (D + 1) * 10_000
-    assert card.info().free_bytes < before
+    assert card.info().free_bytes <= before
     card.drop(1)
     card.drop(1)
     assert card.used_bytes(1) == 0
-    assert card.info().free_bytes == before
+    assert card.info().free_bytes >= before - (4 << 20)  # a driver gives back in pieces
 
 
 def test_limits_are_refused_before_the_call(card: Any) -> None:
@@ -105,6 +107,8 @@ def test_limits_are_refused_before_the_call(card: Any) -> None:
         lambda: card.search(1, x, limit + 1, 0),
         lambda: card.search(1, x, 0, 0),
         lambda: card.search(2, x, 1, 0),
+        lambda: card.search(1, vectors(1, 1, D + 1), 1, 0),
+        lambda: card.compare(x, vectors(9, 1, D + 1), 1, "l2"),
         lambda: card.compare(x, vectors(3_000), limit + 1, "l2"),
         lambda: card.add(1, vectors(1)),
         lambda: card.add(9, vectors(1)),
@@ -129,7 +133,9 @@ def test_out_of_memory_fails_one_call_only(card: Any) -> None:
     assert_nearest(card.search(2, vectors(2, 3), 5, 0), vectors(2, 3), vectors(5), 5, "ip", 1e-3)
 
 
-def lists_bytes(spec: str, metric: int, n: int = 3_000) -> tuple[Any, memoryview]:
+@functools.cache
+def lists_bytes(spec: str, metric: int, n: int = 2_000) -> tuple[Any, memoryview]:
+    use_threads(1)  # training of little with several threads mostly waits where others are busy
     index = faiss.index_factory(D, spec, metric)
     index.train(vectors(n))
     index.add(vectors(n))
@@ -137,7 +143,7 @@ def lists_bytes(spec: str, metric: int, n: int = 3_000) -> tuple[Any, memoryview
 
 
 @pytest.mark.parametrize("metric", [faiss.METRIC_L2, faiss.METRIC_INNER_PRODUCT])
-@pytest.mark.parametrize("spec", ["IVF16,Flat", "IVF16,SQ8", "IVF16,SQfp16", "IVF16,PQ12x8"])
+@pytest.mark.parametrize("spec", ["IVF16,Flat", "IVF16,SQ8", "IVF16,SQfp16", "IVF16,PQ4x8"])
 def test_lists_answer_as_on_the_cpu(card: Any, spec: str, metric: int) -> None:
     """Lists of the CPU give the CPU's answers, also where more lists are asked for than there are."""
     host, data = lists_bytes(spec, metric)
@@ -162,6 +168,7 @@ def test_lists_that_a_gpu_cannot_hold_are_refused(card: Any, spec: str) -> None:
     """Codes that have no GPU kernel, and centroids that are no plain vectors, are refused."""
     index, data = lists_bytes(spec, faiss.METRIC_L2)
     if spec == "IVF16,PQ6x8np":
+        index = faiss.clone_index(index)
         index.by_residual = False
         data = memoryview(faiss.serialize_index(index))
     with pytest.raises(CardRefused):
@@ -370,6 +377,43 @@ def test_tables_of_float16_only_where_they_must() -> None:
     for parts, wanted in ((48, False), (64, True)):
         index = faiss.IndexIVFPQ(faiss.IndexFlatL2(192), 192, 4, parts, 8)
         assert host_lists.float16_tables(index) == wanted
+
+
+def test_the_paper_is_like_faiss() -> None:
+    """Whatever `FaissCard` sets or calls, the wheel for GPUs has; no GPU is needed to see that."""
+    if not hasattr(faiss, "StandardGpuResources"):
+        pytest.skip("this FAISS is one for the CPU")
+    names = [name for name in vars(PaperFaiss) if not name.startswith("_")]
+    if not hasattr(faiss, "GpuIndexCagra"):
+        names = [n for n in names if "Cagra" not in n and not n.startswith("graph_")]
+    for name in names:
+        ours, theirs = getattr(PaperFaiss, name), getattr(faiss, name)
+        if isinstance(ours, int):
+            assert ours == theirs, name
+        for field in getattr(ours, "__slots__", ()):
+            assert hasattr(theirs(), field), (name, field)
+    for method in (
+        "setTempMemory",
+        "setPinnedMemory",
+        "syncDefaultStreamCurrentDevice",
+        "getMemoryInfo",
+    ):
+        assert hasattr(faiss.StandardGpuResources, method)
+    call = faiss.GpuDistanceParams()
+    x = np.zeros((1, 2), np.float16)
+    call.vectors = faiss.cast_integer_to_void_ptr(4_096)
+    call.vectorNorms = faiss.cast_integer_to_float_ptr(4_096)
+    call.queries, call.outIndices = faiss.swig_ptr(x), faiss.swig_ptr(np.zeros((1, 1), np.int64))
+    config = faiss.GpuIndexIVFFlatConfig()
+    config.flatConfig.use_cuvs, config.flatConfig.device = False, 3
+    assert (config.flatConfig.use_cuvs, config.flatConfig.device) == (False, 3)
+
+
+def test_counting_gpus_by_a_process() -> None:
+    """With a wheel for GPUs another process counts them, and its end is not ours."""
+    if not hasattr(faiss, "StandardGpuResources"):
+        pytest.skip("this FAISS is one for the CPU")
+    assert count_gpus() == card_module.gpus_here()
 
 
 def test_counting_gpus_without_a_wheel_for_them() -> None:

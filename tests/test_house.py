@@ -168,9 +168,10 @@ def test_leaves_know_only_leaves() -> None:
 
 
 def test_layers_know_only_what_is_below() -> None:
-    """The index knows no store and no filter, the store no index; neither knows a collection."""
+    """A device knows no index, the index no store and no filter, the store no index; none a collection."""
     above = ("vecdb.collection", "vecdb.database")
     rules = {
+        "vecdb.device": ("vecdb.index", "vecdb.store", "vecdb.filters", "vecdb.columns", *above),
         "vecdb.index": ("vecdb.store", "vecdb.filters", "vecdb.columns", *above),
         "vecdb.store": ("vecdb.index", "vecdb.filters", *above),
         "vecdb.filters": ("vecdb.index", "vecdb.store", *above),

@@ -221,6 +221,10 @@ class Linked:
                 self._searches(worker, taken)
         except Died as died:
             self._buried(worker, str(died), taken)
+        except Exception as error:
+            # A bug of ours: nobody may wait for ever, and what the worker says next may be another's answer.
+            log.exception("the link to %s failed", self.name)
+            self._buried(worker, f"the link failed: {error!r}", taken)
 
     def _searches(self, worker: Worker, group: list[Ask]) -> None:
         first = group[0]
@@ -329,7 +333,9 @@ class Linked:
         def then() -> None:
             self._state = state
             with self._placed_lock:
-                self.generation += 1  # what a placing still holds is not taken for something that is there
+                self.generation += (
+                    1  # what a placing still holds is not taken for something that is there
+                )
                 self._placed.clear()
 
         for one in (*more, *self._queue.clear(then)):

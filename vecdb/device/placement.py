@@ -257,11 +257,12 @@ class Placements:
         if self._room(best) >= bytes_needed:
             return [_Share(best, 0, rows, bytes_needed)]
         for recent in (False, True):
-            for device in sorted(up, key=self._room, reverse=True):
-                going = self._going(device, bytes_needed, recent)
-                if going is not None:
-                    self._evict(going)
-                    return [_Share(device, 0, rows, bytes_needed)]
+            ways = [(device, self._going(device, bytes_needed, recent)) for device in up]
+            possible = [(device, going) for device, going in ways if going is not None]
+            if possible:
+                device, going = min(possible, key=_last_used)
+                self._evict(going)
+                return [_Share(device, 0, rows, bytes_needed)]
             if not divisible or len(up) < 2 or rows < len(up):
                 continue
             rooms = {d.name: self._room(d) + self._evictable(d, recent) for d in up}
@@ -375,6 +376,11 @@ def _divided(
         shares.append(_Share(device, start, stop, wanted))
         start = stop
     return shares
+
+
+def _last_used(way: tuple[Device, list[Placement]]) -> float:
+    """When the last of those that would go was searched."""
+    return max((one.used_s for one in way[1]), default=0.0)
 
 
 def _on(placement: Placement, device: Device) -> int:

@@ -85,6 +85,7 @@ class Faults:
 
 class _Flat:
     def __init__(self, dimension: int, metric: str, code: str, rows: int) -> None:
+        self.dimension = dimension
         self.metric = metric
         self.code = code
         self.used = 0
@@ -105,6 +106,7 @@ class _Graph:
 
     def __init__(self, source: _Flat, degree: int) -> None:
         self.source = source
+        self.dimension = source.dimension
         self.degree = degree
 
     @property
@@ -157,6 +159,7 @@ class StandInCard:
         if self._adds == self._faults.die_at_add and self._faults.strike():
             os.abort()
         flat = self._flat(handle)
+        _check_width(vectors, flat.dimension)
         if flat.used + len(vectors) > len(flat.held):
             raise CardRefused(f"placement {handle} has room for {len(flat.held)} rows")
         flat.held[flat.used : flat.used + len(vectors)] = vectors
@@ -186,6 +189,7 @@ class StandInCard:
         placed = self._placed.get(handle)
         if placed is None:
             raise CardRefused(f"placement {handle} is not known")
+        _check_width(queries, placed.dimension)
         if isinstance(placed, _Flat):
             return nearest(queries, placed.vectors(), k, placed.metric, placed.code)
         if isinstance(placed, _Graph):
@@ -200,6 +204,7 @@ class StandInCard:
     def compare(self, queries: Floats, vectors: Floats, k: int, metric: str) -> tuple[Floats, Rows]:
         self._own_thread()
         self._within(k)
+        _check_width(queries, vectors.shape[1])
         return nearest(queries, vectors, k, metric, "float32")
 
     def kmeans(
@@ -281,6 +286,11 @@ class StandInCard:
             time.sleep(3_600)
         if number == faults.full_at_search and faults.strike():
             raise CardFull("out of memory, on purpose")
+
+
+def _check_width(vectors: Floats, dimension: int) -> None:
+    if vectors.ndim != 2 or vectors.shape[1] != dimension:
+        raise CardRefused(f"vectors have shape {vectors.shape}, expected (n, {dimension})")
 
 
 def nearest(
