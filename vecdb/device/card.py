@@ -77,9 +77,7 @@ class Card(Protocol):
     def search(self, handle: int, queries: Floats, k: int, setting: int) -> tuple[Floats, Rows]:
         """The k nearest of each of (q, d). `setting` is nprobe of lists, itopk of a graph, 0 for flat."""
 
-    def compare(
-        self, queries: Floats, vectors: Floats, k: int, metric: str
-    ) -> tuple[Floats, Rows]:
+    def compare(self, queries: Floats, vectors: Floats, k: int, metric: str) -> tuple[Floats, Rows]:
         """The k nearest of host `vectors` (n, d) that are not placed, exactly."""
 
     def kmeans(

@@ -43,8 +43,9 @@ def padded(scores: Floats, positions: Rows, k: int, metric: str) -> tuple[Floats
     """(q, w) answers as (q, k), w <= k: -1 and the worst score where there is none."""
     worst = np.float32(padding(metric))
     if scores.shape[1] < k:
-        wide, at = np.full((len(scores), k), worst, np.float32), np.full(
-            (len(scores), k), -1, np.int64
+        wide, at = (
+            np.full((len(scores), k), worst, np.float32),
+            np.full((len(scores), k), -1, np.int64),
         )
         wide[:, : scores.shape[1]], at[:, : scores.shape[1]] = scores, positions
         scores, positions = wide, at

@@ -121,7 +121,7 @@ class StandInCard:
         *,
         graphs: bool = True,
         limits: Limits = Limits(),  # noqa: B008 - frozen
-        faults: Faults = Faults(),  # noqa: B008 - frozen
+        faults: Faults = Faults(),
         read_lists: ListsReader | None = None,
         export: Exporter | None = None,
     ) -> None:
@@ -139,14 +139,14 @@ class StandInCard:
             os.abort()
 
     def info(self) -> CardInfo:
-        return CardInfo(
-            "stand-in", self._memory_bytes, self._free(), self._limits, self._graphs
-        )
+        return CardInfo("stand-in", self._memory_bytes, self._free(), self._limits, self._graphs)
 
     def flat(self, handle: int, dimension: int, metric: str, code: str, rows: int) -> None:
         self._own_thread()
         if metric not in ("l2", "ip") or code not in ("float32", "float16"):
-            raise CardRefused(f"flat vectors are l2 or ip in float32 or float16, not {metric} {code}")
+            raise CardRefused(
+                f"flat vectors are l2 or ip in float32 or float16, not {metric} {code}"
+            )
         width = 2 if code == "float16" else 4
         self._keep(rows * (dimension * width + (4 if metric == "l2" else 0)))
         self._placed[handle] = _Flat(dimension, metric, code, rows)
@@ -197,9 +197,7 @@ class StandInCard:
             raise CardRefused(f"nprobe must be from 1 to {self._limits.nprobe}, given {setting}")
         return placed.search(queries, k, min(setting, placed.lists))
 
-    def compare(
-        self, queries: Floats, vectors: Floats, k: int, metric: str
-    ) -> tuple[Floats, Rows]:
+    def compare(self, queries: Floats, vectors: Floats, k: int, metric: str) -> tuple[Floats, Rows]:
         self._own_thread()
         self._within(k)
         return nearest(queries, vectors, k, metric, "float32")
@@ -301,9 +299,7 @@ def nearest(
         part = np.asarray(vectors[start : start + step], np.float32)
         products = queries @ part.T
         if metric == "l2":
-            products = np.maximum(
-                lengths - 2.0 * products + np.einsum("nd,nd->n", part, part), 0.0
-            )
+            products = np.maximum(lengths - 2.0 * products + np.einsum("nd,nd->n", part, part), 0.0)
         else:
             np.negative(products, out=products)
         keys[:, start : start + step] = products
@@ -312,9 +308,12 @@ def nearest(
         nothing = np.full((len(queries), k), padding(metric), np.float32)
         return nothing, np.full((len(queries), k), -1, np.int64)
     if width * 8 < len(vectors):
-        near = np.sort(np.argpartition(keys, width - 1, axis=1)[:, :width], axis=1)
+        # All that tie at the border stay, for the lower position to win.
+        border = np.partition(keys, width - 1, axis=1)[:, width - 1 : width]
+        kept = min(len(vectors), max(width, int((keys <= border).sum(axis=1).max())))
+        near = np.sort(np.argpartition(keys, kept - 1, axis=1)[:, :kept], axis=1)
         order = np.argsort(np.take_along_axis(keys, near, axis=1), axis=1, kind="stable")
-        positions = np.take_along_axis(near, order, axis=1)
+        positions = np.take_along_axis(near, order, axis=1)[:, :width]
     else:
         positions = np.argsort(keys, axis=1, kind="stable")[:, :width]
     scores = np.take_along_axis(keys, positions, axis=1)

@@ -1,0 +1,367 @@
+"""What lies on which device: budgets, eviction, shards, and answers put together.
+
+A *placement* is named by a key of the caller (a collection, a field, an index of it), and lies on one device,
+or in shards of contiguous rows on all of them when none has room for the whole. When there is no room, what was
+searched longest ago goes; never what is being searched, and what was searched within the last `keep_s`
+seconds only when nothing else is left, so that two that do not fit together do not chase each other out with
+every query.
+
+Placements of a worker that died are gone: the key is then unknown, and the caller places it again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from ..errors import DeviceFull, DeviceLost
+from .card import Floats, Rows
+from .link import Device, collected
+from .merging import merged
+from .placing import Placed
+
+Make = Callable[[Device, int, int], Placed]
+"""(device, start, stop): places rows start..stop there. Called without any lock, by whoever calls `place`."""
+KEEP_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Rows start..stop of a placement on one device."""
+
+    device: Device
+    placed: Placed
+    start: int
+    stop: int
+
+
+@dataclass(slots=True, eq=False)
+class Placement:
+    """`shards` in the order of their rows. Searched by way of `Placements.search`, or by oneself within
+    `Placements.using`."""
+
+    key: Hashable
+    shards: tuple[Shard, ...]
+    used_s: float
+    """When it was last searched, by the clock of `Placements`."""
+    searching: int = 0
+    """Searches that run: it is not evicted meanwhile."""
+    searches: int = 0
+
+    @property
+    def rows(self) -> int:
+        return self.shards[-1].stop
+
+    @property
+    def bytes(self) -> int:
+        return sum(shard.placed.bytes for shard in self.shards)
+
+    @property
+    def current(self) -> bool:
+        """Whether all workers that hold it still live."""
+        return all(
+            shard.device.up and shard.device.generation == shard.placed.generation
+            for shard in self.shards
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementFigures:
+    """A placement in `stats`."""
+
+    key: Hashable
+    devices: tuple[str, ...]
+    rows: int
+    bytes: int
+    searches: int
+    idle_s: float
+
+
+@dataclass(slots=True)
+class _Share:
+    """Rows that are to be placed on a device, with the memory set aside for them."""
+
+    device: Device
+    start: int
+    stop: int
+    wanted: int
+    evicted: list[Placement] = field(default_factory=list)
+
+
+class Placements:
+    """Any thread may call. Does not own the devices."""
+
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        *,
+        keep_s: float = KEEP_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.devices = tuple(devices)
+        self._keep_s = keep_s
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._placements: dict[Hashable, Placement] = {}
+        self._making: set[Hashable] = set()
+        self._reserved: dict[str, int] = {device.name: 0 for device in self.devices}
+        self.evictions = 0
+
+    def get(self, key: Hashable) -> Placement | None:
+        """The placement of a key, None when there is none (any more)."""
+        with self._changed:
+            found = self._placements.get(key)
+            if found is None or found.current:
+                return found
+            del self._placements[key]
+        _drop([found])
+        return None
+
+    def place(
+        self, key: Hashable, bytes_needed: int, rows: int, make: Make, *, divisible: bool = True
+    ) -> Placement:
+        """Places `rows` rows that take `bytes_needed` on the device with most room, or in shards on all.
+
+        What is there under this key already is returned as it is. Two calls for one key: the second waits
+        for the first. `divisible` False: in one piece or not at all. DeviceFull when it does not fit even
+        after everything that may go is gone; DeviceLost when no device is up; and whatever `make` raises,
+        after which nothing of it is left.
+        """
+        with self._changed:
+            while key in self._making:
+                self._changed.wait()
+            found = self._placements.get(key)
+            if found is not None and found.current:
+                return found
+            self._making.add(key)
+        try:
+            while True:
+                with self._changed:
+                    shares = self._plan(key, bytes_needed, rows, divisible)
+                    for share in shares:
+                        self._reserved[share.device.name] += share.wanted
+                try:
+                    made = self._make(shares, make)
+                except DeviceFull:
+                    # The books said it fits, the card did not: memory in pieces, or somebody else's.
+                    if not self._evict_one([share.device for share in shares]):
+                        raise
+                    continue
+                finally:
+                    with self._changed:
+                        for share in shares:
+                            self._reserved[share.device.name] -= share.wanted
+                placement = Placement(key, made, self._clock())
+                with self._changed:
+                    self._placements[key] = placement
+                return placement
+        finally:
+            with self._changed:
+                self._making.discard(key)
+                self._changed.notify_all()
+
+    @contextmanager
+    def using(self, key: Hashable) -> Iterator[Placement | None]:
+        """The placement of a key, which stays while the block runs; None when there is none."""
+        placement = self.get(key)
+        if placement is None:
+            yield None
+            return
+        with self._changed:
+            placement.searching += 1
+            placement.searches += 1
+        try:
+            yield placement
+        finally:
+            with self._changed:
+                placement.searching -= 1
+                placement.used_s = self._clock()
+
+    def search(
+        self,
+        key: Hashable,
+        queries: Floats,
+        k: int,
+        setting: int,
+        metric: str,
+        end: float | None = None,
+    ) -> tuple[Floats, Rows, int] | None:
+        """The k nearest by `Device.search`, with positions of the whole; None when there is no placement.
+
+        Shards are asked at the same time, and the better scores win, ties by the lower position. Raises what
+        `Device.search` raises.
+        """
+        with self.using(key) as placement:
+            if placement is None:
+                return None
+            return searched(placement, queries, k, setting, metric, end)
+
+    def forget(self, key: Hashable) -> None:
+        """Gives the memory of a key back. A search of it that waits gets DeviceLost."""
+        with self._changed:
+            found = self._placements.pop(key, None)
+        if found is not None:
+            _drop([found])
+
+    def figures(self) -> list[PlacementFigures]:
+        """All placements, the last searched first."""
+        now = self._clock()
+        with self._changed:
+            known = sorted(self._placements.values(), key=lambda one: -one.used_s)
+            return [
+                PlacementFigures(
+                    one.key, tuple(shard.device.name for shard in one.shards), one.rows, one.bytes,
+                    one.searches, max(0.0, now - one.used_s),
+                )
+                for one in known
+                if one.current
+            ]  # fmt: skip
+
+    def room(self, device: Device) -> int:
+        """Bytes of the budget of a device that are not taken or set aside."""
+        with self._changed:
+            return self._room(device)
+
+    def _room(self, device: Device) -> int:
+        return device.budget_bytes - device.used_bytes - self._reserved[device.name]
+
+    def _plan(self, key: Hashable, bytes_needed: int, rows: int, divisible: bool) -> list[_Share]:
+        """Where it goes; evicts for that. Called with the lock."""
+        up = [device for device in self.devices if device.up]
+        if not up:
+            raise DeviceLost("no device is up", devices=[d.name for d in self.devices])
+        best = max(up, key=self._room)
+        if self._room(best) >= bytes_needed:
+            return [_Share(best, 0, rows, bytes_needed)]
+        for recent in (False, True):
+            for device in sorted(up, key=self._room, reverse=True):
+                going = self._going(device, bytes_needed, recent)
+                if going is not None:
+                    self._evict(going)
+                    return [_Share(device, 0, rows, bytes_needed)]
+            if not divisible or len(up) < 2 or rows < len(up):
+                continue
+            rooms = {d.name: self._room(d) + self._evictable(d, recent) for d in up}
+            if sum(rooms.values()) < bytes_needed:
+                continue
+            shares = _divided(up, rooms, rows, bytes_needed)
+            for share in shares:
+                self._evict(self._going(share.device, share.wanted, recent) or [])
+            # An eviction frees the shards on the other devices as well, never less.
+            if all(self._room(share.device) >= share.wanted for share in shares):
+                return shares
+        figures = ", ".join(f"{d.name} {self._room(d):,} of {d.budget_bytes:,}" for d in up)
+        raise DeviceFull(
+            f"{key!r} takes {bytes_needed:,} bytes; free of the budgets are {figures}, and the rest is "
+            "being searched or cannot make enough room; raise device_memory_bytes, or choose a "
+            "quantization that takes less",
+            needed_bytes=bytes_needed,
+            devices=[d.name for d in up],
+        )
+
+    def _candidates(self, device: Device, recent: bool) -> list[Placement]:
+        """What may be evicted from a device, the longest idle first."""
+        before = self._clock() - self._keep_s
+        return sorted(
+            (
+                one
+                for one in self._placements.values()
+                if not one.searching
+                and (recent or one.used_s <= before)
+                and any(shard.device is device for shard in one.shards)
+            ),
+            key=lambda one: one.used_s,
+        )
+
+    def _evictable(self, device: Device, recent: bool) -> int:
+        return sum(_on(one, device) for one in self._candidates(device, recent))
+
+    def _going(self, device: Device, wanted: int, recent: bool) -> list[Placement] | None:
+        """The longest idle placements whose end makes room for `wanted`; None when none would."""
+        room, going = self._room(device), []
+        for one in self._candidates(device, recent):
+            if room >= wanted:
+                break
+            room += _on(one, device)
+            going.append(one)
+        return going if room >= wanted else None
+
+    def _evict(self, going: Sequence[Placement]) -> None:
+        for one in going:
+            if self._placements.pop(one.key, None) is not None:
+                self.evictions += 1
+        _drop(going)
+
+    def _evict_one(self, devices: Sequence[Device]) -> bool:
+        with self._changed:
+            for device in devices:
+                for one in self._candidates(device, True)[:1]:
+                    self._evict([one])
+                    return True
+        return False
+
+    def _make(self, shares: Sequence[_Share], make: Make) -> tuple[Shard, ...]:
+        made: list[Shard] = []
+        try:
+            for share in shares:
+                placed = make(share.device, share.start, share.stop)
+                made.append(Shard(share.device, placed, share.start, share.stop))
+        except BaseException:
+            for shard in made:
+                shard.device.drop(shard.placed.handle, shard.placed.generation)
+            raise
+        return tuple(made)
+
+
+def searched(
+    placement: Placement, queries: Floats, k: int, setting: int, metric: str, end: float | None
+) -> tuple[Floats, Rows, int]:
+    """Scores and positions (q, k) of all shards together, and the queries that shared the call."""
+    shards = placement.shards
+    if len(shards) == 1:
+        one = shards[0]
+        return one.device.search(one.placed.handle, one.placed.generation, queries, k, setting, end)
+    waiting = []
+    try:
+        for one in shards:
+            handle, generation = one.placed.handle, one.placed.generation
+            waiting.append(one.device.begin(handle, generation, queries, k, setting, end))
+        parts, together = [], 0
+        for one, asked in zip(shards, waiting, strict=True):
+            scores, positions, shared = collected(asked.result())
+            positions[positions >= 0] += one.start
+            parts.append((scores, positions))
+            together = max(together, shared)
+    except BaseException:
+        for asked in waiting:
+            asked.cancel()
+        raise
+    return (*merged(parts, k, metric), together)
+
+
+def _divided(
+    devices: Sequence[Device], rooms: dict[str, int], rows: int, bytes_needed: int
+) -> list[_Share]:
+    """Contiguous rows for each device, as many as its share of all the room; at least one each."""
+    total, shares, start, sum_room = sum(rooms.values()), [], 0, 0
+    for at, device in enumerate(devices):
+        sum_room += rooms[device.name]
+        left = len(devices) - at - 1
+        stop = rows if not left else min(rows - left, max(start + 1, rows * sum_room // total))
+        wanted = -(-bytes_needed * (stop - start) // rows)
+        shares.append(_Share(device, start, stop, wanted))
+        start = stop
+    return shares
+
+
+def _on(placement: Placement, device: Device) -> int:
+    return sum(s.placed.bytes for s in placement.shards if s.device is device)
+
+
+def _drop(placements: Sequence[Placement]) -> None:
+    for one in placements:
+        for shard in one.shards:
+            shard.device.drop(shard.placed.handle, shard.placed.generation)

@@ -1,0 +1,379 @@
+"""A GPU by FAISS: see `vecdb.device.card.Card`. Lives in a worker process, one thread of it.
+
+What FAISS does by itself, and what is done about it (read in the sources of 1.15):
+
+- An error of CUDA other than "out of memory" aborts the process; asking for more than a limit throws, or
+  aborts deeper down. So every limit and shape is checked before the call, and only an exception that says
+  "out of memory" is taken for one.
+- Each index takes `use_cuvs` from a default that depends on the wheel. It is set to False everywhere but for
+  graphs, so that limits (k and nprobe of 2,048) and results are those of the classic kernels.
+- Flat vectors lie in memory of ours and are searched by `bfKnn`: see `driver.py` for why.
+- `index_cpu_to_gpu` leaks what it has allocated when it runs out of memory half-way (a raw pointer), the
+  constructors of the GPU classes do not. So lists are made by these.
+- A flat search of 512 queries and more wants two buffers of 512 MiB for float32, beside its temporary
+  answers: that is what `TEMPORARY_BYTES` is for. What does not fit is allocated for the call, which is slow.
+- `faiss.Kmeans(gpu=n)` takes the first n GPUs with new resources of 1.5 GiB each. `Clustering` takes an index.
+- The deadlock that FAISS's own test skips (inner product with float16 in CAGRA) is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+
+from ..device.card import CardFull, CardInfo, CardRefused, Floats, Limits, Rows
+from ..device.merging import padded
+from .door import L2, faiss, faiss_metric
+from .driver import Driver, Memory
+from .host_lists import (
+    checked_lists,
+    deserialized,
+    device_bytes,
+    float16_tables,
+    graph_bytes,
+)
+
+TEMPORARY_BYTES = 1536 << 20
+"""Scratch memory of FAISS on the card: its largest, but at most a sixteenth of the card."""
+PINNED_BYTES = 64 << 20
+"""For queries beyond 256 MiB in a call, which only k-means has."""
+TILE_BYTES = 256 << 20
+_GRAPH_K = 1_024
+_ITOPK_STEP = 32
+_COUNT_TIMEOUT_S = 60.0
+
+
+def gpus_here() -> int:
+    """GPUs that FAISS sees from this process. A driver that is broken aborts it: see `count_gpus`."""
+    if not hasattr(faiss, "StandardGpuResources"):
+        return 0
+    return int(faiss.get_num_gpus())
+
+
+@functools.lru_cache(maxsize=1)
+def count_gpus() -> int:
+    """GPUs that FAISS sees, asked once, in a process of its own: every unexpected answer of the driver
+    aborts whoever asks, and who has asked holds a context that a fork breaks. RuntimeError when that process
+    fails. 0 at once with a wheel for the CPU."""
+    if not hasattr(faiss, "StandardGpuResources"):
+        return 0
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    paths = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "vecdb.gpu_worker", "--count"],
+            env={**os.environ, "PYTHONPATH": paths},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_COUNT_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"counting GPUs took more than {_COUNT_TIMEOUT_S:g} s") from None
+    words = done.stdout.split()
+    if done.returncode or not words or not words[-1].isdigit():
+        raise RuntimeError(
+            f"counting GPUs ended with status {done.returncode}: {done.stderr.strip()[-300:]}"
+        )
+    return int(words[-1])
+
+
+class _Flat:
+    def __init__(self, driver: Driver, dimension: int, metric: str, code: str, rows: int) -> None:
+        self.dimension = dimension
+        self.metric = metric
+        self.kind = np.dtype(np.float16 if code == "float16" else np.float32)
+        self.rows = rows
+        self.used = 0
+        self.vectors = driver.allocate(rows * dimension * self.kind.itemsize)
+        self.squares: Memory | None = None
+        if metric == "l2":
+            try:
+                self.squares = driver.allocate(4 * rows)
+            except CardFull:
+                self.vectors.free()
+                raise
+
+    @property
+    def device_bytes(self) -> int:
+        return self.vectors.size + (0 if self.squares is None else self.squares.size)
+
+    def add(self, vectors: Floats) -> None:
+        coded = vectors.astype(self.kind, copy=False)
+        self.vectors.write(self.used * self.dimension * self.kind.itemsize, coded)
+        if self.squares is not None:
+            as_stored = coded.astype(np.float32, copy=False)
+            self.squares.write(4 * self.used, np.einsum("nd,nd->n", as_stored, as_stored))
+        self.used += len(vectors)
+
+
+class _Lists:
+    def __init__(self, index: Any, device_bytes: int) -> None:
+        self.index = index
+        self.dimension = int(index.d)
+        self.metric = "l2" if int(index.metric_type) == L2 else "ip"
+        self.device_bytes = device_bytes
+
+
+class _Graph:
+    def __init__(self, index: Any, source: _Flat, degree: int) -> None:
+        self.index = index
+        self.source = source  # its vectors are not copied
+        self.dimension = source.dimension
+        self.metric = source.metric
+        a_row = source.dimension * source.kind.itemsize
+        # cuVS wants rows of whole 16 bytes, and copies vectors whose rows are not.
+        copied = 0 if a_row % 16 == 0 else source.used * (-(-a_row // 16) * 16)
+        self.device_bytes = 4 * degree * source.used + copied
+
+
+class FaissCard:
+    """See above. `driver` is given by tests."""
+
+    def __init__(self, driver: Driver | None = None) -> None:
+        self._driver = Driver(0) if driver is None else driver
+        total = self._driver.memory()[1]
+        self._resources = faiss.StandardGpuResources()
+        self._resources.setTempMemory(min(TEMPORARY_BYTES, total // 16))
+        self._resources.setPinnedMemory(PINNED_BYTES)
+        self._resources.syncDefaultStreamCurrentDevice()  # takes all that now, not in the first search
+        self._limits = Limits()
+        self._graphs = hasattr(faiss, "GpuIndexCagra")
+        self._placed: dict[int, _Flat | _Lists | _Graph] = {}
+
+    def info(self) -> CardInfo:
+        free, total = self._driver.memory()
+        return CardInfo(self._driver.name, total, free, self._limits, self._graphs)
+
+    def flat(self, handle: int, dimension: int, metric: str, code: str, rows: int) -> None:
+        if metric not in ("l2", "ip") or code not in ("float32", "float16"):
+            raise CardRefused(
+                f"flat vectors are l2 or ip in float32 or float16, not {metric} {code}"
+            )
+        self._placed[handle] = _Flat(self._driver, dimension, metric, code, rows)
+
+    def add(self, handle: int, vectors: Floats) -> None:
+        flat = self._flat(handle)
+        _check_width(vectors, flat.dimension)
+        if flat.used + len(vectors) > flat.rows:
+            raise CardRefused(f"placement {handle} has room for {flat.rows} rows")
+        flat.add(vectors)
+
+    def lists(self, handle: int, data: memoryview, code: str) -> None:
+        host = deserialized(data)
+        kind = checked_lists(host)
+        wanted, free = device_bytes(host), self._driver.memory()[0]
+        if wanted > free:
+            raise CardFull(f"lists of {wanted} bytes, {free} bytes are free")
+        before = self._lists_bytes()
+        index = self._or_full(self._made_lists, host, kind)
+        self._placed[handle] = _Lists(index, max(0, self._lists_bytes() - before))
+
+    def graph(self, handle: int, source: int, degree: int) -> None:
+        if not self._graphs:
+            raise CardRefused("graphs need the faiss-gpu-cuvs wheel")
+        flat = self._flat(source)
+        half = flat.kind == np.float16
+        if half and flat.metric == "ip":
+            raise CardRefused("a graph over inner products needs float32 vectors")
+        if not 8 <= degree <= 256 or flat.used <= 2 * degree:
+            raise CardRefused(f"a graph of degree {degree} over {flat.used} rows")
+        config = faiss.GpuIndexCagraConfig()
+        config.device = 0
+        config.graph_degree = degree
+        config.intermediate_graph_degree = 2 * degree
+        config.build_algo = faiss.graph_build_algo_IVF_PQ
+        index = faiss.GpuIndexCagra(
+            self._resources, flat.dimension, faiss_metric(flat.metric), config
+        )
+        kind = faiss.Float16 if half else faiss.Float32
+        at = faiss.cast_integer_to_void_ptr(flat.vectors.address)
+        self._or_full(index.train_ex, flat.used, at, kind)
+        self._placed[handle] = _Graph(index, flat, degree)
+
+    def search(self, handle: int, queries: Floats, k: int, setting: int) -> tuple[Floats, Rows]:
+        placed = self._placed.get(handle)
+        if placed is None:
+            raise CardRefused(f"placement {handle} is not known")
+        _check_width(queries, placed.dimension)
+        self._within(k)
+        if isinstance(placed, _Flat):
+            found = self._or_full(self._search_flat, placed, queries, k)
+            return found[0], found[1]
+        if isinstance(placed, _Lists):
+            if not 1 <= setting <= self._limits.nprobe:
+                raise CardRefused(
+                    f"nprobe must be from 1 to {self._limits.nprobe}, given {setting}"
+                )
+            params = _probing(min(setting, int(placed.index.nlist)))
+            found = self._or_full(placed.index.search, queries, k, params=params)
+        else:
+            if k > min(_GRAPH_K, setting):
+                raise CardRefused(
+                    f"k of a graph is at most {_GRAPH_K} and its itopk, given {k} and {setting}"
+                )
+            found = self._or_full(self._search_graph, placed, queries, k, setting)
+        return padded(found[0], found[1], k, placed.metric)
+
+    def compare(self, queries: Floats, vectors: Floats, k: int, metric: str) -> tuple[Floats, Rows]:
+        self._within(k)
+        _check_width(queries, vectors.shape[1])
+        width = min(k, len(vectors))
+        if not width or not len(queries):
+            nothing = np.empty((len(queries), 0), np.float32)
+            return padded(nothing, np.empty(nothing.shape, np.int64), k, metric)
+        # A tile of fewer vectors than k would number its missing answers like real ones.
+        tile = max(TILE_BYTES, 4 * vectors.shape[1] * width)
+        scores, positions = self._or_full(
+            faiss.knn_gpu, self._resources, queries, vectors, width,
+            metric=faiss_metric(metric), device=0, use_cuvs=False,
+            vectorsMemoryLimit=tile, queriesMemoryLimit=TILE_BYTES,
+        )  # fmt: skip
+        return padded(scores, positions, k, metric)
+
+    def kmeans(
+        self,
+        sample: Floats,
+        lists: int,
+        rounds: int,
+        spherical: bool,
+        seed: int,
+        start: Floats | None = None,
+    ) -> Floats:
+        n, d = sample.shape
+        if not 1 <= lists <= n:
+            raise CardRefused(f"{n} rows make no {lists} lists")
+        settings = faiss.ClusteringParameters()
+        settings.niter, settings.seed, settings.spherical = rounds, seed, spherical
+        settings.min_points_per_centroid, settings.max_points_per_centroid = 1, n
+        config = faiss.GpuIndexFlatConfig()
+        config.device, config.use_cuvs = 0, False
+        near = faiss.GpuIndexFlat(
+            self._resources, d, faiss_metric("ip" if spherical else "l2"), config
+        )
+        clusters = faiss.Clustering(d, lists, settings)
+        if start is not None:
+            faiss.copy_array_to_vector(np.ascontiguousarray(start).reshape(-1), clusters.centroids)
+        self._or_full(clusters.train, sample, near)
+        return np.array(faiss.vector_to_array(clusters.centroids).reshape(lists, d), np.float32)
+
+    def as_hnsw(self, handle: int) -> bytes:
+        graph = self._placed.get(handle)
+        if not isinstance(graph, _Graph):
+            raise CardRefused(f"placement {handle} is no graph")
+        made = faiss.IndexHNSWCagra()
+        # Upper layers are built on the CPU from float32 vectors; float16 ones get none.
+        made.base_level_only = graph.source.kind == np.float16
+        self._or_full(graph.index.copyTo, made)
+        return graph_bytes(made)
+
+    def drop(self, handle: int) -> None:
+        # Memory of flat vectors goes with the last who knows them: a graph may.
+        self._placed.pop(handle, None)
+
+    def used_bytes(self, handle: int) -> int:
+        placed = self._placed.get(handle)
+        return 0 if placed is None else placed.device_bytes
+
+    def _search_flat(self, flat: _Flat, queries: Floats, k: int) -> tuple[Floats, Rows]:
+        width = min(k, flat.used)
+        scores = np.empty((len(queries), width), np.float32)
+        positions = np.empty((len(queries), width), np.int64)
+        if not scores.size:
+            return padded(scores, positions, k, flat.metric)
+        asked = queries.astype(flat.kind, copy=False)  # both sides must be of one type
+        code = faiss.DistanceDataType_F16 if flat.kind == np.float16 else faiss.DistanceDataType_F32
+        call = faiss.GpuDistanceParams()
+        call.metric, call.k, call.dims = faiss_metric(flat.metric), width, flat.dimension
+        call.vectors = faiss.cast_integer_to_void_ptr(flat.vectors.address)
+        call.vectorType, call.vectorsRowMajor, call.numVectors = code, True, flat.used
+        if flat.squares is not None:
+            call.vectorNorms = faiss.cast_integer_to_float_ptr(flat.squares.address)
+        call.queries = faiss.swig_ptr(asked)
+        call.queryType, call.queriesRowMajor, call.numQueries = code, True, len(queries)
+        call.outDistances, call.outIndices = faiss.swig_ptr(scores), faiss.swig_ptr(positions)
+        call.outIndicesType = faiss.IndicesDataType_I64
+        call.device, call.use_cuvs = 0, False
+        faiss.bfKnn(self._resources, call)
+        return padded(scores, positions, k, flat.metric)
+
+    def _search_graph(
+        self, graph: _Graph, queries: Floats, k: int, itopk: int
+    ) -> tuple[Floats, Rows]:
+        params = faiss.SearchParametersCagra()
+        params.itopk_size = -(-itopk // _ITOPK_STEP) * _ITOPK_STEP
+        kind = faiss.Float16 if graph.source.kind == np.float16 else faiss.Float32
+        asked = queries.astype(graph.source.kind, copy=False)
+        found: tuple[Floats, Rows] = graph.index.search(asked, k, params=params, numeric_type=kind)
+        return found
+
+    def _made_lists(self, host: Any, kind: str) -> Any:
+        if kind == "flat":
+            make, config = faiss.GpuIndexIVFFlat, faiss.GpuIndexIVFFlatConfig()
+        elif kind == "sq":
+            make = faiss.GpuIndexIVFScalarQuantizer
+            config = faiss.GpuIndexIVFScalarQuantizerConfig()
+        else:
+            make, config = faiss.GpuIndexIVFPQ, faiss.GpuIndexIVFPQConfig()
+            config.useFloat16LookupTables = float16_tables(host)
+        config.device, config.use_cuvs = 0, False
+        config.flatConfig.device, config.flatConfig.use_cuvs = 0, False
+        small = int(host.ntotal) < 1 << 31
+        config.indicesOptions = faiss.INDICES_32_BIT if small else faiss.INDICES_64_BIT
+        index = make(self._resources, host, config)
+        # FAISS's wrapper would keep the lists on the host alive as long as those on the card.
+        index.referenced_objects = [self._resources]
+        return index
+
+    def _lists_bytes(self) -> int:
+        """What FAISS holds on the card, but for its scratch memory."""
+        held = self._resources.getMemoryInfo().get(0, {})
+        return sum(size for name, (_, size) in held.items() if not name.startswith("Temporary"))
+
+    def _or_full(self, call: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            return call(*arguments, **named)
+        except (RuntimeError, MemoryError) as error:
+            if is_full(error):
+                raise CardFull(str(error).strip()[:500]) from error
+            raise
+
+    def _flat(self, handle: int) -> _Flat:
+        placed = self._placed.get(handle)
+        if not isinstance(placed, _Flat):
+            raise CardRefused(f"placement {handle} is not one of flat vectors")
+        return placed
+
+    def _within(self, k: int) -> None:
+        if not 1 <= k <= self._limits.k:
+            raise CardRefused(f"k must be from 1 to {self._limits.k}, given {k}")
+
+
+def is_full(error: Exception) -> bool:
+    """Whether an exception that came out of FAISS means that the card has too little memory.
+
+    `StandardGpuResources: alloc fail ... (cudaMalloc error out of memory [2])`; with cuVS `CUDA memory
+    allocation error`, or RMM's `std::bad_alloc: out_of_memory`. An allocation that fails for another reason
+    ("an illegal memory access was encountered [700]") is the end of the context.
+    """
+    text = str(error)
+    return isinstance(error, MemoryError) or any(
+        words in text
+        for words in ("out of memory", "out_of_memory", "CUDA memory allocation error", "bad_alloc")
+    )
+
+
+@functools.lru_cache(maxsize=4_096)
+def _probing(nprobe: int) -> Any:
+    return faiss.SearchParametersIVF(nprobe=nprobe)
+
+
+def _check_width(vectors: Floats, dimension: int) -> None:
+    if vectors.ndim != 2 or vectors.shape[1] != dimension:
+        raise CardRefused(f"vectors have shape {vectors.shape}, expected (n, {dimension})")

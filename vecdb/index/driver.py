@@ -1,0 +1,121 @@
+"""Memory of a GPU by way of the CUDA driver: what FAISS has and does not hand out.
+
+FAISS cannot make room for rows that come in pieces. `GpuIndexFlat.add` gives its memory exactly the
+new size each time (FAISS 1.15, `FlatIndex.cu`: `append(..., true /* reserve exactly */)`), so every piece
+copies all before it within the card, and twice the memory is needed at the end. Nor does it tell the
+address of its vectors, from which a graph could be built. But `bfKnn`, on which its flat index is built,
+takes addresses on the device. So flat vectors lie in memory that is asked for here.
+
+The driver's primary context is the one that FAISS uses through the CUDA runtime, and pointers are good in
+both. `libcuda.so.1` belongs to the driver: where a GPU works, it is there. One thread, that of the card, makes
+all calls.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..device.card import CardFull
+
+_OUT_OF_MEMORY = 2
+"""CUDA_ERROR_OUT_OF_MEMORY; every other error is an end."""
+_size, _int, _address = ctypes.c_size_t, ctypes.c_int, ctypes.c_uint64
+_SIGNATURES: dict[str, list[Any]] = {
+    "cuInit": [ctypes.c_uint],
+    "cuDeviceGet": [ctypes.POINTER(_int), _int],
+    "cuDeviceGetName": [ctypes.c_char_p, _int, _int],
+    "cuDevicePrimaryCtxRetain": [ctypes.POINTER(ctypes.c_void_p), _int],
+    "cuCtxSetCurrent": [ctypes.c_void_p],
+    "cuCtxSynchronize": [],
+    "cuMemGetInfo_v2": [ctypes.POINTER(_size), ctypes.POINTER(_size)],
+    "cuMemAlloc_v2": [ctypes.POINTER(_address), _size],
+    "cuMemFree_v2": [_address],
+    "cuMemcpyHtoD_v2": [_address, ctypes.c_void_p, _size],
+    "cuGetErrorString": [_int, ctypes.POINTER(ctypes.c_char_p)],
+}
+
+
+def load_driver() -> Any:
+    """The driver's library with its signatures; OSError where there is none."""
+    library = ctypes.CDLL("libcuda.so.1")
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = arguments, _int
+    return library
+
+
+class Driver:
+    """The device that CUDA calls `number`, current for this thread from now on."""
+
+    def __init__(self, number: int = 0, library: Any = None) -> None:
+        self._library = load_driver() if library is None else library
+        self._call("cuInit", 0)
+        device, context = _int(), ctypes.c_void_p()
+        self._call("cuDeviceGet", ctypes.byref(device), number)
+        name = ctypes.create_string_buffer(256)
+        self._call("cuDeviceGetName", name, 256, device)
+        self.name = name.value.decode("utf-8", "replace")
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+        self._call("cuCtxSetCurrent", context)
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are free, and all."""
+        free, total = _size(), _size()
+        self._call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        return free.value, total.value
+
+    def allocate(self, size: int) -> Memory:
+        """CardFull when there is not so much."""
+        address = _address()
+        self._call("cuMemAlloc_v2", ctypes.byref(address), max(1, size))
+        return Memory(self, address.value, size)
+
+    def free(self, address: int) -> None:
+        self._call("cuMemFree_v2", address)
+
+    def write(self, address: int, values: NDArray[Any]) -> None:
+        """Copies a C-contiguous array to the device, to the end.
+
+        From memory that is not pinned the copy may still be on its way when the driver returns, and FAISS's
+        streams do not wait for it by themselves.
+        """
+        self._call("cuMemcpyHtoD_v2", address, values.ctypes.data, values.nbytes)
+        self._call("cuCtxSynchronize")
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        code = getattr(self._library, name)(*arguments)
+        if code == 0:
+            return
+        text = ctypes.c_char_p()
+        self._library.cuGetErrorString(code, ctypes.byref(text))
+        said = (text.value or b"unknown").decode("utf-8", "replace")
+        if code == _OUT_OF_MEMORY:
+            raise CardFull(f"{name}: {said}")
+        raise RuntimeError(f"{name} failed with CUDA error {code}: {said}")
+
+
+class Memory:
+    """A piece of the device's memory; given back with `free`, or when nobody knows it any more."""
+
+    def __init__(self, driver: Driver, address: int, size: int) -> None:
+        self._driver = driver
+        self.address = address
+        self.size = size
+
+    def write(self, offset: int, values: NDArray[Any]) -> None:
+        if offset + values.nbytes > self.size:
+            raise ValueError(f"{values.nbytes} bytes at {offset} do not fit {self.size}")
+        if values.nbytes:
+            self._driver.write(self.address + offset, np.ascontiguousarray(values))
+
+    def free(self) -> None:
+        address, self.address = self.address, 0
+        if address:
+            self._driver.free(address)
+
+    def __del__(self) -> None:
+        self.free()

@@ -1,0 +1,116 @@
+"""Inverted lists as they come to a card: read, checked against what a GPU can hold, and, for the
+stand-in, searched on the CPU.
+
+Here and not in `vecdb/device/`, because FAISS is needed to read them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..device.card import CardRefused, Floats, Rows
+from ..device.merging import padded
+from .door import INNER_PRODUCT, faiss, faiss_metric, use_threads
+
+_PQ_BYTES = (1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96)
+"""FAISS 1.15, `IVFPQ::isSupportedPQCodeLength`."""
+_FLOAT16_TABLES_FROM = 49
+"""Parts of a PQ whose float32 tables no longer fit the 48 KiB of shared memory that a block has."""
+_SQ_MAX_DIMENSION = 6_144
+"""Bounds of each dimension, 8 bytes, stay in that shared memory too."""
+
+
+def deserialized(data: Any) -> Any:
+    """The FAISS index that `data` (bytes-like) holds. It is data of ours: FAISS trusts what it reads."""
+    return faiss.downcast_index(faiss.deserialize_index(np.frombuffer(data, np.uint8)))
+
+
+def checked_lists(index: Any) -> str:
+    """ "flat", "sq" or "pq" for lists that FAISS's classic GPU classes can hold; CardRefused for others.
+
+    What they refuse they would refuse with the same exception type as what goes wrong, so it is asked first.
+    """
+    metric = int(index.metric_type)
+    if not isinstance(index, faiss.IndexIVF):
+        raise CardRefused(f"lists are wanted, given {type(index).__name__}")
+    if metric not in (INNER_PRODUCT, faiss_metric("l2")):
+        raise CardRefused(f"lists on a GPU are l2 or inner product, given FAISS's metric {metric}")
+    if not index.is_trained or type(faiss.downcast_index(index.quantizer)) not in (
+        faiss.IndexFlat, faiss.IndexFlatL2, faiss.IndexFlatIP,
+    ):  # fmt: skip
+        raise CardRefused("lists on a GPU are trained, and their centroids are float32 vectors")
+    d = int(index.d)
+    if type(index) is faiss.IndexIVFFlat:
+        return "flat"
+    if type(index) is faiss.IndexIVFScalarQuantizer:
+        kinds = faiss.ScalarQuantizer
+        kind = int(index.sq.qtype)
+        if kind not in (kinds.QT_8bit, kinds.QT_4bit, kinds.QT_fp16):
+            raise CardRefused(
+                f"scalar codes on a GPU are of 8 or 4 bits or float16, given type {kind}"
+            )
+        if kind != kinds.QT_fp16 and d >= _SQ_MAX_DIMENSION:
+            raise CardRefused(f"such codes on a GPU have less than {_SQ_MAX_DIMENSION} dimensions")
+        return "sq"
+    if type(index) is faiss.IndexIVFPQ:
+        parts, bits = int(index.pq.M), int(index.pq.nbits)
+        if bits != 8 or parts not in _PQ_BYTES or d % parts:
+            raise CardRefused(
+                f"product quantization on a GPU has 8 bits and one of {_PQ_BYTES} parts, given "
+                f"{parts} parts of {bits} bits for {d} dimensions"
+            )
+        if not index.by_residual or index.polysemous_ht:
+            raise CardRefused("product quantization on a GPU is by residuals, and not polysemous")
+        return "pq"
+    raise CardRefused(f"{type(index).__name__} cannot be searched on a GPU")
+
+
+def float16_tables(index: Any) -> bool:
+    """Whether a PQ needs float16 tables, which lose digits and overflow at 65,504: only where it must."""
+    return int(index.pq.M) >= _FLOAT16_TABLES_FROM
+
+
+def device_bytes(index: Any) -> int:
+    """Memory that lists take on a GPU: codes, positions of 4 bytes, centroids, and what lists that grow
+    by a quarter leave unused."""
+    a_row = int(index.code_size) + 4
+    return int(index.ntotal) * a_row * 5 // 4 + 4 * int(index.nlist) * int(index.d)
+
+
+class HostLists:
+    """Lists that are searched where they were read; what a GPU refuses is refused."""
+
+    def __init__(self, data: Any) -> None:
+        index = deserialized(data)
+        checked_lists(index)
+        self._index = index
+        self.metric = "ip" if int(index.metric_type) == INNER_PRODUCT else "l2"
+        self.dimension = int(index.d)
+        self.lists = int(index.nlist)
+        self.device_bytes = device_bytes(index)
+
+    def search(self, queries: Floats, k: int, nprobe: int) -> tuple[Floats, Rows]:
+        use_threads(1)
+        params = faiss.SearchParametersIVF(nprobe=nprobe)
+        scores, positions = self._index.search(np.ascontiguousarray(queries), k, params=params)
+        return padded(scores, positions, k, self.metric)
+
+
+def read_lists(data: memoryview, code: str) -> HostLists:
+    """For `StandInCard`: lists from their bytes."""
+    return HostLists(data)
+
+
+def export_hnsw(vectors: Floats, metric: str, degree: int) -> bytes:
+    """For `StandInCard`: an IndexHNSWCagra built on the CPU, without its vectors."""
+    use_threads(1)
+    graph = faiss.IndexHNSWCagra(vectors.shape[1], degree // 2, faiss_metric(metric))
+    graph.add(vectors)
+    return graph_bytes(graph)
+
+
+def graph_bytes(graph: Any) -> bytes:
+    """A graph as FAISS writes it, without its vectors."""
+    return bytes(faiss.serialize_index(graph, faiss.IO_FLAG_SKIP_STORAGE))
