@@ -27,7 +27,6 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,6 +40,7 @@ from ..errors import (
     InvalidVector,
     VecdbError,
 )
+from ..types import DeviceStats
 from . import messages as m
 from .card import CardInfo, Floats, Limits, Rows
 from .placing import Placing
@@ -57,24 +57,6 @@ _START_TIMEOUT_S = 120.0
 """Loading CUDA and a first context take seconds, on a machine with many cards more."""
 _PING_EVERY_S = 5.0
 _DEFAULT_SHARE = 0.9
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceStats:
-    """A device at one moment. `state` is starting, up, down or closed."""
-
-    name: str
-    card: str
-    state: str
-    total_bytes: int
-    budget_bytes: int
-    used_bytes: int
-    placements: int
-    queue: int
-    batches: int
-    queries: int
-    restarts: int
-    last_error: str
 
 
 class Device(Placing):
