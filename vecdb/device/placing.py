@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import itertools
 import mmap
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from ..errors import Closed, DeviceLost, Internal
 from . import messages as m
 from .card import Floats, Rows
+from .life import Linked
 from .merging import merged
 from .queue import Order
 
@@ -43,22 +43,11 @@ class Placed:
     bytes: int
 
 
-class Placing:
-    """Half of `Device`; needs its `_put`, `_run`, `_timeout_s`, `_memory_bytes` and `generation`."""
+class Placing(Linked):
+    """The long verbs of `Device`."""
 
-    if TYPE_CHECKING:
-        generation: int
-        _timeout_s: float
-        _memory_bytes: int
-
-        def _put(self, one: Order) -> None: ...
-        def _run(self, order: Order) -> Any: ...
-
-    def _init_placing(self) -> None:
-        self._numbers = itertools.count(1)
-        self._placed: dict[int, int] = {}
-        """Bytes of each handle of this generation."""
-        self._placed_lock = threading.Lock()
+    _numbers = itertools.count(1)
+    """Of handles, and of what is uploaded; shared by all devices, which does no harm."""
 
     @property
     def used_bytes(self) -> int:

@@ -24,7 +24,7 @@ _SQ_MAX_DIMENSION = 6_144
 
 def deserialized(data: Any) -> Any:
     """The FAISS index that `data` (bytes-like) holds. It is data of ours: FAISS trusts what it reads."""
-    return faiss.downcast_index(faiss.deserialize_index(np.frombuffer(data, np.uint8)))
+    return faiss.deserialize_index(np.frombuffer(data, np.uint8))
 
 
 def checked_lists(index: Any) -> str:

@@ -1,0 +1,226 @@
+"""A GPU on paper: the parts of the CUDA driver and of FAISS's GPU classes that `FaissCard` uses, in memory
+of the host, so that what it passes them is checked where there is no card.
+
+Settings that do not exist are refused as SWIG's classes refuse them; addresses are real ones of the host.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import faiss
+import numpy as np
+
+
+class PaperCuda:
+    """`libcuda.so.1` with `total` bytes. Pointers come as `ctypes.byref` makes them."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.pieces: dict[int, np.ndarray] = {}
+        self.broken = 0
+        """An error code that every copy answers."""
+        self.synchronized = 0
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802
+        return 0
+
+    def cuDeviceGet(self, device: Any, number: int) -> int:  # noqa: N802
+        device._obj.value = number
+        return 0
+
+    def cuDeviceGetName(self, name: Any, size: int, device: Any) -> int:  # noqa: N802
+        name.value = b"paper"
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:  # noqa: N802
+        context._obj.value = 1
+        return 0
+
+    def cuCtxSetCurrent(self, context: Any) -> int:  # noqa: N802
+        return 0
+
+    def cuCtxSynchronize(self) -> int:  # noqa: N802
+        self.synchronized += 1
+        return 0
+
+    def cuMemGetInfo_v2(self, free: Any, total: Any) -> int:  # noqa: N802
+        free._obj.value = self.total - sum(p.nbytes for p in self.pieces.values())
+        total._obj.value = self.total
+        return 0
+
+    def cuMemAlloc_v2(self, address: Any, size: int) -> int:  # noqa: N802
+        if size > self.total - sum(p.nbytes for p in self.pieces.values()):
+            return 2
+        piece = np.zeros(size, np.uint8)
+        self.pieces[piece.ctypes.data] = piece
+        address._obj.value = piece.ctypes.data
+        return 0
+
+    def cuMemFree_v2(self, address: int) -> int:  # noqa: N802
+        del self.pieces[address]
+        return 0
+
+    def cuMemcpyHtoD_v2(self, address: int, source: int, size: int) -> int:  # noqa: N802
+        if self.broken:
+            return self.broken
+        start = max(begin for begin in self.pieces if begin <= address)
+        assert address + size <= start + self.pieces[start].nbytes, "beyond the piece"
+        ctypes.memmove(address, source, size)
+        return 0
+
+    def cuGetErrorString(self, code: int, text: Any) -> int:  # noqa: N802
+        text._obj.value = {2: b"out of memory"}.get(code, b"an illegal memory access")
+        return 0
+
+
+def _settings(name: str, *fields: str, **values: Any) -> type:
+    """A class whose objects have these attributes and no others."""
+
+    def init(self: Any) -> None:
+        for field, value in values.items():
+            setattr(self, field, value() if isinstance(value, type) else value)
+
+    return type(name, (), {"__slots__": (*fields, *values), "__init__": init})
+
+
+_FLAT = _settings("GpuIndexFlatConfig", "memorySpace", device=0, use_cuvs=True, useFloat16=False)
+_LISTS = {"device": 0, "use_cuvs": True, "indicesOptions": 3, "flatConfig": _FLAT}
+
+
+def _at(address: Any, shape: tuple[int, ...], kind: Any) -> np.ndarray:
+    size = int(np.prod(shape)) * np.dtype(kind).itemsize
+    return np.frombuffer((ctypes.c_uint8 * size).from_address(address), kind).reshape(shape)
+
+
+class _Resources:
+    def __init__(self) -> None:
+        self.lists = 0
+
+    def setTempMemory(self, size: int) -> None:  # noqa: N802
+        assert size <= 1536 << 20
+
+    def setPinnedMemory(self, size: int) -> None:  # noqa: N802
+        assert size
+
+    def syncDefaultStreamCurrentDevice(self) -> None:  # noqa: N802
+        pass
+
+    def getMemoryInfo(self) -> dict[int, dict[str, tuple[int, int]]]:  # noqa: N802
+        scratch = {"TemporaryMemoryBuffer": (1, 1 << 30)}
+        return {0: {**scratch, "IVFLists": (1, self.lists)}} if self.lists else {0: scratch}
+
+
+class _Lists:
+    def __init__(self, resources: _Resources, host: Any, config: Any) -> None:
+        assert config.use_cuvs is False
+        assert config.flatConfig.use_cuvs is False
+        assert config.indicesOptions == 2
+        self.host = host
+        self.d, self.nlist, self.metric_type = host.d, host.nlist, host.metric_type
+        resources.lists += host.ntotal * (host.code_size + 4)
+        self.referenced_objects = [host]
+
+    def search(self, x: Any, k: int, params: Any = None) -> Any:
+        assert 1 <= k <= 2048
+        assert 1 <= params.nprobe <= min(2048, self.nlist)
+        assert params.sel is None
+        return self.host.search(x, k, params=params)
+
+
+class _Graph:
+    def __init__(self, resources: _Resources, d: int, metric: int, config: Any) -> None:
+        self.d, self.metric, self.degree = d, metric, config.graph_degree
+
+    def train_ex(self, n: int, address: int, kind: int) -> None:
+        self.kind = np.float16 if kind == faiss.Float16 else np.float32
+        self.vectors = _at(address, (n, self.d), self.kind)
+
+    def search(self, x: Any, k: int, params: Any = None, numeric_type: int = 0) -> Any:
+        assert x.dtype == self.kind
+        assert params.itopk_size >= k
+        assert params.itopk_size % 32 == 0
+        y = self.vectors.astype(np.float32)
+        return faiss.knn(x.astype(np.float32), y, k, metric=self.metric)
+
+    def copyTo(self, made: Any) -> None:  # noqa: N802
+        graph = faiss.IndexHNSWCagra(self.d, self.degree // 2, self.metric)
+        graph.add(self.vectors.astype(np.float32))
+        made.d, made.ntotal, made.metric_type = self.d, graph.ntotal, self.metric
+        made.is_trained = True
+        made.hnsw = graph.hnsw
+
+
+class PaperFaiss:
+    """The module `faiss` with GPU classes on paper."""
+
+    StandardGpuResources = _Resources
+    INDICES_32_BIT, INDICES_64_BIT = 2, 3
+    DistanceDataType_F32, DistanceDataType_F16, IndicesDataType_I64 = 1, 2, 1
+    graph_build_algo_IVF_PQ = 0
+    GpuIndexFlatConfig = _FLAT
+    GpuIndexIVFFlatConfig = _settings("GpuIndexIVFFlatConfig", **_LISTS)
+    GpuIndexIVFScalarQuantizerConfig = _settings("GpuIndexIVFScalarQuantizerConfig", **_LISTS)
+    GpuIndexIVFPQConfig = _settings("GpuIndexIVFPQConfig", "useFloat16LookupTables", **_LISTS)
+    GpuIndexCagraConfig = _settings(
+        "GpuIndexCagraConfig", "graph_degree", "intermediate_graph_degree", "build_algo", device=0
+    )
+    SearchParametersCagra = _settings("SearchParametersCagra", itopk_size=64)
+    GpuIndexIVFFlat = GpuIndexIVFScalarQuantizer = GpuIndexIVFPQ = _Lists
+    GpuIndexCagra = _Graph
+    GpuDistanceParams = _settings(
+        "GpuDistanceParams", "metric", "k", "dims", "vectors", "vectorType", "vectorsRowMajor",
+        "numVectors", "queries", "queryType", "queriesRowMajor", "numQueries", "outDistances",
+        "outIndices", "outIndicesType", vectorNorms=None, device=-1, use_cuvs=True,
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.fail: Exception | None = None
+        """What the next search raises."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(faiss, name)
+
+    @staticmethod
+    def cast_integer_to_void_ptr(address: int) -> int:
+        return address
+
+    cast_integer_to_float_ptr = cast_integer_to_void_ptr
+
+    @staticmethod
+    def swig_ptr(values: Any) -> Any:
+        assert values.flags.c_contiguous
+        return values
+
+    @staticmethod
+    def GpuIndexFlat(resources: Any, d: int, metric: int, config: Any) -> Any:  # noqa: N802
+        assert config.use_cuvs is False
+        return faiss.IndexFlat(d, metric)
+
+    def bfKnn(self, resources: Any, call: Any) -> None:  # noqa: N802
+        if self.fail is not None:
+            failure, self.fail = self.fail, None
+            raise failure
+        assert (call.device, call.use_cuvs) == (0, False)
+        assert call.vectorType == call.queryType
+        assert 0 < call.k <= min(2048, call.numVectors)
+        kind = np.float16 if call.vectorType == self.DistanceDataType_F16 else np.float32
+        assert call.queries.dtype == kind
+        assert call.outIndices.dtype == np.int64
+        x = call.queries.astype(np.float32)
+        y = _at(call.vectors, (call.numVectors, call.dims), kind).astype(np.float32)
+        keys = -x @ y.T
+        if call.metric == faiss.METRIC_L2:
+            squares = _at(call.vectorNorms, (call.numVectors,), np.float32)
+            keys = 2 * keys + squares + np.einsum("qd,qd->q", x, x)[:, None]
+        order = np.argsort(keys, axis=1, kind="stable")[:, : call.k]
+        found = np.take_along_axis(keys, order, axis=1)
+        call.outDistances[:] = found if call.metric == faiss.METRIC_L2 else -found
+        call.outIndices[:] = order
+
+    def knn_gpu(self, resources: Any, xq: Any, xb: Any, k: int, **named: Any) -> Any:
+        assert (named["device"], named["use_cuvs"]) == (0, False)
+        assert named["vectorsMemoryLimit"] >= 4 * xb.shape[1] * k
+        assert k <= min(2048, len(xb))
+        return faiss.knn(xq, xb, k, metric=named["metric"])
