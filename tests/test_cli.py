@@ -14,6 +14,7 @@ from conftest import Run, rows_file
 import vecdb
 from vecdb_server import __main__ as command_line
 from vecdb_server import cli
+from vecdb_server.settings import SETTINGS
 
 DIMENSION = 8
 
@@ -225,7 +226,10 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
         with pytest.raises(SystemExit) as stop:
             command_line.main([name, "--help"])
         assert stop.value.code == 0
-        assert f"example:\n  vecdb {name}" in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert f"example:\n  vecdb {name}" in said
+        if name == "serve":
+            assert all(f"--{row.name.replace('_', '-')}" in said for row in SETTINGS)
         assert name in parser.format_help()
     assert command_line.main([]) == 2
     assert "exit codes" in capsys.readouterr().err

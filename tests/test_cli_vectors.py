@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Run
+from some_devices import STATS
 
 import vecdb
 from vecdb import types
@@ -229,6 +231,41 @@ def test_compact_and_stats(docs: Run) -> None:
     assert stats["purged_rows"] >= 0
     people = docs("stats", "docs").out
     assert "index of title: exact on cpu" in people
+
+
+def test_devices_on_the_command_line(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """create and import make collections for a device, or refuse; list and stats show it."""
+    refused = run("create", "docs", "--dimension", "2", "--device", "gpu:0")
+    assert refused.code == 1
+    assert "DEVICE_NOT_FOUND" in refused.err
+    assert "INVALID_SETTING" in run("create", "docs", "--dimension", "2", "--device", "tpu").err
+    made = run("create", "docs", "--dimension", "2", "--device", "cpu", "--json")
+    assert made.lines[0]["device"] == "cpu"
+    source = written(tmp_path, rows(3))
+    assert run("import", "more", str(source), "--create", "--device", "cpu").code == 0
+    assert [line["device"] for line in run("list", "--json").lines] == ["cpu", "cpu"]
+    assert "device" in run("list").out
+    (told,) = run("query", "more", "--id", "r0", "--explain", "--json").lines
+    assert (told["explain"]["device"], told["explain"]["device_note"]) == ("cpu", "")
+    stats = vecdb.Collection.stats
+
+    def on_devices(self: vecdb.Collection) -> Any:
+        held = stats(self)
+        note = "gpu:1 was lost; answered by the CPU"
+        index = replace(held.index, device_bytes=3 << 20, device_note=note)
+        return replace(held, index=index, devices=STATS)
+
+    monkeypatch.setattr(vecdb.Collection, "stats", on_devices)
+    people = run("stats", "docs").out
+    for words in (
+        "memory of GPUs  ", "3.0 MiB", "gpu:1 was lost; answered by the CPU", "gpu:0: NVIDIA H200, up",
+        "7.0 GiB of 135.0 GiB that may be, 150.0 GiB in all", "3,000 in 100 batches", "SIGKILL",
+    ):  # fmt: skip
+        assert words in people
+    (line,) = run("stats", "docs", "--json").lines
+    assert [one["queued"] for one in line["devices"]] == [5, 0]
 
 
 def test_import_waits_for_the_index(run: Run, tmp_path: Path) -> None:

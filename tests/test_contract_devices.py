@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from some_devices import STATS, SomeDevices
 import vecdb
 from vecdb import database
 from vecdb.index import View
+from vecdb_server import status
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 
 
 @pytest.fixture
@@ -171,6 +175,34 @@ def test_explain_says_which_device_answered(backend, monkeypatch):
     traced[:] = [("gpu:0,1", ""), ("cpu", lost)]
     told = docs.query(np.zeros((600, 2)), explain=True).explain
     assert (told.device, told.device_note) == ("cpu", lost)
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        ("DEVICE_LOST", "UNAVAILABLE"),
+        ("DEVICE_FULL", "RESOURCE_EXHAUSTED"),
+        ("LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"),
+    ],
+)
+def test_what_a_device_fails_with_arrives(backend, monkeypatch, reason, code):
+    """What a device refuses or loses is the same error for every caller, with its details, under the status
+    that README names."""
+    kind = vecdb.errors.by_reason(reason)
+
+    def fails(*_, **__):
+        raise kind("the sentence", device="gpu:0")
+
+    docs = backend.db.create_collection("docs", dimension=2)
+    docs.insert(["a"], [[1, 2]])
+    monkeypatch.setattr(View, "search", fails)
+    with pytest.raises(backend.errors.by_reason(reason), match="the sentence") as caught:
+        docs.query([[1, 2]], timeout_s=5.0)
+    assert type(caught.value).__name__ == kind.__name__
+    assert caught.value.details == {"device": "gpu:0"}
+    assert status.code_of(kind("m")).name == code
+    (row,) = [x for x in README.splitlines() if f"`{kind.__name__}`" in x and f"| {code} |" in x]
+    assert row
 
 
 def test_devices_end_with_their_database(data_folder, devices):

@@ -17,7 +17,7 @@ import vecdb
 from vecdb import errors
 from vecdb.filters import parse
 from vecdb.settings import ENGINE
-from vecdb.types import AuditStats, CurvePoint, Explain, IndexStats
+from vecdb.types import AuditStats, CurvePoint, DeviceStats, Explain, IndexStats
 from vecdb_server.settings import SERVER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,9 +117,9 @@ def test_no_setting_is_documented_that_is_none():
     assert sorted(documented) == sorted(row.name for row in [*ENGINE, *SERVER])
 
 
-@pytest.mark.parametrize("kind", [Explain, IndexStats, CurvePoint, AuditStats])
+@pytest.mark.parametrize("kind", [Explain, IndexStats, CurvePoint, AuditStats, DeviceStats])
 def test_what_explain_and_stats_say_is_documented(kind):
-    """README names every field of `explain` and of the index in `stats`, and each has a sentence in the
+    """README names every field of `explain` and of the index and the devices in `stats`, and each has a sentence in the
     contract."""
     section = README.split("### What explain and stats say")[1].split("\n## ")[0]
     message = re.search(

@@ -145,6 +145,8 @@ def test_a_reason_of_a_later_version() -> None:
 class Raising:
     """A database that answers each call with the error whose reason stands as collection name."""
 
+    devices = None
+
     def get_collection(self, name: str) -> Any:
         if name == "bug":
             raise KeyError("secret text of a bug")

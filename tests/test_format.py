@@ -61,6 +61,7 @@ def test_a_saved_database_opens_and_holds_what_was_stored(path, read_only, tmp_p
             "hnsw",
             {"n": "int"},
         )
+        assert {i.device for i in db.list_collections()} == {"auto"}
         assert docs.count() == 1_199
         assert docs.count({"n": {"$gte": 600}}) == 600
         stats = docs.stats()

@@ -31,6 +31,7 @@ from vecdb_client.types import (
     CompactResult,
     Content,
     CurvePoint,
+    DeviceStats,
     Explain,
     IndexStats,
     QueryResult,
@@ -64,6 +65,7 @@ search_settings: dict[str, st.SearchStrategy[Any]] = {
             max_value=dt.datetime(2200, 1, 1),
             timezones=st.just(dt.UTC),
         ),
+        device=texts.filter(bool),
     )
 )
 def test_collection_info_round_trip(info: CollectionInfo) -> None:
@@ -78,6 +80,7 @@ def test_defaults_of_a_collection() -> None:
     info = messages.decode_info(pb.Collection(name="c", dimension=3))
     assert (info.metric, info.storage, info.index) == ("cosine", "float32", "auto")
     assert (info.target_recall, info.quantization, info.vectors) == (0.95, "auto", {})
+    assert info.device == "auto"
     bits = pb.VectorField(name="print", dimension=64, storage=pb.ELEMENT_TYPE_BINARY)
     info = messages.decode_info(pb.Collection(name="c", dimension=3, vectors=[bits]))
     assert info.vectors == {"print": VectorSettings(64, "hamming", "binary")}
@@ -130,7 +133,10 @@ index_stats = st.builds(
     audit=st.builds(
         AuditStats, st.integers(0, 2**63), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)
     ),
+    device_bytes=st.integers(0, 2**63),
+    device_note=texts,
 )
+device_stats = st.builds(DeviceStats, *[texts] * 3, *[st.integers(0, 2**63)] * 8, texts)
 
 
 @QUICK
@@ -148,6 +154,7 @@ index_stats = st.builds(
         index=index_stats,
         vectors=st.dictionaries(texts, index_stats, max_size=2),
         purged_rows=st.integers(0, 2**63),
+        devices=st.lists(device_stats, max_size=2).map(tuple),
     )
 )
 def test_stats_round_trip(stats: CollectionStats) -> None:
@@ -185,7 +192,7 @@ shares = st.floats(0, 1)
         Explain, texts, texts, texts, texts, counts_below, shares, shares, counts_below, counts_below,
         counts_below, counts_below, counts_below, counts_below, counts_below, st.floats(0, 1e9),
         counts_below, counts_below, st.dictionaries(texts, st.floats(0, 1e9), max_size=6),
-        counts_below,
+        counts_below, texts, texts,
     )
 )  # fmt: skip
 def test_explain_round_trip(explain: Explain) -> None:

@@ -21,8 +21,10 @@ import pytest
 from conftest import StartServer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from some_devices import SomeDevices
 
 import vecdb
+from vecdb import database
 from vecdb.errors import DatabaseLocked, InvalidSetting
 from vecdb_client import connect, errors
 from vecdb_server import logs
@@ -165,6 +167,31 @@ def test_logs_for_people_name_their_fields() -> None:
     assert text.endswith(" info    serving address=here:1\n")
 
 
+@pytest.mark.parametrize(
+    ("setting", "there", "found", "used"),
+    [
+        ("auto", False, "none", "cpu"),
+        ("cpu", False, "not looked for", "cpu"),
+        ("gpu:0,1", True, "gpu:0,gpu:1,gpu:2", "gpu:0,gpu:1"),
+    ],
+)
+def test_the_log_says_what_searches(
+    start: StartServer,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    there: bool,
+    found: str,
+    used: str,
+) -> None:
+    """At its start the server logs one line: which devices it found, and which it uses."""
+    if there:
+        monkeypatch.setattr(database, "open_devices", lambda options: SomeDevices())
+    lines = lines_of("json", lambda _: start(device=setting)).splitlines()
+    (line,) = [one for one in map(json.loads, lines) if one["message"] == "devices"]
+    assert (line["device"], line["found"], line["used"]) == (setting, found, used)
+    assert line["level"] == "info"
+
+
 # --- a real process
 
 
@@ -194,6 +221,12 @@ def spawn(folder: Path, *flags: str) -> tuple[subprocess.Popen[str], str]:
         process.kill()
         raise AssertionError(f"no address but {line!r}; {process.communicate()[1]}")
     return process, line.split()[-1]
+
+
+def test_a_server_without_its_gpu_does_not_start(tmp_path: Path) -> None:
+    """Told to use a GPU that is not there, the command ends with a clear message."""
+    with pytest.raises(AssertionError, match="gpu:9"):
+        spawn(tmp_path / "db", "--device", "gpu:9")
 
 
 def test_sigterm_drains_and_what_was_acknowledged_is_there(tmp_path: Path) -> None:

@@ -28,6 +28,20 @@ def test_settings_come_from_flag_then_environment_then_file_then_default(tmp_pat
     assert set(found) == {row.name for row in settings.SETTINGS}
 
 
+def test_devices_are_set_like_the_rest(tmp_path: Path) -> None:
+    """What the engine takes about devices comes from flag, environment and file, and goes to the engine."""
+    file = tmp_path / "vecdb.toml"
+    file.write_text('device = "cpu"\ndevice_timeout_s = 2.5\n')
+    environ = {"VECDB_DEVICE_QUEUE": "8", "VECDB_DEVICE_MEMORY_BYTES": "1_000"}
+    _, engine = settings.split(settings.load({"device": "gpu:0,1"}, environ, file))
+    assert {name: value for name, value in engine.items() if name.startswith("device")} == {
+        "device": "gpu:0,1",
+        "device_memory_bytes": 1_000,
+        "device_queue": 8,
+        "device_timeout_s": 2.5,
+    }
+
+
 def test_defaults_are_valid_and_only_for_this_machine() -> None:
     """Without any source the settings are valid, and the server listens on loopback only."""
     found = settings.load({}, {})

@@ -48,6 +48,7 @@ def run_list(args: argparse.Namespace, target: Target) -> int:
         "metric",
         "storage",
         "index",
+        "device",
         "aliases",
         "description",
     )
@@ -61,6 +62,7 @@ def run_list(args: argparse.Namespace, target: Target) -> int:
                 info.metric,
                 info.storage,
                 info.index,
+                info.device,
                 ", ".join(pointing.get(info.name, [])),
                 info.description.partition("\n")[0],
             )

@@ -62,8 +62,8 @@ class Server:
                 settings["host"],
             )
         self._database = vecdb.open(settings["data"], **self._engine_settings)
-        _tell_of_devices(self._database, str(self._engine_settings["device"]))
         try:
+            _tell_of_devices(self._database, str(self._engine_settings["device"]))
             self._listen(self._database)
         except BaseException:
             self._database.close()

@@ -5,9 +5,10 @@ queue, `worker` the process behind it, which runs `serve` around a `Card`. Knows
 LMDB, and does not import FAISS.
 """
 
+from ..types import DeviceStats
 from .card import Card, CardFull, CardInfo, CardRefused, Limits
 from .choice import Choice, Chosen, choose, parse, start
-from .link import Device, DeviceStats, collected
+from .link import Device, collected
 from .merging import merged
 from .placement import Placement, PlacementFigures, Placements, Shard
 from .placing import Placed

@@ -25,35 +25,17 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import InvalidVector
+from ..types import DeviceStats
 from .card import Floats, Rows
 from .life import GIVE_UP_AFTER, MEMORY_BYTES
 from .placing import Placing
 from .queue import Ask, Waiting
 
 _DEFAULT_SHARE = 0.9
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceStats:
-    """A device at one moment. `state` is starting, up, down or closed."""
-
-    name: str
-    card: str
-    state: str
-    total_bytes: int
-    budget_bytes: int
-    used_bytes: int
-    placements: int
-    queue: int
-    batches: int
-    queries: int
-    restarts: int
-    last_error: str
 
 
 class Device(Placing):
