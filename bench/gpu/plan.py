@@ -57,7 +57,7 @@ TINY = Sizes(
     queries=64,
     hnsw=2_000,
     lists=32,
-    pq=48,
+    pq=16,
     product=128,
     copy_bytes=1 << 20,
     batches=(1, 8, 32),
@@ -109,8 +109,10 @@ class Context:
         text = json.dumps({"part": self.task.part, "kind": kind, **line})
         with Path(self.task.lines).open("a", encoding="utf-8") as file:
             file.write(text + "\n")
-        said = line.get("case") or line.get("name") or ""
-        print(f"  {self.task.part}: {said}{'' if kind == 'case' else ' ' + kind}", flush=True)
+        said = line.get("case") or line.get("name") or self.task.part
+        print(
+            f"  {said}" if kind == "case" else f"  {said}: {kind} {line.get('why', '')}", flush=True
+        )
 
     def fits(self, name: str, seconds: float) -> bool:
         """Whether some `seconds` are left for a case; where not, a line says that it was left out."""
