@@ -14,13 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bench import __main__ as commands
 from bench.gpu import (
     answers,
-    arrays,
     backend,
     bounds,
     budget,
@@ -348,78 +345,6 @@ def test_goals_are_judged_by_the_limits_of_the_run() -> None:
     assert "Nothing can be said" in goals.page([], {}, bounds_only=False)[0]
 
 
-@given(
-    seed=st.integers(0, 2**32 - 1),
-    rows=st.integers(1, 60),
-    k=st.integers(1, 12),
-    share=st.floats(0, 1),
-    first=st.integers(1, 20),
-    most=st.integers(12, 40),
-)
-def test_overfetch_proves_what_it_says(
-    seed: int, rows: int, k: int, share: float, first: int, most: int
-) -> None:
-    """What is called complete is the k best allowed rows; no row that is not allowed ever comes back."""
-    rng = np.random.default_rng(seed)
-    scores = rng.permutation(rows).astype(np.float32)[None] + np.zeros((3, 1), np.float32)
-    allowed = rng.random(rows) < share
-
-    def search(queries: answers.Floats, wanted: int) -> answers.Rows:
-        order = np.argsort(-scores[: len(queries)], axis=1)[:, :wanted]
-        return np.pad(order, ((0, 0), (0, wanted - order.shape[1])), constant_values=-1)
-
-    queries = np.zeros((3, 2), np.float32)
-    found, complete, asked = answers.overfetch(search, queries, allowed, k, first, most)
-    assert found.shape == (3, k)
-    assert asked <= max(most, k)
-    assert answers.forbidden(found, allowed) == 0
-    best = [row for row in np.argsort(-scores[0]) if allowed[row]][:k]
-    for line, whole in zip(found, complete, strict=True):
-        kept = [row for row in line.tolist() if row >= 0]
-        assert kept == best[: len(kept)]
-        if whole:
-            assert kept == best
-
-
-def test_recall_counts_ties_and_nothing_twice() -> None:
-    """Rows as near as the last right one count; a row named twice, a missing and a farther one do not."""
-    scores = np.array([[0.9, 0.8, 0.8, 0.1]], np.float32)
-    bound = np.array([0.8], np.float32)
-
-    def of(*rows: int) -> float:
-        found = np.array([rows])
-        held = np.where(found >= 0, scores[:, np.maximum(found[0], 0)], -np.inf).astype(np.float32)
-        return answers.recall(found, held, bound, len(rows))
-
-    assert of(0, 1) == of(0, 2) == 1
-    assert of(0, 0) == of(0, 3) == of(0, -1) == 0.5
-    assert answers.first_of_each(np.array([[3, 1, 3, 1]])).tolist() == [[True, True, False, False]]
-    assert answers.forbidden(np.array([[0, -1, 2]]), np.array([True, True, False])) == 1
-
-
-@pytest.mark.parametrize("library", ["numpy", "torch"])
-def test_arrays_make_the_same_rows_and_right_answers(library: str) -> None:
-    """A seed gives the same unit rows again; the best, the re-ranked and the gathered are those of numpy."""
-    if importlib.util.find_spec(library) is None:
-        pytest.skip(f"{library} is not installed")
-    made_by = arrays.arrays_named(library, card=False)
-    held = made_by.made(3_000, 32, 7, 0)
-    vectors = made_by.host(held)
-    assert np.array_equal(vectors, made_by.host(made_by.made(3_000, 32, 7, 0)))
-    queries = made_by.host(made_by.made(20, 32, 7, 1))
-    assert not np.array_equal(vectors[:20], queries)
-    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    right = -np.sort(-(queries @ vectors.T), axis=1)[:, :5]
-    scores, rows = made_by.best(queries, held, 5)
-    assert np.allclose(scores, right, atol=1e-5)
-    assert np.allclose(np.take_along_axis(queries @ vectors.T, rows, 1), right, atol=1e-5)
-    padded = np.concatenate([rows[:, ::-1], np.full((20, 3), -1)], axis=1)
-    assert np.array_equal(made_by.rerank(queries, held, padded, 5), rows)
-    some = np.array([4, 0, 2_999])
-    assert np.allclose(made_by.host(made_by.take(held, some)), vectors[some])
-    assert made_by.pointer(held) is None
-
-
 def test_a_graph_of_all_rows_is_built_only_where_it_is_quick() -> None:
     """The rest is added when the estimate fits, and not when it does not."""
     vectors = np.zeros((1_000, 4), np.float32)
@@ -472,29 +397,3 @@ def test_the_command_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [["--only", "exact"]]
     monkeypatch.setattr(sys, "argv", ["bench", "other"])
     assert commands.main() == 2
-
-
-@pytest.mark.gpu
-def test_the_card_answers_as_other_libraries_do() -> None:
-    """Flat vectors, lists with all of them probed and gathered rows on the card give the right rows."""
-    if not _card():
-        pytest.skip("FAISS sees no card")
-    card = backend.backend_named("gpu", "auto")
-    held = card.arrays.made(20_000, 64, 3, 0)
-    vectors, queries = card.arrays.host(held), card.arrays.host(card.arrays.made(50, 64, 3, 1))
-    bound = card.arrays.best(queries, held, 10)[0][:, -1]
-
-    def reached(found: answers.Rows) -> float:
-        scores = answers.scores_of(queries, found, lambda rows: vectors[rows])
-        return answers.recall(found, scores, bound, 10)
-
-    for code, least in (("float32", 0.999), ("float16", 0.97)):
-        flat = card.flat(64, code)
-        flat.add_made(card.arrays, held)
-        assert reached(flat.search(queries, 10)[1]) >= least
-    lists = card.lists(64, "Flat", 64)
-    lists.train(vectors)
-    lists.add(vectors)
-    assert reached(lists.search(queries, 10, 64)[1]) >= 0.999
-    assert reached(card.compare(queries, vectors, 10)) >= 0.999
-    assert reached(card.on_cpu(lists).search(queries, 10, 64)[1]) >= 0.999

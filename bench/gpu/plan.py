@@ -53,15 +53,15 @@ TINY = Sizes(
     exact=((2_000, 32), (4_000, 64)),
     insert=((2_000, 32, "float16"), (3_000, 32, "float32")),
     kmeans=((2_000, 16, 3), (3_000, 32, 2)),
-    clustered=6_000,
-    queries=64,
-    hnsw=2_000,
-    lists=32,
+    clustered=3_000,
+    queries=32,
+    hnsw=1_000,
+    lists=16,
     pq=16,
     product=128,
     copy_bytes=1 << 20,
     batches=(1, 8, 32),
-    cell_s=0.01,
+    cell_s=0.005,
 )
 
 

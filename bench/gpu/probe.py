@@ -1,13 +1,18 @@
-"""Which card there is; runs in a child, so that the process that starts all parts never touches CUDA."""
+"""Which card there is, and whether FAISS and the array library work on it together.
+
+Runs in a child, so that the process that starts all parts never touches CUDA, and outlives what aborts.
+"""
 
 from __future__ import annotations
 
 import subprocess
 from typing import Any
 
+from .answers import recall, scores_of
 from .backend import NoCard
-from .plan import Context
+from .plan import Context, K
 
+_ROWS, _DIMENSION = 1_000, 32
 _ASKED = "name,memory.total,driver_version,clocks.max.sm,power.limit"
 
 
@@ -19,7 +24,20 @@ def run(ctx: Context) -> None:
         return
     if ctx.backend.name == "gpu":
         about |= _driver_says()
+    about["recall_of_the_probe"] = _searched(ctx)
     ctx.put("card", **about)
+
+
+def _searched(ctx: Context) -> float:
+    """Recall of a small exact search: both libraries have computed something in this process."""
+    arrays = ctx.backend.arrays
+    made = arrays.made(_ROWS, _DIMENSION, ctx.task.seed, 0)
+    queries = arrays.host(arrays.made(16, _DIMENSION, ctx.task.seed, 1))
+    flat = ctx.backend.flat(_DIMENSION, "float32")
+    flat.add_made(arrays, made)
+    found = flat.search(queries, K)[1]
+    scores = scores_of(queries, found, lambda rows: arrays.host(arrays.take(made, rows)))
+    return recall(found, scores, arrays.best(queries, made, K)[0][:, -1], K)
 
 
 def _driver_says() -> dict[str, Any]:

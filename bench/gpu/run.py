@@ -124,7 +124,16 @@ class _Run:
         return read(self._lines)
 
     def card(self) -> tuple[dict[str, Any] | None, str]:
+        """What the probe found, or why there is no card.
+
+        Where it dies with the array library that was found, once more with numpy: two CUDA libraries in one
+        process are the likeliest cause, and FAISS can be measured alone.
+        """
         failure = self.part("card", probe, _PROBE_S, _PROBE_S)
+        if failure and self._args.arrays == "auto" and self._args.backend == "gpu":
+            say(f"  the probe {failure}; once more without torch and CuPy")
+            self._args.arrays = "numpy"
+            failure = self.part("card", probe, _PROBE_S, _PROBE_S)
         for line in self.lines():
             if line["kind"] == "card":
                 return {k: v for k, v in line.items() if k not in ("part", "kind")}, ""
