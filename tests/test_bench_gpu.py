@@ -276,6 +276,7 @@ def test_the_budget_is_dealt_out_by_weight_and_what_is_left_goes_on() -> None:
     assert dealt.kill_after(40) == pytest.approx(5 + budget.GRACE_S)
     now[0] += 100
     assert dealt.left_s == 0
+    assert dealt.kill_after(40) == 1  # a hung part after the end costs no further 20 s
 
 
 def test_the_defaults_end_within_eight_minutes() -> None:
@@ -386,6 +387,13 @@ def test_timing_counts_the_calls_that_its_numbers_come_from() -> None:
     assert len(asked) == 3
     assert found["p50_ms"] >= 10
     assert found["queries_per_s"] == pytest.approx(8 / (found["p50_ms"] / 1e3), rel=0.5)
+
+
+def test_a_machine_without_git_is_described_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page needs the same words of a lent machine that has only Python."""
+    whole = run._machine()
+    monkeypatch.setattr("bench.gpu.run.shutil.which", lambda name: None)
+    assert set(run._machine()) == set(whole)
 
 
 def test_the_command_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,5 +33,6 @@ class Budget:
         return self.left_s * share
 
     def kill_after(self, granted_s: float) -> float:
-        """When a part that does not end is killed: a little later, but never far behind the whole."""
-        return max(min(granted_s, self.left_s) + GRACE_S, 1.0)
+        """When a part that does not end is killed: a little late, but all of them together no later than that."""
+        whole_s = self._end_s + GRACE_S - self._now()
+        return max(min(granted_s + GRACE_S, whole_s), 1.0)

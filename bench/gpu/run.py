@@ -6,7 +6,9 @@ import argparse
 import datetime as dt
 import json
 import os
+import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from .. import measure
 from . import exact, filters, goals, insert, kinds, kmeans, limits, probe
@@ -66,7 +70,7 @@ def main(argv: list[str]) -> int:
         results: dict[str, Any] = {
             "command": shlex.join(["python", "-m", "bench", "gpu", *argv]),
             "date": date.isoformat(timespec="seconds"),
-            "machine": measure.machine(),
+            "machine": _machine(),
             "card": card,
             "seconds": args.seconds,
             "rounds": args.rounds,
@@ -91,6 +95,22 @@ def main(argv: list[str]) -> int:
             text = write(args.results, name, results)
     say(f"\n{text}\nwritten to {args.results / name}.json, .md and .jsonl")
     return 1 if results["failed"] or failures(results) else 0
+
+
+def _machine() -> dict[str, Any]:
+    """As in all measurements; a lent machine need not have git, and then the commit is not known."""
+    if shutil.which("git"):
+        return measure.machine()
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "packages": {"numpy": np.__version__},
+        "commit": "unknown",
+        "load_at_start": round(os.getloadavg()[0], 2),
+    }
 
 
 def _parser() -> argparse.ArgumentParser:
