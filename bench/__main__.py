@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 
-from . import first, index
-
-MEASUREMENTS = {"first": first.main, "index": index.main}
+MEASUREMENTS = ("first", "gpu", "index")
+"""Modules of this package, each with a `main`. Only the chosen one is loaded: `gpu` does without the engine."""
 
 
 def main() -> int:
     if len(sys.argv) < 2 or sys.argv[1] not in MEASUREMENTS:
         print(f"usage: python -m bench {{{','.join(MEASUREMENTS)}}} [--help]", file=sys.stderr)
         return 2
-    return MEASUREMENTS[sys.argv[1]](sys.argv[2:])
+    code: int = importlib.import_module(f".{sys.argv[1]}", __package__).main(sys.argv[2:])
+    return code
 
 
 if __name__ == "__main__":

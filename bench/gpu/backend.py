@@ -1,0 +1,267 @@
+"""The few things of FAISS that are measured, on the card, or on the CPU as a dry run of the same parts.
+
+Metric is the inner product of unit vectors everywhere. FAISS counts on right shapes and dtypes: vectors and
+queries are C-contiguous float32 (n, d).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from typing import Any, Protocol
+
+import numpy as np
+
+from .answers import Flags, Floats, Rows
+from .arrays import Arrays, arrays_named
+
+_CARD_K = 2048
+CODES = ("float16", "float32")
+
+
+class NoCard(Exception):
+    """There is no card that FAISS can use; says what is missing."""
+
+
+class Placed:
+    """An index that can be searched: `kind` flat | lists | graph | hnsw says what its setting is.
+
+    The setting is the number of lists probed, itopk of a CAGRA graph, efSearch of a CPU graph, nothing for
+    flat vectors.
+    """
+
+    def __init__(self, faiss: Any, index: Any, kind: str, keep: Any = None) -> None:
+        self._faiss = faiss
+        self.index = index
+        self.kind = kind
+        self._keep = keep  # resources of the card must outlive the index
+
+    @property
+    def rows(self) -> int:
+        return int(self.index.ntotal)
+
+    def train(self, sample: Floats) -> None:
+        self.index.train(np.ascontiguousarray(sample, np.float32))
+
+    def add(self, vectors: Floats) -> None:
+        self.index.add(np.ascontiguousarray(vectors, np.float32))
+
+    def add_made(self, arrays: Arrays, array: Any) -> None:
+        """Adds what `arrays` made, without a way through host memory where it lies on the card."""
+        pointer = arrays.pointer(array)
+        if pointer is None:
+            self.add(arrays.host(array))
+        else:
+            self.index.add_c(len(array), self._faiss.cast_integer_to_float_ptr(pointer))
+
+    def search(
+        self, queries: Floats, k: int, setting: int = 0, allowed: Any = None
+    ) -> tuple[Floats, Rows]:
+        """Scores and rows (q, k), best first, -1 for none. `allowed`: a selector, see `Backend.selector`."""
+        scores, rows = self.index.search(queries, k, params=self._params(setting, allowed))
+        return scores, rows
+
+    def _params(self, setting: int, allowed: Any) -> Any:
+        faiss = self._faiss
+        kinds = {
+            "lists": lambda: faiss.SearchParametersIVF(nprobe=setting),
+            "hnsw": lambda: faiss.SearchParametersHNSW(efSearch=setting),
+            "graph": lambda: faiss.SearchParametersCagra(),
+        }
+        if self.kind == "flat" and allowed is None:
+            return None
+        params = kinds.get(self.kind, faiss.SearchParameters)()
+        if self.kind == "graph":
+            params.itopk_size = setting
+        if allowed is not None:
+            params.sel = allowed
+        return params
+
+
+class Backend(Protocol):
+    name: str
+    arrays: Arrays
+    bitsets: bool  # searches honour a selector
+    graphs: bool  # graphs can be built on the card
+    most_k: int
+
+    def about(self) -> dict[str, Any]: ...
+    def flat(self, dimension: int, code: str, bitsets: bool = False) -> Placed: ...
+    def lists(self, dimension: int, spec: str, lists: int) -> Placed:
+        """IVF, empty and untrained; `spec` as FAISS writes it: Flat, SQ8, PQ64."""
+
+    def graph(self, vectors: Floats) -> Placed: ...
+    def as_hnsw(self, graph: Placed) -> Placed:
+        """The graph as an HNSW index that the CPU searches."""
+
+    def hnsw(self, dimension: int) -> Placed:
+        """HNSW over float32 of the CPU, empty: M = 16, efConstruction = 100."""
+
+    def on_cpu(self, lists: Placed) -> Placed:
+        """A copy of lists that the CPU searches."""
+
+    def compare(self, queries: Floats, vectors: Floats, k: int) -> Rows:
+        """The k best of host vectors that are not placed, exactly."""
+
+    def kmeans(
+        self, sample: Floats, lists: int, rounds: int, seed: int, cpu: bool = False
+    ) -> tuple[float, float]:
+        """Seconds, and the objective: the sum of products of rows with their centroids."""
+
+    def selector(self, flags: Flags) -> Any:
+        """To be kept alive during the search."""
+
+
+class Cpu:
+    """faiss-cpu; a graph is HNSW. It proves the parts, and measures nothing of a card."""
+
+    name = "cpu"
+    bitsets = graphs = True
+    most_k = _CARD_K
+
+    def __init__(self, arrays: str) -> None:
+        self.faiss: Any = importlib.import_module("faiss")
+        self.arrays = arrays_named(arrays, card=False)
+        self.metric = self.faiss.METRIC_INNER_PRODUCT
+
+    def about(self) -> dict[str, Any]:
+        return {
+            "device": "none: faiss-cpu in place of a card",
+            "faiss": self.faiss.__version__,
+            "options": str(self.faiss.get_compile_options()).strip(),
+            "arrays": self.arrays.name,
+            "arrays_on_card": self.arrays.on_card,
+            "graphs": self.graphs,
+            "bitsets": self.bitsets,
+        }
+
+    def flat(self, dimension: int, code: str, bitsets: bool = False) -> Placed:
+        faiss = self.faiss
+        if code == "float16":
+            kind = faiss.ScalarQuantizer.QT_fp16
+            return Placed(faiss, faiss.IndexScalarQuantizer(dimension, kind, self.metric), "flat")
+        return Placed(faiss, faiss.IndexFlat(dimension, self.metric), "flat")
+
+    def _lists(self, dimension: int, spec: str, lists: int) -> Any:
+        index = self.faiss.index_factory(dimension, f"IVF{lists},{spec}", self.metric)
+        index.cp.niter, index.cp.spherical = 10, True
+        if spec.startswith("PQ"):
+            # An order of the codes that nothing here uses, and that takes longer than all else.
+            index.do_polysemous_training = False
+        return index
+
+    def lists(self, dimension: int, spec: str, lists: int) -> Placed:
+        return Placed(self.faiss, self._lists(dimension, spec, lists), "lists")
+
+    def graph(self, vectors: Floats) -> Placed:
+        made = self.hnsw(vectors.shape[1])
+        made.add(vectors)
+        return made
+
+    def hnsw(self, dimension: int) -> Placed:
+        index = self.faiss.IndexHNSWFlat(dimension, 16, self.metric)
+        index.hnsw.efConstruction = 100
+        return Placed(self.faiss, index, "hnsw")
+
+    def as_hnsw(self, graph: Placed) -> Placed:
+        return graph
+
+    def on_cpu(self, lists: Placed) -> Placed:
+        return lists
+
+    def compare(self, queries: Floats, vectors: Floats, k: int) -> Rows:
+        rows: Rows = self.faiss.knn(queries, vectors, k, metric=self.metric)[1]
+        return rows
+
+    def _clustering(self, gpu: int | bool) -> dict[str, Any]:
+        return {"gpu": gpu, "spherical": True, "max_points_per_centroid": 1 << 30}
+
+    def kmeans(
+        self, sample: Floats, lists: int, rounds: int, seed: int, cpu: bool = False
+    ) -> tuple[float, float]:
+        options = self._clustering(gpu=False if cpu or self.name == "cpu" else 1)
+        clustering = self.faiss.Kmeans(
+            sample.shape[1], lists, niter=rounds, seed=seed, min_points_per_centroid=1, **options
+        )
+        begun_s = time.perf_counter()
+        clustering.train(sample)
+        return time.perf_counter() - begun_s, float(clustering.obj[-1])
+
+    def selector(self, flags: Flags) -> Any:
+        return self.faiss.IDSelectorBitmap(np.packbits(flags, bitorder="little"))
+
+
+class Gpu(Cpu):
+    """faiss-gpu or faiss-gpu-cuvs on card 0. Raises NoCard without one."""
+
+    name = "gpu"
+
+    def __init__(self, arrays: str) -> None:
+        # torch first: it opens the machine's own CUDA libraries, and FAISS then finds them open.
+        chosen = arrays_named(arrays, card=True)
+        super().__init__("numpy")
+        self.arrays = chosen
+        faiss = self.faiss
+        faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))  # for the CPU's kinds
+        options = str(faiss.get_compile_options())
+        if not hasattr(faiss, "StandardGpuResources"):
+            raise NoCard("this FAISS is built for the CPU; install vecdb[gpu] or vecdb[gpu-cuvs]")
+        # Asked before anything else: some calls without a card end the process.
+        if faiss.get_num_gpus() < 1:
+            raise NoCard("FAISS sees no card; is there an NVIDIA driver, and CUDA_VISIBLE_DEVICES?")
+        self.bitsets = self.graphs = "CUVS" in options and hasattr(faiss, "GpuIndexCagra")
+        self.resources = faiss.StandardGpuResources()
+
+    def about(self) -> dict[str, Any]:
+        return {**super().about(), "device": "card 0"}
+
+    def _placed(self, index: Any, kind: str) -> Placed:
+        return Placed(self.faiss, index, kind, self.resources)
+
+    def flat(self, dimension: int, code: str, bitsets: bool = False) -> Placed:
+        config = self.faiss.GpuIndexFlatConfig()
+        config.device = 0
+        config.useFloat16 = code == "float16"
+        config.use_cuvs = bitsets
+        index = self.faiss.GpuIndexFlat(self.resources, dimension, self.metric, config)
+        return self._placed(index, "flat")
+
+    def lists(self, dimension: int, spec: str, lists: int) -> Placed:
+        options = self.faiss.GpuClonerOptions()
+        # Tables of 64 parts in float32 do not fit the shared memory of a multiprocessor.
+        options.useFloat16 = spec.startswith("PQ")
+        options.use_cuvs = False
+        empty = self._lists(dimension, spec, lists)
+        index = self.faiss.index_cpu_to_gpu(self.resources, 0, empty, options)
+        index.cp.niter, index.cp.spherical = 10, True
+        return self._placed(index, "lists")
+
+    def graph(self, vectors: Floats) -> Placed:
+        """By L2, which has the same order as the inner product of unit vectors."""
+        config = self.faiss.GpuIndexCagraConfig()
+        config.device = 0
+        config.graph_degree, config.intermediate_graph_degree = 64, 128
+        dimension = vectors.shape[1]
+        metric = self.faiss.METRIC_L2
+        index = self.faiss.GpuIndexCagra(self.resources, dimension, metric, config)
+        index.train(np.ascontiguousarray(vectors, np.float32))
+        return self._placed(index, "graph")
+
+    def as_hnsw(self, graph: Placed) -> Placed:
+        made = self.faiss.IndexHNSWCagra()
+        graph.index.copyTo(made)
+        return Placed(self.faiss, made, "hnsw")
+
+    def on_cpu(self, lists: Placed) -> Placed:
+        return Placed(self.faiss, self.faiss.index_gpu_to_cpu(lists.index), "lists")
+
+    def compare(self, queries: Floats, vectors: Floats, k: int) -> Rows:
+        rows: Rows = self.faiss.knn_gpu(
+            self.resources, queries, vectors, k, metric=self.metric, device=0
+        )[1]
+        return rows
+
+
+def backend_named(name: str, arrays: str) -> Backend:
+    return Gpu(arrays) if name == "gpu" else Cpu(arrays)

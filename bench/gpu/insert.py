@@ -1,0 +1,104 @@
+"""From insert to visible: 1,000 rows added to flat vectors on the card, then a search that must find them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from .answers import Floats
+from .backend import Placed
+from .plan import Context, K
+from .tables import millis, table
+
+_ADDED = 1_000
+_TIMES = 20
+_S_A_MILLION_NUMBERS = 2e-3
+_TAIL = "beside it, in a small index"
+
+
+def run(ctx: Context) -> None:
+    for rows, dimension, code in ctx.sizes.insert:
+        name = f"{rows:,} x {dimension} {code}"
+        if ctx.fits(
+            name, 0.5 if ctx.task.tiny else 3 + rows * dimension / 1e6 * _S_A_MILLION_NUMBERS
+        ):
+            with ctx.attempt(name):
+                _case(ctx, name, rows, dimension, code)
+
+
+def _case(ctx: Context, name: str, rows: int, dimension: int, code: str) -> None:
+    arrays = ctx.backend.arrays
+    flat = ctx.backend.flat(dimension, code)
+    made = arrays.made(rows, dimension, ctx.task.seed, 0)
+    begun_s = time.perf_counter()
+    flat.add_made(arrays, made)
+    placed_s = time.perf_counter() - begun_s
+    del made
+    count = 4 if ctx.task.tiny else _TIMES
+    fresh = arrays.host(arrays.made(2 * count * _ADDED, dimension, ctx.task.seed, 2))
+    batches = np.split(fresh, 2 * count)
+    ctx.put(
+        case=f"{name}, into the whole",
+        placed_s=placed_s,
+        **_added(flat, None, batches[:count]),
+    )
+    tail = ctx.backend.flat(dimension, code)
+    ctx.put(
+        case=f"{name}, {_TAIL}", placed_s=placed_s, **_added(tail, flat, batches[count:])
+    )  # fmt: skip
+
+
+def _added(target: Placed, main: Placed | None, batches: list[Floats]) -> dict[str, Any]:
+    """Adds each batch to `target` and searches for one row of it; with `main`, there too, and merges."""
+    add_ms, search_ms, seen = [], [], 0
+    for number, batch in enumerate(batches):
+        wanted = number * 37 % len(batch)
+        query = np.ascontiguousarray(batch[wanted][None])
+        before = target.rows
+        begun_s = time.perf_counter()
+        target.add(batch)
+        added_s = time.perf_counter()
+        scores, found = target.search(query, K)
+        if main is not None:
+            others, rows = main.search(query, K)
+            order = np.argsort(-np.concatenate([scores, others], axis=1), axis=1)[:, :K]
+            merged = np.concatenate([found + main.rows, rows], axis=1)
+            found, before = np.take_along_axis(merged, order, 1), before + main.rows
+        done_s = time.perf_counter()
+        seen += int(before + wanted in found[0])
+        add_ms.append((added_s - begun_s) * 1e3)
+        search_ms.append((done_s - added_s) * 1e3)
+    both = np.add(add_ms, search_ms)
+    return {
+        "added": len(batches[0]),
+        "times": len(batches),
+        "visible": seen,
+        "add_p50_ms": float(np.median(add_ms)),
+        "search_p50_ms": float(np.median(search_ms)),
+        "p50_ms": float(np.median(both)),
+        "p99_ms": float(np.percentile(both, 99)),
+    }
+
+
+def page(cases: list[dict[str, Any]], card: dict[str, Any]) -> list[str]:
+    lines = [
+        (
+            case["case"],
+            f"{case['placed_s']:.2f} s",
+            millis(case["add_p50_ms"]),
+            millis(case["search_p50_ms"]),
+            millis(case["p50_ms"]),
+            millis(case["p99_ms"]),
+            f"{case['visible']} of {case['times']}",
+        )
+        for case in cases
+    ]
+    header = ("", "all placed in", "add", "search", "both, p50", "both, p99", "found")
+    return [
+        f"## Insert to visible\n\n{_ADDED:,} rows from host memory are added, then one of them is searched for"
+        " (k = 10) and must be among the answers. FAISS makes room for exactly what is added, so adding to the"
+        " whole copies the whole; the other way is a small index beside it, and both are searched and merged.\n",
+        table(header, lines),
+    ]
