@@ -26,6 +26,7 @@ from vecdb.errors import LimitExceeded
 from vecdb.index import choice
 from vecdb.index import index as index_module
 from vecdb.index.blocks import FloatBlock
+from vecdb.index.calibrate import Curve, Point
 
 SEED = 20_261_126
 KINDS = [
@@ -191,6 +192,39 @@ def test_auto_goes_over_to_lists_where_no_graph_fits(target, limit, expected):
     assert (index.stats().kind, index.stats().quantization) == expected
     assert build(index) is None, "nothing has changed"
     check_index(index, rows, np.ones(2_000, np.bool_))
+
+
+@pytest.mark.parametrize(
+    ("storage", "code"),
+    [("float32", "sq8"), ("float16", "sq8"), ("int8", "none"), ("binary", "none")],
+)
+@pytest.mark.parametrize("better", [True, False])
+def test_auto_goes_over_to_lists_where_a_graph_walks_too_long(storage, code, better, monkeypatch):
+    """Lists are made beside such a graph, what needs less work stays, and lists go on to grow."""
+    monkeypatch.setattr(choice, "LONG_WALK", 1)
+    monkeypatch.setattr(index_module, "cheaper", lambda *_: better)
+    rows = Rows(3_000, storage=storage)
+    metric = "hamming" if storage == "binary" else "l2"
+    index = make_index(rows, "auto", metric, exact_max_scalars=0)
+    lists = better and storage != "binary"
+    for step, stop in enumerate((2_000, 3_000), 1):
+        index.append(rows.vectors[len(index.view.live_mask()) : stop])
+        index.publish(step)
+        index.install(build(index))
+        expected = ("ivf", code) if lists else ("hnsw", "none")
+        assert (index.stats().kind, index.stats().quantization) == expected
+        check_index(index, rows, np.ones(stop, np.bool_))
+        assert build(index) is None
+
+
+def test_a_graph_that_never_reaches_its_target_gives_way_to_lists():
+    """By what was measured: a curve without the target costs more than any other."""
+    point = Point(16, 0.5, 0.4, 0.5, 0.4, 10.0)
+    short = Curve((point,), 1_000, 100)
+    assert short.cost_us(short.setting(0.95, 10)) == np.inf
+    good = Curve((point, Point(64, 0.99, 0.98, 0.99, 0.98, 30.0)), 1_000, 100)
+    assert 10.0 < good.cost_us(good.setting(0.95, 10)) < 30.0
+    assert good.cost_us(64) == 30.0
 
 
 @pytest.mark.parametrize("quantization", ["none", "sq8", "pq4"])

@@ -116,7 +116,7 @@ class Asking:
 
 
 def run(plan: Plan) -> dict[str, Any]:
-    made = plan.hnsw()
+    made = plan.served()
     quiet_s = min(_QUIET_S, plan.source.rows / 5_000)
     # The others find the collection as it was.
     folder = made.folder.with_name(made.folder.name + "-growing")

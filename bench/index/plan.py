@@ -105,6 +105,11 @@ class Plan:
         )
         return Made(folder, stats["kind"], stats["quantization"], figures)
 
+    def served(self) -> Made:
+        """The collection as `auto` makes it, where that is a graph or lists; else HNSW over float32."""
+        auto = self.collection()
+        return auto if auto.kind == "ivf" else self.hnsw()
+
     def hnsw(self) -> Made:
         """The collection as `auto` makes it, where raw FAISS has that index too; else HNSW over float32."""
         auto = self.collection()

@@ -2,7 +2,7 @@
 
 All are open in one process and take turns, setting by setting, in every round. vecdb is asked with
 `target_recall`, FAISS with efSearch; they are compared at the recall that vecdb measurably has (FAISS's rate
-between the two nearest points of its curve). FAISS alone has two indexes: the very graph that vecdb saved, where
+between the two nearest points of its curve). FAISS alone has two indexes: the very index that vecdb saved, where
 they are also compared at the efSearch that vecdb says it took, and one over float32 as users build it.
 """
 
@@ -19,13 +19,13 @@ from .tables import count, millis, number, picture, rate, table
 
 TARGETS = (0.8, 0.9, 0.95, 0.97, 0.99)
 SHOWN = (0.95, 0.99)
-_EFS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+_EFS = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _LEAST, _ENOUGH = 0.8, 0.997
 _OWN = peers.VECDB.name
 
 
 def run(plan: Plan) -> dict[str, Any]:
-    made = plan.hnsw()
+    made = plan.served()
     raws = {peers.RAW: plan.raw(peers.RAW)["folder"], peers.SAVED: made.folder}
     cores = len(os.sched_getaffinity(0))
     found: dict[str, Any] = {

@@ -71,7 +71,7 @@ VECDB = Peer("vecdb", "engine")
 RAW = Peer(f"FAISS HNSW M={M} efC={EF_CONSTRUCTION} float32", "raw")
 RAW_SQ8 = Peer(f"FAISS HNSW M={M} efC={EF_CONSTRUCTION} SQ8, refined in float32", "raw_sq8")
 RAWS = (RAW, RAW_SQ8)
-SAVED = Peer("FAISS, the graph that vecdb saved", "saved")
+SAVED = Peer("FAISS, the index that vecdb saved", "saved")
 SAME = {"none": RAW_SQ8, "sq8": RAW_SQ8}
 """By the quantization of vecdb's index: what is the same kind of index. A graph over float32 is walked over
 SQ8 codes too, where these are fine and vectors have 64 dimensions or more."""

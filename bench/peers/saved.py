@@ -1,4 +1,4 @@
-"""FAISS alone, walking the very graph that vecdb has saved: the same index, without the engine around it.
+"""FAISS alone over the very graph or lists that vecdb has saved: the same index, without the engine around it.
 
 Two graphs of the same kind over the same rows differ by up to 0.002 in recall, which near 0.99 is a fifth of
 the speed. This one has the same links, the same codes and the same vectors behind them.
@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from ..sources import Part, Source
-from . import raw_sq8
+from . import REFINED, raw_sq8
 
 faiss = raw_sq8.faiss
 
 
 class System(raw_sq8.System):
-    """The knob is efSearch. `folder` is that of a closed vecdb database with one collection, read only.
+    """The knob is efSearch or nprobe. `folder` is that of a closed vecdb database with one collection, read only.
 
-    Graph and codes are read to memory, and the vectors lie there in the order of the graph's nodes.
+    The index and its codes are read to memory, and the vectors lie there in the order of its positions.
     """
 
     def __init__(self, source: Source, folder: Path, *, create: bool, **options: Any) -> None:
@@ -35,6 +35,10 @@ class System(raw_sq8.System):
         self._rows = np.fromfile(self._of.with_suffix(".rows"), "<i8")
         vectors = faiss.IndexFlatIP(self._source.dimension)
         vectors.add(self._source.vectors(0, self._source.rows)[self._rows])
+        self._lists = isinstance(self._graph, faiss.IndexIVF)
+        if self._lists:
+            self._vectors = vectors
+            return faiss.IndexRefine(self._graph, vectors)
         codes = self._of.with_suffix(".codes")
         self._held = faiss.read_index(str(codes)) if codes.exists() else vectors
         self._graph.storage = self._held
@@ -45,6 +49,11 @@ class System(raw_sq8.System):
         return both
 
     def _parameters_at(self, setting: float) -> Any:
+        if self._lists:
+            return faiss.IndexRefineSearchParameters(
+                k_factor=float(REFINED),
+                base_index_params=faiss.SearchParametersIVF(nprobe=int(setting)),
+            )
         if not isinstance(self._index, faiss.IndexRefine):
             return faiss.SearchParametersHNSW(efSearch=int(setting))
         return super()._parameters_at(setting)

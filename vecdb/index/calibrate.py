@@ -109,6 +109,14 @@ class Curve:
             np.interp(setting, [p.setting for p in self.points], [p.recall_10 for p in self.points])
         )
 
+    def cost_us(self, setting: int | None) -> float:
+        """What a query took at this setting, between measured ones on a straight line; infinite for None."""
+        if setting is None or not self.points:
+            return math.inf
+        return float(
+            np.interp(setting, [p.setting for p in self.points], [p.cost_us for p in self.points])
+        )
+
     def no_better_than(self, other: Curve) -> Curve:
         """This curve with no recall above that of `other` at the same setting.
 

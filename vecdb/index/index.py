@@ -18,7 +18,14 @@ from . import files
 from .ahead import Ahead
 from .build import MIN_ROWS, Build, can_extend
 from .calibrate import Curve
-from .choice import check_budget, code_for, kind_and_code
+from .choice import (
+    cheaper,
+    check_budget,
+    code_for,
+    kind_and_code,
+    lists_code,
+    needs_lists,
+)
 from .chosen import MainMask
 from .codes import is_lossy, own_code
 from .distance import Floats, Rows
@@ -331,7 +338,10 @@ class Index:
         def sample() -> Floats:
             return build_over("hnsw", own_code(self.storage)).sample(rows)
 
-        if kind == "auto":
+        auto = kind == "auto"
+        if auto and main is not None and main.kind == "ivf":
+            kind, code = "ivf", main.code  # a graph would not do, or not fit: see below
+        elif auto:
             kind, code = kind_and_code(
                 self.quantization, *space, self.target_recall, self.settings, sample
             )
@@ -367,6 +377,12 @@ class Index:
         except Outgrown:
             budget(0, rows.size, first)
             made = build.anew(rows, n_rows, sequence)
+        if made is not None and auto and kind == "hnsw" and needs_lists(made, self.target_recall):
+            # Cancelled, this gives None too: the next build begins with the graph again.
+            build = build_over("ivf", lists_code(self.storage, code))
+            lists = build.anew(rows, n_rows, sequence)
+            if lists is None or cheaper(lists, made, self.target_recall):
+                made = lists
         del build
         give_memory_back()
         return None if made is None else BuiltIndex(made)
