@@ -202,7 +202,7 @@ def test_auto_goes_over_to_lists_where_no_graph_fits(target, limit, expected):
 def test_auto_goes_over_to_lists_where_a_graph_walks_too_long(storage, code, better, monkeypatch):
     """Lists are made beside such a graph, what needs less work stays, and lists go on to grow."""
     monkeypatch.setattr(choice, "LONG_WALK", 1)
-    monkeypatch.setattr(index_module, "cheaper", lambda *_: better)
+    monkeypatch.setattr(choice, "cheaper", lambda *_: better)
     rows = Rows(3_000, storage=storage)
     metric = "hamming" if storage == "binary" else "l2"
     index = make_index(rows, "auto", metric, exact_max_scalars=0)

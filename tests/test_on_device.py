@@ -82,7 +82,11 @@ def placed(made):
 def check(made, queries, live, vectors, metric, k=10, part=None, on="gpu:0", **asked):
     """Answers are the nearest of the live and allowed rows."""
     found = made.query(
-        queries, k=k, explain=True, filter=None if part is None else {"part": {"$lt": part}}, **asked
+        queries,
+        k=k,
+        explain=True,
+        filter=None if part is None else {"part": {"$lt": part}},
+        **asked,
     )
     allowed = live.copy()
     if part is not None:

@@ -13,7 +13,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from . import compaction
-from .core import Core, folder_bytes, sweep_files
+from .collection_files import folder_bytes, sweep_files
+from .core import Core
 from .errors import Cancelled, Closed, DeadlineExceeded, Internal, ReadOnly, VecdbError
 from .field import Field
 from .index import give_memory_back, with_curve

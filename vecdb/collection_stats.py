@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .builder import Builder
-from .core import Core, folder_bytes
+from .collection_files import folder_bytes
+from .core import Core
 from .errors import Corrupted
 from .field import Field
 from .recall_audit import Audit

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,6 @@ from .filters import Filter, evaluate, select
 from .ids import Ids
 from .index import BuiltIndex, IndexRecord, View
 from .lane import Applied, Lane, Write
-from .layout import DATA_FILE, LMDB_LOCK_FILE
 from .masks import Deaths, FilterMasks, Moment, StoredTexts, rows_at
 from .selection import Selection
 from .store import CollectionStore, Reader, State
@@ -441,25 +439,4 @@ def deadline(timeout_s: float | None) -> Interrupt:
     return check
 
 
-def sweep_files(core: Core) -> None:
-    """Removes index files that the store does not name: replaced ones, and what a crash left behind."""
-    keep = {DATA_FILE, LMDB_LOCK_FILE}
-    for field in core.all_fields:
-        keep.update(() if field.record is None else field.record.files())
-    for path in core.store.folder.iterdir():
-        if path.name not in keep and not path.is_dir():
-            path.unlink(missing_ok=True)
-
-
-def folder_bytes(folder: Path) -> int:
-    """Bytes that the files of a folder take on disk; sparse parts count nothing."""
-    total = 0
-    for path in folder.iterdir():
-        try:
-            total += path.stat().st_blocks * 512
-        except FileNotFoundError:
-            continue  # an index file may be replaced while we look
-    return total
-
-
-__all__ = ["Core", "Interrupt", "deadline", "folder_bytes", "sweep_files"]
+__all__ = ["Core", "Interrupt", "deadline"]

@@ -16,8 +16,9 @@ from typing import Any, Self
 from . import folder
 from .builder import Builder
 from .collection import Collection
+from .collection_files import sweep_files
 from .collection_info import check_info, check_name, from_json, shape_of, to_json
-from .core import Core, sweep_files
+from .core import Core
 from .device.choice import parse as parse_device
 from .device.devices import Devices, must_be_there, open_devices
 from .errors import Closed, CollectionExists, DatabaseLocked, ReadOnly

@@ -73,13 +73,7 @@ class OpenDevices:
         self.placements = Placements(devices)
 
     def stats(self) -> tuple[DeviceStats, ...]:
-        return tuple(
-            DeviceStats(
-                one.name, one.card, one.state, one.total_bytes, one.budget_bytes, one.used_bytes,
-                one.placements, one.queue, one.batches, one.queries, one.restarts, one.last_error,
-            )
-            for one in (device.stats() for device in self._devices)
-        )  # fmt: skip
+        return tuple(device.stats() for device in self._devices)
 
     def close(self) -> None:
         for device in self._devices:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from .calibrate import Curve
+from .codes import own_code
+from .door import device
+from .view import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +39,31 @@ class IndexFigures:
     """Memory of devices that its placements take."""
     device_note: str = ""
     """Why another device serves than the one asked for; empty where that one does."""
+
+
+def figures_of(
+    view: View, target_recall: float, memory_bytes: int, side_graphs: int
+) -> IndexFigures:
+    """The numbers of the index that `view` shows."""
+    main = view.main
+    served = None if main is not None else view.served
+    tail = view.tail_rows
+    indexed = 0 if main is None else main.n
+    own = own_code(view.storage)
+    code = own if main is None else main.code
+    return IndexFigures(
+        kind="exact" if main is None or main.kind == "flat" else main.kind,
+        device=device() if served is None else served.names or device(),
+        quantization="none" if code == own else code,
+        indexed_rows=indexed,
+        tail_rows=tail,
+        dead_rows=indexed + tail - view.n_live,
+        memory_bytes=memory_bytes,
+        side_graphs=side_graphs,
+        measured_recall=1.0 if main is None else main.curve.measured(target_recall),
+        curve=Curve((), 0, 0) if main is None else main.curve,
+        built_at_sequence=0 if main is None else main.sequence,
+        device_bytes=0 if served is None else served.nbytes,
+        device_note="" if served is None else served.note,
+        age_s=0.0 if main is None else max(0.0, time.time() - main.built_at_s),
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,14 @@ from numpy.typing import NDArray
 
 from ..errors import Internal
 from ..layout import vector_width
-from . import files
+from . import choice, files
 from .ahead import Ahead
 from .build import MIN_ROWS, Build, can_extend
-from .calibrate import Curve
-from .choice import (
-    cheaper,
-    check_budget,
-    code_for,
-    kind_and_code,
-    lists_code,
-    needs_lists,
-)
 from .chosen import MainMask
 from .codes import is_lossy, own_code
 from .distance import Floats, Rows
-from .door import device, give_memory_back
-from .figures import IndexFigures
+from .door import give_memory_back
+from .figures import IndexFigures, figures_of
 from .files import IndexRecord
 from .handover import HandOver
 from .live import Bits, LiveRows, unpack
@@ -245,7 +235,7 @@ class Index:
         return bool(many or self._dead_share(view) > self.settings["index_dead_share"])
 
     def _wanted_kind(self, view: View) -> str | None:
-        """hnsw, ivf, flat, or auto: a graph or lists, see `kind_and_code`. None where the tail serves best."""
+        """hnsw, ivf, flat, or auto: a graph or lists, see `choice.kind_and_code`. None where the tail serves best."""
         if view.n_live < MIN_ROWS:
             return None
         if self.kind == "exact":
@@ -269,29 +259,7 @@ class Index:
 
     def stats(self) -> IndexFigures:
         """The index's numbers at this moment."""
-        view = self._view
-        main = view.main
-        tail = view.tail_rows
-        indexed = 0 if main is None else main.n
-        own = own_code(self.storage)
-        code = own if main is None else main.code
-        served = None if main is not None else view.served
-        return IndexFigures(
-            kind="exact" if main is None or main.kind == "flat" else main.kind,
-            device=device() if served is None else served.names or device(),
-            quantization="none" if code == own else code,
-            indexed_rows=indexed,
-            tail_rows=tail,
-            dead_rows=indexed + tail - view.n_live,
-            memory_bytes=self.memory_bytes(),
-            side_graphs=self.sides.count,
-            measured_recall=1.0 if main is None else main.curve.measured(self.target_recall),
-            curve=Curve((), 0, 0) if main is None else main.curve,
-            built_at_sequence=0 if main is None else main.sequence,
-            device_bytes=0 if served is None else served.nbytes,
-            device_note="" if served is None else served.note,
-            age_s=0.0 if main is None else max(0.0, time.time() - main.built_at_s),
-        )
+        return figures_of(self._view, self.target_recall, self.memory_bytes(), self.sides.count)
 
     def memory_bytes(self) -> int:
         """Bytes of vectors, graphs, row numbers and bitmap; mapped files count in full."""
@@ -342,11 +310,11 @@ class Index:
         if auto and main is not None and main.kind == "ivf":
             kind, code = "ivf", main.code  # a graph would not do, or not fit: see below
         elif auto:
-            kind, code = kind_and_code(
+            kind, code = choice.kind_and_code(
                 self.quantization, *space, self.target_recall, self.settings, sample
             )
         else:
-            code = code_for(self.quantization, kind, *space, self.settings, sample)
+            code = choice.code_for(self.quantization, kind, *space, self.settings, sample)
         same = main is not None and main.kind == kind
         grow = (
             same
@@ -359,7 +327,7 @@ class Index:
         )
 
         def budget(held: int, fresh: int, replaced: int) -> None:
-            check_budget(kind, code, self.dimension, held, fresh, replaced, self.settings)
+            choice.check_budget(kind, code, self.dimension, held, fresh, replaced, self.settings)
 
         if grow and main is not None:
             budget(main.n, rows.size - first, 0)
@@ -377,11 +345,16 @@ class Index:
         except Outgrown:
             budget(0, rows.size, first)
             made = build.anew(rows, n_rows, sequence)
-        if made is not None and auto and kind == "hnsw" and needs_lists(made, self.target_recall):
+        if (
+            made is not None
+            and auto
+            and kind == "hnsw"
+            and choice.needs_lists(made, self.target_recall)
+        ):
             # Cancelled, this gives None too: the next build begins with the graph again.
-            build = build_over("ivf", lists_code(self.storage, code))
+            build = build_over("ivf", choice.lists_code(self.storage, code))
             lists = build.anew(rows, n_rows, sequence)
-            if lists is None or cheaper(lists, made, self.target_recall):
+            if lists is None or choice.cheaper(lists, made, self.target_recall):
                 made = lists
         del build
         give_memory_back()
@@ -450,7 +423,9 @@ class Index:
         try:
             # Only the codes that it is built over are copied; see `makers.graph_among`.
             small = code if code == "float16" else "sq8"
-            check_budget("hnsw", small, self.dimension, 0, wanted.allowed.count, 0, self.settings)
+            choice.check_budget(
+                "hnsw", small, self.dimension, 0, wanted.allowed.count, 0, self.settings
+            )
             graph = build.beside(wanted)
         finally:
             if not cancel.is_set():

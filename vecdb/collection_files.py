@@ -1,0 +1,29 @@
+"""The folder of a collection: which files belong there, and what they take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .core import Core
+from .layout import DATA_FILE, LMDB_LOCK_FILE
+
+
+def sweep_files(core: Core) -> None:
+    """Removes index files that the store does not name: replaced ones, and what a crash left behind."""
+    keep = {DATA_FILE, LMDB_LOCK_FILE}
+    for field in core.all_fields:
+        keep.update(() if field.record is None else field.record.files())
+    for path in core.store.folder.iterdir():
+        if path.name not in keep and not path.is_dir():
+            path.unlink(missing_ok=True)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes that the files of a folder take on disk; sparse parts count nothing."""
+    total = 0
+    for path in folder.iterdir():
+        try:
+            total += path.stat().st_blocks * 512
+        except FileNotFoundError:
+            continue  # an index file may be replaced while we look
+    return total
