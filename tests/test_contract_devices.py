@@ -24,7 +24,7 @@ def devices(monkeypatch):
     """Databases that are opened from now on have two GPUs that never search."""
     made = []
 
-    def opened(options):
+    def opened(options, count):
         made.append(SomeDevices())
         return made[-1]
 
@@ -119,7 +119,7 @@ def test_a_collection_outlives_its_device(name, data_folder, monkeypatch, caplog
     """A collection made for a GPU opens without one, for reading and writing; the CPU answers, and stats,
     explain and one warning in the log say so."""
     with monkeypatch.context() as patch:
-        patch.setattr(database, "open_devices", lambda options: SomeDevices())
+        patch.setattr(database, "open_devices", lambda options, count: SomeDevices())
         with vecdb.open(data_folder) as db:
             docs = db.create_collection(
                 "docs", dimension=2, device="gpu:0,1", vectors={"title": {"dimension": 2}}

@@ -52,7 +52,7 @@ def test_a_worker_killed_in_mid_search() -> None:
         threads = [threading.Thread(target=work, args=(k,)) for k in (1, 1, 2, 3)]
         for thread in threads:
             thread.start()
-        until(lambda: one.stats().queue >= 2)
+        until(lambda: one.stats().queued >= 2)
         started = time.monotonic()
         os.kill(first, signal.SIGKILL)
         for thread in threads:

@@ -93,7 +93,7 @@ def test_stats_say_what_happened(shared: Device) -> None:
     placed = place(shared, y)
     ask(shared, placed, vectors(4))
     now = shared.stats()
-    assert (now.name, now.state, now.queue, now.restarts, now.last_error) == (
+    assert (now.name, now.state, now.queued, now.restarts, now.last_error) == (
         "gpu:0",
         "up",
         0,
@@ -178,7 +178,7 @@ def test_a_deadline_ends_the_wait(slow: Device) -> None:
         ask(slow, placed, vectors(1), end=time.monotonic() + 0.05)
     assert time.monotonic() - started < 0.19
     assert ask(slow, placed, vectors(1), end=time.monotonic() + 60)[1].shape == (1, 3)
-    until(lambda: slow.stats().queue == 0)
+    until(lambda: slow.stats().queued == 0)
 
 
 def test_closing_tells_those_who_wait() -> None:

@@ -185,7 +185,7 @@ def test_the_log_says_what_searches(
 ) -> None:
     """At its start the server logs one line: which devices it found, and which it uses."""
     if there:
-        monkeypatch.setattr(database, "open_devices", lambda options: SomeDevices())
+        monkeypatch.setattr(database, "open_devices", lambda options, count: SomeDevices())
     lines = lines_of("json", lambda _: start(device=setting)).splitlines()
     (line,) = [one for one in map(json.loads, lines) if one["message"] == "devices"]
     assert (line["device"], line["found"], line["used"]) == (setting, found, used)

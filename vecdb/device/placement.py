@@ -252,7 +252,7 @@ class Placements:
         up = self.among(among)
         if not up:
             known = [d.name for d in self.devices if among is None or d.name in among]
-            raise DeviceLost(f"{', '.join(known) or 'no device'} not up", devices=known)
+            raise DeviceLost(f"no device is up of {', '.join(known) or 'none'}", devices=known)
         best = max(up, key=self._room)
         if self._room(best) >= bytes_needed:
             return [_Share(best, 0, rows, bytes_needed)]

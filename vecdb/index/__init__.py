@@ -8,8 +8,8 @@ from .calibrate import Curve
 from .distance import distances
 from .door import device, give_memory_back
 from .figures import IndexFigures
-from .files import IndexRecord
-from .index import Index, with_curve
+from .files import IndexRecord, with_curve
+from .index import Index
 from .main import BuiltIndex
 from .on_device import OnDevice
 from .source import VectorSource

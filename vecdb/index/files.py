@@ -16,7 +16,7 @@ import secrets
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,7 +29,7 @@ from .calibrate import Curve, Point
 from .codes import is_lossy, new_codes, own_code, to_space
 from .distance import Rows
 from .door import CORES, faiss, faiss_metric, flat_over
-from .main import Main, attach, block_of, whole
+from .main import BuiltIndex, Main, attach, block_of, whole
 from .makers import Job
 from .source import READ_ROWS
 
@@ -402,3 +402,8 @@ def _fill(job: Job, look: Any, rows: Rows, high_water: int) -> None:
         thread.join()
     if failure:
         raise failure[0]
+
+
+def with_curve(record: IndexRecord, built: BuiltIndex) -> IndexRecord:
+    """The record of the same files with the curve of `built`."""
+    return replace(record, curve=built.curve)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -361,7 +360,7 @@ class Index:
         return None if made is None else BuiltIndex(made)
 
     def wants_placing(self) -> bool:
-        """Whether vectors are to be copied to a device now; costs as `wants_build`."""
+        """Whether vectors are to be copied to a device now."""
         view, on_device = self._view, self.on_device
         if (
             on_device is None
@@ -435,22 +434,16 @@ class Index:
     def save(self, built: BuiltIndex, folder: Path) -> IndexRecord:
         """Write `built` durably into `folder`; the record belongs into the next commit.
 
-        Until a commit names them the files are litter that may be deleted. StorageFull when the
-        disk is full; nothing is left behind then.
+        Until a commit names them the files are litter. StorageFull leaves nothing behind.
         """
         return files.save(self, built.main, folder)
 
     def load(self, record: IndexRecord, folder: Path) -> BuiltIndex:
         """The saved index of `record`, verified and mapped; Corrupted when it cannot be used.
 
-        The files must stay in place while the result is in use (deleting them is safe on POSIX).
+        Its files may be deleted meanwhile, but not written.
         """
         return BuiltIndex(files.load(self, record, folder))
-
-
-def with_curve(record: IndexRecord, built: BuiltIndex) -> IndexRecord:
-    """The record of the same files with the curve of `built`."""
-    return dataclasses.replace(record, curve=built.curve)
 
 
 def _live_in(main: Main, bits: Bits) -> int:

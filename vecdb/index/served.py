@@ -14,7 +14,7 @@ those of the CPU, but for the rounding of float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -24,14 +24,11 @@ from ..selection import Selection
 from .blocks import FloatBlock
 from .codes import to_space
 from .distance import Floats, Merger, Rows
-from .live import is_set
+from .live import Bits, is_set
 from .plan import wanted_with
 from .source import READ_ROWS, VectorSource, true_keys
 from .tail import Piece, trim
 from .trace import Trace
-
-if TYPE_CHECKING:
-    from .view import View
 
 EXTRA = 8
 """Candidates beyond those wanted, so that a few equal ones at the end do not cost a second search."""
@@ -41,6 +38,27 @@ _ROUND = 4e-6
 """Of the squared lengths that a squared distance is the difference of, computed in float32."""
 LEAST_SHARE = 1 / 64
 """A filter that allows a smaller share of the rows is answered by the host, which compares these rows."""
+
+
+class Seen(Protocol):
+    """What a search here needs of the view that is searched, which knows it too."""
+
+    n_rows: int
+    n_live: int
+    live: Bits
+    source: VectorSource
+    pieces: tuple[Piece, ...]
+
+    def search_tail(
+        self,
+        x: Any,
+        k: int,
+        allowed: Selection | None,
+        merger: Merger,
+        trace: Trace | None,
+        pieces: tuple[Piece, ...],
+    ) -> None:
+        """Adds the nearest of these pieces to `merger`."""
 
 
 class Served:
@@ -99,7 +117,7 @@ class Served:
 
     def answer(
         self,
-        view: View,
+        view: Seen,
         x: Floats,
         k: int,
         allowed: Selection | None,
@@ -121,7 +139,7 @@ class Served:
 
     def search(
         self,
-        view: View,
+        view: Seen,
         x: Floats,
         k: int,
         allowed: Selection | None,
@@ -179,7 +197,7 @@ class Served:
 
     def _allowed_first(
         self,
-        view: View,
+        view: Seen,
         x: Floats,
         scores: Floats,
         positions: Rows,
