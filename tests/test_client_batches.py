@@ -198,7 +198,7 @@ def test_examples_that_are_no_vectors() -> None:
 
 def created(vectors: Any) -> pb.Collection:
     call = calls.create_collection(
-        "docs", 3, "cosine", "float32", "auto", 0.95, None, "", "auto", vectors, False
+        "docs", 3, "cosine", "float32", "auto", 0.95, None, "", "auto", vectors, False, "auto"
     )
     collection: pb.Collection = call.request.collection
     return collection
