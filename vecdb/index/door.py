@@ -86,7 +86,7 @@ def faiss_metric(metric: str) -> int:
 
 
 def device() -> str:
-    """What serves searches: "cpu". No GPU index is built by this version, whatever the wheel."""
+    """What searches where no device does: "cpu"."""
     return "cpu"
 
 
