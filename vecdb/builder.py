@@ -172,7 +172,7 @@ class Builder:
         core.check_open()
         jobs = [job for job in self._of(core) if job.task not in ("compact", "purge")]
         for job in jobs:
-            task = _SIDE if job.task == _SIDE else "build"
+            task = job.task if job.task in (_SIDE, _PLACE) else "build"
             self._failed[id(core), task, job.number] = time.monotonic()
             job.stopped = Cancelled("the build was cancelled")
         _stop(jobs)

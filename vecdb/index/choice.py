@@ -105,12 +105,16 @@ that: walks end in a wrong cluster, since links from one to another are few. 1,0
 recall@10 of 0.78 at efSearch 64, 0.94 at 512, 0.95 at 1,024, whatever the codes."""
 
 
-def needs_lists(graph: Main, target_recall: float) -> bool:
-    """Whether lists may serve better than this graph, which kind `auto` has made."""
+def needs_lists(graph: Main, target_recall: float, before: Main | None) -> bool:
+    """Whether lists may serve better than this graph, which kind `auto` has made; `before` is the one that it
+    has grown from. What was compared with lists and kept is not compared again while it reaches the target."""
     if target_recall >= 1.0 or not graph.curve.points or graph.code == "binary":
         return False
     setting = graph.setting(target_recall, SMALL_K)
-    return setting is None or setting >= LONG_WALK
+    if setting is None or setting < LONG_WALK or before is None:
+        return setting is None or setting >= LONG_WALK
+    earlier = before.setting(target_recall, SMALL_K)
+    return earlier is None or earlier < LONG_WALK
 
 
 def lists_code(storage: str, graph_code: str) -> str:

@@ -344,16 +344,14 @@ class Index:
         except Outgrown:
             budget(0, rows.size, first)
             made = build.anew(rows, n_rows, sequence)
-        if (
-            made is not None
-            and auto
-            and kind == "hnsw"
-            and choice.needs_lists(made, self.target_recall)
-        ):
+        recall, before = self.target_recall, main if grow else None
+        if auto and kind == "hnsw" and made and choice.needs_lists(made, recall, before):
             # Cancelled, this gives None too: the next build begins with the graph again.
-            build = build_over("ivf", choice.lists_code(self.storage, code))
+            other = choice.lists_code(self.storage, code)
+            choice.check_budget("ivf", other, self.dimension, 0, rows.size, 0, self.settings)
+            build = build_over("ivf", other)
             lists = build.anew(rows, n_rows, sequence)
-            if lists is None or choice.cheaper(lists, made, self.target_recall):
+            if lists is None or choice.cheaper(lists, made, recall):
                 made = lists
         del build
         give_memory_back()

@@ -23,7 +23,7 @@ from ..errors import DeviceFull, DeviceLost
 from ..selection import Selection
 from .blocks import FloatBlock
 from .codes import to_space
-from .distance import Floats, Merger, Rows
+from .distance import Floats, Merger, Rows, padded
 from .live import Bits, is_set
 from .plan import wanted_with
 from .source import READ_ROWS, VectorSource, true_keys
@@ -223,9 +223,7 @@ class Served:
         keys = np.take_along_axis(keys, order, axis=1)
         rows = np.take_along_axis(rows, order, axis=1)
         if keys.shape[1] < k:
-            missing = k - keys.shape[1]
-            keys = np.pad(keys, ((0, 0), (0, missing)), constant_values=np.inf)
-            rows = np.pad(rows, ((0, 0), (0, missing)), constant_values=-1)
+            keys, rows = padded(keys, k, np.inf), padded(rows, k, -1)
         sure = rows[:, k - 1] >= 0
         if self.code == "float16":
             sure &= keys[:, k - 1] <= self._at_least(x, last)
