@@ -53,6 +53,9 @@ class StoredVectors:
 
     def rows(self, rows: Rows) -> NDArray[Any]:
         """Vectors of any rows in stored dtype, in their order."""
+        known = self.store.known_vectors(rows, self.number)
+        if known is not None:
+            return known
         with self.store.read() as reader:
             return reader.vectors(rows, self.number)
 

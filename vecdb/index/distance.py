@@ -50,7 +50,8 @@ def unit(vectors: NDArray[np.floating]) -> Floats:
 def lengths(vectors: Floats) -> Floats | None:
     """Euclidean lengths (n,) of float32 vectors; None when one of them needs scaling first, or is zero."""
     squares = np.einsum("nd,nd->n", vectors, vectors)
-    if not ((squares > _SMALL_SQUARE) & (squares < _LARGE_SQUARE)).all():
+    # Two calls instead of four; NaN and infinity fail the second.
+    if len(squares) and not (squares.min() > _SMALL_SQUARE and squares.max() < _LARGE_SQUARE):
         return None
     known: Floats = np.sqrt(squares)
     return known

@@ -139,9 +139,12 @@ class Main:
         return self._find(queries, k, setting)
 
     def nearest(self, query: Any, k: int, setting: int) -> tuple[Floats, Rows] | None:
-        """`search` of a graph for one query (1, d), as FAISS's scores and positions (1, k); None when
-        it found fewer than k."""
-        if self._refined is None:
+        """`search` of a graph or lists for one query (1, d), as FAISS's scores and positions (1, k); None
+        when it found fewer than k."""
+        if self.kind == "ivf":
+            params = _probe(min(setting, int(self.index.nlist)))
+            scores, positions = search_one(self.index, query, k, params)
+        elif self._refined is None:
             scores, positions = search_one(self.index, query, k, _walk(max(setting, k)))
         else:
             params = _refine(*_widened(k, setting, self.n))

@@ -1,4 +1,4 @@
-"""One query to a graph: the commonest search, with nothing around the walk that a single query notices.
+"""One query to a graph or lists: the commonest search, with nothing around the walk that a single query notices.
 
 A walk takes 60 to 200 us; every call of numpy around it costs one or two, on caches that the walk has
 filled with vectors.
@@ -51,8 +51,8 @@ def nearest(
     if main.lossy:
         near = to_distances(true_keys(x, source, rows, metric), metric)
         order = np.lexsort((rows[0], near[0]))[:k]
-        return near[:, order], rows[:, order], "graph"
-    return *_in_order(found[0] if metric == "l2" else 1.0 - found[0], rows), "graph"
+        return near[:, order], rows[:, order], plan.walk_name(main)
+    return *_in_order(found[0] if metric == "l2" else 1.0 - found[0], rows), plan.walk_name(main)
 
 
 def nearest_allowed(

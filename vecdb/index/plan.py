@@ -96,6 +96,11 @@ def plain_walk(main: Main, target_recall: float, k: int) -> int | None:
     return setting
 
 
+def walk_name(main: Main) -> str:
+    """The plan of a search that only walks, with nothing to sift."""
+    return "graph" if main.kind == "hnsw" else "lists"
+
+
 def widest(count: int) -> float:
     """The walk in a graph that costs as much as comparing `count` rows picked out by a filter."""
     return FAR_COST_A_ROW * count / GRAPH_COST_A_CANDIDATE
@@ -133,11 +138,13 @@ def search_main(
     trace: Trace | None,
     check: Callable[[], None] = lambda: None,
     asked: Asked | None = None,
+    answers: int | None = None,
 ) -> tuple[Floats, Rows, bool, str]:
     """Keys by code and row numbers (q, <= k), whether all are exact by code, and the plan's name.
 
     `allowed` None: all positions; else at least one is allowed. `target_recall` None asks for answers
-    that are exact by code. `asked` says which filter it is that allows, where it may be asked again.
+    that are exact by code. Without a filter recall is wanted of `answers` of the k, where that is given: the
+    others are there to be ranked again. `asked` says which filter it is that allows, where it may be asked again.
 
     With a filter the walk ignores it and fetches more: k allowed rows found among the k' nearest are
     the k nearest allowed ones, whatever the filter has to do with the vectors. Queries that find
@@ -148,7 +155,8 @@ def search_main(
     """
     count = main.n if allowed is None else allowed.count
     k = min(k, count)
-    want, setting, cost = walk_for(main, k, count, target_recall, k)
+    sure = k if answers is None or allowed is not None else min(answers, k)
+    want, setting, cost = walk_for(main, k, count, target_recall, sure)
     limit = exact_cost(main, allowed)
     if asked is None or allowed is None or target_recall is None:
         return _searched(main, queries, k, allowed, want, setting, cost, limit, trace, check)
@@ -194,7 +202,7 @@ def _searched(
         _note(trace, "codes", main, 0, k, 0)
         return keys, _rows(main, positions), False, "codes"
     walked = main if beside is None else beside
-    plan = "graph" if main.kind == "hnsw" else "lists"
+    plan = walk_name(main)
     if allowed is None or count == walked.n:
         plan = plan if beside is None else SIDE
         keys, positions = walked.search(queries, k, setting)

@@ -89,8 +89,8 @@ class View:
         self.sides = sides
         self.served = served
         self._fews: dict[int, tuple[Selection, Few, Rows]] = {}
-        self._graph_only = (
-            main is not None and main.kind == "hnsw" and main.code != "binary" and not pieces
+        self._walk_only = (
+            main is not None and main.kind != "flat" and main.code != "binary" and not pieces
         )
 
     @property
@@ -142,7 +142,7 @@ class View:
         if exact or (target is not None and target >= 1.0):
             target = None
         main = self.main
-        simple = target if self._graph_only and trace is None and len(x) == 1 else None
+        simple = target if self._walk_only and trace is None and len(x) == 1 else None
         if simple is not None and allowed is None:
             found = self._one(x, k, simple, None)
             if found is not None:
@@ -178,13 +178,13 @@ class View:
         return Found(*merger.result(len(x), self.metric), all_exact and not self.lossy_tail, name)
 
     def _one(self, x: Floats, k: int, target: float, allowed: Selection | None) -> Found | None:
-        """One query to a graph and nothing beside it; None where it is not as simple as that."""
+        """One query to a graph or lists and nothing beside it; None where it is not as simple as that."""
         main = self.main
         assert main is not None
         inside = self._allowed_in_main(allowed)
         if inside is None or inside.count == main.n:
             found = one.nearest(main, x, k, target, self.source, self.metric)
-        elif main.lossy:
+        elif main.lossy or main.kind != "hnsw":
             return None
         else:
             asked = self._asked(allowed, k)
@@ -280,7 +280,8 @@ class View:
             merger.add(keys, rows)
             return exact, name
         width = plan.ranked_again(main, k, inside, asked)
-        coded, rows, _, name = plan.search_main(main, x, width, inside, target, trace, check, asked)
+        found = plan.search_main(main, x, width, inside, target, trace, check, asked, k)
+        coded, rows, name = found[0], found[1], found[3]
         if inside is None:
             merger.add(self._ranked_again(x, rows, trace), rows)
             return False, name

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from numpy.typing import NDArray
+
 from ..errors import FormatMismatch
 from ..layout import (
     COLLECTION_FORMAT,
@@ -104,6 +106,17 @@ class CollectionStore:
             self._look_for_tables()
         with self._env.read() as transaction:
             yield Reader(self._env, transaction, self._shape, self._fresh, self._mapped)
+
+    def known_vectors(self, rows: Rows, field: int = DEFAULT_FIELD) -> NDArray[Any] | None:
+        """Vectors (n, width) of rows (int64, not negative) in their order, where it is known where all of
+        them lie; else None. Saves the transaction: 10 us for 16 rows of 384 float32, `read` takes 30."""
+        if not self._mapped:
+            return None
+        self._env.hold()
+        try:
+            return self._mapped[field].known(rows)
+        finally:
+            self._env.let_go()
 
     def _forget_blocks(self, transaction_id: int = 0) -> None:
         for blocks in self._mapped:

@@ -152,6 +152,14 @@ class Environment:
             finally:
                 self._leave()
 
+    def hold(self) -> None:
+        """Keeps the map where it is until `let_go`, which must follow from the same thread, without a
+        transaction: pages may be reused meanwhile. A tenth of what a transaction costs."""
+        self._enter()
+
+    def let_go(self) -> None:
+        self._leave()
+
     def _begin(self) -> Any:
         while True:
             if self.read_only and not getattr(self._mine, "depth", 0):
