@@ -104,7 +104,9 @@ class MappedBlocks:
         numbers = np.unique(rows >> self._bits)
         starts = self._known[0]
         held = np.minimum(numbers, max(len(starts) - 1, 0))
-        fresh = numbers if not len(starts) else numbers[(held < numbers) | (starts[held] == _UNKNOWN)]
+        fresh = (
+            numbers if not len(starts) else numbers[(held < numbers) | (starts[held] == _UNKNOWN)]
+        )
         if fresh.size:
             self._learn(fresh, transaction_id, locate)
         starts = self._known[0]
@@ -133,7 +135,12 @@ class MappedBlocks:
             if seen != self._forgotten or transaction_id < self._least or not blocks:
                 return
             low, high = min(addresses), max(addresses) + size
-            if not self._low or low < self._low or high > self._high or blocks[-1] >= len(self._known[0]):
+            if (
+                not self._low
+                or low < self._low
+                or high > self._high
+                or blocks[-1] >= len(self._known[0])
+            ):
                 self._reach(blocks[-1], min(low, self._low or low), max(high, self._high))
             # Within the bounds of those who read meanwhile: they see the block, or that it is not known.
             self._known[0][blocks] = (np.array(addresses) - self._low) // self._step
