@@ -74,6 +74,12 @@ class Worker:
         self._systems[name].ready()
         return time.perf_counter() - started_s
 
+    def finish(self, name: str) -> float:
+        """Seconds until vecdb had nothing left to build."""
+        started_s = time.perf_counter()
+        self._systems[name].finish()
+        return time.perf_counter() - started_s
+
     def save(self, name: str) -> None:
         self._systems[name].save()
 

@@ -233,9 +233,9 @@ def test_records_of_other_versions_are_told(tmp_path):
     """A record of a later format, or with fields that are missing or unknown, is Corrupted."""
     _, _, record = saved(tmp_path)
     fields = json.loads(record.to_json())
-    assert fields["format"] == 3
-    with pytest.raises(Corrupted, match="format 4, this version reads up to 3"):
-        IndexRecord.from_json(json.dumps({**fields, "format": 4}).encode())
+    assert fields["format"] == 4
+    with pytest.raises(Corrupted, match="format 5, this version reads up to 4"):
+        IndexRecord.from_json(json.dumps({**fields, "format": 5}).encode())
     for other in (0, None, "3", [3]):
         with pytest.raises(Corrupted, match="record"):
             IndexRecord.from_json(json.dumps({**fields, "format": other}).encode())
@@ -312,7 +312,7 @@ def test_an_index_of_the_first_format_still_loads(kind, metric, storage, tmp_pat
     again.publish(2)
     grown = build(again)
     assert grown.rows == 2_500
-    assert IndexRecord.from_json(again.save(grown, tmp_path).to_json()).format == 3
+    assert IndexRecord.from_json(again.save(grown, tmp_path).to_json()).format == 4
     again.install(grown)
     check_index(again, rows, np.ones(2_500, np.bool_))
 

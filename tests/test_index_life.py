@@ -23,10 +23,8 @@ from index_rows import (
 )
 
 from vecdb.errors import LimitExceeded
-from vecdb.index import choice
 from vecdb.index import index as index_module
 from vecdb.index.blocks import FloatBlock
-from vecdb.index.calibrate import Curve, Point
 
 SEED = 20_261_126
 KINDS = [
@@ -138,93 +136,6 @@ def test_a_build_beyond_its_budget_is_refused(kind, metric, storage, quantizatio
     assert index.view is view
     assert rows.reads == []
     check_index(index, rows, np.ones(3_000, np.bool_))
-
-
-@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
-@pytest.mark.parametrize("storage", ["float32", "float16", "int8", "binary"])
-def test_auto_quantization_stays_below_the_memory_limit(kind, storage):
-    """`auto` takes the first code whose index fits index_memory_bytes; stored integers stay as they are."""
-    if (kind, storage) == ("ivf", "binary"):
-        pytest.skip("bits are searched by graphs only")
-    rows = Rows(2_000, storage=storage, dimension=64)
-    metric = "hamming" if storage == "binary" else "l2"
-    seen = []
-    for limit in (0, 1 << 40, 700_000, 600_000, 450_000, 1):
-        index = filled(rows, kind, metric, index_memory_bytes=limit)
-        built = build(index)
-        index.install(built)
-        seen.append(index.stats().quantization)
-        predicted = choice.index_bytes(kind, built.main.code, 64, 2_000)
-        assert built.main.nbytes == pytest.approx(predicted, rel=0.1)
-        if limit > 1 and storage.startswith("float"):
-            assert limit == 0 or predicted <= limit
-        check_index(index, rows, np.ones(2_000, np.bool_))
-    if storage in ("int8", "binary"):
-        assert seen == ["none"] * 6
-        return
-    assert seen[0] == seen[1] == "none"
-    every = choice.LISTS_ORDER if kind == "ivf" else choice.ORDER
-    order = [every.index(one) for one in seen]
-    assert order == sorted(order)
-    assert seen[-1] == every[-1]
-    assert len(set(seen)) >= (3 if storage == "float32" and kind == "hnsw" else 2)
-
-
-@pytest.mark.parametrize(
-    ("target", "limit", "expected"),
-    [
-        (0.95, 1 << 40, ("hnsw", "none")),
-        (0.95, 400_000, ("hnsw", "sq4")),
-        (0.99, 400_000, ("ivf", "pq4")),
-        (0.95, 250_000, ("ivf", "pq4")),
-        (0.95, 1, ("ivf", "pq4")),
-    ],
-)
-def test_auto_goes_over_to_lists_where_no_graph_fits(target, limit, expected):
-    """Kind auto makes lists of pq4 below the memory that a graph takes, and where sq4 is too coarse."""
-    rows = Rows(2_000, dimension=64)
-    index = make_index(
-        rows, "auto", target_recall=target, index_memory_bytes=limit, exact_max_scalars=0
-    )
-    index.append(rows.vectors)
-    index.publish(1)
-    index.install(build(index))
-    assert (index.stats().kind, index.stats().quantization) == expected
-    assert build(index) is None, "nothing has changed"
-    check_index(index, rows, np.ones(2_000, np.bool_))
-
-
-@pytest.mark.parametrize(
-    ("storage", "code"),
-    [("float32", "sq8"), ("float16", "sq8"), ("int8", "none"), ("binary", "none")],
-)
-@pytest.mark.parametrize("better", [True, False])
-def test_auto_goes_over_to_lists_where_a_graph_walks_too_long(storage, code, better, monkeypatch):
-    """Lists are made beside such a graph, what needs less work stays, and lists go on to grow."""
-    monkeypatch.setattr(choice, "LONG_WALK", 1)
-    monkeypatch.setattr(choice, "cheaper", lambda *_: better)
-    rows = Rows(3_000, storage=storage)
-    metric = "hamming" if storage == "binary" else "l2"
-    index = make_index(rows, "auto", metric, exact_max_scalars=0)
-    lists = better and storage != "binary"
-    for step, stop in enumerate((2_000, 3_000), 1):
-        index.append(rows.vectors[len(index.view.live_mask()) : stop])
-        index.publish(step)
-        index.install(build(index))
-        expected = ("ivf", code) if lists else ("hnsw", "none")
-        assert (index.stats().kind, index.stats().quantization) == expected
-        check_index(index, rows, np.ones(stop, np.bool_))
-        assert build(index) is None
-
-
-def test_a_graph_that_never_reaches_its_target_gives_way_to_lists():
-    """By what was measured: a curve without the target costs more than any other."""
-    point = Point(16, 0.5, 0.4, 0.5, 0.4, 10.0)
-    short = Curve((point,), 1_000, 100)
-    assert short.cost_us(short.setting(0.95, 10)) == np.inf
-    good = Curve((point, Point(64, 0.99, 0.98, 0.99, 0.98, 30.0)), 1_000, 100)
-    assert 10.0 < good.cost_us(good.setting(0.95, 10)) < 30.0
-    assert good.cost_us(64) == 30.0
 
 
 @pytest.mark.parametrize("quantization", ["none", "sq8", "pq4"])

@@ -17,7 +17,7 @@ from .collection_files import folder_bytes, sweep_files
 from .core import Core
 from .errors import Cancelled, Closed, DeadlineExceeded, Internal, ReadOnly, VecdbError
 from .field import Field
-from .index import give_memory_back, with_curve
+from .index import give_memory_back, of_same_files
 from .types import CompactResult
 
 log = logging.getLogger("vecdb")
@@ -131,7 +131,7 @@ class Builder:
                 if not wait:
                     break
                 _wait(job, end, timeout_s)
-                if job.covered >= target:
+                if job.covered >= target and not core.numbered(number).index.unfinished():
                     break
 
     def recalibrate(self, core: Core, number: int, queries: NDArray[Any]) -> None:
@@ -335,14 +335,19 @@ def _build(job: _Job, *, anew: bool = False) -> bool:
     core.check_open()
     started = time.monotonic()
     field = core.numbered(job.number)
-    covered = field.index.view.n_rows
+    n_rows = field.index.view.n_rows
     built = field.index.build(cancel=job.cancel, progress=job.report, anew=anew)
     if job.cancel.is_set():
         return False
-    job.covered = covered
+    job.covered = n_rows if built is None else built.high_water
     if built is None:
         return False
-    core.install(job.number, built, field.index.save(built, core.store.folder))
+    held = field.record if field.index.holds(built) else None
+    if held is None:
+        record = field.index.save(built, core.store.folder)
+    else:
+        record = of_same_files(held, built)
+    core.install(job.number, built, record)
     sweep_files(core)
     # The tail that the index covers now is free, unless a view of it is still searched.
     give_memory_back()
@@ -363,7 +368,7 @@ def _recalibrate(job: _Job) -> None:
     assert job.queries is not None
     built = field.index.recalibrate(job.queries, cancel=job.cancel, progress=job.report)
     if built is not None and record is not None:
-        core.install(job.number, built, with_curve(record, built))
+        core.install(job.number, built, of_same_files(record, built))
 
 
 def _side(job: _Job) -> None:

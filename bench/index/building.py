@@ -49,7 +49,7 @@ class Asking:
 
         def build() -> None:
             try:
-                self._system.ready()
+                self._system.finish()
             except BaseException as error:
                 failed.append(error)
             finally:

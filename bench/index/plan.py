@@ -73,7 +73,8 @@ class Plan:
         """Fills a collection while its process is watched from outside.
 
         `bare`: its memory after imports. `peak`: highest while inserting and while building. `rest`: a second
-        after the build, in the same process. `ready_s`: from the first insert to all indexed at target.
+        after the build, in the same process. `ready_s`: from the first insert to all indexed at target, and
+        `finished_s` to nothing being left to build.
         """
         options = {"index": index, "quantization": quantization}
         name = f"{index}/{quantization}"
@@ -85,6 +86,7 @@ class Plan:
                 filled = child.call("fill", name)
             with Sampler(child.pid) as building:
                 build_s = child.call("ready", name)
+                finished_s = build_s + child.call("finish", name)
             child.call("settle")
             rest = settled(child.pid, self.settle_s)
             stats = child.call("stats", name)
@@ -93,6 +95,7 @@ class Plan:
             "insert_s": filled["insert_s"],
             "build_wait_s": build_s,
             "ready_s": filled["wall_s"] + build_s,
+            "finished_s": filled["wall_s"] + finished_s,
             "bare": bare,
             "peak_inserting": inserting.peak,
             "peak_building": building.peak,
@@ -101,7 +104,8 @@ class Plan:
         }
         self.say(
             f"  {name}: {stats['kind']}/{stats['quantization']}, inserted in"
-            f" {figures['insert_s']:.1f} s, indexed after {figures['ready_s']:.1f} s"
+            f" {figures['insert_s']:.1f} s, indexed after {figures['ready_s']:.1f} s, done after"
+            f" {figures['finished_s']:.1f} s"
         )
         return Made(folder, stats["kind"], stats["quantization"], figures)
 

@@ -1,9 +1,9 @@
-"""Recall and rate of vecdb beside raw FAISS with the same kind of graph, by one thread and by all cores.
+"""Recall and rate of vecdb beside raw FAISS with the same kind of index, by one thread and by all cores.
 
 All are open in one process and take turns, setting by setting, in every round. vecdb is asked with
-`target_recall`, FAISS with efSearch; they are compared at the recall that vecdb measurably has (FAISS's rate
+`target_recall`, FAISS with efSearch or nprobe; they are compared at the recall that vecdb measurably has (FAISS's rate
 between the two nearest points of its curve). FAISS alone has two indexes: the very index that vecdb saved, where
-they are also compared at the efSearch that vecdb says it took, and one over float32 as users build it.
+they are also compared at the setting that vecdb says it took, and one as users build it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _OWN = peers.VECDB.name
 
 def run(plan: Plan) -> dict[str, Any]:
     made = plan.served()
-    raws = {peers.RAW: plan.raw(peers.RAW)["folder"], peers.SAVED: made.folder}
+    built = peers.RAW_LISTS if made.kind == "ivf" else peers.RAW
+    raws = {built: plan.raw(built)["folder"], peers.SAVED: made.folder}
     cores = len(os.sched_getaffinity(0))
     found: dict[str, Any] = {
         "index": f"{made.kind}/{made.quantization}",
@@ -45,7 +46,7 @@ def run(plan: Plan) -> dict[str, Any]:
                 callers = 1 if one_core or batched else cores
                 case = f"{threads}, {shape}" + ("" if callers == 1 else f", {callers} callers")
                 plan.say(f"  {case}")
-                found["cases"][case] = _case(plan, child, batched, callers, found["same"])
+                found["cases"][case] = _case(plan, child, batched, callers, list(raws))
     panels = {
         f"{plan.source.name}, {case}": {_OWN: one["vecdb"], **one["raw"]}
         for case, one in found["cases"].items()
@@ -54,7 +55,10 @@ def run(plan: Plan) -> dict[str, Any]:
     return found
 
 
-def _case(plan: Plan, child: Child, batched: bool, callers: int, same: str) -> dict[str, Any]:
+def _case(
+    plan: Plan, child: Child, batched: bool, callers: int, raws: list[peers.Peer]
+) -> dict[str, Any]:
+    same = peers.SAVED.name
     truth = plan.source.truth(K)
 
     def recall(name: str, setting: float) -> float:
@@ -65,7 +69,7 @@ def _case(plan: Plan, child: Child, batched: bool, callers: int, same: str) -> d
     took = {one["setting"] for one in explained.values() if one.get("setting")}
     reached = {(_OWN, target): recall(_OWN, target) for target in TARGETS}
     turns: list[tuple[str, float]] = []
-    for peer in (peers.RAW, peers.SAVED):
+    for peer in raws:
         wanted = took if peer.name == same else set()
         for ef in sorted({*_EFS, *wanted}):
             known = reached[peer.name, ef] = recall(peer.name, ef)
@@ -111,7 +115,8 @@ def page(found: dict[str, Any]) -> list[str]:
         f"## Speed beside raw FAISS\n\nvecdb with {found['index']}, ids only, and FAISS alone in the same"
         f" process, in turns. {peers.SAVED.name}: the same links, the same codes and the same vectors, read from"
         f" vecdb's files; {peers.REFINED} candidates an answer are ranked again by float32 in memory."
-        f" {peers.RAW.name}: a graph built and walked over float32. Ratios are of vecdb's rate to that of FAISS"
+        f" {peers.RAW.name}: a graph built and walked over float32; {peers.RAW_LISTS.name}: lists that FAISS"
+        " has trained itself. Ratios are of vecdb's rate to that of FAISS"
         " at the recall that vecdb reached. Times are of a call.\n"
     ]
     for case, one in found["cases"].items():
@@ -120,8 +125,8 @@ def page(found: dict[str, Any]) -> list[str]:
             if point["setting"] in SHOWN:
                 rows += _lines(point, one["raw"], found["same"])
         header = (
-            f"{case}: target", "system", "recall@10", "queries/s", "p50 / p99", "vecdb to it", "efSearch",
-            "at that efSearch",
+            f"{case}: target", "system", "recall@10", "queries/s", "p50 / p99", "vecdb to it", "setting",
+            "at that setting",
         )  # fmt: skip
         parts.append(table(header, rows))
     return parts + picture(found["plot"])

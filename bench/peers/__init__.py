@@ -38,7 +38,7 @@ class System(Protocol):
         """Rows from `start` on, acknowledged when it returns."""
 
     def ready(self) -> None:
-        """Returns when all rows are indexed."""
+        """Returns when all rows are indexed, at the recall that was asked for."""
 
     def prepare(self, queries: Vectors) -> Sequence[Any]:
         """Queries in the form that `query` takes fastest; not timed."""
@@ -70,11 +70,19 @@ class Peer:
 VECDB = Peer("vecdb", "engine")
 RAW = Peer(f"FAISS HNSW M={M} efC={EF_CONSTRUCTION} float32", "raw")
 RAW_SQ8 = Peer(f"FAISS HNSW M={M} efC={EF_CONSTRUCTION} SQ8, refined in float32", "raw_sq8")
+RAW_LISTS = Peer("FAISS IVF SQ8, refined in float32", "raw_lists")
 RAWS = (RAW, RAW_SQ8)
 SAVED = Peer("FAISS, the index that vecdb saved", "saved")
 SAME = {"none": RAW_SQ8, "sq8": RAW_SQ8}
 """By the quantization of vecdb's index: what is the same kind of index. A graph over float32 is walked over
 SQ8 codes too, where these are fine and vectors have 64 dimensions or more."""
+
+
+def same_kind(kind: str, quantization: str) -> Peer:
+    """FAISS alone with an index of the kind that vecdb serves."""
+    return RAW_LISTS if kind == "ivf" else SAME.get(quantization, RAW)
+
+
 PEERS = (
     VECDB,
     RAW,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ..datasets import Vectors
 from ..sources import Condition, Part, Source
 
 NAME = "bench"
+_LOOK_S = 0.02
 TARGETS = (
     0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.975, 0.98, 0.985, 0.9875, 0.99,
     0.9925, 0.995, 0.999,
@@ -49,6 +51,22 @@ class System:
         )
 
     def ready(self) -> None:
+        self.collection.build_index(wait=False)
+        while not self._at_target() and self.stats().index.building:
+            time.sleep(_LOOK_S)
+        if not self._at_target():
+            self.finish()  # compared one by one, or the build has failed, which is raised here
+
+    def _at_target(self) -> bool:
+        stats = self.stats()
+        index = stats.index
+        return bool(
+            index.indexed_rows - index.dead_rows >= stats.count
+            and index.measured_recall >= index.target_recall
+        )
+
+    def finish(self) -> None:
+        """Returns when nothing is left to be built: lists may serve while a graph is made."""
         self.collection.build_index(wait=True, timeout_s=86_400)
 
     def prepare(self, queries: Vectors) -> Sequence[Any]:

@@ -45,10 +45,13 @@ class System(raw.System):
             self._index.train(self._sample())
         super().insert(start, part)
 
+    def _sample_rows(self) -> int:
+        return _SAMPLE_ROWS
+
     def _sample(self) -> Any:
         """Slices spread over all rows: their order may mean something."""
         rows = self._source.rows
-        count = max(1, min(rows, _SAMPLE_ROWS) // _SLICE_ROWS)
+        count = max(1, min(rows, self._sample_rows()) // _SLICE_ROWS)
         starts = np.linspace(0, max(rows - _SLICE_ROWS, 0), count).astype(np.int64).tolist()
         return np.concatenate(
             [self._source.vectors(start, min(start + _SLICE_ROWS, rows)) for start in starts]

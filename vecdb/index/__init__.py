@@ -8,7 +8,7 @@ from .calibrate import Curve
 from .distance import distances
 from .door import device, give_memory_back
 from .figures import IndexFigures
-from .files import IndexRecord, with_curve
+from .files import IndexRecord, of_same_files
 from .index import Index
 from .main import BuiltIndex
 from .on_device import OnDevice
@@ -30,5 +30,5 @@ __all__ = [
     "device",
     "distances",
     "give_memory_back",
-    "with_curve",
+    "of_same_files",
 ]

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import numpy as np
+
 from ..errors import LimitExceeded
+from . import one
 from .build import build_bytes
 from .calibrate import SMALL_K
 from .codes import code_bytes, code_of, guide_bytes, is_fine
 from .distance import Floats
 from .main import GRAPH_BYTES_A_ROW, Main
+from .makers import Job
+from .source import exact_space
 
 ORDER = ("none", "float16", "sq8", "sq4")
 """From dearest to cheapest in memory; the first that fits is taken."""
@@ -125,10 +133,52 @@ def lists_code(storage: str, graph_code: str) -> str:
     return "pq4" if graph_code == "sq4" else "sq8"
 
 
-def cheaper(lists: Main, graph: Main, target_recall: float) -> bool:
-    """Whether lists reach the target with less work, as measured while both were calibrated."""
-    costs = [main.curve.cost_us(main.setting(target_recall, SMALL_K)) for main in (lists, graph)]
-    return costs[0] <= costs[1]
+_LISTS_FIRST_ROWS, _LISTS_FIRST_GROWTH = 200_000, 4
+"""Fresh rows, and as a multiple of those there are, from which lists serve until the graph is made: it would take
+a minute or more, in which every query compares them all."""
+_TIMED = 64
+_SMALL_GRAPH = 10_000
+"""Rows from which a graph tells what a larger one will take."""
+
+
+def goes_through_lists(graph_code: str, held: int, rows: int, target_recall: float) -> bool:
+    """Whether lists of all `rows` are to serve while a graph is made of them; an index has `held` of them."""
+    fresh = rows - held
+    many = fresh >= max(_LISTS_FIRST_ROWS, _LISTS_FIRST_GROWTH * held)
+    return many and graph_code != "binary" and target_recall < 1.0
+
+
+def cheaper(lists: Main, graph: Main, job: Job) -> bool:
+    """Whether single queries take lists no longer than a graph; a target that is not reached takes for ever."""
+    return single_us(lists, job) <= single_us(graph, job)
+
+
+def keep_up(lists: Main, before: Main | None, job: Job) -> bool:
+    """Whether lists answer as fast as a graph of their rows would, by what the graph `before` of fewer rows
+    takes: its time grows with the logarithm of the rows."""
+    if before is None or before.kind != "hnsw" or before.n < _SMALL_GRAPH:
+        return False
+    grown = math.log(lists.n) / math.log(before.n)
+    return single_us(lists, job) <= grown * single_us(before, job)
+
+
+def single_us(main: Main, job: Job) -> float:
+    """What a single query takes at the target recall, ranking by stored vectors included: the median of 64,
+    each the better of two times, so that what is read for the first time does not count. Infinite where
+    the target is not reached."""
+    at = np.linspace(0, main.n - 1, _TIMED).astype(np.int64)
+    queries = exact_space(job.source.rows(main.rows[at]), job.metric)
+    took: list[float] = []
+    for query in queries[:, None]:
+        best_s = math.inf
+        for _ in range(2):
+            started = time.perf_counter()
+            found = one.nearest(main, query, SMALL_K, job.target_recall, job.source, job.metric)
+            best_s = min(best_s, time.perf_counter() - started)
+        if found is None:
+            return math.inf
+        took.append(best_s)
+    return 1e6 * median(took)
 
 
 def memory_limit(settings: Mapping[str, Any]) -> int:

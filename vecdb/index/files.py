@@ -37,9 +37,9 @@ _CLASSES = {"hnsw": faiss.IndexHNSW, "ivf": faiss.IndexIVF, "flat": faiss.IndexS
 
 _FORM, _PART_BYTES = "sha256/16M:", 16 << 20
 
-FORMAT = 3
-"""Version of the record and of the files it names. Version 1 knew no codes but those of the storage, and
-version 2 no graph over float32 that is walked over codes."""
+FORMAT = 4
+"""Version of the record and of the files it names. Version 1 knew no codes but those of the storage,
+version 2 no graph over float32 that is walked over codes, and version 3 no provisional lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,7 @@ class IndexRecord:
     error: float = 0.0
     sequence: int = 0
     built_at_s: float = 0.0
+    provisional: bool = False
     format: int = FORMAT
 
     def files(self) -> list[str]:
@@ -96,7 +97,7 @@ class IndexRecord:
         """The record in `data`; Corrupted when it is not one of a known format."""
         try:
             fields: dict[str, Any] = json.loads(data)
-            if fields["format"] not in (1, 2, FORMAT):
+            if fields["format"] not in (1, 2, 3, FORMAT):
                 raise Corrupted(
                     f"the index record has format {fields['format']!r}, this version reads up to {FORMAT}"
                 )
@@ -164,6 +165,7 @@ def save(job: Job, main: Main, folder: Path) -> IndexRecord:
         error=main.error,
         sequence=main.sequence,
         built_at_s=main.built_at_s,
+        provisional=main.provisional,
     )
 
 
@@ -331,6 +333,7 @@ def load(job: Job, record: IndexRecord, folder: Path) -> Main:
         arena=arena,
         sequence=record.sequence,
         built_at_s=record.built_at_s,
+        provisional=record.provisional,
     )
 
 
@@ -404,6 +407,6 @@ def _fill(job: Job, look: Any, rows: Rows, high_water: int) -> None:
         raise failure[0]
 
 
-def with_curve(record: IndexRecord, built: BuiltIndex) -> IndexRecord:
-    """The record of the same files with the curve of `built`."""
-    return replace(record, curve=built.curve)
+def of_same_files(record: IndexRecord, built: BuiltIndex) -> IndexRecord:
+    """The record of files that hold `built` already, but for its curve and for whether it is provisional."""
+    return replace(record, curve=built.curve, provisional=built.main.provisional)

@@ -14,20 +14,20 @@ from ..errors import Internal
 from ..layout import vector_width
 from . import choice, files
 from .ahead import Ahead
-from .build import MIN_ROWS, Build, can_extend
+from .build import MIN_ROWS, Build
 from .chosen import MainMask
 from .codes import is_lossy, own_code
-from .distance import Floats, Rows
+from .distance import Rows
 from .door import give_memory_back
 from .figures import IndexFigures, figures_of
 from .files import IndexRecord
 from .handover import HandOver
 from .live import Bits, LiveRows, unpack
 from .main import BuiltIndex, Main
-from .makers import Outgrown
 from .on_device import OnDevice
 from .side import Sides
 from .source import VectorSource, exact_space
+from .step import Step
 from .tail import Piece, Tail, replaced, trim
 from .view import View
 
@@ -227,7 +227,7 @@ class Index:
         main = view.main
         if self._wanted_kind(view) is None:
             return False
-        if main is None:
+        if main is None or self.unfinished():
             return True
         fresh = view.n_live - view.main_live
         many = fresh >= LEAST_FRESH_ROWS and fresh > self.settings["index_tail_share"] * main.n
@@ -277,85 +277,37 @@ class Index:
         """A main index of the rows that are live in the newest view; does not install it.
 
         Grows the graph or lists that serve when few of their rows are dead and their codes are still those
-        to use, else (and with `anew`) builds a new one. None when cancelled (`cancel` is set then), and
-        when there is nothing to build: the collection is to be searched exactly, or the index covers
-        exactly the live rows already.
+        to use, else (and with `anew`) builds a new one; see `step.py`. None when cancelled (`cancel` is set
+        then), and when there is nothing to build: the collection is to be searched exactly, or the index
+        covers exactly the live rows already.
         Vectors are read and `progress` is called from a thread of lower priority; the caller waits.
         LimitExceeded when it would need more than `build_memory_bytes`. An error of the source is
         raised here. Whoever holds a view meanwhile also holds the tail's memory of that moment.
         """
         view = self._view
         kind = self._wanted_kind(view)
-        main = view.main
         if kind is None:
             return None
-        rows = np.flatnonzero(view.live_mask())
-        first = 0 if main is None else int(np.searchsorted(rows, main.high_water))
-        same = main is not None and (main.kind == kind or (kind == "auto" and main.kind != "flat"))
-        if same and main is not None and first == rows.size == main.n and not anew:
-            return None
-        threads = int(self.settings["build_threads"])
-        hand_over = HandOver(lambda: self._tail.full, self._replace)
-
-        def build_over(kind: str, code: str) -> Build:
-            return Build(self, kind, code, threads, cancel, progress, hand_over)
-
-        space = self.storage, self.metric, self.dimension, rows.size
-
-        def sample() -> Floats:
-            return build_over("hnsw", own_code(self.storage)).sample(rows)
-
-        auto = kind == "auto"
-        if auto and main is not None and main.kind == "ivf":
-            kind, code = "ivf", main.code  # a graph would not do, or not fit: see below
-        elif auto:
-            kind, code = choice.kind_and_code(
-                self.quantization, *space, self.target_recall, self.settings, sample
-            )
-        else:
-            code = choice.code_for(self.quantization, kind, *space, self.settings, sample)
-        same = main is not None and main.kind == kind
-        grow = (
-            same
-            and main is not None
-            and not anew
-            and first < rows.size
-            and self._dead_share(view) <= self.settings["index_dead_share"]
-            and main.code == code
-            and can_extend(main, rows.size - first)
-        )
-
-        def budget(held: int, fresh: int, replaced: int) -> None:
-            choice.check_budget(kind, code, self.dimension, held, fresh, replaced, self.settings)
-
-        if grow and main is not None:
-            budget(main.n, rows.size - first, 0)
-        else:
-            budget(0, rows.size, first)
-        n_rows, sequence = view.n_rows, view.sequence
+        step = Step(
+            self, kind, view.main, np.flatnonzero(view.live_mask()), view.n_rows, view.sequence,
+            cancel, progress, HandOver(lambda: self._tail.full, self._replace),
+        )  # fmt: skip
+        spent = self._dead_share(view) > self.settings["index_dead_share"]
         del view  # its pieces are let go of while the build takes their vectors over
-        build = build_over(kind, code)
-        try:
-            made = (
-                build.extend(main, rows[first:], n_rows, sequence)
-                if grow and main is not None
-                else build.anew(rows, n_rows, sequence)
-            )
-        except Outgrown:
-            budget(0, rows.size, first)
-            made = build.anew(rows, n_rows, sequence)
-        recall, before = self.target_recall, main if grow else None
-        if auto and kind == "hnsw" and made and choice.needs_lists(made, recall, before):
-            # Cancelled, this gives None too: the next build begins with the graph again.
-            other = choice.lists_code(self.storage, code)
-            choice.check_budget("ivf", other, self.dimension, 0, rows.size, 0, self.settings)
-            build = build_over("ivf", other)
-            lists = build.anew(rows, n_rows, sequence)
-            if lists is None or choice.cheaper(lists, made, recall):
-                made = lists
-        del build
+        made = step.made(anew=anew, spent=spent)
+        del step
         give_memory_back()
         return None if made is None else BuiltIndex(made)
+
+    def unfinished(self) -> bool:
+        """Whether lists serve that are yet to be compared with a graph."""
+        main = self._view.main
+        return main is not None and main.provisional and self._wanted_kind(self._view) == "auto"
+
+    def holds(self, built: BuiltIndex) -> bool:
+        """Whether the files of what serves are those of `built`."""
+        main = self._view.main
+        return main is not None and main.index is built.main.index
 
     def wants_placing(self) -> bool:
         """Whether vectors are to be copied to a device now."""

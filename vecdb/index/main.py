@@ -62,6 +62,7 @@ class Main:
         arena: Arena | None = None,
         sequence: int = 0,
         built_at_s: float = 0.0,
+        provisional: bool = False,
     ) -> None:
         self.kind = kind
         self.code = code
@@ -79,6 +80,8 @@ class Main:
         self.sequence = sequence
         """The commit whose live rows it was built of, and when (seconds since 1970)."""
         self.built_at_s = built_at_s
+        self.provisional = provisional
+        """Lists that serve until a graph is made too and the two have been compared."""
         self.walks: dict[tuple[float, int], int | None] = {}
         """See `plan.plain_walk`."""
         self.guide = guide_of(code, index)
@@ -90,10 +93,18 @@ class Main:
 
     def with_curve(self, curve: Curve) -> Main:
         """The same index with another recall curve; shares all memory."""
+        return self._changed(curve, self.provisional)
+
+    def as_provisional(self, provisional: bool) -> Main:
+        """The same index, provisional or not; shares all memory."""
+        return self._changed(self.curve, provisional)
+
+    def _changed(self, curve: Curve, provisional: bool) -> Main:
         return Main(
             kind=self.kind, code=self.code, index=self.index, block=self.block, rows=self.rows,
             high_water=self.high_water, curve=curve, lossy=self.lossy, error=self.error,
             arena=self.arena, sequence=self.sequence, built_at_s=self.built_at_s,
+            provisional=provisional,
         )  # fmt: skip
 
     @property
