@@ -200,9 +200,17 @@ class Build:
 
     def gather(self, rows: Rows) -> Any:
         """A copy of these rows (ascending) in the index's space."""
-        parts: list[Any] = []
-        self._each(rows, lambda at, part: parts.append(part))
-        return np.concatenate(parts)
+        found: Any = None
+
+        def put(at: int, part: Any) -> None:
+            nonlocal found
+            if found is None:
+                # Not put together in the end: the parts and the whole would be there at once.
+                found = np.empty((rows.size, part.shape[1]), part.dtype)
+            found[at : at + len(part)] = part
+
+        self._each(rows, put)
+        return found
 
     def sample(self, rows: Rows) -> Floats:
         """Vectors from runs of rows all over `rows`, as many as training codes needs."""
