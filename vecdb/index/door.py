@@ -14,8 +14,6 @@ import importlib.metadata
 import os
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -107,17 +105,6 @@ def limit_threads(count: int) -> None:
     """Let no later call from this thread use more than `count` threads."""
     _thread.limit = count
     use_threads(count)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Within it no call from this thread uses more than one."""
-    before = getattr(_thread, "limit", CORES)
-    limit_threads(1)
-    try:
-        yield
-    finally:
-        _thread.limit = before
 
 
 def use_threads_for(queries: int) -> None:

@@ -15,12 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..layout import vector_width
-from ..selection import Selection
-from .blocks import Allowed, BitBlock, Block, CodeBlock, FloatBlock
+from .blocks import BitBlock, Block, CodeBlock, FloatBlock
 from .codes import own_code
 from .distance import Floats, Rows
 from .door import faiss_metric
-from .live import Bits, is_set, unpack
 
 PIECE_BYTES = 32 << 20
 MIN_PIECE_ROWS = 256
@@ -254,30 +252,3 @@ class Tail:
             group.append(piece)
         flush()
         return out
-
-
-def allowed_in(
-    piece: Piece, live: Bits, some_dead: bool, allowed: Selection | None
-) -> Allowed | None:
-    """Positions of a piece that are live and allowed; None for all. `live` says of each row whether it is,
-    `some_dead` whether any is not."""
-    n, rows = piece.block.n, piece.rows
-    if allowed is not None and allowed.is_list:
-        chosen = allowed.rows()
-        low, high = np.searchsorted(chosen, [piece.start, piece.stop])
-        chosen = chosen[low:high]
-        chosen = chosen[is_set(live, chosen)]
-        if rows is None:
-            return Allowed(n, picked=chosen - piece.start)
-        at = np.searchsorted(rows, chosen)
-        inside = at < n
-        at, chosen = at[inside], chosen[inside]
-        return Allowed(n, picked=at[rows[at] == chosen])
-    mask = None
-    if some_dead:
-        mask = unpack(live, piece.start, piece.stop) if rows is None else is_set(live, rows)
-    if allowed is not None:
-        chosen_mask = allowed.mask()
-        part = chosen_mask[piece.start : piece.stop] if rows is None else chosen_mask[rows]
-        mask = part if mask is None else mask & part
-    return None if mask is None else Allowed(n, mask=mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,20 +17,33 @@ from .blocks import Allowed, Mask
 from .chosen import Few, MainMask
 from .depth import deep_enough
 from .distance import Floats, Merger, Rows, padded, to_distances, unit
-from .found import Found, joined
 from .live import Bits, is_set, unpack
 from .main import Main
 from .served import Served
 from .side import Asked, Sides
 from .source import VectorSource, exact_space, scan, true_keys
-from .spread import BESIDE
-from .tail import Piece, allowed_in
+from .tail import Piece
 from .trace import Trace
 
 _HALF_ERROR = 2.0**-11 + 1e-5
 """Largest distance of a unit vector from its float16 code, with room for float32 rounding."""
 _ROUNDING = 1e-5
 _KEPT_FEW = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Answers to q queries, nearest first; ties in distance by row number.
+
+    `distances` float32 (q, k) is padded with NaN, `rows` int64 (q, k) with -1. Distances are those of
+    the stored vectors. `exact` means that every row that was allowed has been compared. `plan` is
+    one word for how.
+    """
+
+    distances: Floats
+    rows: Rows
+    exact: bool
+    plan: str
 
 
 class View:
@@ -156,33 +170,11 @@ class View:
             compared = main.setting(target, k) is None
         if compared and (self.lossy_tail or (main is not None and main.lossy)):
             return self._exact_by_stored(x, k, allowed, trace, check)
-        if compared or len(x) == 1:
-            found = self._searched(x, k, allowed, target, trace, check)
-        else:
-
-            def part(start: int, stop: int) -> Found:
-                # The first part tells about all: a trace has averages, and belongs to one thread.
-                own = None if start else trace
-                return self._searched(x[start:stop], k, allowed, target, own, check)
-
-            found = joined(BESIDE.spread(len(x), part))
-        if trace is not None:
-            trace.allowed_rows = self._count(allowed)
-        return found
-
-    def _searched(
-        self,
-        x: Any,
-        k: int,
-        allowed: Selection | None,
-        target: float | None,
-        trace: Trace | None,
-        check: Callable[[], None],
-    ) -> Found:
-        """Main index and tail, with the index's own plan."""
         merger = Merger(k)
         all_exact, name = self._search_main(x, k, allowed, target, merger, trace, check)
         self.search_tail(x, k, allowed, merger, trace, self.pieces)
+        if trace is not None:
+            trace.allowed_rows = self._count(allowed)
         return Found(*merger.result(len(x), self.metric), all_exact and not self.lossy_tail, name)
 
     def _one(self, x: Floats, k: int, target: float, allowed: Selection | None) -> Found | None:
@@ -329,7 +321,7 @@ class View:
         for piece in pieces:
             if piece.start == piece.stop:
                 continue
-            inside = allowed_in(piece, self.live, self.n_live < self.n_rows, allowed)
+            inside = self._allowed_in_piece(piece, allowed)
             if inside is not None and not inside.count:
                 continue
             keys, positions = piece.block.search(x, own.k, inside)
@@ -339,6 +331,33 @@ class View:
         if lossy:
             rows = own.best(len(x))[1]
             merger.add(self._ranked_again(x, rows, trace), rows)
+
+    def _allowed_in_piece(self, piece: Piece, allowed: Selection | None) -> Allowed | None:
+        """Positions of a piece that are live and allowed; None for all."""
+        n, rows = piece.block.n, piece.rows
+        if allowed is not None and allowed.is_list:
+            chosen = allowed.rows()
+            low, high = np.searchsorted(chosen, [piece.start, piece.stop])
+            chosen = chosen[low:high]
+            chosen = chosen[is_set(self.live, chosen)]
+            if rows is None:
+                return Allowed(n, picked=chosen - piece.start)
+            at = np.searchsorted(rows, chosen)
+            inside = at < n
+            at, chosen = at[inside], chosen[inside]
+            return Allowed(n, picked=at[rows[at] == chosen])
+        mask = None
+        if self.n_live < self.n_rows:
+            mask = (
+                unpack(self.live, piece.start, piece.stop)
+                if rows is None
+                else is_set(self.live, rows)
+            )
+        if allowed is not None:
+            chosen_mask = allowed.mask()
+            part = chosen_mask[piece.start : piece.stop] if rows is None else chosen_mask[rows]
+            mask = part if mask is None else mask & part
+        return None if mask is None else Allowed(n, mask=mask)
 
     def _exact_by_stored(
         self,
@@ -423,7 +442,7 @@ class View:
                 keys, positions = main.exact(x, width, inside)
                 own.add(keys, np.where(positions < 0, -1, main.rows[positions]))
         for piece in self.pieces:
-            inside = allowed_in(piece, self.live, self.n_live < self.n_rows, allowed)
+            inside = self._allowed_in_piece(piece, allowed)
             if piece.start < piece.stop and (inside is None or inside.count):
                 keys, positions = piece.block.search(x, width, inside)
                 own.add(keys, piece.row_numbers(positions))
