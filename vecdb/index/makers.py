@@ -21,6 +21,10 @@ _TRAIN_ROUNDS = 10
 _ROUGH, _LEAST_ROUGH_ROWS = 4, 8
 """The first half of the rounds looks at every 4th row of the sample only, where these are 8 a list: centroids still
 move far then. Saves 0.37 of the time."""
+_CODES_SAMPLE = 32_768
+"""Rows that the codes in lists are trained on, at least where there are as many."""
+_ROWS_TO_EXPECT, _ROOM = 20, 1.1
+"""Rows of the sample a list that are assigned to expect its size, and room beyond what is expected."""
 _SAMPLE_AMONG, _ADD_AMONG = 16_384, 1_024
 SEED = 7_700
 
@@ -275,7 +279,14 @@ class ListsMaker:
         self.quantizer: Any = None
         if old is None:
             centroids, sample = self._train(fresh)
-            self.index = new_ivf(job.dimension, job.metric, build.code, centroids, sample)
+            # FAISS copies what it trains 8-bit codes on.
+            few = np.ascontiguousarray(sample[:: max(1, len(sample) // _CODES_SAMPLE)])
+            self.index = new_ivf(job.dimension, job.metric, build.code, centroids, few)
+            del few
+            expected = self._expected(sample, fresh.size)
+            # The sample goes before the lists get their memory.
+            sample = sample[:1].copy()
+            self._reserve(expected)
         else:
             # A mapped index must not be added to; a copy through bytes owns its memory.
             self.index = whole(faiss.deserialize_index(faiss.serialize_index(old.index)))
@@ -288,6 +299,24 @@ class ListsMaker:
     def add(self, part: Any, rows: Rows, through: int) -> None:
         if len(part):
             self.index.add(part)
+
+    def _expected(self, sample: Floats, rows: int) -> list[int]:
+        """Rows that each list is to have room for, by where a part of the sample lies."""
+        lists = int(self.index.nlist)
+        step = max(1, len(sample) // (_ROWS_TO_EXPECT * lists))
+        some = np.ascontiguousarray(sample[::step])
+        nearest = self.index.quantizer.assign(some, 1).ravel()
+        share = np.bincount(nearest, minlength=lists) / len(some)
+        expected: list[int] = (share * rows * _ROOM).astype(np.int64).tolist()
+        return expected
+
+    def _reserve(self, expected: list[int]) -> None:
+        """Room in each list, so that lists do not double as they grow."""
+        lists = faiss.downcast_InvertedLists(self.index.invlists)
+        if isinstance(lists, faiss.ArrayInvertedLists):
+            for number, size in enumerate(expected):
+                lists.resize(number, size)
+                lists.resize(number, 0)  # keeps the room
 
     def serving(self) -> tuple[Any, Block]:
         self.index.make_direct_map(True)
