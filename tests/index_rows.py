@@ -72,6 +72,12 @@ class Rows:
     def rows(self, rows):
         return self.vectors[rows]
 
+    def in_place(self, rows, work):
+        """Vectors are one matrix here, so that places are row numbers."""
+        if self.vectors.dtype != np.float32 or not self.vectors.flags.c_contiguous:
+            return None
+        return work(self.vectors.__array_interface__["data"][0], np.ascontiguousarray(rows))
+
 
 def make_index(rows, kind="hnsw", metric="l2", quantization="auto", target_recall=0.95, **settings):
     """An index without rows, whose source is `rows`."""

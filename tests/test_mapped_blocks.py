@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import store_rows
 
+from vecdb.index import door
 from vecdb.store import EncodedRows, FieldShape, Shape, checksums
 from vecdb.store.mapped import MappedBlocks
 
@@ -205,3 +206,98 @@ def test_readers_beside_a_writer_that_moves_everything(store):
     for thread in readers:
         thread.join()
     assert not faults
+
+
+@pytest.mark.parametrize("dimension", [2, 25, 96, 128, 300, 384, 768, 1_000, 1_536])
+def test_places_reach_every_vector(tmp_path, dimension):
+    """FAISS compares vectors where they lie, whatever a row takes of a page, as numpy compares copies."""
+    store = store_rows.create(tmp_path / "store", Shape(dimension, "float32"))
+    rng = np.random.default_rng(dimension)
+    per_block = store._shape.fields[0].rows_per_block
+    stored = rng.standard_normal((6 * per_block + 3, dimension)).astype(np.float32)
+    for first in range(0, len(stored), per_block):
+        part = stored[first : first + per_block]
+        encoded = EncodedRows([b"id-%d" % (first + i) for i in range(len(part))], part)
+        store.commit(lambda writer, _: writer.append(encoded, checksums(encoded)))  # noqa: B023
+    queries = rng.standard_normal((9, dimension)).astype(np.float32)
+    rows = rng.integers(0, 6 * per_block, (9, 17))
+
+    def compared(count):
+        def work(origin, places):
+            at = places.reshape(count, 17)
+            return (
+                door.products_at(queries[:count], origin, at),
+                door.squares_at(queries[:count], origin, at),
+                door.lengths_at(origin, at, dimension),
+            )
+
+        return work
+
+    assert store.in_place(rows.ravel(), compared(9)) is None, "nothing is known yet"
+    with store.read() as reader:
+        reader.vectors(np.arange(len(stored)))
+    if dimension * 4 * per_block <= 1 << 15:
+        assert store.in_place(rows.ravel(), compared(9)) is None, "blocks share their pages"
+        store.close()
+        return
+    for count in (1, 9):
+        picked = stored[rows[:count]].astype(np.float64)
+        q = queries[:count, None].astype(np.float64)
+        found = store.in_place(rows[:count].ravel(), compared(count))
+        assert found is not None
+        for got, expected in zip(
+            found,
+            ((picked * q).sum(2), ((picked - q) ** 2).sum(2), (picked**2).sum(2)),
+            strict=True,
+        ):
+            assert np.allclose(got, expected, rtol=1e-5, atol=1e-4)
+    beyond = rows.copy()
+    beyond[3, 4] = len(stored) - 1
+    assert store.in_place(beyond.ravel(), compared(9)) is None, "in the open block"
+    store.close()
+
+
+def test_what_has_no_place_is_copied(tmp_path):
+    """Rows of two pages, and numbers that are not float32."""
+    store = store_rows.create(
+        tmp_path / "store", Shape(2_048, "float32", (FieldShape(384, "float16"),))
+    )
+    per_block = store._shape.fields[0].rows_per_block
+    rows = np.arange(4 * max(per_block, PER_BLOCK))
+    stored = np.tile(rows[:, None], (1, 2_048)).astype(np.float32)
+    named = {1: (np.tile(rows[:, None], (1, 384)).astype(np.float16), np.ones(len(rows), bool))}
+    encoded = EncodedRows([b"id-%d" % n for n in rows], stored, named=named)
+    store.commit(lambda writer, _: writer.append(encoded, checksums(encoded)))
+    with store.read() as reader:
+        assert np.array_equal(reader.vectors(rows), stored)
+        assert np.array_equal(reader.vectors(rows, 1)[:, 0], rows.astype(np.float16))
+    wanted = np.array([per_block, 1])
+    origins = set()
+
+    def work(origin, places):
+        origins.add(origin)
+        return door.lengths_at(origin, places[None], 2_048)
+
+    found = store.in_place(wanted, work)
+    if found is not None:  # the blocks lie a whole number of rows apart by chance
+        assert found[0].tolist() == (stored[wanted] ** 2).sum(1).tolist()
+    assert store.in_place(wanted, work, 1) is None
+    store.close()
+
+
+def test_what_is_forgotten_while_it_is_compared_does_not_count():
+    """The pages may have been given to others meanwhile."""
+    blocks = MappedBlocks(FieldShape(384, "float32"))
+    memory = np.zeros(PER_BLOCK * 384 + 16, np.float32)
+    start = -memory.__array_interface__["data"][0] % 16 // 4
+    block = memory[start : start + PER_BLOCK * 384].reshape(PER_BLOCK, 384)
+    rows = np.array([3, 9])
+    blocks.take(rows, 7, lambda number: (block, 0))
+    assert blocks.in_place(rows, lambda origin, places: places.tolist()) == [3, 9]
+
+    def forgetting(origin, places):
+        blocks.forget(9)
+        return places
+
+    assert blocks.in_place(rows, forgetting) is None
+    assert blocks.in_place(rows, lambda origin, places: places) is None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from .vectors import Space, width_of
 _LOAD_ROWS = 8_192
 
 Rows = NDArray[np.int64]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,10 @@ class StoredVectors:
             return known
         with self.store.read() as reader:
             return reader.vectors(rows, self.number)
+
+    def in_place(self, rows: Rows, work: Callable[[int, Rows], Result]) -> Result | None:
+        """`work(origin, places)` on float32 vectors where they lie; None where that is not known of all."""
+        return self.store.in_place(rows, work, self.number)
 
 
 class Field:

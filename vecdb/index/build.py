@@ -184,8 +184,8 @@ class Build:
             )
         return to_space(vectors, job.metric, job.storage)
 
-    def _each(self, rows: Rows, use: Callable[[int, Any], None]) -> None:
-        """Read these rows (ascending) and call use(index of the first one, vectors) in order."""
+    def each(self, rows: Rows, use: Callable[[int, Any], None]) -> None:
+        """Reads these rows (ascending) and calls use(index of the first one, vectors) in order."""
         done = 0
         while done < rows.size:
             self.check()
@@ -209,7 +209,7 @@ class Build:
                 found = np.empty((rows.size, part.shape[1]), part.dtype)
             found[at : at + len(part)] = part
 
-        self._each(rows, put)
+        self.each(rows, put)
         return found
 
     def sample(self, rows: Rows) -> Floats:
@@ -257,7 +257,7 @@ class Build:
             )
             self.progress(base + share * stop / fresh.size)
 
-        self._each(fresh, use)
+        self.each(fresh, use)
         rows = np.concatenate([before, fresh[~is_back], fresh[is_back]])
         if curve is None:
             known = np.zeros(high_water, np.bool_)

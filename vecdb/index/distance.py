@@ -49,9 +49,13 @@ def unit(vectors: NDArray[np.floating]) -> Floats:
 
 def lengths(vectors: Floats) -> Floats | None:
     """Euclidean lengths (n,) of float32 vectors; None when one of them needs scaling first, or is zero."""
-    squares = np.einsum("nd,nd->n", vectors, vectors)
+    return roots(np.einsum("nd,nd->n", vectors, vectors))
+
+
+def roots(squares: Floats) -> Floats | None:
+    """Lengths of squared ones, of any shape; None when a vector needs scaling first, or is zero."""
     # Two calls instead of four; NaN and infinity fail the second.
-    if len(squares) and not (squares.min() > _SMALL_SQUARE and squares.max() < _LARGE_SQUARE):
+    if squares.size and not (squares.min() > _SMALL_SQUARE and squares.max() < _LARGE_SQUARE):
         return None
     known: Floats = np.sqrt(squares)
     return known
@@ -130,6 +134,10 @@ def best(parts: list[tuple[Floats, Rows]], k: int) -> tuple[Floats, Rows]:
     return keys, rows
 
 
+_MERGED_AT = 1 << 18
+"""Answers that wait to be merged take 12 bytes each, and merging them as much again twice: some 10 MiB."""
+
+
 class Merger:
     """Collects (keys, rows) of many pieces and keeps the k best, in bounded memory."""
 
@@ -141,7 +149,7 @@ class Merger:
     def add(self, keys: Floats, rows: Rows) -> None:
         self._parts.append((keys, rows))
         self._columns += keys.shape[1]
-        if self._columns > max(4 * self.k, 4_096):
+        if self._columns > max(4 * self.k, min(4_096, _MERGED_AT // max(1, len(keys)))):
             self._parts = [best(self._parts, self.k)]
             self._columns = self._parts[0][0].shape[1]
 

@@ -176,6 +176,12 @@ def reserve(codes: Any, size: int) -> None:
         codes.resize(held)  # keeps the room: a std::vector does not shrink its memory
 
 
+def add_to_lists(index: Any, vectors: NDArray[np.float32], lists: NDArray[np.int64]) -> None:
+    """`index.add` for float32 vectors (n, d) whose lists (n,) are known; both C-contiguous."""
+    pointer = faiss.swig_ptr
+    index.add_core(len(vectors), pointer(vectors), None, pointer(lists))
+
+
 def knn(
     queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int, metric: int, sel: Any = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -219,3 +225,44 @@ def compare_one(
     pointer = faiss.swig_ptr
     compare(pointer(scores), pointer(query), pointer(vectors), vectors.shape[1], len(vectors))
     return scores
+
+
+def products_at(
+    queries: NDArray[np.float32], origin: int, places: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Inner products (q, w) of each query (q, d) with float32 vectors anywhere in memory, of which one begins
+    at the address `origin` + 4 d x place, modulo 2^64; `places` (q, w) are not negative. All C-contiguous.
+
+    FAISS means rows of one matrix. It computes addresses as unsigned numbers of 64 bits, which wrap; the tests
+    reach behind the end of one this way. Batches are spread over threads.
+    """
+    return _at(faiss.fvec_inner_products_by_idx, queries, origin, places)
+
+
+def squares_at(
+    queries: NDArray[np.float32], origin: int, places: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Squared distances (q, w), by differences; else as `products_at`."""
+    return _at(faiss.fvec_L2sqr_by_idx, queries, origin, places)
+
+
+def _at(
+    compare: Any, queries: NDArray[np.float32], origin: int, places: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    found = np.empty(places.shape, np.float32)
+    pointer = faiss.swig_ptr
+    vectors = faiss.cast_integer_to_float_ptr(origin)
+    compare(
+        pointer(found), pointer(queries), vectors, pointer(places), queries.shape[1], *places.shape
+    )
+    return found
+
+
+def lengths_at(origin: int, places: NDArray[np.int64], dimension: int) -> NDArray[np.float32]:
+    """Squared lengths of vectors (d,), in the shape of `places`; see `products_at`."""
+    found = np.empty(places.shape, np.float32)
+    vectors, at = faiss.cast_integer_to_float_ptr(origin), faiss.swig_ptr(places)
+    faiss.pairwise_indexed_inner_product(
+        dimension, places.size, vectors, at, vectors, at, faiss.swig_ptr(found)
+    )
+    return found

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .blocks import Allowed, BitBlock, FloatBlock
-from .distance import Floats, Merger, Rows, lengths, squares, unit
-from .door import faiss_metric
+from .distance import Floats, Merger, Rows, lengths, roots, unit
+from .door import faiss_metric, lengths_at, products_at, squares_at, use_threads_for
+
+Found = TypeVar("Found")
 
 READ_ROWS = 8_192
 _SLICE_SCALARS = 4 << 20
@@ -26,6 +29,10 @@ class VectorSource(Protocol):
     def rows(self, rows: Rows) -> NDArray[Any]:
         """Vectors (len(rows), width) of these rows, in their order."""
 
+    def in_place(self, rows: Rows, work: Callable[[int, Rows], Found]) -> Found | None:
+        """`work(origin, places)` for float32 vectors of these rows (none negative) where they lie: each begins
+        at the address `origin` + bytes of a row x place, modulo 2^64. None where that cannot be had."""
+
 
 def exact_space(vectors: NDArray[Any], metric: str) -> Any:
     """Stored vectors as float32 (hamming: uint8), of unit length for cosine; nothing is rounded."""
@@ -39,32 +46,63 @@ def true_keys(queries: Any, source: VectorSource, rows: Rows, metric: str) -> Fl
 
     `queries` are in the index's space. Computed pair by pair.
     """
-    if rows.size and metric != "hamming" and rows.min() >= 0:
-        # All found what they asked for: nothing is missing. Repeated rows are read again, which is less
-        # than finding out.
-        step = max(1, _SLICE_SCALARS // (rows.shape[1] * queries.shape[1]))
-        parts = [
-            _all_keys(queries[i : i + step], source, rows[i : i + step], metric)
-            for i in range(0, len(rows), step)
-        ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-    keys = np.full(rows.shape, np.inf, np.float32)
-    there = rows >= 0
-    if not there.any():
-        return keys
-    wanted, back = np.unique(rows[there], return_inverse=True)
-    vectors, norms = _to_compare(source.rows(wanted), metric)
-    at = np.zeros(rows.shape, np.int64)
-    at[there] = back
+    missing = rows < 0
+    lacking = missing.any()
+    if lacking or not rows.size:
+        if missing.all():
+            return np.full(rows.shape, np.inf, np.float32)
+        rows = np.where(missing, rows.max(), rows)  # compared like all others, and then taken back
+    if metric == "hamming":
+        keys = _bits(queries, source, rows)
+    else:
+        compare = partial(_keys_in_place, queries, rows.shape, metric)
+        found = source.in_place(rows.ravel(), compare) if rows.size else None
+        keys = _in_slices(queries, source, rows, metric) if found is None else found
+    if lacking:
+        keys[missing] = np.inf
+    return keys
+
+
+def _in_slices(queries: Any, source: VectorSource, rows: Rows, metric: str) -> Floats:
+    """`true_keys` of copied vectors, in slices. Repeated rows are read again: less than finding out."""
+    step = max(1, _SLICE_SCALARS // max(1, rows.shape[1] * queries.shape[1]))
+    parts = [
+        _all_keys(queries[i : i + step], source, rows[i : i + step], metric)
+        for i in range(0, len(rows), step)
+    ]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _bits(queries: Any, source: VectorSource, rows: Rows) -> Floats:
+    """Differing bits (q, w)."""
+    wanted, back = np.unique(rows, return_inverse=True)
+    at, vectors = back.reshape(rows.shape), source.rows(wanted)
+    keys = np.empty(rows.shape, np.float32)
     for i, query in enumerate(queries):
-        mine = at[i][there[i]]
-        own = None if norms is None else norms[mine]
-        keys[i][there[i]] = _keys(query, vectors[mine], own, metric)
+        keys[i] = np.bitwise_count(vectors[at[i]] ^ query).sum(axis=1)
+    return keys
+
+
+def _keys_in_place(
+    queries: Any, shape: tuple[int, int], metric: str, origin: int, places: Rows
+) -> Floats | None:
+    """`true_keys` of vectors where they lie, by FAISS: with all cores for a batch, and nothing copied."""
+    places = places.reshape(shape)
+    use_threads_for(len(queries))
+    if metric == "l2":
+        return squares_at(queries, origin, places)
+    keys = products_at(queries, origin, places)
+    np.negative(keys, out=keys)
+    if metric == "cosine":
+        norms = roots(lengths_at(origin, places, queries.shape[1]))
+        if norms is None:
+            return None
+        keys /= norms
     return keys
 
 
 def _all_keys(queries: Any, source: VectorSource, rows: Rows, metric: str) -> Floats:
-    """`true_keys` where no row is missing; the same bits, in one pass over all pairs."""
+    """`true_keys` where no row is missing, in one pass over all pairs."""
     vectors, norms = _to_compare(source.rows(rows.ravel()), metric)
     pairs = vectors.reshape(*rows.shape, -1)
     keys: Floats
@@ -78,30 +116,13 @@ def _all_keys(queries: Any, source: VectorSource, rows: Rows, metric: str) -> Fl
 
 
 def _to_compare(vectors: NDArray[Any], metric: str) -> tuple[Any, Floats | None]:
-    """Stored vectors for `_keys`. Under cosine they are not copied to unit length where dividing the
+    """Stored vectors for `_all_keys`. Under cosine they are not copied to unit length where dividing the
     products by their lengths does as well."""
     if metric == "cosine" and vectors.dtype == np.float32:
         norms = lengths(vectors)
         if norms is not None:
             return vectors, norms
     return exact_space(vectors, metric), None
-
-
-def _keys(query: Any, vectors: Any, norms: Floats | None, metric: str) -> Floats:
-    """Keys (n,) of vectors (n, width) for one query; each is the same whatever stands beside it.
-
-    `norms` (n,) are their lengths under cosine, None where these are 1.
-    """
-    keys: Floats
-    if metric == "l2":
-        keys = squares(query[None], vectors)[0]
-    elif metric == "hamming":
-        keys = np.bitwise_count(vectors ^ query).sum(axis=1).astype(np.float32)
-    else:
-        keys = -np.einsum("nd,d->n", vectors, query)
-        if norms is not None:
-            keys /= norms
-    return keys
 
 
 def scan(

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import LimitExceeded
 from . import choice
-from .build import Build, can_extend
+from .build import Build, Cancelled, can_extend
 from .calibrate import SMALL_K
 from .codes import own_code
 from .distance import Floats, Rows
@@ -64,6 +64,12 @@ class Step:
         `anew` grows nothing; `spent` says that too many rows of `main` are dead to grow it.
         LimitExceeded when it would need more than `build_memory_bytes`.
         """
+        try:
+            return self._made(anew=anew, spent=spent)
+        except Cancelled:  # while it looked at a sample
+            return None
+
+    def _made(self, *, anew: bool, spent: bool) -> Main | None:
         main, kind = self.main, self.kind
         grows = not anew and not spent
         same = main is not None and (main.kind == kind or (kind == "auto" and main.kind != "flat"))

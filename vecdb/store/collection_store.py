@@ -118,6 +118,21 @@ class CollectionStore:
         finally:
             self._env.let_go()
 
+    def in_place(
+        self, rows: Rows, work: Callable[[int, Rows], Result], field: int = DEFAULT_FIELD
+    ) -> Result | None:
+        """`work` on float32 vectors where they lie, if that is known of all; see `MappedBlocks.in_place`.
+
+        The map stays where it is until `work` returns.
+        """
+        if not self._mapped:
+            return None
+        self._env.hold()
+        try:
+            return self._mapped[field].in_place(rows, work)
+        finally:
+            self._env.let_go()
+
     def _forget_blocks(self, transaction_id: int = 0) -> None:
         for blocks in self._mapped:
             blocks.forget(transaction_id)

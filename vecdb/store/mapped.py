@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .shape import FieldShape
 
 Rows = NDArray[np.int64]
+Result = TypeVar("Result")
 Locate = Callable[[int], tuple[NDArray[Any], int]]
 """Number of a block -> (its vectors, in the map; the rows it leaves out)."""
 
@@ -28,6 +29,8 @@ _ALIGNMENT = 16
 
 _UNKNOWN = 1 << 60
 """Where a block lies that is not known: behind all memory, so that numpy refuses to read there."""
+_NOWHERE = -(1 << 62)
+"""The place of a block that has none: negative, whichever row of it is meant."""
 _SHARING_BYTES = 1 << 15
 """Values up to half a page share one with others and move when these change. Pages have 64 KiB at most."""
 
@@ -37,6 +40,17 @@ class _Memory:
 
     def __init__(self, interface: dict[str, Any]) -> None:
         self.__array_interface__ = interface
+
+
+class _Known(NamedTuple):
+    """What is known of all blocks; readers take it whole."""
+
+    starts: Rows
+    """Where each block begins in `memory`."""
+    memory: NDArray[Any]
+    places: Rows
+    """Of each block's first row, see `MappedBlocks.in_place`."""
+    origin: int
 
 
 class MappedBlocks:
@@ -53,6 +67,9 @@ class MappedBlocks:
         self._bits = shape.rows_per_block.bit_length() - 1
         self._step = math.gcd(_ALIGNMENT, shape.row_bytes)
         self._units = shape.row_bytes // self._step
+        twos = shape.row_bytes & -shape.row_bytes
+        self._twos, self._wrap = twos, (1 << 64) // twos - 1
+        self._inverse = pow(shape.row_bytes // twos, -1, self._wrap + 1)
         self._own_pages = shape.rows_per_block * shape.row_bytes > _SHARING_BYTES
         self._lock = threading.Lock()
         self._forgotten = 0
@@ -60,9 +77,9 @@ class MappedBlocks:
         self._low = self._high = 0
         self._known = self._nothing()
 
-    def _nothing(self) -> tuple[Rows, NDArray[Any]]:
-        shape = self._shape
-        return np.empty(0, np.int64), np.empty((0, shape.width), shape.dtype)
+    def _nothing(self) -> _Known:
+        none, shape = np.empty(0, np.int64), self._shape
+        return _Known(none, np.empty((0, shape.width), shape.dtype), none, 0)
 
     def forget(self, transaction_id: int = 0) -> None:
         """Lets go of all addresses; none are learned from transactions before this one any more.
@@ -83,13 +100,36 @@ class MappedBlocks:
         no cache holds.
         """
         seen = self._forgotten
-        starts, memory = self._known
+        starts, memory, _, _ = self._known
         try:
             at = starts[rows >> self._bits]
             at += (rows & (self._shape.rows_per_block - 1)) * self._units
             found: NDArray[Any] = memory[at]
         except IndexError:  # a block behind the last one that is known, or among them and not known
             return None
+        return found if seen == self._forgotten else None
+
+    def in_place(self, rows: Rows, work: Callable[[int, Rows], Result]) -> Result | None:
+        """`work(origin, places (n,))` for float32 vectors of rows (int64, not negative) where they lie; None
+        where that is not known of all, or not any more when `work` was done, or has no place.
+
+        A vector begins at the address `origin` + bytes of a row x place, **modulo 2^64**. Blocks lie a
+        multiple of a page apart and not of a row, but such a place there is nearly always: a row of
+        384 numbers takes 512 x 3 bytes, pages are multiples of 512, and 3 has an inverse modulo 2^64. So
+        functions that take vectors from "row i of a matrix" reach vectors anywhere in the map, and nothing is
+        copied. Rows that are multiples of more than a page have no places. The caller holds the map, or has
+        a transaction open.
+        """
+        seen = self._forgotten
+        _, _, places, origin = self._known
+        try:
+            at = places[rows >> self._bits]
+        except IndexError:
+            return None
+        at += rows & (self._shape.rows_per_block - 1)
+        if not at.size or at.min() < 0:
+            return None
+        found = work(origin, at)
         return found if seen == self._forgotten else None
 
     def take(self, rows: Rows, transaction_id: int, locate: Locate) -> tuple[NDArray[Any], Rows]:
@@ -102,14 +142,14 @@ class MappedBlocks:
         if found is not None:
             return found, rows[:0]
         numbers = np.unique(rows >> self._bits)
-        starts = self._known[0]
+        starts = self._known.starts
         held = np.minimum(numbers, max(len(starts) - 1, 0))
         fresh = (
             numbers if not len(starts) else numbers[(held < numbers) | (starts[held] == _UNKNOWN)]
         )
         if fresh.size:
             self._learn(fresh, transaction_id, locate)
-        starts = self._known[0]
+        starts = self._known.starts
         inside = rows >> self._bits < len(starts)
         inside[inside] = starts[rows[inside] >> self._bits] != _UNKNOWN
         found = self.known(rows[inside])
@@ -139,16 +179,26 @@ class MappedBlocks:
                 not self._low
                 or low < self._low
                 or high > self._high
-                or blocks[-1] >= len(self._known[0])
+                or blocks[-1] >= len(self._known.starts)
             ):
                 self._reach(blocks[-1], min(low, self._low or low), max(high, self._high))
             # Within the bounds of those who read meanwhile: they see the block, or that it is not known.
-            self._known[0][blocks] = (np.array(addresses) - self._low) // self._step
+            offsets = np.array(addresses) - self._low
+            self._known.places[blocks] = self._places(offsets)
+            self._known.starts[blocks] = offsets // self._step
+
+    def _places(self, offsets: Rows) -> Rows:
+        """Numbers whose product with the bytes of a row is `offsets`, modulo 2^64."""
+        if self._shape.dtype != np.float32:
+            return np.full(len(offsets), _NOWHERE)
+        found = (offsets // self._twos).astype(np.uint64) * np.uint64(self._inverse)
+        found &= np.uint64(self._wrap)
+        return np.where(offsets % self._twos, _NOWHERE, found.astype(np.int64))
 
     def _reach(self, number: int, low: int, high: int) -> None:
         """Makes room for blocks up to this number, and a view of all memory from `low` to `high` with a
         row at every step. Readers keep what they hold: both change together."""
-        starts, shape, step = self._known[0], self._shape, self._step
+        starts, shape, step = self._known.starts, self._shape, self._step
         size = len(starts) if number < len(starts) else max(number + 1, 2 * len(starts))
         moved = np.full(size, _UNKNOWN, np.int64)
         moved[: len(starts)] = np.where(
@@ -162,4 +212,7 @@ class MappedBlocks:
             "strides": (step, shape.dtype.itemsize),
         })  # fmt: skip
         self._low, self._high = low, high
-        self._known = moved, np.asarray(memory)
+        places = np.full(size, _NOWHERE)
+        there = moved != _UNKNOWN
+        places[there] = self._places(moved[there] * step)
+        self._known = _Known(moved, np.asarray(memory), places, low)
