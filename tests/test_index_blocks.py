@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -177,3 +179,30 @@ def test_few_selected_rows_are_ordered_by_distance_and_then_by_row(metric, queri
         assert len(set(found[i, :width].tolist())) == width
         equal = near[i, 1:width] == near[i, : width - 1]
         assert (found[i, 1:width] > found[i, : width - 1])[equal].all()
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+def test_one_query_to_a_few_rows_goes_the_short_way(metric):
+    """The same bits as the long way, for queries of any length and from several threads at once."""
+    rng = np.random.default_rng(SEED)
+    vectors = rng.standard_normal((82, 48)).astype(np.float32)
+    vectors = unit(vectors) if metric == "cosine" else vectors
+    rows = np.sort(rng.choice(100_000, len(vectors), replace=False)).astype(np.int64)
+    few = Few(rows, vectors, metric)
+    asked = (rng.standard_normal((400, 48)) * rng.choice([1e-3, 1.0, 50.0], (400, 1))).astype("f4")
+
+    def check(query, k):
+        near, at = few.nearest(query, query.dot(query), k)
+        long = few.search(unit(query[None]) if metric == "cosine" else query[None], k)
+        assert near.shape == (1, k)
+        assert near.tobytes() == long[0].tobytes()
+        assert few.rows[at].tolist() == long[1][0].tolist()
+
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(check, q, 1 + i % 12) for i, q in enumerate(asked)]:
+            done.result()
+    assert few.nearest(asked[0], asked[0].dot(asked[0]), 82) is None, "all there are"
+    assert few.nearest(asked[0], asked[0].dot(asked[0]), 65) is None, "no heap for so many"
+    twins = Few(rows, np.repeat(vectors[:41], 2, axis=0), metric)
+    assert twins.nearest(asked[0], asked[0].dot(asked[0]), 10) is None, "equal distances"
+    assert not Few(rows, np.zeros((82, 1_024), np.float32), metric).is_small

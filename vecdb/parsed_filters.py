@@ -49,6 +49,10 @@ def _key(value: Any) -> Hashable:
     """Equal for values that mean the same: 1, 1.0 and True are equal in Python, but not here."""
     kind = type(value)
     if kind is dict and len(value) <= _MOST_PARTS:
+        if len(value) == 1:  # the commonest filter: one field and its text
+            ((name, part),) = value.items()
+            if type(name) is str and type(part) is str and len(part) <= _LONGEST_TEXT:
+                return name, part
         for name in value:
             if type(name) is not str:
                 raise _Unkept

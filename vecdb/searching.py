@@ -56,13 +56,22 @@ def query_one(
     if one.shape != (view.dimension,) or core.info.storage == "binary":
         return None
     # NaN and infinity carry over into the squared length; vdot overflows without a warning.
-    if not _PLAIN_SQUARES[0] < np.vdot(one, one) < _PLAIN_SQUARES[1]:
+    square = one.dot(one)
+    if not _PLAIN_SQUARES[0] < square < _PLAIN_SQUARES[1]:
         return None
     end, allowed = None, None
     if timeout_s is not None:
         end = time.monotonic() + timeout_s
     if expression is not None:
         allowed = core.matched(expression, view.n_rows)
+        few = None if allowed is None else view.few(allowed)
+        if few is not None and few.is_small:
+            among = few.nearest(one, square, k)
+            if among is not None:
+                if few.names is None:
+                    few.names = core.ids.take(few.rows)
+                names = few.names
+                return QueryResult([[names[i] for i in among[1]]], among[0], sequence=view.sequence)
         if allowed is None:
             allowed = core.matching(expression, core.moment(view), deadline(timeout_s))
     live = view.n_live

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections import OrderedDict
 from typing import Any
 
@@ -9,8 +11,17 @@ import numpy as np
 
 from ..selection import Selection
 from .blocks import Allowed
-from .distance import Floats, Rows, squares, to_distances
-from .door import compare_one, faiss_metric, knn, through_blas, use_threads_for
+from .distance import LARGE_SQUARE, SMALL_SQUARE, Floats, Rows, squares, to_distances
+from .door import (
+    compare_few,
+    compare_one,
+    faiss_metric,
+    knn,
+    pointer,
+    through_blas,
+    use_threads,
+    use_threads_for,
+)
 from .live import Bits, unpack
 from .main import Main
 
@@ -18,6 +29,7 @@ _KEPT_FILTERS = 8
 FEW_BYTES, FEW_ROWS = 4 << 20, 2_048
 """Selected vectors are copied to one place and compared there up to these bounds; those of the last few
 filters are kept. 1,265 rows of 384, by one thread: 31 us, picked out by FAISS each time 41 us."""
+_SMALL_BYTES, _KEPT_DESKS = 256 << 10, 32
 _HEAPED = 64
 """Up to so many answers a heap finds them while FAISS compares."""
 
@@ -64,16 +76,79 @@ class MainMask:
         return made
 
 
-class Few:
-    """The vectors of a few selected rows, side by side."""
+class _Desk:
+    """What one query of FAISS reads and writes, with pointers to it: making these takes longer than comparing
+    a hundred vectors."""
 
-    __slots__ = ("_metric", "_rows", "_vectors")
+    __slots__ = ("at", "at_pointer", "query", "query_pointer", "scores", "scores_pointer")
+
+    def __init__(self, dimension: int, k: int) -> None:
+        self.query = np.empty(dimension, np.float32)
+        self.scores = np.empty(k, np.float32)
+        self.at = np.empty(k, np.int64)
+        self.query_pointer = pointer(self.query)
+        self.scores_pointer = pointer(self.scores)
+        self.at_pointer = pointer(self.at)
+
+
+class _Desks(threading.local):
+    """A thread's desks, by dimension and answers."""
+
+    def __init__(self) -> None:
+        self.made: dict[tuple[int, int], _Desk] = {}
+
+    def of(self, dimension: int, k: int) -> _Desk:
+        found = self.made.get((dimension, k))
+        if found is None:
+            if len(self.made) >= _KEPT_DESKS:
+                self.made.clear()
+            found = self.made[dimension, k] = _Desk(dimension, k)
+        return found
+
+
+_DESKS = _Desks()
+
+
+class Few:
+    """The vectors of a few selected rows, side by side. Any thread may search."""
+
+    __slots__ = ("_metric", "_pointer", "_vectors", "is_small", "names", "rows")
 
     def __init__(self, rows: Rows, vectors: Floats, metric: str) -> None:
         """`rows` ascending, `vectors` (n, width) theirs in the index's space."""
-        self._rows = rows
+        self.rows = rows
         self._vectors = vectors
         self._metric = metric
+        self.is_small = metric != "hamming" and vectors.nbytes <= _SMALL_BYTES
+        """Compared sooner than a search gets its turn; see `nearest`."""
+        self._pointer = pointer(vectors) if self.is_small else None
+        self.names: list[str] | None = None
+        """What the rows are called, kept by who asks."""
+
+    def nearest(self, query: Floats, square: float, k: int) -> tuple[Floats, list[int]] | None:
+        """Distances (1, k), nearest first, and which of the rows, for a query (d,) as it came, finite, with its
+        squared length. None where there are fewer rows, equal distances or a length that needs a closer look,
+        and unless `is_small`. Some 6 us for 82 rows of 384."""
+        if not self.is_small or len(self.rows) <= k or k > _HEAPED:
+            return None
+        dimension = len(query)
+        desk = _DESKS.of(dimension, k + 1)
+        if self._metric != "cosine":
+            desk.query[:] = query
+        elif SMALL_SQUARE < square < LARGE_SQUARE:
+            np.divide(query, np.float32(math.sqrt(square)), out=desk.query)
+        else:
+            return None
+        use_threads(1)
+        compare_few(
+            desk.query_pointer, self._pointer, dimension, len(self.rows), k + 1,
+            desk.scores_pointer, desk.at_pointer, faiss_metric(self._metric),
+        )  # fmt: skip
+        scores = desk.scores
+        if len(set(scores.tolist())) <= k:
+            return None
+        near = scores[:k].copy() if self._metric == "l2" else 1.0 - scores[:k]
+        return near.reshape(1, k), desk.at[:k].tolist()
 
     def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
         """Distances and rows (q, k), nearest first, ties by row; NaN and -1 where there are fewer.
@@ -81,7 +156,7 @@ class Few:
         One call of FAISS, 6 us for one query and 82 rows of 384. Its heap does not say which of equally near
         rows it kept: a query that meets such is answered by a sort.
         """
-        n = self._rows.size
+        n = self.rows.size
         if k > _HEAPED or n <= k or self._metric == "hamming":
             return self._one_by_one(queries, k)
         if self._metric == "l2" and through_blas(*queries.shape):
@@ -89,7 +164,7 @@ class Few:
         use_threads_for(len(queries))
         scores, at = knn(queries, self._vectors, k + 1, faiss_metric(self._metric))
         near = scores if self._metric == "l2" else 1.0 - scores
-        out = near[:, :k], self._rows[at[:, :k]]
+        out = near[:, :k], self.rows[at[:, :k]]
         if len(queries) == 1:
             tied = [0] if len(set(near[0].tolist())) <= k else []
         else:
@@ -106,15 +181,15 @@ class Few:
         )
         for i, one in enumerate(near):
             best = nearest(one, k)
-            out[0][i, : best.size], out[1][i, : best.size] = one[best], self._rows[best]
+            out[0][i, : best.size], out[1][i, : best.size] = one[best], self.rows[best]
         return out
 
     def _keys(self, queries: Any) -> Floats:
         keys: Floats
         if self._metric == "hamming":
             differing = [np.bitwise_count(self._vectors ^ q).sum(axis=1) for q in queries]
-            keys = np.asarray(differing, np.float32).reshape(len(queries), len(self._rows))
-        elif len(queries) == 1 and self._rows.size:
+            keys = np.asarray(differing, np.float32).reshape(len(queries), len(self.rows))
+        elif len(queries) == 1 and self.rows.size:
             scores = compare_one(queries[0], self._vectors, faiss_metric(self._metric))[None]
             keys = scores if self._metric == "l2" else -scores
         elif self._metric == "l2":

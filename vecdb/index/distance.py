@@ -19,7 +19,7 @@ _SLICE_SCALARS = 1 << 20
 """Scalars of a temporary array; keeps it within the caches."""
 
 
-_SMALL_SQUARE, _LARGE_SQUARE = 1e-20, 1e30
+SMALL_SQUARE, LARGE_SQUARE = 1e-20, 1e30
 """Squared lengths between these need no scaling: no square of a part is lost or overflows."""
 
 
@@ -29,7 +29,7 @@ def unit(vectors: NDArray[np.floating]) -> Floats:
         # One query: half the calls, and 5 us less.
         row = vectors[0]
         square = float(row.dot(row))
-        if _SMALL_SQUARE < square < _LARGE_SQUARE:
+        if SMALL_SQUARE < square < LARGE_SQUARE:
             one: Floats = np.ascontiguousarray(vectors / np.float32(math.sqrt(square)))
             return one
     copy = np.array(vectors, dtype=np.float32, order="C")
@@ -55,7 +55,7 @@ def lengths(vectors: Floats) -> Floats | None:
 def roots(squares: Floats) -> Floats | None:
     """Lengths of squared ones, of any shape; None when a vector needs scaling first, or is zero."""
     # Two calls instead of four; NaN and infinity fail the second.
-    if squares.size and not (squares.min() > _SMALL_SQUARE and squares.max() < _LARGE_SQUARE):
+    if squares.size and not (squares.min() > SMALL_SQUARE and squares.max() < LARGE_SQUARE):
         return None
     known: Floats = np.sqrt(squares)
     return known

@@ -201,6 +201,21 @@ def knn(
     return scores, positions
 
 
+def pointer(array: Any) -> Any:
+    """What FAISS takes for a C-contiguous array, which must outlive it."""
+    return faiss.swig_ptr(array)
+
+
+def compare_few(
+    query: Any, vectors: Any, dimension: int, n: int, k: int, scores: Any, at: Any, metric: int
+) -> None:
+    """`knn` of one query, by pointers: the k best scores of n float32 vectors, best first, and where they are."""
+    if metric == L2:
+        faiss.knn_L2sqr(query, vectors, dimension, 1, n, k, scores, at, None, None)
+    else:
+        faiss.knn_inner_product(query, vectors, dimension, 1, n, k, scores, at, None)
+
+
 def search_one(
     index: Any, query: NDArray[np.float32], k: int, params: Any
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..selection import Selection
 from .blocks import Allowed
 from .calibrate import LEAST_HELD_OUT, Curve
 from .distance import Floats, Rows
@@ -131,6 +132,10 @@ class Sides:
         self._clock = 0
 
     # -- asked by searches
+
+    def asked(self, allowed: Selection | None, answers: int) -> Asked | None:
+        """Which filter it is, where it may be asked again."""
+        return None if allowed is None or allowed.key is None else Asked(self, allowed.key, answers)
 
     def graph(self, key: str, main: Main, count: int) -> SideGraph | None:
         """The graph of a filter that allows `count` live positions of `main`."""

@@ -20,7 +20,7 @@ from .distance import Floats, Merger, Rows, padded, to_distances, unit
 from .live import Bits, is_set, unpack
 from .main import Main
 from .served import Served
-from .side import Asked, Sides
+from .side import Sides
 from .source import VectorSource, exact_space, scan, true_keys
 from .tail import Piece
 from .trace import Trace
@@ -187,15 +187,9 @@ class View:
         elif main.lossy or main.kind != "hnsw":
             return None
         else:
-            asked = self._asked(allowed, k)
+            asked = self.sides.asked(allowed, k)
             found = one.nearest_allowed(main, x, k, target, inside, asked, self.metric)
         return None if found is None else Found(found[0], found[1], False, found[2])
-
-    def _asked(self, allowed: Selection | None, k: int) -> Asked | None:
-        """Which filter it is, where it may be asked again."""
-        if allowed is None or allowed.key is None:
-            return None
-        return Asked(self.sides, allowed.key, k)
 
     def _queries(self, queries: Any) -> Any:
         width = vector_width(self.dimension, self.storage)
@@ -206,6 +200,11 @@ class View:
         if self.metric == "cosine":
             return unit(queries)
         return np.ascontiguousarray(queries, np.float32)
+
+    def few(self, allowed: Selection) -> Few | None:
+        """The vectors of a selection, side by side, where they were put so for an earlier query."""
+        kept = self._fews.get(id(allowed))
+        return kept[1] if kept is not None and kept[0] is allowed else None
 
     def _few(self, allowed: Selection, trace: Trace | None) -> Few:
         """The vectors of a selection of few rows; the last ones asked for are kept."""
@@ -272,7 +271,7 @@ class View:
             return True, "exact"
         if inside is not None and inside.count == main.n:
             inside = None
-        asked = self._asked(allowed, k)
+        asked = self.sides.asked(allowed, k)
         if not main.lossy:
             keys, rows, exact, name = plan.search_main(
                 main, x, k, inside, target, trace, check, asked
