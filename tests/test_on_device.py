@@ -11,6 +11,7 @@ import pytest
 
 import vecdb
 from vecdb.index import chosen
+from vecdb.index.card import count_gpus
 
 SEED = 20_261_124
 ROWS, DIMENSION = 3_000, 16
@@ -41,17 +42,23 @@ def plain(queries, vectors, metric):
     return 1 - x @ y.T
 
 
-@pytest.fixture
-def devices(monkeypatch):
-    """How many devices are pretended; called before a database is opened."""
+@pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
+def devices(request, monkeypatch):
+    """How many devices are used; called before a database is opened. The GPU is one, with all its memory."""
 
-    def pretend(count=1, size=1 << 30, faults=""):
+    def use(count=1, size=1 << 30, faults=""):
+        if request.param == "gpu":
+            if not count_gpus():
+                pytest.skip("FAISS sees no GPU here")
+            if count > 1 or size < 1 << 30 or faults:
+                pytest.skip("needs several devices, small ones, or such that fail when asked to")
+            return
         monkeypatch.setenv("VECDB_STAND_IN_DEVICES", str(count))
         monkeypatch.setenv("VECDB_STAND_IN_BYTES", str(size))
         if faults:
             monkeypatch.setenv("VECDB_STAND_IN_FAULTS", faults)
 
-    return pretend
+    return use
 
 
 @pytest.fixture(autouse=True)
