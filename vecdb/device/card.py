@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
+Bits = NDArray[np.uint8]
 
 
 class CardFull(Exception):
@@ -37,6 +38,8 @@ class Limits:
 
     k: int = 2048
     nprobe: int = 2048
+    scan_k: int = 2048
+    """k of flat vectors; more than `k` where the card has `masks`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,8 @@ class CardInfo:
     limits: Limits
     graphs: bool
     """Graphs (CAGRA) can be built and searched."""
+    masks: bool = False
+    """Searches of flat vectors obey masks."""
 
 
 class Card(Protocol):
@@ -74,8 +79,18 @@ class Card(Protocol):
     def graph(self, handle: int, source: int, degree: int) -> None:
         """A CAGRA graph over the flat placement `source`, which is kept while the graph lives."""
 
-    def search(self, handle: int, queries: Floats, k: int, setting: int) -> tuple[Floats, Rows]:
-        """The k nearest of each of (q, d). `setting` is nprobe of lists, itopk of a graph, 0 for flat."""
+    def mask(self, handle: int, number: int, bits: Bits) -> None:
+        """Remember which positions of a flat placement may answer, under a number that is new to it. `bits` uint8,
+        a bit for each position, least significant first. CardRefused where there are no masks."""
+
+    def unmask(self, handle: int, number: int) -> None:
+        """Forget a mask; nothing for one that is not known."""
+
+    def search(
+        self, handle: int, queries: Floats, k: int, setting: int, mask: int = 0
+    ) -> tuple[Floats, Rows]:
+        """The k nearest of each of (q, d). `setting` is nprobe of lists, itopk of a graph, 0 for flat; `mask`
+        the number of one, 0 for none."""
 
     def compare(self, queries: Floats, vectors: Floats, k: int, metric: str) -> tuple[Floats, Rows]:
         """The k nearest of host `vectors` (n, d) that are not placed, exactly."""

@@ -7,7 +7,8 @@ What FAISS does by itself, and what is done about it (read in the sources of 1.1
   "out of memory" is taken for one.
 - Each index takes `use_cuvs` from a default that depends on the wheel. It is set to False everywhere but for
   graphs, so that limits (k and nprobe of 2,048) and results are those of the classic kernels.
-- Flat vectors lie in memory of ours and are searched by `bfKnn`: see `driver.py` for why.
+- Flat vectors lie in memory of ours: see `driver.py` for why. Few queries and filters are for kernels of ours
+  (`scan.py`), many queries for `bfKnn`.
 - `index_cpu_to_gpu` leaks what it has allocated when it runs out of memory half-way (a raw pointer), the
   constructors of the GPU classes do not. So lists are made by these.
 - A flat search of 512 queries and more wants two buffers of 512 MiB for float32, beside its temporary
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ..device.card import CardFull, CardInfo, CardRefused, Floats, Limits, Rows
+from ..device.card import Bits, CardFull, CardInfo, CardRefused, Floats, Limits, Rows
 from ..device.merging import padded
 from .door import L2, faiss, faiss_metric
 from .driver import Driver, Memory
@@ -37,12 +38,16 @@ from .host_lists import (
     float16_tables,
     graph_bytes,
 )
+from .scan import MOST_DIMENSIONS, opened
 
 TEMPORARY_BYTES = 1536 << 20
 """Scratch memory of FAISS on the card: its largest, but at most a sixteenth of the card."""
 PINNED_BYTES = 64 << 20
 """For queries beyond 256 MiB in a call, which only k-means has."""
 TILE_BYTES = 256 << 20
+SCAN_QUERIES = 128
+"""Up to so many queries flat vectors are read again for every eight of them; beyond, FAISS multiplies matrices."""
+SCAN_K = 16_384
 _GRAPH_K = 1_024
 _ITOPK_STEP = 32
 _COUNT_TIMEOUT_S = 60.0
@@ -88,6 +93,8 @@ class _Flat:
     def __init__(self, driver: Driver, dimension: int, metric: str, code: str, rows: int) -> None:
         self.dimension = dimension
         self.metric = metric
+        self.code = code
+        self.masks: dict[int, Memory] = {}
         self.kind = np.dtype(np.float16 if code == "float16" else np.float32)
         self.rows = rows
         self.used = 0
@@ -145,11 +152,15 @@ class FaissCard:
         self._resources.syncDefaultStreamCurrentDevice()  # takes all that now, not in the first search
         self._limits = Limits()
         self._graphs = hasattr(faiss, "GpuIndexCagra")
+        self._scanner = opened(self._driver)
+        if self._scanner is not None:
+            self._limits = Limits(scan_k=SCAN_K)
         self._placed: dict[int, _Flat | _Lists | _Graph] = {}
 
     def info(self) -> CardInfo:
         free, total = self._driver.memory()
-        return CardInfo(self._driver.name, total, free, self._limits, self._graphs)
+        masks = self._scanner is not None
+        return CardInfo(self._driver.name, total, free, self._limits, self._graphs, masks)
 
     def flat(self, handle: int, dimension: int, metric: str, code: str, rows: int) -> None:
         if metric not in ("l2", "ip") or code not in ("float32", "float16"):
@@ -197,15 +208,33 @@ class FaissCard:
         self._or_full(index.train_ex, flat.used, at, kind)
         self._placed[handle] = _Graph(index, flat, degree)
 
-    def search(self, handle: int, queries: Floats, k: int, setting: int) -> tuple[Floats, Rows]:
+    def mask(self, handle: int, number: int, bits: Bits) -> None:
+        flat = self._flat(handle)
+        if self._scanner is None:
+            raise CardRefused("masks need the kernels of scan.cu")
+        if bits.size != -(-flat.rows // 8):
+            raise CardRefused(f"a mask of {flat.rows} rows has {bits.size} bytes")
+        held = self._driver.zeros(-(-bits.size // 4) * 4)
+        held.write(0, bits)
+        flat.masks[number] = held
+
+    def unmask(self, handle: int, number: int) -> None:
+        placed = self._placed.get(handle)
+        if isinstance(placed, _Flat):
+            placed.masks.pop(number, None)
+
+    def search(
+        self, handle: int, queries: Floats, k: int, setting: int, mask: int = 0
+    ) -> tuple[Floats, Rows]:
         placed = self._placed.get(handle)
         if placed is None:
             raise CardRefused(f"placement {handle} is not known")
         _check_width(queries, placed.dimension)
-        self._within(k)
         if isinstance(placed, _Flat):
-            found = self._or_full(self._search_flat, placed, queries, k)
-            return found[0], found[1]
+            return self._search_flat(placed, queries, k, mask)
+        if mask:
+            raise CardRefused("only flat vectors are searched under a mask")
+        self._within(k)
         if isinstance(placed, _Lists):
             if not 1 <= setting <= self._limits.nprobe:
                 raise CardRefused(
@@ -281,7 +310,24 @@ class FaissCard:
         placed = self._placed.get(handle)
         return 0 if placed is None else placed.device_bytes
 
-    def _search_flat(self, flat: _Flat, queries: Floats, k: int) -> tuple[Floats, Rows]:
+    def _search_flat(self, flat: _Flat, queries: Floats, k: int, mask: int) -> tuple[Floats, Rows]:
+        if mask and mask not in flat.masks:
+            raise CardRefused(f"mask {mask} is not known")
+        few = len(queries) <= SCAN_QUERIES and flat.dimension <= MOST_DIMENSIONS
+        if self._scanner is None or not (mask or few or k > self._limits.k):
+            self._within(k)
+            found = self._or_full(self._by_products, flat, queries, k)
+            return found[0], found[1]
+        if not 1 <= k <= self._limits.scan_k:
+            raise CardRefused(f"k must be from 1 to {self._limits.scan_k}, given {k}")
+        if flat.dimension > MOST_DIMENSIONS:
+            raise CardRefused(f"such a search takes at most {MOST_DIMENSIONS} dimensions")
+        return self._scanner.search(
+            flat.vectors, flat.code, flat.metric, flat.used, queries, k, flat.masks.get(mask)
+        )
+
+    def _by_products(self, flat: _Flat, queries: Floats, k: int) -> tuple[Floats, Rows]:
+        """By FAISS, which multiplies matrices: best for many queries."""
         width = min(k, flat.used)
         scores = np.empty((len(queries), width), np.float32)
         positions = np.empty((len(queries), width), np.int64)

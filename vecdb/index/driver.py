@@ -14,6 +14,7 @@ all calls.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,18 @@ _SIGNATURES: dict[str, list[Any]] = {
     "cuMemFree_v2": [_address],
     "cuMemcpyHtoD_v2": [_address, ctypes.c_void_p, _size],
     "cuGetErrorString": [_int, ctypes.POINTER(ctypes.c_char_p)],
-}
+    "cuMemcpyDtoH_v2": [ctypes.c_void_p, _address, _size],
+    "cuMemsetD8_v2": [_address, ctypes.c_ubyte, _size],
+    "cuDeviceGetAttribute": [ctypes.POINTER(_int), _int, _int],
+    "cuModuleLoadData": [ctypes.POINTER(ctypes.c_void_p), ctypes.c_char_p],
+    "cuModuleGetFunction": [ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p, ctypes.c_char_p],
+    "cuOccupancyMaxActiveBlocksPerMultiprocessor": [
+        ctypes.POINTER(_int), ctypes.c_void_p, _int, _size,
+    ],
+    "cuLaunchKernel": [ctypes.c_void_p, *[ctypes.c_uint] * 7, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p],
+}  # fmt: skip
+_MULTIPROCESSORS = 16
+"""CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT."""
 
 
 def load_driver() -> Any:
@@ -59,6 +71,7 @@ class Driver:
         name = ctypes.create_string_buffer(256)
         self._call("cuDeviceGetName", name, 256, device)
         self.name = name.value.decode("utf-8", "replace")
+        self._device = device
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         self._call("cuCtxSetCurrent", context)
 
@@ -86,6 +99,57 @@ class Driver:
         self._call("cuMemcpyHtoD_v2", address, values.ctypes.data, values.nbytes)
         self._call("cuCtxSynchronize")
 
+    def read(self, address: int, out: NDArray[Any]) -> None:
+        """Copies from the device into a C-contiguous array, after everything that was launched before."""
+        self._call("cuMemcpyDtoH_v2", out.ctypes.data, address, out.nbytes)
+
+    def zeros(self, size: int) -> Memory:
+        """`allocate`, all zero."""
+        made = self.allocate(size)
+        self._call("cuMemsetD8_v2", made.address, 0, size)
+        return made
+
+    def multiprocessors(self) -> int:
+        count = _int()
+        self._call("cuDeviceGetAttribute", ctypes.byref(count), _MULTIPROCESSORS, self._device)
+        return count.value
+
+    def module(self, ptx: bytes) -> ctypes.c_void_p:
+        """Kernels compiled for this device; RuntimeError where the driver does not understand them."""
+        module = ctypes.c_void_p()
+        self._call("cuModuleLoadData", ctypes.byref(module), ptx)
+        return module
+
+    def function(self, module: ctypes.c_void_p, name: str) -> ctypes.c_void_p:
+        found = ctypes.c_void_p()
+        self._call("cuModuleGetFunction", ctypes.byref(found), module, name.encode())
+        return found
+
+    def resident(self, function: ctypes.c_void_p, threads: int, shared: int) -> int:
+        """Blocks that a multiprocessor runs at once."""
+        count = _int()
+        self._call(
+            "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+            ctypes.byref(count), function, threads, shared,
+        )  # fmt: skip
+        return count.value
+
+    def launch(
+        self,
+        function: ctypes.c_void_p,
+        blocks: tuple[int, int],
+        threads: int,
+        shared: int,
+        arguments: Sequence[np.generic],
+    ) -> None:
+        """Starts a kernel on the default stream; `read` waits for it. `arguments` are numpy scalars of the very
+        types of its parameters."""
+        held = [np.asarray(one) for one in arguments]
+        places = (ctypes.c_void_p * len(held))(*(one.ctypes.data for one in held))
+        self._call(
+            "cuLaunchKernel", function, *blocks, 1, threads, 1, 1, shared, None, places, None
+        )
+
     def _call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._library, name)(*arguments)
         if code == 0:
@@ -111,6 +175,13 @@ class Memory:
             raise ValueError(f"{values.nbytes} bytes at {offset} do not fit {self.size}")
         if values.nbytes:
             self._driver.write(self.address + offset, np.ascontiguousarray(values))
+
+    def read(self, out: NDArray[Any]) -> NDArray[Any]:
+        """Fills `out` (C-contiguous) from the beginning of it, and returns it."""
+        if out.nbytes > self.size:
+            raise ValueError(f"{out.nbytes} bytes are not within {self.size}")
+        self._driver.read(self.address, out)
+        return out
 
     def free(self) -> None:
         address, self.address = self.address, 0

@@ -1,0 +1,282 @@
+// Exact search by few queries: every vector is read once, by all of the card, and the best are chosen
+// from the scores. FAISS 1.15 multiplies matrices for a single query too, and lets one block choose from all scores
+// of a query: 1,000,000 x 384 took it ten times as long as reading the vectors takes.
+//
+// Made into scan.ptx by tools/kernels.py, for every card from compute capability 7.0 on: the driver compiles that.
+//
+// A score is turned into a key, an unsigned number that is smaller the nearer a row is. Choosing looks at the
+// 11 highest bits of all keys, then at the next 11 among those that share them, and then hands out every row up to there: a
+// few more than were asked for, which the host puts in order. So ties are by position, and k has no limit.
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+const u32 FULL = 0xffffffffu;
+const u32 NOT_ALLOWED = 0xffffffffu;
+const int ROWS = 4;       // rows that a warp reads at once; a mask of bits has those of a step in one word
+const int BINS = 2048;    // 11 bits
+const int STATE = 8;      // numbers a query; see `State`
+const int THREADS = 256;
+
+// What the steps of choosing know about a query.
+enum State { PREFIX, LEFT, BELOW, ALLOWED, TICKET, GIVEN, TIES };
+
+__device__ __forceinline__ u32 key_of(float score) {
+    const u32 bits = __float_as_uint(score);
+    const u32 key = bits ^ ((bits & 0x80000000u) ? FULL : 0x80000000u);
+    return key == NOT_ALLOWED ? key - 1 : key;  // what is not a number comes last
+}
+
+__device__ __forceinline__ void two_halves(u32 both, float& low, float& high) {
+    asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}" : "=f"(low), "=f"(high) : "r"(both));
+}
+
+__device__ __forceinline__ float one_half(unsigned short bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+
+// Vectors as they are stored: WIDE numbers at once where rows are whole 16 bytes, else one by one.
+template <typename T, int WIDE> struct Load;
+template <> struct Load<float, 4> {
+    template <int N> static __device__ __forceinline__ void shared(const float* at, float (&out)[N]) {
+#pragma unroll
+        for (int i = 0; i < N; i += 4) {
+            const float4 v = *reinterpret_cast<const float4*>(at + i);
+            out[i] = v.x; out[i + 1] = v.y; out[i + 2] = v.z; out[i + 3] = v.w;
+        }
+    }
+    static __device__ __forceinline__ void get(const void* at, u64 i, float (&out)[4]) {
+        float4 v = *reinterpret_cast<const float4*>(static_cast<const float*>(at) + i);
+        out[0] = v.x; out[1] = v.y; out[2] = v.z; out[3] = v.w;
+    }
+};
+template <> struct Load<float, 1> {
+    static __device__ __forceinline__ void shared(const float* at, float (&out)[1]) { out[0] = *at; }
+    static __device__ __forceinline__ void get(const void* at, u64 i, float (&out)[1]) {
+        out[0] = static_cast<const float*>(at)[i];
+    }
+};
+template <> struct Load<unsigned short, 8> {
+    static __device__ __forceinline__ void get(const void* at, u64 i, float (&out)[8]) {
+        uint4 v = *reinterpret_cast<const uint4*>(static_cast<const unsigned short*>(at) + i);
+        two_halves(v.x, out[0], out[1]);
+        two_halves(v.y, out[2], out[3]);
+        two_halves(v.z, out[4], out[5]);
+        two_halves(v.w, out[6], out[7]);
+    }
+};
+template <> struct Load<unsigned short, 1> {
+    static __device__ __forceinline__ void get(const void* at, u64 i, float (&out)[1]) {
+        out[0] = one_half(static_cast<const unsigned short*>(at)[i]);
+    }
+};
+
+// Sums V values (a power of two up to 32) over a warp: in each step a lane gives half of its values away and gets the
+// other lane's part of those it keeps. The sum of value i comes out in the lanes from i * 32 / V on.
+template <int V> struct Summed {
+    static __device__ __forceinline__ float of(float (&v)[V], int lane, int bit = 16) {
+        const bool upper = lane & bit;
+        float half[V / 2];
+#pragma unroll
+        for (int i = 0; i < V / 2; i++) {
+            const float given = upper ? v[i] : v[i + V / 2];
+            half[i] = (upper ? v[i + V / 2] : v[i]) + __shfl_xor_sync(FULL, given, bit);
+        }
+        return Summed<V / 2>::of(half, lane, bit / 2);
+    }
+};
+template <> struct Summed<1> {
+    static __device__ __forceinline__ float of(float (&v)[1], int lane, int bit = 16) {
+        float sum = v[0];
+        for (; bit >= 1; bit /= 2) sum += __shfl_xor_sync(FULL, sum, bit);
+        return sum;
+    }
+};
+
+// Keys (Q, n) of all rows for Q queries. `queries` (Q, dimension) float32; `allowed` a bit a row, or null.
+template <typename T, int WIDE, bool L2, int Q>
+__device__ __forceinline__ void scan(
+    const void* vectors, u64 n, int dimension, const float* queries, const u32* allowed, u32* keys
+) {
+    extern __shared__ float asked[];
+    for (int i = threadIdx.x; i < Q * dimension; i += THREADS) asked[i] = queries[i];
+    __syncthreads();
+    const int lane = threadIdx.x & 31;
+    const u64 warps = static_cast<u64>(gridDim.x) * (THREADS / 32);
+    for (u64 step = static_cast<u64>(blockIdx.x) * (THREADS / 32) + threadIdx.x / 32; step * ROWS < n; step += warps) {
+        const u64 first = step * ROWS;
+        u32 which = (1u << ROWS) - 1;
+        if (n - first < ROWS) which = (1u << (n - first)) - 1;
+        const u32 there = which;
+        if (allowed) which &= allowed[first >> 5] >> (first & 31);
+        float sums[ROWS * Q];
+#pragma unroll
+        for (int i = 0; i < ROWS * Q; i++) sums[i] = 0.0f;
+        if (which) {
+#pragma unroll 2
+            for (int c = lane * WIDE; c < dimension; c += 32 * WIDE) {
+                float x[ROWS][WIDE];
+#pragma unroll
+                for (int r = 0; r < ROWS; r++) {
+                    if (which >> r & 1) {
+                        Load<T, WIDE>::get(vectors, (first + r) * dimension + c, x[r]);
+                    } else {
+#pragma unroll
+                        for (int i = 0; i < WIDE; i++) x[r][i] = 0.0f;
+                    }
+                }
+#pragma unroll
+                for (int q = 0; q < Q; q++) {
+                    float y[WIDE];
+                    Load<float, WIDE == 1 ? 1 : 4>::shared(asked + q * dimension + c, y);
+#pragma unroll
+                    for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+                        for (int i = 0; i < WIDE; i++) {
+                            if (L2) {
+                                float apart = x[r][i] - y[i];
+                                sums[r * Q + q] = fmaf(apart, apart, sums[r * Q + q]);
+                            } else {
+                                sums[r * Q + q] = fmaf(-x[r][i], y[i], sums[r * Q + q]);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        float sum = Summed<ROWS * Q>::of(sums, lane);
+        const int lanes = 32 / (ROWS * Q);
+        if (lane % lanes == 0) {
+            const int r = lane / lanes / Q, q = lane / lanes % Q;
+            if (there >> r & 1) keys[q * n + first + r] = which >> r & 1 ? key_of(sum) : NOT_ALLOWED;
+        }
+    }
+}
+
+#define SCAN(NAME, T, WIDE, L2, Q)                                                                                    \
+    extern "C" __global__ void __launch_bounds__(THREADS) NAME(                                                       \
+        const void* vectors, u64 n, int dimension, const float* queries, const u32* allowed, u32* keys                \
+    ) {                                                                                                               \
+        scan<T, WIDE, L2, Q>(vectors, n, dimension, queries, allowed, keys);                                          \
+    }
+#define SCANS(NAME, T, WIDE, L2)                                                                                      \
+    SCAN(NAME##_1, T, WIDE, L2, 1)                                                                                    \
+    SCAN(NAME##_4, T, WIDE, L2, 4)                                                                                    \
+    SCAN(NAME##_8, T, WIDE, L2, 8)
+
+SCANS(scan_float32_wide_l2, float, 4, true)
+SCANS(scan_float32_wide_ip, float, 4, false)
+SCANS(scan_float32_slim_l2, float, 1, true)
+SCANS(scan_float32_slim_ip, float, 1, false)
+SCANS(scan_float16_wide_l2, unsigned short, 8, true)
+SCANS(scan_float16_wide_ip, unsigned short, 8, false)
+SCANS(scan_float16_slim_l2, unsigned short, 1, true)
+SCANS(scan_float16_slim_ip, unsigned short, 1, false)
+
+// The sum of `mine` over the threads before this one, in a block of THREADS.
+__device__ u32 sum_before(u32 mine, u32* of_warps) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x / 32;
+    u32 sum = mine;
+    for (int apart = 1; apart < 32; apart *= 2) {
+        u32 other = __shfl_up_sync(FULL, sum, apart);
+        if (lane >= apart) sum += other;
+    }
+    if (lane == 31) of_warps[warp] = sum;
+    __syncthreads();
+    u32 before = sum - mine;
+    for (int w = 0; w < warp; w++) before += of_warps[w];
+    __syncthreads();
+    return before;
+}
+
+// Counts the keys of query blockIdx.y by the bits that `step` (0, 1, 2: 11, 11 and 10 bits from the highest on) looks
+// at, among those that share the bits before; the last block finds the bin in which the k-th lies. `bins` is all zero
+// before and after.
+extern "C" __global__ void __launch_bounds__(THREADS)
+narrow(const u32* all_keys, u64 n, u32 k, int step, u32* all_states, u32* all_bins) {
+    __shared__ u32 counted[BINS];
+    __shared__ u32 of_warps[THREADS / 32];
+    __shared__ bool last;
+    const u32* keys = all_keys + blockIdx.y * n;
+    u32* state = all_states + blockIdx.y * STATE;
+    u32* bins = all_bins + blockIdx.y * BINS;
+    for (int i = threadIdx.x; i < BINS; i += THREADS) counted[i] = 0;
+    __syncthreads();
+    const int shift = step == 0 ? 21 : step == 1 ? 10 : 0;
+    const u32 mask = step == 2 ? 1023u : 2047u;
+    const u32 prefix = step == 0 ? 0 : state[PREFIX];
+    for (u64 i = static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x; i < n; i += static_cast<u64>(gridDim.x) * THREADS) {
+        const u32 key = keys[i];
+        if (key == NOT_ALLOWED) continue;
+        if (step != 0 && key >> (step == 1 ? 21 : 10) != prefix) continue;
+        atomicAdd(&counted[key >> shift & mask], 1u);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < BINS; i += THREADS) {
+        if (counted[i]) atomicAdd(&bins[i], counted[i]);
+    }
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) last = atomicAdd(&state[TICKET], 1u) == gridDim.x - 1;
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    const int EACH = BINS / THREADS;
+    u32 mine[EACH], sum = 0;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        mine[i] = atomicExch(&bins[threadIdx.x * EACH + i], 0u);
+        sum += mine[i];
+    }
+    const u32 before = sum_before(sum, of_warps);
+    __shared__ u32 wanted;
+    if (threadIdx.x == THREADS - 1 && step == 0) {
+        const u32 total = before + sum;
+        state[ALLOWED] = total;
+        wanted = k < total ? k : total;
+        state[BELOW] = 0;
+        state[GIVEN] = 0;
+        state[TIES] = 0;
+    }
+    if (threadIdx.x == 0) {
+        state[TICKET] = 0;
+        if (step != 0) wanted = state[LEFT];
+    }
+    __syncthreads();
+    if (wanted > before && wanted <= before + sum) {
+        u32 left = wanted - before, bin = threadIdx.x * EACH;
+        bool found = false;
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            found = found || left <= mine[i];
+            if (!found) {
+                left -= mine[i];
+                bin++;
+            }
+        }
+        state[PREFIX] = step == 0 ? bin : step == 1 ? prefix << 11 | bin : prefix << 10 | bin;
+        state[LEFT] = left;
+        state[BELOW] += wanted - left;
+    }
+}
+
+// Hands out rows of query blockIdx.y, key and position in one number, at most `room`. `step` 1: all whose first 22
+// bits are up to those found. 2: all that are below the k-th key, and as many that equal it as are left.
+extern "C" __global__ void __launch_bounds__(THREADS)
+give(const u32* all_keys, u64 n, int step, u32 room, u32* all_states, u64* all_out) {
+    const u32* keys = all_keys + blockIdx.y * n;
+    u32* state = all_states + blockIdx.y * STATE;
+    u64* out = all_out + blockIdx.y * room;
+    if (state[ALLOWED] == 0) return;
+    const u32 border = state[PREFIX], left = state[LEFT];
+    for (u64 i = static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x; i < n; i += static_cast<u64>(gridDim.x) * THREADS) {
+        const u32 key = keys[i];
+        if (key == NOT_ALLOWED) continue;
+        if (step == 1 ? key >> 10 > border : key > border) continue;
+        if (step == 2 && key == border && atomicAdd(&state[TIES], 1u) >= left) continue;
+        const u32 at = atomicAdd(&state[GIVEN], 1u);
+        if (at < room) out[at] = static_cast<u64>(key) << 32 | i;
+    }
+}
