@@ -35,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--card", choices=["faiss", "stand-in"], default="faiss")
     parser.add_argument("--stand-in-bytes", type=int, default=GIB)
     parser.add_argument("--stand-in-graphs", type=int, default=1)
+    parser.add_argument("--stand-in-masks", type=int, default=1)
     parser.add_argument("--stand-in-k", type=int, default=Limits().k)
+    parser.add_argument("--stand-in-scan-k", type=int, default=32_768)
     parser.add_argument("--stand-in-faults", default="")
     given = parser.parse_args(arguments)
     if given.count:
@@ -79,7 +81,8 @@ def _card(given: argparse.Namespace) -> Card:
     return StandInCard(
         given.stand_in_bytes,
         graphs=bool(given.stand_in_graphs),
-        limits=Limits(k=given.stand_in_k),
+        masks=bool(given.stand_in_masks),
+        limits=Limits(k=given.stand_in_k, scan_k=given.stand_in_scan_k),
         faults=Faults.parse(given.stand_in_faults),
         read_lists=read_lists,
         export=export_hnsw,

@@ -238,7 +238,7 @@ class Linked:
             stop = start + len(a.queries)
             x[start:stop] = a.queries
             start = stop
-        request = m.Search(first.handle, count, d, k, first.setting)
+        request = m.Search(first.handle, count, d, k, first.setting, first.mask)
         said = worker.call(request, self._timeout_s)
         if isinstance(said, m.Failed):
             if said.full and len(group) > 1:

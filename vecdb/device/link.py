@@ -78,14 +78,15 @@ class Device(Placing):
         k: int,
         setting: int,
         end: float | None = None,
+        mask: int = 0,
     ) -> tuple[Floats, Rows, int]:
         """The k nearest of each of `queries` (q, d) float32: scores and positions (q, k), as `Card` gives
         them, and how many queries shared the call (the most, where the batch was cut).
 
-        `end` is a time of `time.monotonic`. LimitExceeded when the queue is full, DeadlineExceeded,
+        `end` is a time of `time.monotonic`, `mask` the number of one that was given to `mask`. LimitExceeded when the queue is full, DeadlineExceeded,
         DeviceLost, DeviceFull, Closed; FailedPrecondition for what the card refuses.
         """
-        return collected(self.begin(handle, generation, queries, k, setting, end).result())
+        return collected(self.begin(handle, generation, queries, k, setting, end, mask).result())
 
     def begin(
         self,
@@ -95,6 +96,7 @@ class Device(Placing):
         k: int,
         setting: int,
         end: float | None = None,
+        mask: int = 0,
     ) -> Waiting:
         """`search` without waiting: for one caller who asks several devices. See `collected`."""
         x = np.ascontiguousarray(queries, np.float32)
@@ -104,7 +106,7 @@ class Device(Placing):
             )
         step = self._fitting(x.shape[1], k)
         asks = [
-            Ask(int(handle), generation, x[start : start + step], int(k), int(setting))
+            Ask(int(handle), generation, x[start : start + step], int(k), int(setting), mask)
             for start in range(0, len(x), step)
         ]
         return Waiting(asks, end, self._put, self._queue.withdraw)

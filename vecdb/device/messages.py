@@ -46,6 +46,21 @@ class Add(_Message):
     dimension: int
 
 
+class Mask(_Message):
+    """`Card.mask` with `size` bytes at 0. Answer: Done, or Failed."""
+
+    handle: int
+    number: int
+    size: int
+
+
+class Unmask(_Message):
+    """`Card.unmask`. Answer: Done."""
+
+    handle: int
+    number: int
+
+
 class Upload(_Message):
     """`size` bytes at 0 are bytes `offset`.. of the `total` bytes that are called `number`. Answer: Done."""
 
@@ -85,6 +100,7 @@ class Search(_Message):
     dimension: int
     k: int
     setting: int
+    mask: int
 
 
 class Compare(_Message):
@@ -145,7 +161,9 @@ class Ready(_Message):
     free_bytes: int
     k: int
     nprobe: int
+    scan_k: int
     graphs: bool
+    masks: bool
 
 
 class Done(_Message):
@@ -160,7 +178,7 @@ class Failed(_Message):
 
 
 Request = (
-    Ping | Flat | Add | Upload | Forget | Lists | Graph | Search | Compare | Kmeans | Hnsw | Download | Drop | Used
+    Ping | Flat | Add | Mask | Unmask | Upload | Forget | Lists | Graph | Search | Compare | Kmeans | Hnsw | Download | Drop | Used
 )  # fmt: skip
 Answer = Ready | Done | Failed
 

@@ -17,6 +17,9 @@ from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import DeviceFull, DeviceLost
 from .card import Floats, Rows
 from .link import Device, collected
@@ -196,8 +199,11 @@ class Placements:
         setting: int,
         metric: str,
         end: float | None = None,
+        mask: int = 0,
     ) -> tuple[Floats, Rows, int] | None:
         """The k nearest by `Device.search`, with positions of the whole; None when there is no placement.
+
+        `mask` is one that `mask` was given.
 
         Shards are asked at the same time, and the better scores win, ties by the lower position. Raises what
         `Device.search` raises.
@@ -205,7 +211,24 @@ class Placements:
         with self.using(key) as placement:
             if placement is None:
                 return None
-            return searched(placement, queries, k, setting, metric, end)
+            return searched(placement, queries, k, setting, metric, end, mask)
+
+    def mask(self, key: Hashable, number: int, flags: NDArray[np.bool_]) -> bool:
+        """Lets searches with this number, new to the key, find only positions whose flag is set, (rows,) bool.
+        False when there is no placement. DeviceFull, DeviceLost."""
+        with self.using(key) as placement:
+            if placement is None:
+                return False
+            for one in placement.shards:
+                bits = np.packbits(flags[one.start : one.stop], bitorder="little")
+                one.device.mask(one.placed, number, bits)
+        return True
+
+    def unmask(self, key: Hashable, number: int) -> None:
+        """Forgets a mask; nothing where it is gone already."""
+        with self.using(key) as placement:
+            for one in () if placement is None else placement.shards:
+                one.device.unmask(one.placed, number)
 
     def forget(self, key: Hashable) -> None:
         """Gives the memory of a key back. A search of it that waits gets DeviceLost."""
@@ -338,18 +361,25 @@ class Placements:
 
 
 def searched(
-    placement: Placement, queries: Floats, k: int, setting: int, metric: str, end: float | None
+    placement: Placement,
+    queries: Floats,
+    k: int,
+    setting: int,
+    metric: str,
+    end: float | None,
+    mask: int = 0,
 ) -> tuple[Floats, Rows, int]:
     """Scores and positions (q, k) of all shards together, and the queries that shared the call."""
     shards = placement.shards
     if len(shards) == 1:
         one = shards[0]
-        return one.device.search(one.placed.handle, one.placed.generation, queries, k, setting, end)
+        handle, generation = one.placed.handle, one.placed.generation
+        return one.device.search(handle, generation, queries, k, setting, end, mask)
     waiting = []
     try:
         for one in shards:
             handle, generation = one.placed.handle, one.placed.generation
-            waiting.append(one.device.begin(handle, generation, queries, k, setting, end))
+            waiting.append(one.device.begin(handle, generation, queries, k, setting, end, mask))
         parts, together = [], 0
         for one, asked in zip(shards, waiting, strict=True):
             scores, positions, shared = collected(asked.result())

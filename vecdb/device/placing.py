@@ -182,6 +182,15 @@ class Placing(Linked):
         finally:
             self._forget(number, placed.generation)
 
+    def mask(self, placed: Placed, number: int, bits: NDArray[np.uint8]) -> None:
+        """`Card.mask` for flat vectors, under a number of the caller's."""
+        request = m.Mask(placed.handle, number, bits.size)
+        self._request(request, placed.generation, self._timeout_s, [(0, bits)])
+
+    def unmask(self, placed: Placed, number: int) -> None:
+        """Forgets a mask, without waiting."""
+        self._later(m.Unmask(placed.handle, number), placed.generation)
+
     def drop(self, handle: int, generation: int) -> None:
         """Gives the memory of a placement back, without waiting: whatever is asked for after this comes
         after it. Nothing happens when it is gone already."""

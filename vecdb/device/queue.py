@@ -1,6 +1,6 @@
 """What waits for a device: searches and other requests, in the order in which they go.
 
-Searches with the same handle, generation, k and setting stand in one line. Next is the line whose first
+Searches with the same handle, generation, k, setting and mask stand in one line. Next is the line whose first
 has waited longest, so no placement keeps another waiting for more than one batch; and whatever else stands in
 that line goes along, as far as there is room. Every other request is a line of its own.
 """
@@ -29,16 +29,20 @@ class Ask:
     """A search that waits. `wake` is released once `found` or `error` is set."""
 
     __slots__ = (
-        "error", "found", "generation", "handle", "k", "key", "number", "queries", "setting", "together", "wake",
+        "error", "found", "generation", "handle", "k", "key", "mask", "number", "queries", "setting", "together",
+        "wake",
     )  # fmt: skip
 
-    def __init__(self, handle: int, generation: int, queries: Floats, k: int, setting: int) -> None:
+    def __init__(
+        self, handle: int, generation: int, queries: Floats, k: int, setting: int, mask: int = 0
+    ) -> None:
         self.handle = handle
         self.generation = generation
         self.queries = queries
         self.k = k
         self.setting = setting
-        self.key: Hashable = (handle, generation, k, setting)
+        self.mask = mask
+        self.key: Hashable = (handle, generation, k, setting, mask)
         self.number = 0
         self.found: tuple[Floats, Rows] | None = None
         self.together = 0

@@ -27,7 +27,7 @@ def serve(card: Card, connection: socket.socket, memory: mmap.mmap) -> None:
         m.encode(
             m.Ready(
                 info.name, info.total_bytes, info.free_bytes,
-                info.limits.k, info.limits.nprobe, info.graphs,
+                info.limits.k, info.limits.nprobe, info.limits.scan_k, info.graphs, info.masks,
             )
         )
     )  # fmt: skip
@@ -62,7 +62,7 @@ class Desk:
 
     def _search(self, r: m.Search) -> m.Answer:
         queries = self._array((r.queries, r.dimension), 0)
-        scores, positions = self._card.search(r.handle, queries, r.k, r.setting)
+        scores, positions = self._card.search(r.handle, queries, r.k, r.setting, r.mask)
         at = m.search_layout(r.queries, r.dimension, r.k)
         self._array((r.queries, r.k), at[0])[:] = scores
         self._array((r.queries, r.k), at[1], np.int64)[:] = positions
@@ -86,6 +86,10 @@ class Desk:
                 return self._compare(r)
             case m.Flat():
                 card.flat(r.handle, r.dimension, r.metric, r.code, r.rows)
+            case m.Mask():
+                card.mask(r.handle, r.number, self._array((r.size,), 0, np.uint8))
+            case m.Unmask():
+                card.unmask(r.handle, r.number)
             case m.Upload():
                 if r.offset == 0:
                     self._uploads[r.number] = np.empty(r.total, np.uint8)

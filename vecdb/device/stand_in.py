@@ -1,8 +1,8 @@
 """A card of numpy, for tests and for machines without a GPU: what it answers is right, and what it
 refuses a GPU refuses.
 
-It enforces what a GPU enforces: k and nprobe of at most 2048, no filter, no removal of rows, a limit of
-memory, one thread. Lists and the export of graphs need FAISS, which only `vecdb/index/` may import: they
+It enforces what a GPU enforces: k and nprobe of at most 2048, masks for flat vectors alone (or none), no removal of
+rows, a limit of memory, one thread. Lists and the export of graphs need FAISS, which only `vecdb/index/` may import: they
 come in as `ListsReader` and `Exporter`, made in `vecdb/index/host_lists.py` and handed in by
 `vecdb/gpu_worker.py`. Without them the stand-in refuses lists and export.
 """
@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .card import CardFull, CardInfo, CardRefused, Floats, Limits, Rows, padding
+from .card import Bits, CardFull, CardInfo, CardRefused, Floats, Limits, Rows, padding
 from .merging import padded
 
 GIB = 1 << 30
@@ -88,6 +88,7 @@ class _Flat:
         self.dimension = dimension
         self.metric = metric
         self.code = code
+        self.masks: dict[int, NDArray[np.bool_]] = {}
         self.used = 0
         self.held: NDArray[np.floating] = np.empty(
             (rows, dimension), np.float16 if code == "float16" else np.float32
@@ -122,6 +123,7 @@ class StandInCard:
         memory_bytes: int = GIB,
         *,
         graphs: bool = True,
+        masks: bool = True,
         limits: Limits = Limits(),  # noqa: B008 - frozen
         faults: Faults = Faults(),
         read_lists: ListsReader | None = None,
@@ -129,6 +131,7 @@ class StandInCard:
     ) -> None:
         self._memory_bytes = memory_bytes
         self._graphs = graphs
+        self._masks = masks
         self._limits = limits
         self._faults = faults
         self._read_lists = read_lists
@@ -141,7 +144,9 @@ class StandInCard:
             os.abort()
 
     def info(self) -> CardInfo:
-        return CardInfo("stand-in", self._memory_bytes, self._free(), self._limits, self._graphs)
+        return CardInfo(
+            "stand-in", self._memory_bytes, self._free(), self._limits, self._graphs, self._masks
+        )
 
     def flat(self, handle: int, dimension: int, metric: str, code: str, rows: int) -> None:
         self._own_thread()
@@ -181,17 +186,36 @@ class StandInCard:
         self._keep(made.device_bytes)
         self._placed[handle] = made
 
-    def search(self, handle: int, queries: Floats, k: int, setting: int) -> tuple[Floats, Rows]:
+    def mask(self, handle: int, number: int, bits: Bits) -> None:
+        self._own_thread()
+        flat = self._flat(handle)
+        if not self._masks:
+            raise CardRefused("this stand-in was made without masks")
+        rows = len(flat.held)
+        if bits.size != -(-rows // 8):
+            raise CardRefused(f"a mask of {rows} rows has {bits.size} bytes")
+        flat.masks[number] = np.unpackbits(bits, count=rows, bitorder="little").view(np.bool_)
+
+    def unmask(self, handle: int, number: int) -> None:
+        placed = self._placed.get(handle)
+        if isinstance(placed, _Flat):
+            placed.masks.pop(number, None)
+
+    def search(
+        self, handle: int, queries: Floats, k: int, setting: int, mask: int = 0
+    ) -> tuple[Floats, Rows]:
         self._own_thread()
         self._searches += 1
         self._misbehave(self._searches)
-        self._within(k)
         placed = self._placed.get(handle)
         if placed is None:
             raise CardRefused(f"placement {handle} is not known")
         _check_width(queries, placed.dimension)
         if isinstance(placed, _Flat):
-            return nearest(queries, placed.vectors(), k, placed.metric, placed.code)
+            return self._search_flat(placed, queries, k, mask)
+        if mask:
+            raise CardRefused("only flat vectors are searched under a mask")
+        self._within(k)
         if isinstance(placed, _Graph):
             if setting < k:
                 raise CardRefused(f"itopk {setting} is less than k {k}")
@@ -200,6 +224,18 @@ class StandInCard:
         if not 1 <= setting <= self._limits.nprobe:
             raise CardRefused(f"nprobe must be from 1 to {self._limits.nprobe}, given {setting}")
         return placed.search(queries, k, min(setting, placed.lists))
+
+    def _search_flat(self, flat: _Flat, queries: Floats, k: int, mask: int) -> tuple[Floats, Rows]:
+        most = self._limits.scan_k if self._masks else self._limits.k
+        if not 1 <= k <= most:
+            raise CardRefused(f"k must be from 1 to {most}, given {k}")
+        if not mask:
+            return nearest(queries, flat.vectors(), k, flat.metric, flat.code)
+        if mask not in flat.masks:
+            raise CardRefused(f"mask {mask} is not known")
+        inside = np.flatnonzero(flat.masks[mask][: flat.used])
+        scores, at = nearest(queries, flat.vectors()[inside], k, flat.metric, flat.code)
+        return scores, np.where(at < 0, -1, inside[at] if inside.size else -1)
 
     def compare(self, queries: Floats, vectors: Floats, k: int, metric: str) -> tuple[Floats, Rows]:
         self._own_thread()

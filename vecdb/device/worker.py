@@ -100,8 +100,10 @@ class Worker:
         said = self._receive(timeout_s, "start")
         if not isinstance(said, m.Ready):
             raise self._died(f"the first message of the worker was {type(said).__name__}")
-        limits = Limits(said.k, said.nprobe)
-        return CardInfo(said.name, said.total_bytes, said.free_bytes, limits, said.graphs)
+        limits = Limits(said.k, said.nprobe, said.scan_k)
+        return CardInfo(
+            said.name, said.total_bytes, said.free_bytes, limits, said.graphs, said.masks
+        )
 
     def call(self, request: m.Request, timeout_s: float) -> m.Done | m.Failed:
         """One request and its answer. Died when the worker ends meanwhile or takes longer."""

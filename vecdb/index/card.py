@@ -47,7 +47,7 @@ PINNED_BYTES = 64 << 20
 TILE_BYTES = 256 << 20
 SCAN_QUERIES = 128
 """Up to so many queries flat vectors are read again for every eight of them; beyond, FAISS multiplies matrices."""
-SCAN_K = 16_384
+SCAN_K = 32_768
 _GRAPH_K = 1_024
 _ITOPK_STEP = 32
 _COUNT_TIMEOUT_S = 60.0

@@ -90,14 +90,15 @@ class Driver:
     def free(self, address: int) -> None:
         self._call("cuMemFree_v2", address)
 
-    def write(self, address: int, values: NDArray[Any]) -> None:
-        """Copies a C-contiguous array to the device, to the end.
+    def write(self, address: int, values: NDArray[Any], wait: bool = True) -> None:
+        """Copies a C-contiguous array to the device; it may be changed afterwards.
 
-        From memory that is not pinned the copy may still be on its way when the driver returns, and FAISS's
-        streams do not wait for it by themselves.
+        From memory that is not pinned the copy may still be on its way when the driver returns. Kernels of ours come
+        after it on the same stream; FAISS's streams do not wait for it by themselves, so for these `wait`.
         """
         self._call("cuMemcpyHtoD_v2", address, values.ctypes.data, values.nbytes)
-        self._call("cuCtxSynchronize")
+        if wait:
+            self._call("cuCtxSynchronize")
 
     def read(self, address: int, out: NDArray[Any]) -> None:
         """Copies from the device into a C-contiguous array, after everything that was launched before."""
@@ -120,35 +121,11 @@ class Driver:
         self._call("cuModuleLoadData", ctypes.byref(module), ptx)
         return module
 
-    def function(self, module: ctypes.c_void_p, name: str) -> ctypes.c_void_p:
+    def kernel(self, module: ctypes.c_void_p, name: str, threads: int, *types: Any) -> Kernel:
+        """A kernel of a module; `types` are the C types of its parameters."""
         found = ctypes.c_void_p()
         self._call("cuModuleGetFunction", ctypes.byref(found), module, name.encode())
-        return found
-
-    def resident(self, function: ctypes.c_void_p, threads: int, shared: int) -> int:
-        """Blocks that a multiprocessor runs at once."""
-        count = _int()
-        self._call(
-            "cuOccupancyMaxActiveBlocksPerMultiprocessor",
-            ctypes.byref(count), function, threads, shared,
-        )  # fmt: skip
-        return count.value
-
-    def launch(
-        self,
-        function: ctypes.c_void_p,
-        blocks: tuple[int, int],
-        threads: int,
-        shared: int,
-        arguments: Sequence[np.generic],
-    ) -> None:
-        """Starts a kernel on the default stream; `read` waits for it. `arguments` are numpy scalars of the very
-        types of its parameters."""
-        held = [np.asarray(one) for one in arguments]
-        places = (ctypes.c_void_p * len(held))(*(one.ctypes.data for one in held))
-        self._call(
-            "cuLaunchKernel", function, *blocks, 1, threads, 1, 1, shared, None, places, None
-        )
+        return Kernel(self, found, threads, types)
 
     def _call(self, name: str, *arguments: Any) -> None:
         code = getattr(self._library, name)(*arguments)
@@ -162,6 +139,41 @@ class Driver:
         raise RuntimeError(f"{name} failed with CUDA error {code}: {said}")
 
 
+class Kernel:
+    """A kernel with `threads` a block. Launched on the default stream; `Driver.read` waits for it."""
+
+    def __init__(
+        self, driver: Driver, function: ctypes.c_void_p, threads: int, types: Sequence[Any]
+    ) -> None:
+        self._driver = driver
+        self._function = function
+        self._threads = threads
+        self._values = [kind() for kind in types]
+        self._places = (ctypes.c_void_p * len(types))(*map(ctypes.addressof, self._values))
+        self._resident: dict[int, int] = {}
+
+    def resident(self, shared: int) -> int:
+        """Blocks that a multiprocessor runs at once, each with so many bytes of shared memory."""
+        known = self._resident.get(shared)
+        if known is None:
+            count = _int()
+            self._driver._call(
+                "cuOccupancyMaxActiveBlocksPerMultiprocessor",
+                ctypes.byref(count), self._function, self._threads, shared,
+            )  # fmt: skip
+            known = self._resident[shared] = count.value
+        return known
+
+    def launch(self, blocks: int, lines: int, shared: int, *values: int) -> None:
+        """Starts `blocks` x `lines` blocks with these arguments, which are copied."""
+        for held, value in zip(self._values, values, strict=True):
+            held.value = value
+        self._driver._call(
+            "cuLaunchKernel", self._function, blocks, lines, 1, self._threads, 1, 1, shared, None,
+            self._places, None,
+        )  # fmt: skip
+
+
 class Memory:
     """A piece of the device's memory; given back with `free`, or when nobody knows it any more."""
 
@@ -170,11 +182,12 @@ class Memory:
         self.address = address
         self.size = size
 
-    def write(self, offset: int, values: NDArray[Any]) -> None:
+    def write(self, offset: int, values: NDArray[Any], wait: bool = True) -> None:
+        """See `Driver.write`."""
         if offset + values.nbytes > self.size:
             raise ValueError(f"{values.nbytes} bytes at {offset} do not fit {self.size}")
         if values.nbytes:
-            self._driver.write(self.address + offset, np.ascontiguousarray(values))
+            self._driver.write(self.address + offset, np.ascontiguousarray(values), wait)
 
     def read(self, out: NDArray[Any]) -> NDArray[Any]:
         """Fills `out` (C-contiguous) from the beginning of it, and returns it."""
@@ -184,7 +197,7 @@ class Memory:
         return out
 
     def free(self) -> None:
-        address, self.address = self.address, 0
+        address, self.address, self.size = self.address, 0, 0
         if address:
             self._driver.free(address)
 

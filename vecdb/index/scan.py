@@ -9,6 +9,7 @@ an old driver say, there is no `Scanner` and everything is FAISS's.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from importlib import resources
 from typing import Any
@@ -16,10 +17,12 @@ from typing import Any
 import numpy as np
 
 from ..device.card import Floats, Rows, padding
-from .driver import Driver, Memory
+from .driver import Driver, Kernel, Memory
 
 log = logging.getLogger("vecdb")
 
+_U64, _U32, _INT = ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int
+_SCAN_TYPES = (_U64, _U64, _INT, _U64, _U64, _U64, _U64)
 MOST_DIMENSIONS = 12_288
 """A query lies in the 48 KiB of shared memory that every card gives a block."""
 _TOGETHER = (1, 4, 8)
@@ -27,8 +30,8 @@ _TOGETHER = (1, 4, 8)
 _SHARED_BYTES = 48 << 10
 _THREADS = 256
 _STATE = 8
-_ALLOWED, _GIVEN = 3, 5
-"""Numbers of `State` in the kernels."""
+_GIVEN = 5
+"""Of `State` in the kernels."""
 _BINS = 2_048
 _KEYS_BYTES = 512 << 20
 """Keys that are held at most, but for those of one query."""
@@ -46,10 +49,8 @@ class Scanner:
         source = resources.files("vecdb.index").joinpath("kernels/scan.ptx").read_bytes()
         self._module = driver.module(source)
         self._units = driver.multiprocessors()
-        self._functions: dict[str, tuple[Any, int]] = {}
-        largest = _TOGETHER[-1]
-        self._bins = driver.zeros(4 * _BINS * largest)
-        self._states = driver.zeros(4 * _STATE * largest)
+        self._kernels: dict[str, Kernel] = {}
+        self._bins = driver.zeros(4 * _BINS * _TOGETHER[-1])
         self._queries: Memory | None = None
         self._keys: Memory | None = None
         self._out: Memory | None = None
@@ -106,45 +107,45 @@ class Scanner:
             queries = np.concatenate([queries, np.repeat(queries[-1:], together - len(queries), 0)])
         room = min(rows, k + _ROOM)
         keys = self._keys = self._at_least(self._keys, 4 * rows * together)
-        out = self._out = self._at_least(self._out, 8 * room * together)
+        # What has been given, and behind it the states: read at once.
+        out = self._out = self._at_least(self._out, (8 * room + 4 * _STATE) * together)
+        states = out.address + 8 * room * together
         asked = self._queries = self._at_least(self._queries, queries.nbytes)
-        asked.write(0, queries)
-        wide = "wide" if d * (2 if code == "float16" else 4) % 16 == 0 else "slim"
-        self._launch(
-            f"scan_{code}_{wide}_{metric}_{together}", 0, 1, 4 * together * d,
-            np.uint64(vectors.address), np.uint64(rows), np.int32(d), np.uint64(asked.address),
-            np.uint64(0 if allowed is None else allowed.address), np.uint64(keys.address),
+        asked.write(0, queries, wait=False)
+        scan = self._kernel(f"scan_{code}_{_width(code, d)}_{metric}_{together}", *_SCAN_TYPES)
+        shared = 4 * together * d
+        scan.launch(
+            self._units * max(1, scan.resident(shared)), 1, shared, vectors.address, rows, d,
+            asked.address, 0 if allowed is None else allowed.address, keys.address, states,
         )  # fmt: skip
         blocks = max(1, min(2 * self._units, rows // (8 * _THREADS)))
-        whole = (np.uint64(keys.address), np.uint64(rows))
-        states, bins = np.uint64(self._states.address), np.uint64(self._bins.address)
+        narrow = self._kernel("narrow", _U64, _U64, _U32, _INT, _U64, _U64)
+        give = self._kernel("give", _U64, _U64, _INT, _U32, _U64, _U64)
 
-        def give(step: int) -> tuple[Any, Any]:
-            self._launch(
-                "give", blocks, together, 0,
-                *whole, np.int32(step), np.uint32(room), states, np.uint64(out.address),
-            )  # fmt: skip
-            state = self._states.read(np.empty((together, _STATE), np.uint32))
-            return state, out.read(np.empty((together, room), np.uint64))
-
-        for step in (0, 1):
-            self._launch(
-                "narrow", blocks, together, 0, *whole, np.uint32(k), np.int32(step), states, bins
+        def narrowed(step: int) -> None:
+            narrow.launch(
+                blocks, together, 0, keys.address, rows, k, step, states, self._bins.address
             )
-        state, given = give(1)
+
+        def given(step: int) -> tuple[Any, Any]:
+            give.launch(blocks, together, 0, keys.address, rows, step, room, states, out.address)
+            read = out.read(np.empty((8 * room + 4 * _STATE) * together, np.uint8))
+            border = 8 * room * together
+            return (
+                read[:border].view(np.uint64).reshape(together, room),
+                read[border:].view(np.uint32).reshape(together, _STATE),
+            )
+
+        narrowed(0)
+        narrowed(1)
+        found, state = given(1)
         if (state[:, _GIVEN] > room).any():
-            state[:, _GIVEN] = 0
-            self._states.write(0, state)
-            self._launch(
-                "narrow", blocks, together, 0, *whole, np.uint32(k), np.int32(2), states, bins
-            )
-            state, given = give(2)
-        return [
-            np.sort(
-                given[i, : min(room, state[i, _GIVEN])] if state[i, _ALLOWED] else given[i, :0]
-            )[:k]
-            for i in range(together)
-        ]
+            again = state.copy()
+            again[:, _GIVEN] = 0
+            self._driver.write(states, again, wait=False)
+            narrowed(2)
+            found, state = given(2)
+        return [np.sort(found[i, : state[i, _GIVEN]])[:k] for i in range(together)]
 
     def _at_least(self, held: Memory | None, size: int) -> Memory:
         if held is not None and held.size >= size:
@@ -153,17 +154,18 @@ class Scanner:
             held.free()
         return self._driver.allocate(size)
 
-    def _launch(self, name: str, blocks: int, queries: int, shared: int, *arguments: Any) -> None:
-        """`blocks` 0: as many as the device runs at once."""
-        known = self._functions.get(name)
+    def _kernel(self, name: str, *types: Any) -> Kernel:
+        known = self._kernels.get(name)
         if known is None:
-            function = self._driver.function(self._module, name)
-            known = self._functions[name] = (function, 0)
-        function, resident = known
-        if not blocks:
-            resident = self._driver.resident(function, _THREADS, shared)
-            blocks = max(1, resident * self._units)
-        self._driver.launch(function, (blocks, queries), _THREADS, shared, arguments)
+            known = self._kernels[name] = self._driver.kernel(self._module, name, _THREADS, *types)
+        return known
+
+
+def _width(code: str, dimension: int) -> str:
+    """The kernel that reads rows of this size in the largest pieces without letting lanes go idle."""
+    if dimension % 4:
+        return "slim"
+    return "half" if code == "float16" and dimension % 256 else "wide"
 
 
 def opened(driver: Driver) -> Scanner | None:

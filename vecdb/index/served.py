@@ -1,10 +1,11 @@
 """Rows whose vectors lie on a device, and searches that are answered there.
 
-A device knows no rows, no filters and no deaths: it says which positions are nearest. So a search asks
+A device knows no rows and no filters. A filter that allows less than half goes there as a mask (`masks_there.py`), where
+the card has kernels that obey one. Else a search asks
 for more than it wants, drops what is dead or not allowed, and is content when enough is left: among the
 k' nearest, k allowed ones are the k nearest allowed, whatever the filter has to do with the vectors. A search
-that finds fewer asks wider, up to what the card gives; behind that, and where few rows are allowed, the
-host compares the allowed rows.
+that finds fewer asks wider, up to what the card gives; behind that, and where few rows are allowed and there are no
+masks, the host compares the allowed rows.
 
 Vectors on a device are float32 or, where these do not fit, float16. Float16 answers are ranked again by
 the stored vectors, and are only given when no row outside the candidates can belong to them; so answers are
@@ -13,7 +14,7 @@ those of the CPU, but for the rounding of float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ from .blocks import FloatBlock
 from .codes import to_space
 from .distance import Floats, Merger, Rows, padded
 from .live import Bits, is_set
+from .masks_there import Masks
 from .plan import wanted_with
 from .source import READ_ROWS, VectorSource, true_keys
 from .tail import Piece, trim
@@ -37,7 +39,10 @@ _HALF = 2.0**-11
 _ROUND = 4e-6
 """Of the squared lengths that a squared distance is the difference of, computed in float32."""
 LEAST_SHARE = 1 / 64
-"""A filter that allows a smaller share of the rows is answered by the host, which compares these rows."""
+"""A filter that allows a smaller share of the rows is answered by the host, which compares these rows, where the card
+has no masks."""
+MASKED_BELOW = 0.5
+"""A filter that allows more is met by asking for twice as much, which costs less than making a mask for it."""
 
 
 class Seen(Protocol):
@@ -71,7 +76,7 @@ class Served:
     def __init__(
         self,
         placements: Placements,
-        key: object,
+        key: Hashable,
         rows: Rows,
         high_water: int,
         metric: str,
@@ -90,6 +95,7 @@ class Served:
         self.note = ""
         """Why the host answered lately instead of the device; empty while the device answers."""
         self._gone = gone
+        self._masks = Masks(placements, key, rows)
         self._cut: dict[int, tuple[Piece, tuple[Piece, ...]]] = {}
 
     @property
@@ -126,16 +132,19 @@ class Served:
     ) -> tuple[Floats, Rows, str] | None:
         """Distances and rows (q, k), nearest first, exact, and the plan's name; None where the host has to
         answer all of it. What came after the placing is compared by the host, beside."""
-        merger = self.search(view, x, k, allowed, trace, check)
-        if merger is None:
+        found = self.search(view, x, k, allowed, trace, check)
+        if found is None:
             if self.note:
                 if trace is not None:
                     trace.device_note = f"{self.note}; answered by the CPU"
                 if not self.there:
                     self._gone()
             return None
+        merger, plan = found
         view.search_tail(x, k, allowed, merger, trace, self.behind(view.pieces))
-        return *merger.result(len(x), self.metric), "exact" if allowed is None else "overfetch"
+        if trace is not None:
+            trace.device, trace.plan = self.names, plan
+        return *merger.result(len(x), self.metric), plan
 
     def search(
         self,
@@ -145,8 +154,8 @@ class Served:
         allowed: Selection | None,
         trace: Trace | None,
         check: Callable[[], None],
-    ) -> Merger | None:
-        """The nearest live and allowed placed rows of `view` for (q, d) queries; None where the host had
+    ) -> tuple[Merger, str] | None:
+        """The nearest live and allowed placed rows of `view` for (q, d) queries, and the plan; None where the host had
         better answer, or must: then `note` says why.
 
         LimitExceeded when the queue of the device is full.
@@ -157,42 +166,75 @@ class Served:
             return None
         count = view.n_live if allowed is None else allowed.count()
         share = min(1.0, count / max(1, view.n_rows))
-        limit = min(s.device.info.limits.k for s in held.shards)
-        width = wanted_with(k, share) + EXTRA + (k if self.code == "float16" else 0)
-        if share < LEAST_SHARE or width > limit:
+        masks = all(s.device.info.masks for s in held.shards)
+        limits = [s.device.info.limits for s in held.shards]
+        limit = min(one.scan_k if masks else one.k for one in limits)
+        spare = EXTRA + (k if self.code == "float16" else 0)
+        masked = masks and allowed is not None and share < MASKED_BELOW
+        width = spare + (k if masked else wanted_with(k, share))
+        if width > limit or (share < LEAST_SHARE and not masked):
             return None
+        try:
+            if not masked or allowed is None:
+                merger = self._nearest(view, x, k, width, limit, allowed, 0, trace, check)
+                plan = "exact" if allowed is None else "overfetch"
+                return None if merger is None else (merger, plan)
+            with self._masks.using(allowed, view.live) as (mask, inside):
+                if not mask:
+                    self.note = "what lay on the device had to go"
+                    return None
+                if trace is not None:
+                    trace.main_rows_compared = inside
+                if not inside:
+                    self.note = ""
+                    return Merger(k), "exact"
+                merger = self._nearest(view, x, k, width, limit, allowed, mask, trace, check)
+                return None if merger is None else (merger, "exact")
+        except (DeviceLost, DeviceFull) as error:
+            self.note = error.message
+            return None
+
+    def _nearest(
+        self,
+        view: Seen,
+        x: Floats,
+        k: int,
+        width: int,
+        limit: int,
+        allowed: Selection | None,
+        mask: int,
+        trace: Trace | None,
+        check: Callable[[], None],
+    ) -> Merger | None:
+        """Asks for `width` candidates, and for more where these do not do."""
         merger = Merger(k)
         best_keys = np.full((len(x), k), np.inf, np.float32)
         best_rows = np.full((len(x), k), -1, np.int64)
         open_ = np.arange(len(x))
-        try:
-            while open_.size:
-                check()
-                some = x if open_.size == len(x) else np.ascontiguousarray(x[open_])
-                width = min(width, limit, len(self.rows))
-                answer = self.placements.search(self.key, some, width, 0, _metric(self.metric))
-                if answer is None:
-                    self.note = "what lay on the device had to go"
-                    return None
-                keys, rows, sure = self._allowed_first(view, some, answer[0], answer[1], k, allowed)
-                if trace is not None:
-                    trace.candidates = max(trace.candidates, width)
+        while open_.size:
+            check()
+            some = x if open_.size == len(x) else np.ascontiguousarray(x[open_])
+            width = min(width, limit, len(self.rows))
+            answer = self.placements.search(
+                self.key, some, width, 0, _metric(self.metric), mask=mask
+            )
+            if answer is None:
+                self.note = "what lay on the device had to go"
+                return None
+            keys, rows, sure = self._allowed_first(view, some, answer[0], answer[1], k, allowed)
+            if trace is not None:
+                trace.candidates = max(trace.candidates, width)
+                if not mask:
                     trace.main_rows_compared = len(self.rows)
-                if width >= len(self.rows):
-                    sure[:] = True
-                best_keys[open_[sure]], best_rows[open_[sure]] = keys[sure], rows[sure]
-                open_ = open_[~sure]
-                if open_.size and width >= limit:
-                    return None
-                width *= WIDER
-        except (DeviceLost, DeviceFull) as error:
-            self.note = error.message
-            return None
+            # Where it gave fewer than it was asked for, these are all.
+            sure |= (answer[1][:, -1] < 0) | (width >= len(self.rows))
+            best_keys[open_[sure]], best_rows[open_[sure]] = keys[sure], rows[sure]
+            open_ = open_[~sure]
+            if open_.size and width >= limit:
+                return None
+            width *= WIDER
         self.note = ""
         merger.add(best_keys, best_rows)
-        if trace is not None:
-            trace.device = self.names
-            trace.plan = "exact" if allowed is None else "overfetch"
         return merger
 
     def _allowed_first(

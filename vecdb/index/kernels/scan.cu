@@ -37,41 +37,51 @@ __device__ __forceinline__ float one_half(unsigned short bits) {
     return value;
 }
 
-// Vectors as they are stored: WIDE numbers at once where rows are whole 16 bytes, else one by one.
-template <typename T, int WIDE> struct Load;
-template <> struct Load<float, 4> {
-    template <int N> static __device__ __forceinline__ void shared(const float* at, float (&out)[N]) {
-#pragma unroll
-        for (int i = 0; i < N; i += 4) {
-            const float4 v = *reinterpret_cast<const float4*>(at + i);
-            out[i] = v.x; out[i + 1] = v.y; out[i + 2] = v.z; out[i + 3] = v.w;
-        }
-    }
-    static __device__ __forceinline__ void get(const void* at, u64 i, float (&out)[4]) {
-        float4 v = *reinterpret_cast<const float4*>(static_cast<const float*>(at) + i);
+// Vectors as they are stored: WIDE numbers at once where rows are whole 16 bytes, else one by one. What is read is
+// made into floats later: a warp that waits for each of its rows in turn reads at two thirds of the rate.
+template <typename T, int WIDE> struct Stored;
+template <> struct Stored<float, 4> {
+    typedef float4 Raw;
+    static __device__ __forceinline__ void floats(Raw v, float (&out)[4]) {
         out[0] = v.x; out[1] = v.y; out[2] = v.z; out[3] = v.w;
     }
 };
-template <> struct Load<float, 1> {
-    static __device__ __forceinline__ void shared(const float* at, float (&out)[1]) { out[0] = *at; }
-    static __device__ __forceinline__ void get(const void* at, u64 i, float (&out)[1]) {
-        out[0] = static_cast<const float*>(at)[i];
-    }
+template <> struct Stored<float, 1> {
+    typedef float Raw;
+    static __device__ __forceinline__ void floats(Raw v, float (&out)[1]) { out[0] = v; }
 };
-template <> struct Load<unsigned short, 8> {
-    static __device__ __forceinline__ void get(const void* at, u64 i, float (&out)[8]) {
-        uint4 v = *reinterpret_cast<const uint4*>(static_cast<const unsigned short*>(at) + i);
+template <> struct Stored<unsigned short, 8> {
+    typedef uint4 Raw;
+    static __device__ __forceinline__ void floats(Raw v, float (&out)[8]) {
         two_halves(v.x, out[0], out[1]);
         two_halves(v.y, out[2], out[3]);
         two_halves(v.z, out[4], out[5]);
         two_halves(v.w, out[6], out[7]);
     }
 };
-template <> struct Load<unsigned short, 1> {
-    static __device__ __forceinline__ void get(const void* at, u64 i, float (&out)[1]) {
-        out[0] = one_half(static_cast<const unsigned short*>(at)[i]);
+template <> struct Stored<unsigned short, 4> {
+    typedef uint2 Raw;
+    static __device__ __forceinline__ void floats(Raw v, float (&out)[4]) {
+        two_halves(v.x, out[0], out[1]);
+        two_halves(v.y, out[2], out[3]);
     }
 };
+template <> struct Stored<unsigned short, 1> {
+    typedef unsigned short Raw;
+    static __device__ __forceinline__ void floats(Raw v, float (&out)[1]) { out[0] = one_half(v); }
+};
+
+template <int N> __device__ __forceinline__ void from_shared(const float* at, float (&out)[N]) {
+    if constexpr (N == 1) {
+        out[0] = *at;
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i += 4) {
+            const float4 v = *reinterpret_cast<const float4*>(at + i);
+            out[i] = v.x; out[i + 1] = v.y; out[i + 2] = v.z; out[i + 3] = v.w;
+        }
+    }
+}
 
 // Sums V values (a power of two up to 32) over a warp: in each step a lane gives half of its values away and gets the
 // other lane's part of those it keeps. The sum of value i comes out in the lanes from i * 32 / V on.
@@ -95,12 +105,15 @@ template <> struct Summed<1> {
     }
 };
 
-// Keys (Q, n) of all rows for Q queries. `queries` (Q, dimension) float32; `allowed` a bit a row, or null.
+// Keys (Q, n) of all rows for Q queries, and states as choosing wants them at first. `queries` (Q, dimension) float32;
+// `allowed` a bit a row, or null.
 template <typename T, int WIDE, bool L2, int Q>
 __device__ __forceinline__ void scan(
-    const void* vectors, u64 n, int dimension, const float* queries, const u32* allowed, u32* keys
+    const void* vectors, u64 n, int dimension, const float* queries, const u32* allowed, u32* keys, u32* states
 ) {
+    typedef typename Stored<T, WIDE>::Raw Raw;
     extern __shared__ float asked[];
+    if (blockIdx.x == 0 && threadIdx.x < Q * STATE) states[threadIdx.x] = 0;
     for (int i = threadIdx.x; i < Q * dimension; i += THREADS) asked[i] = queries[i];
     __syncthreads();
     const int lane = threadIdx.x & 31;
@@ -115,22 +128,24 @@ __device__ __forceinline__ void scan(
 #pragma unroll
         for (int i = 0; i < ROWS * Q; i++) sums[i] = 0.0f;
         if (which) {
+            // A row that is not allowed is not read, but an allowed one in its place: so nothing branches.
+            const T* rows[ROWS];
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                rows[r] = static_cast<const T*>(vectors) + (first + (which >> r & 1 ? r : __ffs(which) - 1)) * dimension;
+            }
 #pragma unroll 2
             for (int c = lane * WIDE; c < dimension; c += 32 * WIDE) {
+                Raw raw[ROWS];
+#pragma unroll
+                for (int r = 0; r < ROWS; r++) raw[r] = *reinterpret_cast<const Raw*>(rows[r] + c);
                 float x[ROWS][WIDE];
 #pragma unroll
-                for (int r = 0; r < ROWS; r++) {
-                    if (which >> r & 1) {
-                        Load<T, WIDE>::get(vectors, (first + r) * dimension + c, x[r]);
-                    } else {
-#pragma unroll
-                        for (int i = 0; i < WIDE; i++) x[r][i] = 0.0f;
-                    }
-                }
+                for (int r = 0; r < ROWS; r++) Stored<T, WIDE>::floats(raw[r], x[r]);
 #pragma unroll
                 for (int q = 0; q < Q; q++) {
                     float y[WIDE];
-                    Load<float, WIDE == 1 ? 1 : 4>::shared(asked + q * dimension + c, y);
+                    from_shared(asked + q * dimension + c, y);
 #pragma unroll
                     for (int r = 0; r < ROWS; r++) {
 #pragma unroll
@@ -157,9 +172,10 @@ __device__ __forceinline__ void scan(
 
 #define SCAN(NAME, T, WIDE, L2, Q)                                                                                    \
     extern "C" __global__ void __launch_bounds__(THREADS) NAME(                                                       \
-        const void* vectors, u64 n, int dimension, const float* queries, const u32* allowed, u32* keys                \
+        const void* vectors, u64 n, int dimension, const float* queries, const u32* allowed, u32* keys,               \
+        u32* states                                                                                                   \
     ) {                                                                                                               \
-        scan<T, WIDE, L2, Q>(vectors, n, dimension, queries, allowed, keys);                                          \
+        scan<T, WIDE, L2, Q>(vectors, n, dimension, queries, allowed, keys, states);                                  \
     }
 #define SCANS(NAME, T, WIDE, L2)                                                                                      \
     SCAN(NAME##_1, T, WIDE, L2, 1)                                                                                    \
@@ -172,6 +188,8 @@ SCANS(scan_float32_slim_l2, float, 1, true)
 SCANS(scan_float32_slim_ip, float, 1, false)
 SCANS(scan_float16_wide_l2, unsigned short, 8, true)
 SCANS(scan_float16_wide_ip, unsigned short, 8, false)
+SCANS(scan_float16_half_l2, unsigned short, 4, true)  // rows of 384 are no multiple of 256, and a warp reads 32 x 8
+SCANS(scan_float16_half_ip, unsigned short, 4, false)
 SCANS(scan_float16_slim_l2, unsigned short, 1, true)
 SCANS(scan_float16_slim_ip, unsigned short, 1, false)
 
@@ -236,9 +254,6 @@ narrow(const u32* all_keys, u64 n, u32 k, int step, u32* all_states, u32* all_bi
         const u32 total = before + sum;
         state[ALLOWED] = total;
         wanted = k < total ? k : total;
-        state[BELOW] = 0;
-        state[GIVEN] = 0;
-        state[TIES] = 0;
     }
     if (threadIdx.x == 0) {
         state[TICKET] = 0;
