@@ -28,7 +28,8 @@ MEMORY = 64 << 20
 @pytest.fixture(params=["stand-in", "paper", pytest.param("gpu", marks=pytest.mark.gpu)])
 def card(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     if request.param == "stand-in":
-        yield StandInCard(MEMORY, read_lists=read_lists, export=export_hnsw)
+        limits = Limits(scan_k=32_768)
+        yield StandInCard(MEMORY, limits=limits, read_lists=read_lists, export=export_hnsw)
         return
     if request.param == "paper":
         monkeypatch.setattr(card_module, "faiss", PaperFaiss())
@@ -84,6 +85,58 @@ def test_flat_search_is_exact(card: Any, metric: str, code: str, n: int, k: int)
     assert_nearest(found, asked, stored, k, metric, 2e-3)
 
 
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("code", ["float32", "float16"])
+@pytest.mark.parametrize("d", [D, 7, 256])
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.9])
+def test_a_mask_lets_only_its_positions_answer(
+    card: Any, metric: str, code: str, d: int, share: float
+) -> None:
+    """For one query and for many, exactly, with fewer answers than k where fewer are allowed, for k up to all."""
+    if not card.info().masks:
+        with pytest.raises(CardRefused):
+            card.flat(1, d, metric, code, 10)
+            card.mask(1, 7, np.zeros(2, np.uint8))
+        return
+    n = 3_001
+    y = vectors(n, 3, d)
+    card.flat(1, d, metric, code, n)
+    card.add(1, y)
+    flags = np.random.default_rng(5).random(n) < share
+    card.mask(1, 7, np.packbits(flags, bitorder="little"))
+    inside = np.flatnonzero(flags)
+    stored = y[inside].astype(code).astype(np.float32)
+    for queries, k in ((1, 10), (3, 1), (13, 300), (2, n)):
+        x = vectors(queries, 4, d)
+        scores, positions = card.search(1, x, k, 0, 7)
+        width = min(k, inside.size)
+        assert (positions[:, width:] == -1).all()
+        assert flags[positions[:, :width]].all(), "a position that is not allowed came back"
+        at = np.searchsorted(inside, positions)
+        at[:, width:] = -1
+        assert_nearest((scores, at), x, stored, k, metric, 2e-3 if code == "float32" else 2e-2)
+    card.unmask(1, 7)
+    card.unmask(1, 7)
+    with pytest.raises(CardRefused, match="mask 7"):
+        card.search(1, vectors(1, 1, d), 1, 0, 7)
+
+
+def test_equal_vectors_are_told_apart(card: Any) -> None:
+    """Thousands of rows at one distance give k different ones, however few or many are nearer."""
+    n = 40_000
+    y = np.ones((n, 8), np.float32)
+    y[::10_000] = 0.0
+    card.flat(1, 8, "l2", "float32", n)
+    card.add(1, y)
+    for k in (1, 4, 5, 100, 2_000):
+        scores, positions = card.search(1, np.zeros((3, 8), np.float32), k, 0)
+        assert all(len(set(row)) == k for row in positions.tolist())
+        near = min(k, 4)
+        assert (positions[:, :near] % 10_000 == 0).all()
+        np.testing.assert_allclose(scores[:, :near], 0.0, atol=1e-5)
+        np.testing.assert_allclose(scores[:, near:], 8.0, atol=1e-5)
+
+
 def test_a_flat_placement_takes_what_it_says(card: Any) -> None:
     """Its memory is counted when it is made, and free again when it is dropped."""
     before = card.info().free_bytes
@@ -100,11 +153,16 @@ def test_limits_are_refused_before_the_call(card: Any) -> None:
     """k beyond the limit, wrong widths, unknown placements and codes, and one row too many are refused."""
     card.flat(1, D, "l2", "float32", 10)
     card.add(1, vectors(10))
-    limit = card.info().limits.k
+    info = card.info()
+    limit = info.limits.k
     assert limit == 2_048
+    flat_limit = info.limits.scan_k if info.masks else limit
     x = vectors(1)
     for call in (
-        lambda: card.search(1, x, limit + 1, 0),
+        lambda: card.search(1, x, flat_limit + 1, 0),
+        lambda: card.search(1, x, 1, 0, 9),
+        lambda: card.mask(1, 9, np.zeros(1, np.uint8)),
+        lambda: card.mask(2, 9, np.zeros(2, np.uint8)),
         lambda: card.search(1, x, 0, 0),
         lambda: card.search(2, x, 1, 0),
         lambda: card.search(1, vectors(1, 1, D + 1), 1, 0),
@@ -261,10 +319,11 @@ def test_a_stand_in_belongs_to_one_thread() -> None:
 
 def test_a_stand_in_has_the_limits_it_was_given() -> None:
     """Smaller limits can be tried."""
-    card = StandInCard(limits=Limits(k=5))
-    card.flat(1, D, "l2", "float32", 9)
-    with pytest.raises(CardRefused, match="from 1 to 5"):
-        card.search(1, vectors(1), 6, 0)
+    for masks, most in ((False, 5), (True, 7)):
+        card = StandInCard(limits=Limits(k=5, scan_k=7), masks=masks)
+        card.flat(1, D, "l2", "float32", 9)
+        with pytest.raises(CardRefused, match=f"from 1 to {most}"):
+            card.search(1, vectors(1), most + 1, 0)
 
 
 def test_ties_go_to_the_lower_position() -> None:

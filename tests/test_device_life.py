@@ -330,5 +330,5 @@ def test_refusals_do_not_end_a_worker() -> None:
         placed, pid = place(one, vectors(5)), worker_of(one)
         for _ in range(100):
             with pytest.raises(FailedPrecondition):
-                ask(one, placed, vectors(1), 5_000)
+                ask(one, placed, vectors(1), 50_000)
         assert worker_of(one) == pid

@@ -211,8 +211,8 @@ def test_wrong_shapes_are_refused_here(shared: Device) -> None:
 def test_what_the_card_refuses_is_a_failed_precondition(shared: Device) -> None:
     """A k beyond the card's is told as such, and nothing is lost by it."""
     placed = place(shared, vectors(5))
-    with pytest.raises(FailedPrecondition, match="2048, given 3000"):
-        ask(shared, placed, vectors(1), 3_000)
+    with pytest.raises(FailedPrecondition, match=r"from 1 to \d+, given 50000"):
+        ask(shared, placed, vectors(1), 50_000)
     assert ask(shared, placed, vectors(1))[1].shape == (1, 3)
     shared.drop(placed.handle, placed.generation)
 
