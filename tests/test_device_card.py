@@ -15,10 +15,11 @@ from paper_gpu import PaperCuda, PaperFaiss
 from vecdb.device import CardFull, CardRefused, Limits, StandInCard
 from vecdb.device.stand_in import Faults, nearest
 from vecdb.index import card as card_module
-from vecdb.index import host_lists
-from vecdb.index.card import FaissCard, count_gpus, is_full
+from vecdb.index import flat_there, host_lists
+from vecdb.index.card import FaissCard, count_gpus
 from vecdb.index.door import use_threads
 from vecdb.index.driver import Driver
+from vecdb.index.flat_there import is_full
 from vecdb.index.host_lists import export_hnsw, read_lists
 
 D = 24
@@ -32,7 +33,9 @@ def card(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         yield StandInCard(MEMORY, limits=limits, read_lists=read_lists, export=export_hnsw)
         return
     if request.param == "paper":
-        monkeypatch.setattr(card_module, "faiss", PaperFaiss())
+        paper = PaperFaiss()
+        monkeypatch.setattr(card_module, "faiss", paper)
+        monkeypatch.setattr(flat_there, "faiss", paper)
         yield FaissCard(Driver(0, PaperCuda(MEMORY)))
         return
     if not count_gpus():
@@ -352,6 +355,7 @@ def test_faults_are_read_and_strike_once(tmp_path: Any) -> None:
 def paper(monkeypatch: pytest.MonkeyPatch) -> tuple[FaissCard, PaperFaiss, PaperCuda]:
     made, cuda = PaperFaiss(), PaperCuda(MEMORY)
     monkeypatch.setattr(card_module, "faiss", made)
+    monkeypatch.setattr(flat_there, "faiss", made)
     return FaissCard(Driver(0, cuda)), made, cuda
 
 

@@ -1,10 +1,11 @@
-"""Makes vecdb/index/kernels/*.ptx from the *.cu beside them, or says which are stale.
+"""Makes vecdb/index/kernels/*.ptx.xz from the *.cu beside them, or says which are stale.
 
     python tools/kernels.py            compiles, with NVRTC from the package nvidia-cuda-nvrtc-cu12
-    python tools/kernels.py --check    writes nothing, exits with 1 when a committed .ptx is stale
+    python tools/kernels.py --check    writes nothing, exits with 1 when a committed file is stale
 
 No GPU and no CUDA is needed. A .ptx begins with the hash of what it was made from, so that the check needs no
-compiler. PTX is what the driver of a card compiles for it: one file serves all cards from `TARGET` on, and later ones.
+compiler. PTX is what the driver of a card compiles for it: one file serves all cards from the compute capability on that
+its source names in the first line, and all later ones.
 """
 
 from __future__ import annotations
@@ -13,13 +14,21 @@ import argparse
 import ctypes
 import hashlib
 import importlib.util
+import lzma
 import sys
 from pathlib import Path
 
 KERNELS = Path(__file__).resolve().parents[1] / "vecdb" / "index" / "kernels"
-TARGET = "compute_70"
-OPTIONS = (f"--gpu-architecture={TARGET}", "--std=c++17", "--fmad=true")
+OPTIONS = ("--std=c++17", "--fmad=true")
 """NVRTC 12.1 gives PTX 8.1, which drivers from 530 on take; FAISS's wheels need newer ones."""
+
+
+def source_of(path: Path) -> str:
+    """The text of a source, with what it includes in its place."""
+    text = path.read_text(encoding="utf-8")
+    for other in sorted(KERNELS.glob("*.cuh")):
+        text = text.replace(f'#include "{other.name}"\n', other.read_text(encoding="utf-8"))
+    return text
 
 
 def stamp(source: str) -> str:
@@ -37,8 +46,10 @@ def compiled(name: str, source: str) -> str:
     )
     if made:
         raise SystemExit(f"nvrtcCreateProgram failed with {made}")
-    options = (ctypes.c_char_p * len(OPTIONS))(*(option.encode() for option in OPTIONS))
-    failed = library.nvrtcCompileProgram(program, len(OPTIONS), options)
+    target = source.split("\n", 1)[0].removeprefix("// target: ")
+    words = [option.encode() for option in (f"--gpu-architecture={target}", *OPTIONS)]
+    options = (ctypes.c_char_p * len(words))(*words)
+    failed = library.nvrtcCompileProgram(program, len(words), options)
     library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
     log = ctypes.create_string_buffer(size.value)
     library.nvrtcGetProgramLog(program, log)
@@ -68,15 +79,16 @@ def main() -> int:
     check = parser.parse_args().check
     stale = []
     for path in sorted(KERNELS.glob("*.cu")):
-        source = path.read_text(encoding="utf-8")
-        made = path.with_suffix(".ptx")
-        known = made.read_text(encoding="utf-8") if made.exists() else ""
+        source = source_of(path)
+        made = path.with_suffix(".ptx.xz")
+        known = lzma.decompress(made.read_bytes()).decode() if made.exists() else ""
         if known.startswith(stamp(source) + "\n"):
             continue
         if check:
             stale.append(made.name)
             continue
-        made.write_text(f"{stamp(source)}\n{compiled(path.name, source)}", encoding="utf-8")
+        text = f"{stamp(source)}\n{compiled(path.name, source)}"
+        made.write_bytes(lzma.compress(text.encode()))
         print(made)
     if stale:
         print(f"stale: {', '.join(stale)}; run: python tools/kernels.py", file=sys.stderr)

@@ -7,8 +7,7 @@ What FAISS does by itself, and what is done about it (read in the sources of 1.1
   "out of memory" is taken for one.
 - Each index takes `use_cuvs` from a default that depends on the wheel. It is set to False everywhere but for
   graphs, so that limits (k and nprobe of 2,048) and results are those of the classic kernels.
-- Flat vectors lie in memory of ours: see `driver.py` for why. Few queries and filters are for kernels of ours
-  (`scan.py`), many queries for `bfKnn`.
+- Flat vectors lie in memory of ours, and most searches of them are for kernels of ours: see `flat_there.py`.
 - `index_cpu_to_gpu` leaks what it has allocated when it runs out of memory half-way (a raw pointer), the
   constructors of the GPU classes do not. So lists are made by these.
 - A flat search of 512 queries and more wants two buffers of 512 MiB for float32, beside its temporary
@@ -27,10 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from ..device.card import Bits, CardFull, CardInfo, CardRefused, Floats, Limits, Rows
+from ..device.card import Bits, CardFull, CardInfo, CardRefused, Floats, Rows
 from ..device.merging import padded
 from .door import L2, faiss, faiss_metric
-from .driver import Driver, Memory
+from .driver import Driver
+from .flat_there import Flat, FlatSearch, or_full
 from .host_lists import (
     checked_lists,
     deserialized,
@@ -38,16 +38,12 @@ from .host_lists import (
     float16_tables,
     graph_bytes,
 )
-from .scan import MOST_DIMENSIONS, opened
 
 TEMPORARY_BYTES = 1536 << 20
 """Scratch memory of FAISS on the card: its largest, but at most a sixteenth of the card."""
 PINNED_BYTES = 64 << 20
 """For queries beyond 256 MiB in a call, which only k-means has."""
 TILE_BYTES = 256 << 20
-SCAN_QUERIES = 128
-"""Up to so many queries flat vectors are read again for every eight of them; beyond, FAISS multiplies matrices."""
-SCAN_K = 32_768
 _GRAPH_K = 1_024
 _ITOPK_STEP = 32
 _COUNT_TIMEOUT_S = 60.0
@@ -89,37 +85,6 @@ def count_gpus() -> int:
     return int(words[-1])
 
 
-class _Flat:
-    def __init__(self, driver: Driver, dimension: int, metric: str, code: str, rows: int) -> None:
-        self.dimension = dimension
-        self.metric = metric
-        self.code = code
-        self.masks: dict[int, Memory] = {}
-        self.kind = np.dtype(np.float16 if code == "float16" else np.float32)
-        self.rows = rows
-        self.used = 0
-        self.vectors = driver.allocate(rows * dimension * self.kind.itemsize)
-        self.squares: Memory | None = None
-        if metric == "l2":
-            try:
-                self.squares = driver.allocate(4 * rows)
-            except CardFull:
-                self.vectors.free()
-                raise
-
-    @property
-    def device_bytes(self) -> int:
-        return self.vectors.size + (0 if self.squares is None else self.squares.size)
-
-    def add(self, vectors: Floats) -> None:
-        coded = vectors.astype(self.kind, copy=False)
-        self.vectors.write(self.used * self.dimension * self.kind.itemsize, coded)
-        if self.squares is not None:
-            as_stored = coded.astype(np.float32, copy=False)
-            self.squares.write(4 * self.used, np.einsum("nd,nd->n", as_stored, as_stored))
-        self.used += len(vectors)
-
-
 class _Lists:
     def __init__(self, index: Any, device_bytes: int) -> None:
         self.index = index
@@ -129,7 +94,7 @@ class _Lists:
 
 
 class _Graph:
-    def __init__(self, index: Any, source: _Flat, degree: int) -> None:
+    def __init__(self, index: Any, source: Flat, degree: int) -> None:
         self.index = index
         self.source = source  # its vectors are not copied
         self.dimension = source.dimension
@@ -150,16 +115,14 @@ class FaissCard:
         self._resources.setTempMemory(min(TEMPORARY_BYTES, total // 16))
         self._resources.setPinnedMemory(PINNED_BYTES)
         self._resources.syncDefaultStreamCurrentDevice()  # takes all that now, not in the first search
-        self._limits = Limits()
         self._graphs = hasattr(faiss, "GpuIndexCagra")
-        self._scanner = opened(self._driver)
-        if self._scanner is not None:
-            self._limits = Limits(scan_k=SCAN_K)
-        self._placed: dict[int, _Flat | _Lists | _Graph] = {}
+        self._flats = FlatSearch(self._driver, self._resources)
+        self._limits = self._flats.limits
+        self._placed: dict[int, Flat | _Lists | _Graph] = {}
 
     def info(self) -> CardInfo:
         free, total = self._driver.memory()
-        masks = self._scanner is not None
+        masks = self._flats.masks
         return CardInfo(self._driver.name, total, free, self._limits, self._graphs, masks)
 
     def flat(self, handle: int, dimension: int, metric: str, code: str, rows: int) -> None:
@@ -167,7 +130,7 @@ class FaissCard:
             raise CardRefused(
                 f"flat vectors are l2 or ip in float32 or float16, not {metric} {code}"
             )
-        self._placed[handle] = _Flat(self._driver, dimension, metric, code, rows)
+        self._placed[handle] = Flat(self._driver, dimension, metric, code, rows)
 
     def add(self, handle: int, vectors: Floats) -> None:
         flat = self._flat(handle)
@@ -183,7 +146,7 @@ class FaissCard:
         if wanted > free:
             raise CardFull(f"lists of {wanted} bytes, {free} bytes are free")
         before = self._lists_bytes()
-        index = self._or_full(self._made_lists, host, kind)
+        index = or_full(self._made_lists, host, kind)
         self._placed[handle] = _Lists(index, max(0, self._lists_bytes() - before))
 
     def graph(self, handle: int, source: int, degree: int) -> None:
@@ -205,12 +168,12 @@ class FaissCard:
         )
         kind = faiss.Float16 if half else faiss.Float32
         at = faiss.cast_integer_to_void_ptr(flat.vectors.address)
-        self._or_full(index.train_ex, flat.used, at, kind)
+        or_full(index.train_ex, flat.used, at, kind)
         self._placed[handle] = _Graph(index, flat, degree)
 
     def mask(self, handle: int, number: int, bits: Bits) -> None:
         flat = self._flat(handle)
-        if self._scanner is None:
+        if not self._flats.masks:
             raise CardRefused("masks need the kernels of scan.cu")
         if bits.size != -(-flat.rows // 8):
             raise CardRefused(f"a mask of {flat.rows} rows has {bits.size} bytes")
@@ -220,7 +183,7 @@ class FaissCard:
 
     def unmask(self, handle: int, number: int) -> None:
         placed = self._placed.get(handle)
-        if isinstance(placed, _Flat):
+        if isinstance(placed, Flat):
             placed.masks.pop(number, None)
 
     def search(
@@ -230,8 +193,8 @@ class FaissCard:
         if placed is None:
             raise CardRefused(f"placement {handle} is not known")
         _check_width(queries, placed.dimension)
-        if isinstance(placed, _Flat):
-            return self._search_flat(placed, queries, k, mask)
+        if isinstance(placed, Flat):
+            return self._flats.search(placed, queries, k, mask)
         if mask:
             raise CardRefused("only flat vectors are searched under a mask")
         self._within(k)
@@ -241,13 +204,13 @@ class FaissCard:
                     f"nprobe must be from 1 to {self._limits.nprobe}, given {setting}"
                 )
             params = _probing(min(setting, int(placed.index.nlist)))
-            found = self._or_full(placed.index.search, queries, k, params=params)
+            found = or_full(placed.index.search, queries, k, params=params)
         else:
             if k > min(_GRAPH_K, setting):
                 raise CardRefused(
                     f"k of a graph is at most {_GRAPH_K} and its itopk, given {k} and {setting}"
                 )
-            found = self._or_full(self._search_graph, placed, queries, k, setting)
+            found = or_full(self._search_graph, placed, queries, k, setting)
         return padded(found[0], found[1], k, placed.metric)
 
     def compare(self, queries: Floats, vectors: Floats, k: int, metric: str) -> tuple[Floats, Rows]:
@@ -259,7 +222,7 @@ class FaissCard:
             return padded(nothing, np.empty(nothing.shape, np.int64), k, metric)
         # A tile of fewer vectors than k would number its missing answers like real ones.
         tile = max(TILE_BYTES, 4 * vectors.shape[1] * width)
-        scores, positions = self._or_full(
+        scores, positions = or_full(
             faiss.knn_gpu, self._resources, queries, vectors, width,
             metric=faiss_metric(metric), device=0, use_cuvs=False,
             vectorsMemoryLimit=tile, queriesMemoryLimit=TILE_BYTES,
@@ -289,7 +252,7 @@ class FaissCard:
         clusters = faiss.Clustering(d, lists, settings)
         if start is not None:
             faiss.copy_array_to_vector(np.ascontiguousarray(start).reshape(-1), clusters.centroids)
-        self._or_full(clusters.train, sample, near)
+        or_full(clusters.train, sample, near)
         return np.array(faiss.vector_to_array(clusters.centroids).reshape(lists, d), np.float32)
 
     def as_hnsw(self, handle: int) -> bytes:
@@ -299,7 +262,7 @@ class FaissCard:
         made = faiss.IndexHNSWCagra()
         # Upper layers are built on the CPU from float32 vectors; float16 ones get none.
         made.base_level_only = graph.source.kind == np.float16
-        self._or_full(graph.index.copyTo, made)
+        or_full(graph.index.copyTo, made)
         return graph_bytes(made)
 
     def drop(self, handle: int) -> None:
@@ -309,45 +272,6 @@ class FaissCard:
     def used_bytes(self, handle: int) -> int:
         placed = self._placed.get(handle)
         return 0 if placed is None else placed.device_bytes
-
-    def _search_flat(self, flat: _Flat, queries: Floats, k: int, mask: int) -> tuple[Floats, Rows]:
-        if mask and mask not in flat.masks:
-            raise CardRefused(f"mask {mask} is not known")
-        few = len(queries) <= SCAN_QUERIES and flat.dimension <= MOST_DIMENSIONS
-        if self._scanner is None or not (mask or few or k > self._limits.k):
-            self._within(k)
-            found = self._or_full(self._by_products, flat, queries, k)
-            return found[0], found[1]
-        if not 1 <= k <= self._limits.scan_k:
-            raise CardRefused(f"k must be from 1 to {self._limits.scan_k}, given {k}")
-        if flat.dimension > MOST_DIMENSIONS:
-            raise CardRefused(f"such a search takes at most {MOST_DIMENSIONS} dimensions")
-        return self._scanner.search(
-            flat.vectors, flat.code, flat.metric, flat.used, queries, k, flat.masks.get(mask)
-        )
-
-    def _by_products(self, flat: _Flat, queries: Floats, k: int) -> tuple[Floats, Rows]:
-        """By FAISS, which multiplies matrices: best for many queries."""
-        width = min(k, flat.used)
-        scores = np.empty((len(queries), width), np.float32)
-        positions = np.empty((len(queries), width), np.int64)
-        if not scores.size:
-            return padded(scores, positions, k, flat.metric)
-        asked = queries.astype(flat.kind, copy=False)  # both sides must be of one type
-        code = faiss.DistanceDataType_F16 if flat.kind == np.float16 else faiss.DistanceDataType_F32
-        call = faiss.GpuDistanceParams()
-        call.metric, call.k, call.dims = faiss_metric(flat.metric), width, flat.dimension
-        call.vectors = faiss.cast_integer_to_void_ptr(flat.vectors.address)
-        call.vectorType, call.vectorsRowMajor, call.numVectors = code, True, flat.used
-        if flat.squares is not None:
-            call.vectorNorms = faiss.cast_integer_to_float_ptr(flat.squares.address)
-        call.queries = faiss.swig_ptr(asked)
-        call.queryType, call.queriesRowMajor, call.numQueries = code, True, len(queries)
-        call.outDistances, call.outIndices = faiss.swig_ptr(scores), faiss.swig_ptr(positions)
-        call.outIndicesType = faiss.IndicesDataType_I64
-        call.device, call.use_cuvs = 0, False
-        faiss.bfKnn(self._resources, call)
-        return padded(scores, positions, k, flat.metric)
 
     def _search_graph(
         self, graph: _Graph, queries: Floats, k: int, itopk: int
@@ -382,37 +306,15 @@ class FaissCard:
         held = self._resources.getMemoryInfo().get(0, {})
         return sum(size for name, (_, size) in held.items() if not name.startswith("Temporary"))
 
-    def _or_full(self, call: Any, *arguments: Any, **named: Any) -> Any:
-        try:
-            return call(*arguments, **named)
-        except (RuntimeError, MemoryError) as error:
-            if is_full(error):
-                raise CardFull(str(error).strip()[:500]) from error
-            raise
-
-    def _flat(self, handle: int) -> _Flat:
+    def _flat(self, handle: int) -> Flat:
         placed = self._placed.get(handle)
-        if not isinstance(placed, _Flat):
+        if not isinstance(placed, Flat):
             raise CardRefused(f"placement {handle} is not one of flat vectors")
         return placed
 
     def _within(self, k: int) -> None:
         if not 1 <= k <= self._limits.k:
             raise CardRefused(f"k must be from 1 to {self._limits.k}, given {k}")
-
-
-def is_full(error: Exception) -> bool:
-    """Whether an exception that came out of FAISS means that the card has too little memory.
-
-    `StandardGpuResources: alloc fail ... (cudaMalloc error out of memory [2])`; with cuVS `CUDA memory
-    allocation error`, or RMM's `std::bad_alloc: out_of_memory`. An allocation that fails for another reason
-    ("an illegal memory access was encountered [700]") is the end of the context.
-    """
-    text = str(error)
-    return isinstance(error, MemoryError) or any(
-        words in text
-        for words in ("out of memory", "out_of_memory", "CUDA memory allocation error", "bad_alloc")
-    )
 
 
 @functools.lru_cache(maxsize=4_096)

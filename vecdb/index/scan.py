@@ -3,23 +3,20 @@
 FAISS's `bfKnn` is written for many queries. For one it reads at a tenth of the card's rate, it knows no filter, and
 its k ends at 2,048. These kernels read every allowed vector once for up to eight queries.
 
-`scan.ptx` is compiled by the driver when the card is opened, which it remembers for the next time. Where that fails,
+The kernels are compiled by the driver when the card is opened, which it remembers for the next time. Where that fails,
 an old driver say, there is no `Scanner` and everything is FAISS's.
 """
 
 from __future__ import annotations
 
 import ctypes
-import logging
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from ..device.card import Floats, Rows, padding
 from .driver import Driver, Kernel, Memory
-
-log = logging.getLogger("vecdb")
+from .kernels import ptx, scores_of
 
 _U64, _U32, _INT = ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int
 _SCAN_TYPES = (_U64, _U64, _INT, _U64, _U64, _U64, _U64)
@@ -46,8 +43,7 @@ class Scanner:
     def __init__(self, driver: Driver) -> None:
         """RuntimeError where the driver does not take the kernels."""
         self._driver = driver
-        source = resources.files("vecdb.index").joinpath("kernels/scan.ptx").read_bytes()
-        self._module = driver.module(source)
+        self._module = driver.module(ptx("scan"))
         self._units = driver.multiprocessors()
         self._kernels: dict[str, Kernel] = {}
         self._bins = driver.zeros(4 * _BINS * _TOGETHER[-1])
@@ -86,7 +82,7 @@ class Scanner:
             for i, packed in enumerate(found[: len(some)]):
                 at = slice(0, len(packed))
                 positions[start + i, at] = (packed & np.uint64(0xFFFFFFFF)).astype(np.int64)
-                scores[start + i, at] = _score(packed, metric)
+                scores[start + i, at] = scores_of(packed, metric)
             start += len(some)
         return scores, positions
 
@@ -166,20 +162,3 @@ def _width(code: str, dimension: int) -> str:
     if dimension % 4:
         return "slim"
     return "half" if code == "float16" and dimension % 256 else "wide"
-
-
-def opened(driver: Driver) -> Scanner | None:
-    """A scanner, or None with a warning where the driver takes no kernels of ours."""
-    try:
-        return Scanner(driver)
-    except (RuntimeError, AttributeError) as error:
-        log.warning("exact search is left to FAISS: %s", error)
-        return None
-
-
-def _score(packed: Any, metric: str) -> Floats:
-    """Scores of uint64 whose upper half is a key: see `key_of` in the kernels."""
-    keys = (packed >> np.uint64(32)).astype(np.uint32)
-    bits = np.where(keys & np.uint32(0x80000000), keys ^ np.uint32(0x80000000), ~keys)
-    values: Floats = bits.view(np.float32)
-    return values if metric == "l2" else -values

@@ -1,3 +1,4 @@
+// target: compute_70
 // Exact search by few queries: every vector is read once, by all of the card, and the best are chosen
 // from the scores. FAISS 1.15 multiplies matrices for a single query too, and lets one block choose from all scores
 // of a query: 1,000,000 x 384 took it ten times as long as reading the vectors takes.
@@ -8,24 +9,10 @@
 // 11 highest bits of all keys, then at the next 11 among those that share them, and then hands out every row up to there: a
 // few more than were asked for, which the host puts in order. So ties are by position, and k has no limit.
 
-typedef unsigned int u32;
-typedef unsigned long long u64;
+#include "keys.cuh"
 
-const u32 FULL = 0xffffffffu;
-const u32 NOT_ALLOWED = 0xffffffffu;
-const int ROWS = 4;       // rows that a warp reads at once; a mask of bits has those of a step in one word
-const int BINS = 2048;    // 11 bits
-const int STATE = 8;      // numbers a query; see `State`
-const int THREADS = 256;
-
-// What the steps of choosing know about a query.
-enum State { PREFIX, LEFT, BELOW, ALLOWED, TICKET, GIVEN, TIES };
-
-__device__ __forceinline__ u32 key_of(float score) {
-    const u32 bits = __float_as_uint(score);
-    const u32 key = bits ^ ((bits & 0x80000000u) ? FULL : 0x80000000u);
-    return key == NOT_ALLOWED ? key - 1 : key;  // what is not a number comes last
-}
+const int ROWS = 4;     // rows that a warp reads at once; a mask of bits has those of a step in one word
+const int BINS = 2048;  // 11 bits
 
 __device__ __forceinline__ void two_halves(u32 both, float& low, float& high) {
     asm("{.reg .b16 a, b; mov.b32 {a, b}, %2; cvt.f32.f16 %0, a; cvt.f32.f16 %1, b;}" : "=f"(low), "=f"(high) : "r"(both));

@@ -1,0 +1,158 @@
+"""Exact search by many queries over float16 vectors, by tensor cores: `kernels/products.cu`.
+
+Queries are rounded to float16, as FAISS does; sums are of float32. How it finds the best without writing all
+scores is said in the kernels.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from ..device.card import Floats, Rows, padding
+from .driver import Driver, Kernel, Memory
+from .kernels import ptx, scores_of
+
+MOST_K = 256
+LEAST_ROWS = 32_768
+LEAST_QUERIES = 5
+"""Fewer are read by `scan.py` in less time."""
+_TILE = 128
+_THREADS = 256
+_SHARED_BYTES = 4 * (128 + 256) * 64
+_STATE, _BINS = 8, 2_048
+_SAMPLE_BYTES = 512 << 20
+"""Scores of the sample, which are written; a sample has no more rows than this gives each query."""
+_LEAST_SAMPLE = 16_384
+_ROOM = 2_048
+"""Rows that may be as near as a threshold says, a query; a power of two."""
+_EXPECTED = _ROOM // 4
+"""Rows that are expected to be that near, of those compared at once: rows are in no order as to what is near, since
+sample and parts take every so-manieth."""
+_U64, _U32, _INT = ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int
+
+
+class Products:
+    """One thread, the card's."""
+
+    def __init__(self, driver: Driver) -> None:
+        """RuntimeError where the driver does not take the kernels, as for cards before compute capability 8.0."""
+        self._driver = driver
+        self._module = driver.module(ptx("products"))
+        self._choosing = driver.module(ptx("scan"))
+        self._units = driver.multiprocessors()
+        rows = (
+            _U64, _U64, _U64, _U32, _INT, _U64, _INT, _U64, _U64, _U64, _U64, _U64, _U64, _U32,
+        )  # fmt: skip
+        self._kernels = {
+            name: self._kernel(self._module, name, *rows)
+            for name in ("sample_l2", "sample_ip", "nearest_l2", "nearest_ip")
+        }
+        for kernel in self._kernels.values():
+            kernel.allow_shared(_SHARED_BYTES)
+        self._narrow = self._kernel(self._choosing, "narrow", _U64, _U64, _U32, _INT, _U64, _U64)
+        self._begin = self._kernel(self._module, "begin", _U64, _U32, _U32, _U32, _U64, _U64, _U64)
+        self._keep = self._kernel(self._module, "keep_best", _U64, _U32, _U32, _U64, _U64, _U64)
+        self._scratch: dict[str, Memory] = {}
+
+    def takes(self, dimension: int, rows: int, queries: int, k: int) -> bool:
+        """Whether such a search is one for these kernels."""
+        return (
+            queries >= LEAST_QUERIES
+            and rows >= LEAST_ROWS
+            and k <= MOST_K
+            and dimension % 8 == 0
+            and rows < 1 << 32
+        )
+
+    def search(
+        self,
+        vectors: Memory,
+        squares: Memory | None,
+        rows: int,
+        queries: Floats,
+        k: int,
+        allowed: Memory | None = None,
+    ) -> tuple[Floats, Rows] | None:
+        """Scores and positions (q, k), as `Card.search` gives them: `l2` with `squares` (rows,) of the vectors, else
+        inner products. None where rows lie so that thresholds say too little, thousands at one distance say.
+        """
+        asked, d = queries.shape
+        padded = -(-asked // _TILE) * _TILE
+        halves = np.zeros((padded, d), np.float16)
+        halves[:asked] = queries
+        x = self._held("queries", halves.nbytes)
+        x.write(0, halves, wait=False)
+        most = _SAMPLE_BYTES // (4 * padded)
+        sample = min(rows, most, max(_LEAST_SAMPLE, rows * k // _EXPECTED))
+        keys = self._held("keys", 4 * padded * sample)
+        bins = self._zeros("bins", 4 * _BINS * padded)
+        states = self._zeros("states", 4 * _STATE * padded)
+        thresholds = self._held("thresholds", 4 * padded)
+        given = self._held("given", 4 * padded)
+        out = self._held("out", 8 * _ROOM * padded)
+        overflow = self._held("overflow", 4)
+        metric = "ip" if squares is None else "l2"
+
+        def multiply(what: str, first: int, stride: int, count: int) -> None:
+            tiles = -(-count // 256) * (padded // _TILE)
+            self._kernels[f"{what}_{metric}"].launch(
+                min(self._units, tiles), 1, _SHARED_BYTES,
+                vectors.address, first, stride, count, d, x.address, padded // _TILE,
+                0 if squares is None else squares.address,
+                0 if allowed is None else allowed.address,
+                keys.address, thresholds.address, given.address, out.address, _ROOM,
+            )  # fmt: skip
+
+        multiply("sample", 0, rows // sample, sample)
+        blocks = max(1, min(8, sample // (16 * _THREADS)))
+        for step in (0, 1):
+            self._narrow.launch(
+                blocks, asked, 0, keys.address, sample, k, step, states.address, bins.address
+            )
+        self._begin.launch(
+            -(-padded // _THREADS), 1, 0, states.address, k, asked, padded, thresholds.address,
+            given.address, overflow.address,
+        )  # fmt: skip
+        parts = -(-rows // max(1, _EXPECTED * sample // k))
+        for part in range(parts):
+            multiply("nearest", part, parts, (rows - part + parts - 1) // parts)
+            self._keep.launch(
+                asked, 1, 8 * _ROOM, out.address, _ROOM, k, thresholds.address, given.address,
+                overflow.address,
+            )  # fmt: skip
+        if overflow.read(np.empty(1, np.uint32))[0]:
+            return None
+        counts = given.read(np.empty(asked, np.uint32))
+        packed = np.empty((asked, k), np.uint64)
+        self._driver.read_lines(out.address, 8 * _ROOM, packed)
+        missing = np.arange(k) >= counts[:, None]
+        scores = scores_of(packed, metric)
+        if metric == "l2":
+            rounded = halves[:asked].astype(np.float32)
+            scores = np.maximum(scores + np.einsum("qd,qd->q", rounded, rounded)[:, None], 0.0)
+        positions = (packed & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        scores[missing], positions[missing] = padding(metric), -1
+        return scores, positions
+
+    def _kernel(self, module: Any, name: str, *types: Any) -> Kernel:
+        return self._driver.kernel(module, name, _THREADS, *types)
+
+    def _held(self, name: str, size: int) -> Memory:
+        held = self._scratch.get(name)
+        if held is None or held.size < size:
+            self._scratch.pop(name, None)
+            if held is not None:
+                held.free()
+            held = self._scratch[name] = self._driver.allocate(size)
+        return held
+
+    def _zeros(self, name: str, size: int) -> Memory:
+        """Zero when it is made, and left so by whoever writes into it."""
+        held = self._scratch.get(name)
+        if held is None or held.size < size:
+            held = self._held(name, size)
+            self._driver.clear(held.address, size)
+        return held
