@@ -85,7 +85,8 @@ def test_flat_search_is_exact(card: Any, metric: str, code: str, n: int, k: int)
     stored = y.astype(np.float16) if code == "float16" else y
     asked = x.astype(np.float16) if code == "float16" else x
     found = card.search(1, x, k, 0)
-    assert_nearest(found, asked, stored, k, metric, 2e-3)
+    # Few queries are met in float32, many are rounded.
+    assert_nearest(found, asked, stored, k, metric, 2e-3 if code == "float32" else 2e-2)
 
 
 @pytest.mark.parametrize("metric", ["l2", "ip"])

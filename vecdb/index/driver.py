@@ -46,13 +46,10 @@ _SIGNATURES: dict[str, list[Any]] = {
         ctypes.POINTER(_int), ctypes.c_void_p, _int, _size,
     ],
     "cuFuncSetAttribute": [ctypes.c_void_p, _int, _int],
-    "cuMemcpy2D_v2": [ctypes.c_void_p],
     "cuLaunchKernel": [ctypes.c_void_p, *[ctypes.c_uint] * 7, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p],
 }  # fmt: skip
 _MULTIPROCESSORS = 16
 """CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT."""
-_HOST, _DEVICE = 1, 2
-"""CUmemorytype."""
 _DYNAMIC_SHARED = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES."""
 
@@ -64,18 +61,6 @@ def load_driver() -> Any:
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, _int
     return library
-
-
-class _Copy2D(ctypes.Structure):
-    """CUDA_MEMCPY2D_v2."""
-
-    _fields_ = (
-        ("from_x", _size), ("from_y", _size), ("from_kind", _int), ("from_host", ctypes.c_void_p),
-        ("from_device", _address), ("from_array", ctypes.c_void_p), ("from_pitch", _size),
-        ("to_x", _size), ("to_y", _size), ("to_kind", _int), ("to_host", ctypes.c_void_p),
-        ("to_device", _address), ("to_array", ctypes.c_void_p), ("to_pitch", _size),
-        ("width", _size), ("height", _size),
-    )  # fmt: skip
 
 
 class Driver:
@@ -121,15 +106,6 @@ class Driver:
     def read(self, address: int, out: NDArray[Any]) -> None:
         """Copies from the device into a C-contiguous array, after everything that was launched before."""
         self._call("cuMemcpyDtoH_v2", out.ctypes.data, address, out.nbytes)
-
-    def read_lines(self, address: int, stride: int, out: NDArray[Any]) -> None:
-        """`read` of the beginnings of lines that are `stride` bytes apart, one for each of `out` (lines, any)."""
-        width = out.nbytes // len(out)
-        copy = _Copy2D(
-            from_kind=_DEVICE, from_device=address, from_pitch=stride, to_kind=_HOST,
-            to_host=out.ctypes.data, to_pitch=width, width=width, height=len(out),
-        )  # fmt: skip
-        self._call("cuMemcpy2D_v2", ctypes.byref(copy))
 
     def clear(self, address: int, size: int) -> None:
         self._call("cuMemsetD8_v2", address, 0, size)

@@ -31,6 +31,7 @@ _ROOM = 2_048
 _EXPECTED = _ROOM // 4
 """Rows that are expected to be that near, of those compared at once: rows are in no order as to what is near, since
 sample and parts take every so-manieth."""
+_NOTHING = np.uint64(2**64 - 1)
 _U64, _U32, _INT = ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int
 
 
@@ -54,7 +55,10 @@ class Products:
             kernel.allow_shared(_SHARED_BYTES)
         self._narrow = self._kernel(self._choosing, "narrow", _U64, _U64, _U32, _INT, _U64, _U64)
         self._begin = self._kernel(self._module, "begin", _U64, _U32, _U32, _U32, _U64, _U64, _U64)
-        self._keep = self._kernel(self._module, "keep_best", _U64, _U32, _U32, _U64, _U64, _U64)
+        self._keep = self._kernel(
+            self._module, "keep_best", _U64, _U32, _U32, _U64, _U64, _U64, _U64
+        )
+        self._halve = self._kernel(self._module, "halve", _U64, _U32, _INT, _U64, _U64)
         self._scratch: dict[str, Memory] = {}
 
     def takes(self, dimension: int, rows: int, queries: int, k: int) -> bool:
@@ -81,19 +85,22 @@ class Products:
         """
         asked, d = queries.shape
         padded = -(-asked // _TILE) * _TILE
-        halves = np.zeros((padded, d), np.float16)
-        halves[:asked] = queries
-        x = self._held("queries", halves.nbytes)
-        x.write(0, halves, wait=False)
+        full, x = self._held("queries", queries.nbytes), self._held("halves", 2 * padded * d)
         most = _SAMPLE_BYTES // (4 * padded)
-        sample = min(rows, most, max(_LEAST_SAMPLE, rows * k // _EXPECTED))
+        stride = -(-rows // min(rows, most, max(_LEAST_SAMPLE, rows * k // _EXPECTED)))
+        sample = -(
+            -rows // stride
+        )  # to the last row: what lies there may be like nothing before it
         keys = self._held("keys", 4 * padded * sample)
         bins = self._zeros("bins", 4 * _BINS * padded)
         states = self._zeros("states", 4 * _STATE * padded)
         thresholds = self._held("thresholds", 4 * padded)
         given = self._held("given", 4 * padded)
         out = self._held("out", 8 * _ROOM * padded)
-        overflow = self._held("overflow", 4)
+        # What is read in the end, at once: the answers, the squared lengths of queries, and whether it went well.
+        answer = self._held("answer", (8 * k + 4) * padded + 4)
+        lengths = answer.address + 8 * k * padded
+        overflow = lengths + 4 * padded
         metric = "ip" if squares is None else "l2"
 
         def multiply(what: str, first: int, stride: int, count: int) -> None:
@@ -106,7 +113,9 @@ class Products:
                 keys.address, thresholds.address, given.address, out.address, _ROOM,
             )  # fmt: skip
 
-        multiply("sample", 0, rows // sample, sample)
+        full.write(0, queries, wait=False)
+        self._halve.launch(padded, 1, 0, full.address, asked, d, x.address, lengths)
+        multiply("sample", 0, stride, sample)
         blocks = max(1, min(8, sample // (16 * _THREADS)))
         for step in (0, 1):
             self._narrow.launch(
@@ -114,25 +123,24 @@ class Products:
             )
         self._begin.launch(
             -(-padded // _THREADS), 1, 0, states.address, k, asked, padded, thresholds.address,
-            given.address, overflow.address,
+            given.address, overflow,
         )  # fmt: skip
         parts = -(-rows // max(1, _EXPECTED * sample // k))
         for part in range(parts):
             multiply("nearest", part, parts, (rows - part + parts - 1) // parts)
             self._keep.launch(
                 asked, 1, 8 * _ROOM, out.address, _ROOM, k, thresholds.address, given.address,
-                overflow.address,
+                overflow, answer.address,
             )  # fmt: skip
-        if overflow.read(np.empty(1, np.uint32))[0]:
+        read = answer.read(np.empty((8 * k + 4) * padded + 4, np.uint8))
+        if read[-4:].any():
             return None
-        counts = given.read(np.empty(asked, np.uint32))
-        packed = np.empty((asked, k), np.uint64)
-        self._driver.read_lines(out.address, 8 * _ROOM, packed)
-        missing = np.arange(k) >= counts[:, None]
+        packed = read[: 8 * k * asked].view(np.uint64).reshape(asked, k)
+        missing = packed == _NOTHING
         scores = scores_of(packed, metric)
         if metric == "l2":
-            rounded = halves[:asked].astype(np.float32)
-            scores = np.maximum(scores + np.einsum("qd,qd->q", rounded, rounded)[:, None], 0.0)
+            of_queries = read[8 * k * padded : -4].view(np.float32)[:asked, None]
+            scores = np.maximum(scores + of_queries, 0.0)
         positions = (packed & np.uint64(0xFFFFFFFF)).astype(np.int64)
         scores[missing], positions[missing] = padding(metric), -1
         return scores, positions

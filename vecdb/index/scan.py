@@ -108,7 +108,8 @@ class Scanner:
         states = out.address + 8 * room * together
         asked = self._queries = self._at_least(self._queries, queries.nbytes)
         asked.write(0, queries, wait=False)
-        scan = self._kernel(f"scan_{code}_{_width(code, d)}_{metric}_{together}", *_SCAN_TYPES)
+        width = "slim" if d % 4 else "wide"
+        scan = self._kernel(f"scan_{code}_{width}_{metric}_{together}", *_SCAN_TYPES)
         shared = 4 * together * d
         scan.launch(
             self._units * max(1, scan.resident(shared)), 1, shared, vectors.address, rows, d,
@@ -155,10 +156,3 @@ class Scanner:
         if known is None:
             known = self._kernels[name] = self._driver.kernel(self._module, name, _THREADS, *types)
         return known
-
-
-def _width(code: str, dimension: int) -> str:
-    """The kernel that reads rows of this size in the largest pieces without letting lanes go idle."""
-    if dimension % 4:
-        return "slim"
-    return "half" if code == "float16" and dimension % 256 else "wide"

@@ -156,6 +156,15 @@ __device__ __forceinline__ void products(
                 square[j][e] = L2 && p < count ? squares[first + p * stride] : 0.0f;
             }
         }
+        // All at once: nothing is known to be the same after a row has been given away.
+        float limits[4][2];
+#pragma unroll
+        for (int m = 0; m < 4; m++) {
+#pragma unroll
+            for (int lower = 0; lower < 2; lower++) {
+                limits[m][lower] = SAMPLE ? 0.0f : thresholds[tile_q * TILE_Q + warp_q + m * 16 + lower * 8 + (lane >> 2)];
+            }
+        }
 #pragma unroll
         for (int m = 0; m < 4; m++) {
 #pragma unroll
@@ -175,7 +184,7 @@ __device__ __forceinline__ void products(
                         }
                     }
                 } else {
-                    const float threshold = thresholds[q];
+                    const float threshold = limits[m][lower];
                     float least = compared<L2>(sums[m][0][lower * 2], square[0][0]);
 #pragma unroll
                     for (int j = 0; j < 8; j++) {
@@ -243,9 +252,35 @@ begin(const u32* states, u32 k, u32 asked, u32 padded, float* thresholds, u32* g
     }
 }
 
-// Leaves the k best of what query blockIdx.x was given, in order, and makes the k-th the threshold. `room` is a power of two.
+// Rounds query blockIdx.x of `asked` (dimension numbers each) to float16; the squared length of what comes out goes to
+// `squares`. Queries behind these are zero.
 extern "C" __global__ void __launch_bounds__(THREADS)
-keep_best(u64* all_out, u32 room, u32 k, float* thresholds, u32* given, u32* overflow) {
+halve(const float* queries, u32 asked, int dimension, unsigned short* halves, float* squares) {
+    __shared__ float of_warps[THREADS / 32];
+    const u64 first = static_cast<u64>(blockIdx.x) * dimension;
+    float sum = 0.0f;
+    for (int i = threadIdx.x; i < dimension; i += THREADS) {
+        const float value = blockIdx.x < asked ? queries[first + i] : 0.0f;
+        unsigned short half;
+        float rounded;
+        asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(value));
+        asm("cvt.f32.f16 %0, %1;" : "=f"(rounded) : "h"(half));
+        halves[first + i] = half;
+        sum = fmaf(rounded, rounded, sum);
+    }
+    for (int apart = 16; apart > 0; apart /= 2) sum += __shfl_xor_sync(FULL, sum, apart);
+    if ((threadIdx.x & 31) == 0) of_warps[threadIdx.x / 32] = sum;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (int w = 1; w < THREADS / 32; w++) sum += of_warps[w];
+        squares[blockIdx.x] = sum;
+    }
+}
+
+// Leaves the k best of what query blockIdx.x was given, in order, and makes the k-th the threshold; they go to `best`
+// (queries, k) too, behind them all ones. `room` is a power of two.
+extern "C" __global__ void __launch_bounds__(THREADS)
+keep_best(u64* all_out, u32 room, u32 k, float* thresholds, u32* given, u32* overflow, u64* best) {
     extern __shared__ __align__(128) unsigned char sorted_bytes[];
     u64* sorted = reinterpret_cast<u64*>(sorted_bytes);
     u64* out = all_out + static_cast<u64>(blockIdx.x) * room;
@@ -271,7 +306,10 @@ keep_best(u64* all_out, u32 room, u32 k, float* thresholds, u32* given, u32* ove
         }
     }
     const u32 kept = count < k ? count : k;
-    for (u32 i = threadIdx.x; i < kept; i += THREADS) out[i] = sorted[i];
+    for (u32 i = threadIdx.x; i < k; i += THREADS) {
+        if (i < kept) out[i] = sorted[i];
+        best[static_cast<u64>(blockIdx.x) * k + i] = i < kept ? sorted[i] : ~0ull;
+    }
     if (threadIdx.x == 0) {
         given[blockIdx.x] = kept;
         if (kept == k) thresholds[blockIdx.x] = score_of(static_cast<u32>(sorted[k - 1] >> 32));
