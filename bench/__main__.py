@@ -6,7 +6,7 @@ import importlib
 import sys
 
 MEASUREMENTS = ("first", "gpu", "index")
-"""Modules of this package, each with a `main`. Only the chosen one is loaded: `gpu` does without the engine."""
+"""Modules of this package, each with a `main`. Only the chosen one is loaded: `gpu` does with the engine's part that drives a card."""
 
 
 def main() -> int:

@@ -95,8 +95,16 @@ def test_exact_search_is_measured_in_every_cell_and_right(dry: Dry) -> None:
     """Each size by each type and batch, with rates, p99, recall, and shares of limits of the same run."""
     sizes = plan.TINY
     cells = dry.results["exact"]
-    found = {(one["rows"], one["dimension"], one["code"], one["batch"]) for one in cells}
-    wanted = {(r, d, c, b) for r, d in sizes.exact for c in backend.CODES for b in sizes.batches}
+    found = {
+        (one["rows"], one["dimension"], one["code"], one["batch"], one["system"]) for one in cells
+    }
+    wanted = {
+        (r, d, c, b, s)
+        for r, d in sizes.exact
+        for c in backend.CODES
+        for b in sizes.batches
+        for s in ("FAISS", "vecdb")
+    }
     assert found == wanted
     for cell in cells:
         assert cell["queries_per_s"] > 0
@@ -124,7 +132,7 @@ def test_no_filtered_row_comes_back_and_plans_are_right(dry: Dry) -> None:
             assert one["recall"] >= 0.999, one["case"]
         if one["plan"] == "over-fetch" and one["complete"] == 1:
             assert one["recall"] >= 0.999, one["case"]
-    assert len({one["plan"] for one in cases}) == 6
+    assert len({one["plan"] for one in cases}) == 7
 
 
 def test_what_is_inserted_is_visible(dry: Dry) -> None:

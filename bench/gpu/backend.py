@@ -15,6 +15,7 @@ import numpy as np
 
 from .answers import Flags, Floats, Rows
 from .arrays import Arrays, arrays_named
+from .own import Own
 
 _CARD_K = 2048
 CODES = ("float16", "float32")
@@ -88,6 +89,9 @@ class Backend(Protocol):
 
     def about(self) -> dict[str, Any]: ...
     def flat(self, dimension: int, code: str, bitsets: bool = False) -> Placed: ...
+    def own(self) -> Own:
+        """The engine's own card: made once, as it holds scratch memory."""
+
     def lists(self, dimension: int, spec: str, lists: int) -> Placed:
         """IVF, empty and untrained; `spec` as FAISS writes it: Flat, SQ8, PQ64."""
 
@@ -124,6 +128,7 @@ class Cpu:
         self.faiss: Any = importlib.import_module("faiss")
         self.arrays = arrays_named(arrays, card=False)
         self.metric = self.faiss.METRIC_INNER_PRODUCT
+        self._own: Own | None = None
 
     def about(self) -> dict[str, Any]:
         return {
@@ -142,6 +147,11 @@ class Cpu:
             kind = faiss.ScalarQuantizer.QT_fp16
             return Placed(faiss, faiss.IndexScalarQuantizer(dimension, kind, self.metric), "flat")
         return Placed(faiss, faiss.IndexFlat(dimension, self.metric), "flat")
+
+    def own(self) -> Own:
+        if self._own is None:
+            self._own = Own(gpu=self.name == "gpu")
+        return self._own
 
     def _lists(self, dimension: int, spec: str, lists: int) -> Any:
         index = self.faiss.index_factory(dimension, f"IVF{lists},{spec}", self.metric)

@@ -5,6 +5,7 @@ FAISS's own kernels ignore a selector without a word, so each plan's answers are
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from . import data
 from .answers import Flags, Floats, Rows, forbidden, overfetch, recall, scores_of
 from .backend import Placed
 from .bounds import first_k
+from .own import Own
 from .plan import Context, K
 from .tables import millis, number, rate, table
 from .timing import timed
@@ -40,6 +42,8 @@ def run(ctx: Context) -> None:
     placed = arrays.put(vectors)
     flat = backend.flat(dimension, "float32")
     flat.add(vectors)
+    engine = backend.own()
+    engine.place(arrays, placed, "float32")
     bits = None
     if backend.bitsets:
         bits = backend.flat(dimension, "float32", bitsets=True)
@@ -62,6 +66,9 @@ def run(ctx: Context) -> None:
         placed_s = time.perf_counter() - begun_s
         del own
         plans = _plans(ctx, vectors, placed, flags, allowed, flat, kept, bits, graph)
+        if engine.masks:
+            mask = engine.allow(flags)
+            plans["mask, vecdb"] = functools.partial(_masked, engine, mask)
         for plan, search in plans.items():
             with ctx.attempt(f"{name}, {plan}"):
                 extra: dict[str, Any] = (
@@ -70,6 +77,10 @@ def run(ctx: Context) -> None:
                 _measured(ctx, selectivity, plan, search, held, flags, truth[:, -1], extra)
         with ctx.attempt(f"{name}, over-fetch"):
             _overfetched(ctx, selectivity, flat, held, flags, truth[:, -1])
+
+
+def _masked(engine: Own, mask: int, queries: Floats) -> Rows:
+    return engine.search(queries, K, mask)[1]
 
 
 def _graph(ctx: Context, vectors: Floats) -> Placed | None:
@@ -178,7 +189,7 @@ def page(cases: list[dict[str, Any]], card: dict[str, Any]) -> list[str]:
         f" against float32 products with the allowed rows ({_SAMPLE} queries), and every answer of every round for"
         " rows that the filter does not allow: `filtered rows` must be 0. Over-fetch asks for the k' nearest"
         " and keeps the allowed; a query is complete when k of them are allowed, else it is asked again with twice"
-        " k', up to 2,048. What is not complete then goes another way: its recall counts against it here. A bitset"
+        " k', up to 2,048. A mask of vecdb is copied to the card once for a filter. What is not complete then goes another way: its recall counts against it here. A bitset"
         " is made by the host for each call.\n"
     ]
     if not card.get("bitsets"):
