@@ -23,6 +23,7 @@ from bench.gpu import (
     kinds,
     kmeans,
     limits,
+    own,
     plan,
     probe,
 )
@@ -227,6 +228,8 @@ def test_every_part_calls_the_card_as_faiss_spells_it(
     threads = fake._faiss.omp_get_max_threads()
     fake._faiss.omp_set_num_threads(1)
     monkeypatch.setattr("bench.gpu.backend.importlib.import_module", loaded)
+    # The engine's own card is tested elsewhere; a driver it would need is not pretended here.
+    monkeypatch.setattr(backend, "Own", lambda gpu: own.Own(gpu=False))
     monkeypatch.setattr(plan, "TINY", small())
     lines = tmp_path / "lines.jsonl"
     for part in (probe, limits, exact, insert, filters, kmeans, kinds):
