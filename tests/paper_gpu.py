@@ -11,13 +11,18 @@ from typing import Any
 
 import faiss
 import numpy as np
+from paper_kernels import launched
 
 
 class PaperCuda:
     """`libcuda.so.1` with `total` bytes. Pointers come as `ctypes.byref` makes them."""
 
-    def __init__(self, total: int) -> None:
-        self.total = total
+    def __init__(self, total: int, *, old: bool = False) -> None:
+        """`old`: the driver does not understand the engine's kernels."""
+        self.total, self.old = total, old
+        self.modules: list[bytes] = []
+        self.functions: list[str] = []
+        self.shared: dict[int, int] = {}
         self.pieces: dict[int, np.ndarray] = {}
         self.broken = 0
         """An error code that every copy answers."""
@@ -68,6 +73,53 @@ class PaperCuda:
         start = max(begin for begin in self.pieces if begin <= address)
         assert address + size <= start + self.pieces[start].nbytes, "beyond the piece"
         ctypes.memmove(address, source, size)
+        return 0
+
+    def cuMemcpyDtoH_v2(self, out: int, address: int, size: int) -> int:  # noqa: N802
+        start = max(begin for begin in self.pieces if begin <= address)
+        assert address + size <= start + self.pieces[start].nbytes, "beyond the piece"
+        ctypes.memmove(out, address, size)
+        return 0
+
+    def cuMemsetD8_v2(self, address: int, value: int, size: int) -> int:  # noqa: N802
+        ctypes.memset(address, value, size)
+        return 0
+
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:  # noqa: N802
+        assert attribute == 16
+        value._obj.value = 4
+        return 0
+
+    def cuModuleLoadData(self, module: Any, ptx: bytes) -> int:  # noqa: N802
+        if self.old:
+            return 222
+        assert ptx.startswith(b"// Made by tools/kernels.py")
+        self.modules.append(ptx)
+        module._obj.value = len(self.modules)
+        return 0
+
+    def cuModuleGetFunction(self, function: Any, module: Any, name: bytes) -> int:  # noqa: N802
+        assert b".entry " + name + b"(" in self.modules[module.value - 1]
+        self.functions.append(name.decode())
+        function._obj.value = len(self.functions)
+        return 0
+
+    def cuFuncSetAttribute(self, function: Any, attribute: int, value: int) -> int:  # noqa: N802
+        assert attribute == 8
+        self.shared[function.value] = value
+        return 0
+
+    def cuOccupancyMaxActiveBlocksPerMultiprocessor(  # noqa: N802
+        self, count: Any, function: Any, threads: int, shared: int
+    ) -> int:
+        count._obj.value = 2
+        return 0
+
+    def cuLaunchKernel(self, function: Any, *given: Any) -> int:  # noqa: N802
+        x, y, z, threads, _, _, shared, _, places, _ = given
+        assert z == 1
+        assert shared <= self.shared.get(function.value, 48 << 10)
+        launched(self.functions[function.value - 1], (x, y), threads, shared, places)
         return 0
 
     def cuGetErrorString(self, code: int, text: Any) -> int:  # noqa: N802

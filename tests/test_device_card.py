@@ -1,8 +1,10 @@
-"""What every card promises, on the stand-in, on FAISS's GPU classes over a GPU on paper, and on a GPU."""
+"""What every card promises: on the stand-in; on FAISS's GPU classes and our kernels over a GPU on paper, and on one whose
+driver is too old for the kernels; and on a GPU."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +17,7 @@ from paper_gpu import PaperCuda, PaperFaiss
 from vecdb.device import CardFull, CardRefused, Limits, StandInCard
 from vecdb.device.stand_in import Faults, nearest
 from vecdb.index import card as card_module
-from vecdb.index import flat_there, host_lists
+from vecdb.index import flat_there, host_lists, products
 from vecdb.index.card import FaissCard, count_gpus
 from vecdb.index.door import use_threads
 from vecdb.index.driver import Driver
@@ -26,17 +28,19 @@ D = 24
 MEMORY = 64 << 20
 
 
-@pytest.fixture(params=["stand-in", "paper", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture(
+    params=["stand-in", "paper", "old paper", pytest.param("gpu", marks=pytest.mark.gpu)]
+)
 def card(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     if request.param == "stand-in":
         limits = Limits(scan_k=32_768)
         yield StandInCard(MEMORY, limits=limits, read_lists=read_lists, export=export_hnsw)
         return
-    if request.param == "paper":
+    if request.param.endswith("paper"):
         paper = PaperFaiss()
         monkeypatch.setattr(card_module, "faiss", paper)
         monkeypatch.setattr(flat_there, "faiss", paper)
-        yield FaissCard(Driver(0, PaperCuda(MEMORY)))
+        yield FaissCard(Driver(0, PaperCuda(MEMORY, old=request.param == "old paper")))
         return
     if not count_gpus():
         pytest.skip("FAISS sees no GPU here")
@@ -52,7 +56,7 @@ def plain(x: Any, y: Any, k: int, metric: str) -> Any:
     x, y = x.astype(np.float64), y.astype(np.float64)
     scores = x @ y.T
     if metric == "l2":
-        scores = ((x[:, None, :] - y[None, :, :]) ** 2).sum(axis=2)
+        scores = (x**2).sum(axis=1)[:, None] - 2 * scores + (y**2).sum(axis=1)
         return np.sort(scores, axis=1)[:, :k], scores
     return -np.sort(-scores, axis=1)[:, :k], scores
 
@@ -125,15 +129,42 @@ def test_a_mask_lets_only_its_positions_answer(
         card.search(1, vectors(1, 1, d), 1, 0, 7)
 
 
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("n", "queries", "k"), [(32_768, 5, 1), (33_001, 140, 10), (40_000, 33, 200)]
+)
+def test_many_queries_over_float16(card: Any, metric: str, masked: bool, n: int, queries: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """Exactly the nearest by the rounded numbers, also where rows that are alike lie together, in parts too."""
+    monkeypatch.setattr(products, "_LEAST_SAMPLE", 2_048)
+    centres = vectors(20, 1, 16)
+    y = (np.repeat(centres, -(-n // 20), axis=0)[:n] + 0.3 * vectors(n, 2, 16)).astype(np.float16)
+    x = (centres[np.arange(queries) % 20] + 0.3 * vectors(queries, 3, 16)).astype(np.float16)
+    card.flat(1, 16, metric, "float16", n)
+    card.add(1, y.astype(np.float32))
+    flags, mask = np.ones(n, np.bool_), 0
+    if masked and card.info().masks:
+        flags, mask = np.random.default_rng(4).random(n) < 0.2, 3
+        card.mask(1, mask, np.packbits(flags, bitorder="little"))
+    inside = np.flatnonzero(flags)
+    for expected in (512, 64):
+        monkeypatch.setattr(products, "_EXPECTED", expected)
+        scores, positions = card.search(1, x.astype(np.float32), k, 0, mask)
+        assert flags[positions].all(), "a position that is not allowed came back"
+        found = scores, np.searchsorted(inside, positions)
+        assert_nearest(found, x, y[inside], k, metric, 5e-3)
+
+
 def test_equal_vectors_are_told_apart(card: Any) -> None:
     """Thousands of rows at one distance give k different ones, however few or many are nearer."""
     n = 40_000
     y = np.ones((n, 8), np.float32)
     y[::10_000] = 0.0
-    card.flat(1, 8, "l2", "float32", n)
-    card.add(1, y)
-    for k in (1, 4, 5, 100, 2_000):
-        scores, positions = card.search(1, np.zeros((3, 8), np.float32), k, 0)
+    for handle, code in enumerate(("float32", "float16")):
+        card.flat(handle, 8, "l2", code, n)
+        card.add(handle, y)
+    for handle, k, queries in itertools.product((0, 1), (1, 4, 5, 100, 2_000), (3, 9)):
+        scores, positions = card.search(handle, np.zeros((queries, 8), np.float32), k, 0)
         assert all(len(set(row)) == k for row in positions.tolist())
         near = min(k, 4)
         assert (positions[:, :near] % 10_000 == 0).all()
@@ -354,7 +385,7 @@ def test_faults_are_read_and_strike_once(tmp_path: Any) -> None:
 
 
 def paper(monkeypatch: pytest.MonkeyPatch) -> tuple[FaissCard, PaperFaiss, PaperCuda]:
-    made, cuda = PaperFaiss(), PaperCuda(MEMORY)
+    made, cuda = PaperFaiss(), PaperCuda(MEMORY, old=True)
     monkeypatch.setattr(card_module, "faiss", made)
     monkeypatch.setattr(flat_there, "faiss", made)
     return FaissCard(Driver(0, cuda)), made, cuda

@@ -27,7 +27,7 @@ _TOGETHER = (1, 4, 8)
 _SHARED_BYTES = 48 << 10
 _THREADS = 256
 _STATE = 8
-_GIVEN = 5
+_GIVEN = 4
 """Of `State` in the kernels."""
 _BINS = 2_048
 _KEYS_BYTES = 512 << 20

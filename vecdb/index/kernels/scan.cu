@@ -250,7 +250,6 @@ narrow(const u32* all_keys, u64 n, u32 k, int step, u32* all_states, u32* all_bi
         }
         state[PREFIX] = step == 0 ? bin : step == 1 ? prefix << 11 | bin : prefix << 10 | bin;
         state[LEFT] = left;
-        state[BELOW] += wanted - left;
     }
 }
 
