@@ -25,6 +25,7 @@ from .files import IndexRecord
 from .handover import HandOver
 from .live import Bits, LiveRows, unpack
 from .main import BuiltIndex, Main
+from .makers import Kmeans
 from .on_device import OnDevice
 from .side import Sides
 from .source import VectorSource, exact_space
@@ -205,6 +206,11 @@ class Index:
             pieces=trim(old.pieces, main.high_water, dict(cut)),
             sequence=old.sequence if sequence is None else sequence,
         )
+
+    @property
+    def kmeans(self) -> Kmeans | None:
+        """What trains centroids where the collection has devices; None for the CPU."""
+        return None if self.on_device is None else self.on_device.kmeans
 
     def _copy_of(self, main: Main | None) -> DeviceMain | None:
         return None if self.on_device is None else self.on_device.copy_of(main)

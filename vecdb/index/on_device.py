@@ -4,6 +4,7 @@ and when again."""
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -11,12 +12,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..device import Device, Placed, Placements
-from ..errors import Cancelled
+from ..errors import Cancelled, VecdbError
 from .device_main import DeviceMain, bytes_on_device, place_lists, why_not
-from .distance import Rows
+from .distance import Floats, Rows
 from .main import Main
 from .served import Served, slices
 from .source import VectorSource
+
+log = logging.getLogger("vecdb")
 
 _ROOM_FOR_FLOAT32 = 0.5
 """Share of the devices' budgets that one collection may take in float32; a larger one lies there in float16,
@@ -171,6 +174,27 @@ class OnDevice:
         if not what and bytes_on_device(main) > _ROOM * self._largest():
             what = f"lists of {bytes_on_device(main):,} bytes"
         return f"{', '.join(self.names)} cannot search {what}" if what else ""
+
+    def kmeans(
+        self,
+        sample: Floats,
+        lists: int,
+        rounds: int,
+        spherical: bool,
+        seed: int,
+        check: Callable[[], None],
+    ) -> Floats | None:
+        """Centroids (lists, d) float32 of `sample` (n, d) float32 by the device with most room; None where none is
+        up, or it fails in the middle. `check` is called between rounds, and may raise."""
+        up = self.placements.among(self.names)
+        if not up:
+            return None
+        device = max(up, key=self.placements.room)
+        try:
+            return device.kmeans(sample, lists, rounds, spherical, seed, check)
+        except VecdbError as error:
+            log.warning("the CPU trains %d lists, as a device did not: %s", lists, error.message)
+            return None
 
     def keep_only(self, main: Main | None) -> None:
         """Gives the memory back of all that is not of this main index."""
