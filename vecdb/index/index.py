@@ -213,6 +213,11 @@ class Index:
         """What trains centroids where the collection has devices; None for the CPU."""
         return None if self.on_device is None else self.on_device.kmeans
 
+    @property
+    def device_room(self) -> int:
+        """Bytes that lists may take on a device; 0 without one."""
+        return 0 if self.on_device is None else self.on_device.room
+
     def _copy_of(self, main: Main | None) -> DeviceMain | None:
         return None if self.on_device is None else self.on_device.copy_of(main)
 

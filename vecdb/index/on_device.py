@@ -135,7 +135,7 @@ class OnDevice:
         """Whether a copy of `main` is to be searched on a device: lists in a code that a card has, of rows that
         take the CPU a millisecond to compare, where one device has room for them."""
         large = main.n * self._dimension > self._settings["exact_max_scalars"]
-        return large and not why_not(main) and bytes_on_device(main) <= _ROOM * self._largest()
+        return large and not why_not(main) and bytes_on_device(main) <= self.room
 
     def wants_main(self, main: Main) -> bool:
         """Whether placing `main` now would pay: a device is up, and no copy of it lies there."""
@@ -171,7 +171,7 @@ class OnDevice:
         if main is None or not self._asked_for:
             return ""
         what = why_not(main)
-        if not what and bytes_on_device(main) > _ROOM * self._largest():
+        if not what and bytes_on_device(main) > self.room:
             what = f"lists of {bytes_on_device(main):,} bytes"
         return f"{', '.join(self.names)} cannot search {what}" if what else ""
 
@@ -218,8 +218,10 @@ class OnDevice:
     def _budget(self) -> int:
         return sum(self._budgets())
 
-    def _largest(self) -> int:
-        return max(self._budgets(), default=0)
+    @property
+    def room(self) -> int:
+        """Bytes that what lies in one piece may take."""
+        return int(_ROOM * max(self._budgets(), default=0))
 
     def _budgets(self) -> list[int]:
         return [

@@ -30,6 +30,10 @@ class Indexed(Job, Protocol):
     quantization: str
     settings: Mapping[str, Any]
 
+    @property
+    def device_room(self) -> int:
+        """Bytes that lists may take on a device; 0 without one."""
+
 
 class Step:
     """One build of `rows`, the live rows (ascending) of a moment: the commit `sequence` with `n_rows` rows.
@@ -157,6 +161,13 @@ class Step:
 
     def _code(self, kind: str) -> str:
         index = self.index
+        if kind == "ivf" and index.quantization == "auto" and index.device_room:
+            code = choice.code_for_device(
+                index.storage, index.metric, index.dimension, self.rows.size, index.settings,
+                index.device_room,
+            )  # fmt: skip
+            if code is not None:
+                return code
         return choice.code_for(
             index.quantization, kind, index.storage, index.metric, index.dimension, self.rows.size,
             index.settings, self._sample,
