@@ -26,7 +26,6 @@ from .files import IndexRecord
 from .handover import HandOver
 from .live import Bits, LiveRows, unpack
 from .main import BuiltIndex, Main
-from .makers import Kmeans
 from .on_device import OnDevice
 from .side import Sides
 from .source import VectorSource, exact_space
@@ -207,16 +206,6 @@ class Index:
             pieces=trim(old.pieces, main.high_water, dict(cut)),
             sequence=old.sequence if sequence is None else sequence,
         )
-
-    @property
-    def kmeans(self) -> Kmeans | None:
-        """What trains centroids where the collection has devices; None for the CPU."""
-        return None if self.on_device is None else self.on_device.kmeans
-
-    @property
-    def device_room(self) -> int:
-        """Bytes that lists may take on a device; 0 without one."""
-        return 0 if self.on_device is None else self.on_device.room
 
     def _copy_of(self, main: Main | None) -> DeviceMain | None:
         return None if self.on_device is None else self.on_device.copy_of(main)

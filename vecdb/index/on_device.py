@@ -6,13 +6,14 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..device import Device, Placed, Placements
-from ..errors import Cancelled, VecdbError
+from ..errors import Cancelled, LimitExceeded, VecdbError
 from .device_main import DeviceMain, bytes_on_device, place_lists, why_not
 from .distance import Floats, Rows
 from .main import Main
@@ -186,15 +187,52 @@ class OnDevice:
     ) -> Floats | None:
         """Centroids (lists, d) float32 of `sample` (n, d) float32 by the device with most room; None where none is
         up, or it fails in the middle. `check` is called between rounds, and may raise."""
-        up = self.placements.among(self.names)
-        if not up:
+        device = self._roomiest()
+        if device is None:
             return None
-        device = max(up, key=self.placements.room)
         try:
             return device.kmeans(sample, lists, rounds, spherical, seed, check)
         except VecdbError as error:
             log.warning("the CPU trains %d lists, as a device did not: %s", lists, error.message)
             return None
+
+    @contextmanager
+    def nearest(self, centroids: Floats) -> Iterator[Callable[[Floats], Rows | None]]:
+        """A function that says which of `centroids` (lists, d) float32 is nearest to each of (n, d) vectors; None where no
+        device is up or it cannot say, then the CPU has to. They lie on the device with most room meanwhile."""
+        device, placed = self._roomiest(), None
+        metric = "l2" if self._metric == "l2" else "ip"
+        try:
+            if device is not None:
+                rows, dimension = centroids.shape
+                placed = device.place_flat(dimension, metric, "float32", rows, [centroids])
+        except VecdbError as error:
+            log.warning("the CPU assigns rows to lists, as a device did not: %s", error.message)
+
+        def ask(vectors: Floats) -> Rows | None:
+            nonlocal placed
+            if device is None or placed is None:
+                return None
+            try:
+                found = device.search(placed.handle, placed.generation, vectors, 1, 0)[1][:, 0]
+            except LimitExceeded:
+                return None  # many queries wait just now
+            except VecdbError as error:
+                log.warning("the CPU assigns rows to lists, as a device did not: %s", error.message)
+                placed = None
+                return None
+            return found if (found >= 0).all() else None
+
+        try:
+            yield ask
+        finally:
+            if device is not None and placed is not None:
+                device.drop(placed.handle, placed.generation)
+
+    def _roomiest(self) -> Device | None:
+        """The device with most room of those that are up."""
+        up = self.placements.among(self.names)
+        return max(up, key=self.placements.room) if up else None
 
     def keep_only(self, main: Main | None) -> None:
         """Gives the memory back of all that is not of this main index."""

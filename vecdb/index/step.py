@@ -30,10 +30,6 @@ class Indexed(Job, Protocol):
     quantization: str
     settings: Mapping[str, Any]
 
-    @property
-    def device_room(self) -> int:
-        """Bytes that lists may take on a device; 0 without one."""
-
 
 class Step:
     """One build of `rows`, the live rows (ascending) of a moment: the commit `sequence` with `n_rows` rows.
@@ -161,10 +157,11 @@ class Step:
 
     def _code(self, kind: str) -> str:
         index = self.index
-        if kind == "ivf" and index.quantization == "auto" and index.device_room:
+        room = 0 if index.on_device is None else index.on_device.room
+        if kind == "ivf" and index.quantization == "auto" and room:
             code = choice.code_for_device(
                 index.storage, index.metric, index.dimension, self.rows.size, index.settings,
-                index.device_room,
+                room,
             )  # fmt: skip
             if code is not None:
                 return code
