@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -130,6 +131,72 @@ def test_filters_deaths_updates_and_fresh_rows_hold_on_a_device(tmp_path, device
         assert made.check().ok
 
 
+@pytest.mark.parametrize(
+    ("metric", "storage"), [("l2", "int8"), ("cosine", "float16"), ("ip", "uint8")]
+)
+def test_lists_of_every_storage_are_searched_on_a_device(tmp_path, devices, metric, storage):
+    """Integers and halves lie there as float16, which holds them exactly."""
+    devices()
+    rng = np.random.default_rng(SEED)
+    vectors = rng.standard_normal((ROWS, DIMENSION))
+    if storage != "float16":
+        vectors = np.clip(np.rint(20 * vectors), -128, 127) + 128 * (storage == "uint8")
+    vectors = vectors.astype(storage)
+    with opened(tmp_path) as database:
+        made, _ = filled(database, metric, storage, ROWS, vectors, index="ivf")
+        made.build_index(wait=True)
+        placed(made)
+        for part in (None, 60):
+            assert recall(made, vectors[:40].astype(np.float32), 10, part)[0] >= 0.93
+
+
+def test_threads_that_ask_while_all_changes_get_right_answers(tmp_path, devices):
+    """Rows come and go, lists grow, are placed anew, and a worker is killed: no query fails, and none gets a row
+    that was never there or is dead before the query begins."""
+    devices()
+    with opened(tmp_path, index_tail_share=0.01) as database:
+        made, vectors = listed(database, code="sq8")
+        queries, stop, errors, answered = queries_near(vectors, 4), threading.Event(), [], []
+        gone: set[str] = set()
+
+        def ask():
+            while not stop.is_set():
+                dead = set(gone)
+                try:
+                    found = made.query(queries, k=10, explain=True)
+                except Exception as error:  # whatever it is, the test fails
+                    errors.append(error)
+                    return
+                answered.append(found.explain.device)
+                for ids in found.ids:
+                    if len(ids) != 10 or dead & set(ids):
+                        errors.append((ids, dead & set(ids)))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        rng = np.random.default_rng(SEED + 7)
+        for step in range(3):
+            fresh = rng.standard_normal((1_500, DIMENSION)).astype(np.float32)
+            made.insert([f"n{step}-{i}" for i in range(1_500)], fresh)
+            dead = [f"r{i}" for i in range(100 * step, 100 * step + 100)]
+            made.delete(dead)
+            gone.update(dead)
+            made.build_index(wait=True)
+            if step == 1:
+                (device,) = database.devices.placements.devices
+                os.kill(device._worker.pid, signal.SIGKILL)
+        wait_for(lambda: made.stats().index.device == "gpu:0")
+        count = len(answered)
+        wait_for(lambda: len(answered) > count + 20)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert not errors
+        assert answered[-1] == "gpu:0"
+        assert made.check().ok
+
+
 def test_few_allowed_rows_and_exact_answers_are_the_hosts(tmp_path, devices, monkeypatch):
     """What is cheaper there, or must be exact, is not asked of the device."""
     monkeypatch.setattr(plan, "DEVICE_CALL", CALL)
@@ -155,7 +222,8 @@ def test_more_answers_than_a_device_gives_are_the_hosts(tmp_path, devices, code)
             assert got >= 0.95
             if explain.plan == "lists":
                 assert (
-                    "is beyond what gpu:0 gives (2,048); answered by the CPU" in explain.device_note
+                    "candidates are more than gpu:0 gives (2,048); answered by the CPU"
+                    in explain.device_note
                 )
         assert made.stats().index.device_note == ""
 

@@ -338,6 +338,16 @@ class Index:
             return on_device.wants_main(view.main)
         return self._compared_on_device(view) and on_device.wants(view, LEAST_FRESH_ROWS)
 
+    def lacks_placing(self) -> bool:
+        """Whether what serves has never lain on a device that it is to lie on, up or not. What had to go for others
+        is no lack: who asks for it has it placed again."""
+        view, on_device = self._view, self.on_device
+        if on_device is None:
+            return False
+        if view.main is not None:
+            return on_device.copy_of(view.main) is None and on_device.takes_main(view.main)
+        return on_device.served is None and self._compared_on_device(view)
+
     def place(self, *, cancel: threading.Event) -> int:
         """Copies the main index, or else the live vectors, to devices, and lets searches be answered there; how
         many rows, 0 when cancelled.
