@@ -277,20 +277,26 @@ def test_a_killed_worker_costs_no_answer(tmp_path, devices):
 
 def test_a_worker_that_dies_within_a_search_costs_no_answer(tmp_path, devices):
     """The query in whose middle the worker ends is answered too."""
+    devices()
+    with opened(tmp_path) as database:
+        _, vectors = listed(database)
     devices(faults=f"die_at_search=3,once={tmp_path / 'once'}")
     with opened(tmp_path) as database:
-        made, vectors = listed(database)
-        queries = queries_near(vectors)
+        made, queries = database.get_collection("docs"), queries_near(vectors)
+        placed(made)
         notes = [recall(made, queries, 10, on=None)[1].device_note for _ in range(6)]
         assert any("gone" in note and "answered by the CPU" in note for note in notes)
 
 
 def test_a_full_device_costs_no_answer(tmp_path, devices):
     """A search for which the card has no memory is answered by the host."""
+    devices()
+    with opened(tmp_path) as database:
+        _, vectors = listed(database)
     devices(faults="full_at_search=2")
     with opened(tmp_path) as database:
-        made, vectors = listed(database)
-        queries = queries_near(vectors)
+        made, queries = database.get_collection("docs"), queries_near(vectors)
+        placed(made)
         seen = [recall(made, queries, 10, on=None)[1] for _ in range(3)]
         assert [one.device for one in seen] == ["gpu:0", "cpu", "gpu:0"]
         assert "too little memory" in seen[1].device_note
