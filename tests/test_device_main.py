@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from on_devices import DIMENSION, SEED, filled, opened, placed, wait_for
 
+from vecdb.device import Device
 from vecdb.errors import LimitExceeded
 from vecdb.index import chosen, device_main, plan
 
@@ -469,3 +470,24 @@ def test_an_index_that_is_dropped_leaves_the_device(tmp_path, devices):
         placed(made)
         database.drop_collection("docs")
         assert database.devices.stats()[0].used_bytes == 0
+
+
+def test_a_placing_that_failed_is_tried_again_without_a_write(tmp_path, devices, monkeypatch):
+    """A worker that dies while lists are on their way does not leave the collection on the CPU."""
+    devices()
+    plain, tries = Device.place_lists, []
+
+    def place_lists(self, *arguments):
+        tries.append(self)
+        if len(tries) == 1:
+            self._worker._process.kill()
+        return plain(self, *arguments)
+
+    with opened(tmp_path) as database:
+        listed(database)
+    monkeypatch.setattr(Device, "place_lists", place_lists)
+    with opened(tmp_path) as database:
+        made = database.get_collection("docs")
+        placed(made)
+        assert len(tries) == 2
+        assert made.stats().devices[0].restarts == 1

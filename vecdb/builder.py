@@ -268,7 +268,7 @@ class Builder:
             unplaced = [core for core, at in self._unplaced.values() if at <= now]
             for core in unplaced:
                 del self._unplaced[id(core)]
-        for core in unplaced:
+        for core in (one for one in unplaced if one.closed is None):
             try:
                 self.consider(core)
             except VecdbError as error:
