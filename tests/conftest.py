@@ -334,3 +334,11 @@ def rows_file(folder: Path, count: int, name: str = "rows.jsonl") -> Path:
     path = folder / name
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+@pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
+def devices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
+    """See `on_devices.using`."""
+    from on_devices import using
+
+    return using(request.param, monkeypatch)

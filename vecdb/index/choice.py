@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 
 from ..errors import LimitExceeded
+from ..types import LISTS_ONLY
 from . import one
 from .build import build_bytes
 from .calibrate import SMALL_K
 from .codes import code_bytes, code_of, guide_bytes, is_fine
 from .distance import Floats
+from .host_lists import lists_bytes
 from .main import GRAPH_BYTES_A_ROW, Main
-from .makers import Job
+from .makers import Job, lists_for
 from .source import exact_space
 
 ORDER = ("none", "float16", "sq8", "sq4")
@@ -30,6 +32,8 @@ FINE_ORDER = ("none", "sq8", "sq4")
 float16, in half the memory."""
 LISTS_ORDER = ("none", "pq4")
 """The same for lists, where pq4 is the fastest code of all and the smallest."""
+DEVICE_ORDER = ("none", "sq8", "pq8")
+"""The same for lists that a device is to hold, which has no pq4."""
 SQ4_TARGET = 0.97
 """Above this target recall 4 bits a number often cannot tell vectors apart, whatever the walk (WordNet at 0.99:
 no setting, so every query is answered exactly), while pq4 can, since more candidates are ranked again."""
@@ -85,6 +89,20 @@ def code_for(
     return next((c for c in codes if index_bytes(kind, c, dimension, rows) <= limit), codes[-1])
 
 
+def code_for_device(
+    storage: str, metric: str, dimension: int, rows: int, settings: Mapping[str, Any], room: int
+) -> str | None:
+    """The code of lists of `rows` vectors that are to be copied to a device with `room` bytes: the first that stays
+    within that and `index_memory_bytes`; None where none does."""
+    limit, lists = memory_limit(settings), lists_for(rows)
+    order = DEVICE_ORDER[:1] if storage in ("int8", "uint8") else DEVICE_ORDER
+    for code in (code_of(storage, metric, quantization) for quantization in order):
+        there = lists_bytes(rows, code_bytes(code, dimension), lists, dimension)
+        if there <= room and index_bytes("ivf", code, dimension, rows) <= limit:
+            return code
+    return None
+
+
 def kind_and_code(
     quantization: str,
     storage: str,
@@ -96,9 +114,9 @@ def kind_and_code(
     sample: Callable[[], Floats],
 ) -> tuple[str, str]:
     """What kind `auto` makes of rows that are too many to be compared one by one: a graph, and lists of
-    pq4 where that is asked for, or where no graph that would do stays within `index_memory_bytes`."""
-    if quantization == "pq4":
-        return "ivf", "pq4"
+    pq4 or pq8 where that is asked for, of pq4 where no graph that would do stays within `index_memory_bytes`."""
+    if quantization in LISTS_ONLY:
+        return "ivf", quantization
     code = code_for(quantization, "hnsw", storage, metric, dimension, rows, settings, sample)
     if quantization == "auto" and code == "sq4":
         limit = memory_limit(settings)

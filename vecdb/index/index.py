@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from ..errors import Internal
 from ..layout import vector_width
+from ..types import LISTS_ONLY
 from . import choice, files
 from .ahead import Ahead
 from .build import MIN_ROWS, Build
 from .chosen import MainMask
 from .codes import is_lossy, own_code
+from .device_main import DeviceMain
 from .distance import Rows
 from .door import give_memory_back
 from .figures import IndexFigures, figures_of
@@ -42,7 +44,7 @@ class Index:
     may come from another thread, and so may one build at a time. `view` and everything else may be
     used from any thread; a view is replaced by assignment and never changes.
 
-    `quantization` is auto, none, float16, sq8, sq4 or pq4 (kinds ivf and auto). `source` reads stored vectors.
+    `quantization` is auto, none, float16, sq8, sq4, or pq4 or pq8 (kinds ivf and auto). `source` reads stored vectors.
     `settings` are the engine's (`vecdb.settings.ENGINE`): exact_max_scalars, index_tail_share,
     index_dead_share, build_threads, build_memory_bytes, index_memory_bytes.
     """
@@ -79,6 +81,7 @@ class Index:
         self._dead_in_tail = 0
         self.on_device = on_device
         """What of it lies on devices; None where the CPU is to search."""
+        self._device_note = ""
         self.sides = sides or Sides()
         self.sides.serve(None)
         self._view = self._make_view(0)
@@ -157,6 +160,9 @@ class Index:
             self.sides.serve(main)
             self._main_live = _live_in(main, self._live.share())
             self._main_mask = MainMask()
+            if self.on_device is not None:
+                self._device_note = self.on_device.note_of(main)
+                self.on_device.keep_only(main)
             if not fresh:
                 self._view = self._with_main(self._view, main, sequence, cut)
 
@@ -177,6 +183,8 @@ class Index:
             main_mask=self._main_mask,
             sides=self.sides,
             served=None if self.on_device is None else self.on_device.served,
+            device_main=self._copy_of(self._main),
+            device_note=self._device_note,
             pieces=self._tail.pieces(),
         )
 
@@ -192,9 +200,15 @@ class Index:
             main=main,
             main_live=_live_in(main, old.live),
             main_mask=MainMask(),
+            served=None if self.on_device is None else self.on_device.served,
+            device_main=self._copy_of(main),
+            device_note=self._device_note,
             pieces=trim(old.pieces, main.high_water, dict(cut)),
             sequence=old.sequence if sequence is None else sequence,
         )
+
+    def _copy_of(self, main: Main | None) -> DeviceMain | None:
+        return None if self.on_device is None else self.on_device.copy_of(main)
 
     @staticmethod
     def _changed(old: View, **changes: Any) -> View:
@@ -203,7 +217,7 @@ class Index:
             for name in (
                 "dimension", "metric", "storage", "source", "lossy_tail", "target_recall",
                 "sequence", "n_rows", "n_live", "live", "main", "main_live", "sides", "served",
-                "pieces",
+                "device_main", "device_note", "pieces",
             )
         }  # fmt: skip
         return View(**{"main_mask": old.main_mask, **kept, **changes})
@@ -242,13 +256,19 @@ class Index:
             return "flat" if coded and view.n_live >= LEAST_FRESH_ROWS else None
         if self.kind != "auto":
             return self.kind
-        if self.on_device is not None and self.on_device.takes(self.kind, view.n_live):
+        if self._compared_on_device(view):
             return None
         large = view.n_live * self.dimension > self.settings["exact_max_scalars"]
         # A collection that shrinks keeps its main index; switching to and fro would cost builds.
         if not large and view.main is None:
             return None
         return "auto"
+
+    def _compared_on_device(self, view: View) -> bool:
+        """Whether all vectors are to lie on a device and to be compared there."""
+        on_device = self.on_device
+        listed = self.quantization in LISTS_ONLY
+        return on_device is not None and not listed and on_device.takes(self.kind, view.n_live)
 
     @staticmethod
     def _dead_share(view: View) -> float:
@@ -310,23 +330,41 @@ class Index:
         return main is not None and main.index is built.main.index
 
     def wants_placing(self) -> bool:
-        """Whether vectors are to be copied to a device now."""
+        """Whether vectors, or a copy of the main index, are to be placed on a device now."""
         view, on_device = self._view, self.on_device
-        if (
-            on_device is None
-            or view.main is not None
-            or not on_device.takes(self.kind, view.n_live)
-        ):
+        if on_device is None:
             return False
-        return on_device.wants(view, LEAST_FRESH_ROWS)
+        if view.main is not None:
+            return on_device.wants_main(view.main)
+        return self._compared_on_device(view) and on_device.wants(view, LEAST_FRESH_ROWS)
+
+    def lacks_placing(self) -> bool:
+        """Whether what serves has never lain on a device that it is to lie on, up or not. What had to go for others
+        is no lack: who asks for it has it placed again."""
+        view, on_device = self._view, self.on_device
+        if on_device is None:
+            return False
+        if view.main is not None:
+            return on_device.copy_of(view.main) is None and on_device.takes_main(view.main)
+        return on_device.served is None and self._compared_on_device(view)
 
     def place(self, *, cancel: threading.Event) -> int:
-        """Copies the live vectors to devices, and lets searches be answered there; how many, 0 when cancelled.
+        """Copies the main index, or else the live vectors, to devices, and lets searches be answered there; how
+        many rows, 0 when cancelled.
 
         DeviceFull, DeviceLost: searches go on where they went before.
         """
-        assert self.on_device is not None
-        placed = self.on_device.place(self._view, self.source, cancel)
+        on_device, main = self.on_device, self._view.main
+        assert on_device is not None
+        if main is not None:
+            copy = on_device.place_main(main, cancel)
+            with self._lock:
+                on_device.keep_only(self._main)
+                self._view = self._changed(
+                    self._view, served=None, device_main=on_device.copy_of(self._view.main)
+                )
+            return 0 if copy is None else copy.n
+        placed = on_device.place(self._view, self.source, cancel)
         if placed is None:
             return 0
         served, before = placed

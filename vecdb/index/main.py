@@ -17,7 +17,7 @@ import numpy as np
 from .arena import Arena
 from .blocks import Allowed, BitBlock, Block, CodeBlock, FloatBlock, ListBlock, as_keys
 from .calibrate import Curve
-from .codes import part_of
+from .codes import part_of, parts_of
 from .distance import Floats, Rows
 from .door import faiss, faiss_metric, flat_over, search_one, use_threads_for
 
@@ -84,6 +84,9 @@ class Main:
         """Lists that serve until a graph is made too and the two have been compared."""
         self.walks: dict[tuple[float, int], int | None] = {}
         """See `plan.plain_walk`."""
+        self.host: Main | None = None
+        """Of a copy on a device: what it is a copy of, see `device_main.py`."""
+        self.setting_name = SETTING_NAMES[kind]
         self.guide = guide_of(code, index)
         """Small codes that a graph over float32 is walked over; None where it walks over its vectors."""
         self._refined = refined(code, index, block)
@@ -148,6 +151,10 @@ class Main:
         `queries` float32 (q, d), C-contiguous (bits: uint8); k <= n; `setting` is efSearch or nprobe.
         """
         return self._find(queries, k, setting)
+
+    def gives(self, k: int, setting: int) -> bool:
+        """Whether `search` answers so many candidates at this setting; the host always does."""
+        return True
 
     def nearest(self, query: Any, k: int, setting: int) -> tuple[Floats, Rows] | None:
         """`search` of a graph or lists for one query (1, d), as FAISS's scores and positions (1, k); None
@@ -288,6 +295,12 @@ def new_ivf(dimension: int, metric: str, code: str, centroids: Floats, sample: F
         index = faiss.IndexIVFPQFastScan(
             quantizer, dimension, lists, parts, 4, faiss_metric(metric)
         )
+        index.train(sample)
+    elif code == "pq8":
+        parts = parts_of(dimension)
+        index = faiss.IndexIVFPQ(quantizer, dimension, lists, parts, 8, faiss_metric(metric))
+        index.use_precomputed_table = -1  # see `door.READ_FLAGS`
+        index.pq.cp.min_points_per_centroid = 1
         index.train(sample)
     else:
         kind = {

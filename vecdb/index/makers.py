@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..types import LISTS_ONLY
 from .arena import Arena
 from .blocks import Block, CodeBlock, FloatBlock
 from .codes import is_fine, is_guide, like, new_codes, typical_error
 from .distance import Floats, Rows
-from .door import add_to_lists, faiss, flat_over, give_memory_back, reserve
+from .door import READ_FLAGS, add_to_lists, faiss, flat_over, give_memory_back, reserve
 from .main import Main, attach, block_of, empty_graph, new_ivf, whole
 from .source import READ_ROWS, VectorSource
 
@@ -36,6 +38,28 @@ class Outgrown(Exception):
     """Raised when fresh vectors do not fit the codes of the index that was to grow."""
 
 
+class Trainer(Protocol):
+    """What does some of a build faster than the CPU. It may be unable to at any time, and gives None then."""
+
+    @property
+    def room(self) -> int:
+        """Bytes that lists may take there to be searched there too."""
+
+    def kmeans(
+        self,
+        sample: Floats,
+        lists: int,
+        rounds: int,
+        spherical: bool,
+        seed: int,
+        check: Callable[[], None],
+    ) -> Floats | None:
+        """Centroids (lists, d) of `sample` (n, d). `check` is called now and then, and may raise."""
+
+    def nearest(self, centroids: Floats) -> AbstractContextManager[Callable[[Floats], Rows | None]]:
+        """Within a `with` a function: vectors (n, d) -> the nearest of `centroids` (lists, d) to each, (n,)."""
+
+
 class Job(Protocol):
     """What a build needs to know about its collection."""
 
@@ -44,6 +68,10 @@ class Job(Protocol):
     storage: str
     target_recall: float
     source: VectorSource
+
+    @property
+    def on_device(self) -> Trainer | None:
+        """What helps with lists; None for the CPU alone."""
 
 
 class Making(Protocol):
@@ -264,6 +292,11 @@ class CodesMaker:
         return self.codes, CodeBlock(self.codes)
 
 
+def _nobody(vectors: Floats) -> Rows | None:
+    """`Trainer.nearest` where there is only the CPU."""
+    return None
+
+
 def lists_for(rows: int) -> int:
     """Lists of an IVF index of so many rows."""
     return max(1, min(int(4 * math.sqrt(rows)), rows // _TRAIN_ROWS_A_LIST))
@@ -294,10 +327,12 @@ class ListsMaker:
             self._assign(fresh)
         else:
             # A mapped index must not be added to; a copy through bytes owns its memory.
-            self.index = whole(faiss.deserialize_index(faiss.serialize_index(old.index)))
+            self.index = whole(
+                faiss.deserialize_index(faiss.serialize_index(old.index), READ_FLAGS)
+            )
             self.index.make_direct_map(False)
             sample = np.zeros((1, job.dimension), np.float32)
-        if build.lossy and build.code != "pq4":
+        if build.lossy and build.code not in LISTS_ONLY:
             self.quantizer = new_codes(build.code, job.dimension, job.metric, sample[:1])
             self.quantizer.sq = self.index.sq
 
@@ -317,14 +352,20 @@ class ListsMaker:
         lists = faiss.downcast_InvertedLists(self.index.invlists)
         if not isinstance(lists, faiss.ArrayInvertedLists):
             return
-        build = self.build
+        build, job = self.build, self.build.job
         found = np.empty(fresh.size, np.int32)
+        centroids = self.index.quantizer.reconstruct_n(0, int(lists.nlist))
+        helper = job.on_device
+        with nullcontext(_nobody) if helper is None else helper.nearest(centroids) as nearest:
 
-        def assign(at: int, part: Any) -> None:
-            found[at : at + len(part)] = self.index.quantizer.assign(part, 1).ravel()
-            build.progress(self.base * (1.0 + at / fresh.size) / 2)
+            def assign(at: int, part: Any) -> None:
+                into = nearest(part)
+                if into is None:
+                    into = self.index.quantizer.assign(part, 1).ravel()
+                found[at : at + len(part)] = into
+                build.progress(self.base * (1.0 + at / fresh.size) / 2)
 
-        build.each(fresh, assign)
+            build.each(fresh, assign)
         for number, size in enumerate(np.bincount(found, minlength=int(lists.nlist)).tolist()):
             lists.resize(number, size)
             lists.resize(number, 0)  # keeps the room
@@ -335,11 +376,22 @@ class ListsMaker:
         return self.index, block_of("ivf", self.build.code, self.index, None)
 
     def _train(self, rows: Rows) -> tuple[Floats, Floats]:
-        """Centroids and the sample they come from. A call a round, so that it can be cancelled."""
+        """Centroids and the sample they come from."""
         build, job = self.build, self.build.job
         lists = lists_for(rows.size)
         size = min(rows.size, lists * _TRAIN_ROWS_A_LIST)
         sample = build.gather(np.sort(build.rng.choice(rows, size, replace=False)))
+        if job.on_device is not None:
+            spherical = job.metric == "cosine"
+            made = job.on_device.kmeans(sample, lists, _TRAIN_ROUNDS, spherical, SEED, build.check)
+            if made is not None:
+                build.progress(self.base / 2)
+                return made, sample
+        return self._by_the_cpu(sample, lists), sample
+
+    def _by_the_cpu(self, sample: Floats, lists: int) -> Floats:
+        """Centroids of a sample. A call a round, so that it can be cancelled."""
+        build, job, size = self.build, self.build.job, len(sample)
         centroids = sample[build.rng.choice(size, lists, replace=False)].copy()
         few = np.ascontiguousarray(sample[::_ROUGH])
         for done in range(_TRAIN_ROUNDS):
@@ -357,4 +409,4 @@ class ListsMaker:
             kmeans.train(few if rough else sample, init_centroids=centroids)
             centroids = np.array(kmeans.centroids, np.float32)
             build.progress(self.base * (done + 1) / _TRAIN_ROUNDS / 2)
-        return centroids, sample
+        return centroids

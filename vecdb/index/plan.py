@@ -14,7 +14,8 @@ import numpy as np
 
 from .blocks import Allowed
 from .distance import Floats, Rows, widen
-from .main import SETTING_NAMES, Main
+from .door import L2
+from .main import Main
 from .side import Asked, SideGraph
 from .trace import Trace
 
@@ -28,6 +29,10 @@ GRAPH_COST_A_CANDIDATE = 50.0
 GUIDED = 0.7
 """A walk over sq8 to one over float32 (FAISS alone, WordNet, efSearch 24 to 128: 0.61 to 0.76, compared by the
 vectors included)."""
+ON_DEVICE = 0.02
+"""Probing lists on a GPU to probing them on the host: a fiftieth."""
+DEVICE_CALL = 1_700.0
+"""One call of a device beside what the card does: 0.1 ms (`device/link.py`) at 60 ns a distance."""
 NEAR_COST_A_ROW, FAR_COST_A_ROW = 0.7, 2.4
 """Of a row picked out by a filter, where its neighbours are picked too, and where it lies alone:
 116,659 rows, 11,400 of them in a run: 35 ns each; 19,900 scattered ones: 145 ns."""
@@ -35,6 +40,9 @@ LISTS_COST_A_ROW = 1.0
 """Of a row in a visited IVF list: the same distances over contiguous codes."""
 FAST_SCAN = 0.25
 """A row in a list of pq4 to one of float32 (116,659 rows, 64 of 1,366 lists, single queries: some 14 ns of 50)."""
+TABLE_SCAN, TABLES_A_LIST = 0.5, 90.0
+"""The same for pq8, 35 to 40 ns of 72 to 85; and, under l2, what the tables of a visited list cost in exact
+distances, 6.5 us (60,000 WordNet vectors in 800 lists of 48 bytes, single queries beside another program)."""
 LISTS_MARGIN = 4
 """Under a filter lists are probed as for this many times the candidates: the allowed rows may be the
 farthest of them, and of these a search that is calibrated for all of them finds fewest."""
@@ -55,14 +63,18 @@ def wanted_with(k: int, share: float) -> int:
 
 def walk_cost(main: Main, k: int, setting: int) -> float:
     """Cost of one approximate search, in exact distances."""
+    if main.host is not None:
+        return DEVICE_CALL + ON_DEVICE * walk_cost(main.host, k, setting)
     if main.kind == "hnsw":
         cost = GRAPH_COST_A_CANDIDATE * max(setting, k)
         return cost if main.guide is None else GUIDED * cost
     if main.kind == "flat":
         return float(main.n)
     lists = int(main.index.nlist)
-    a_row = LISTS_COST_A_ROW * (FAST_SCAN if main.code == "pq4" else 1.0)
-    return lists + a_row * main.n * min(1.0, setting / lists)
+    a_row = LISTS_COST_A_ROW * {"pq4": FAST_SCAN, "pq8": TABLE_SCAN}.get(main.code, 1.0)
+    tables = main.code == "pq8" and int(main.index.metric_type) == L2
+    a_list = TABLES_A_LIST if tables else 0.0
+    return lists + min(setting, lists) * (a_list + a_row * main.n / lists)
 
 
 def exact_cost(main: Main, allowed: Allowed | None) -> float:
@@ -159,7 +171,10 @@ def search_main(
     want, setting, cost = walk_for(main, k, count, target_recall, sure)
     limit = exact_cost(main, allowed)
     if asked is None or allowed is None or target_recall is None:
-        return _searched(main, queries, k, allowed, want, setting, cost, limit, trace, check)
+        return _searched(
+            main, queries, k, allowed, want, setting, cost, limit, trace, check,
+            target_recall=target_recall,
+        )  # fmt: skip
     beside = asked.graph(main, count)
     if beside is not None:
         # Its depth is calibrated too: of the candidates of lossy codes only so many must be right.
@@ -190,6 +205,7 @@ def _searched(
     check: Callable[[], None],
     *,
     beside: SideGraph | None = None,
+    target_recall: float | None = None,
 ) -> tuple[Floats, Rows, bool, str]:
     """See `search_main`. `cost` is that of the walk for `want` candidates, `limit` of comparing all."""
     count = main.n if allowed is None else allowed.count
@@ -217,15 +233,25 @@ def _searched(
     if trace is not None:
         _note(trace, plan, main, max(setting, want if main.kind == "hnsw" else 0), want, 0)
         trace.expected_recall = walked.curve.expected(setting)
-    if short.size:
-        few = np.ascontiguousarray(queries[short])
-        exact_keys, exact_positions = main.exact(few, k, allowed)
-        keys[short], positions[short] = widen(exact_keys, exact_positions, k)
+    rows = _rows(main, positions)
+    if not short.size:
+        return keys, rows, False, plan
+    few = np.ascontiguousarray(queries[short])
+    if main.host is not None and allowed is not None:
+        # A device gives only so many candidates; the host goes on.
+        rest = search_main(main.host, few, k, allowed, target_recall, None, check)
+        keys[short], rows[short] = widen(rest[0], rest[1], k)
+        exact = rest[2]
+    else:
+        found = main.exact(few, k, allowed)
+        keys[short], rows[short] = widen(found[0], _rows(main, found[1]), k)
+        exact = True
+    if exact:
         plan = f"exact-after-{plan}"
-        if trace is not None:
-            trace.plan = plan
-            trace.main_rows_compared = count * short.size // len(queries)
-    return keys, _rows(main, positions), short.size == len(queries), plan
+    if trace is not None:
+        trace.plan = plan
+        trace.main_rows_compared = count * short.size // len(queries) if exact else 0
+    return keys, rows, exact and short.size == len(queries), plan
 
 
 def _filtered(
@@ -248,12 +274,12 @@ def _filtered(
         found = _allowed_first(*main.search(few, width, setting), allowed, k)
         keys[short], positions[short] = found
         short = short[found[1][:, k - 1] < 0]
-        wider = width * WIDER
+        wider, deeper = width * WIDER, setting * 2 if main.kind == "ivf" else setting
         if not short.size or wider >= main.n // 2 or walk_cost(main, wider, setting) > limit:
             return keys, positions, short, width
-        if main.kind == "ivf":
-            setting *= 2
-        width = wider
+        if not main.gives(wider, deeper):
+            return keys, positions, short, width
+        width, setting = wider, deeper
         check()
 
 
@@ -278,7 +304,7 @@ def _settled(
     moving = np.setdiff1d(np.arange(len(queries)), short)
     while moving.size:
         setting *= 2
-        if walk_cost(main, width, setting) > limit:
+        if walk_cost(main, width, setting) > limit or not main.gives(width, setting):
             return np.union1d(short, moving)
         found = main.search(np.ascontiguousarray(queries[moving]), width, setting)
         found_keys, found_positions = _allowed_first(*found, allowed, k)
@@ -295,7 +321,7 @@ def _note(
 ) -> None:
     if trace is not None:
         trace.plan = plan
-        trace.setting_name = SETTING_NAMES[main.kind] if setting else ""
+        trace.setting_name = main.setting_name if setting else ""
         trace.setting = setting
         trace.candidates = candidates
         trace.main_rows_compared = compared
