@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..device import Placements
+from ..device import Placement, Placements
 from ..errors import DeviceFull, DeviceLost
 from ..selection import Selection
 from .blocks import FloatBlock
@@ -98,7 +98,7 @@ class Served:
         held = self.placements.get(self.key)
         if held is None:
             return ""
-        return "gpu:" + ",".join(s.device.name.removeprefix("gpu:") for s in held.shards)
+        return _names(held)
 
     @property
     def nbytes(self) -> int:
@@ -157,9 +157,11 @@ class Served:
             return None
         count = view.n_live if allowed is None else allowed.count()
         share = min(1.0, count / max(1, view.n_rows))
+        if share < LEAST_SHARE:
+            return None
         limit = min(s.device.info.limits.k for s in held.shards)
         width = wanted_with(k, share) + EXTRA + (k if self.code == "float16" else 0)
-        if share < LEAST_SHARE or width > limit:
+        if width > limit:
             return None
         merger = Merger(k)
         best_keys = np.full((len(x), k), np.inf, np.float32)
@@ -191,7 +193,7 @@ class Served:
         self.note = ""
         merger.add(best_keys, best_rows)
         if trace is not None:
-            trace.device = self.names
+            trace.device = _names(held)  # it may have gone since
             trace.plan = "exact" if allowed is None else "overfetch"
         return merger
 
@@ -281,6 +283,10 @@ def slices(
         longest[0] = max(longest[0], float(np.sqrt(squares.max(initial=0.0))))
         yield vectors
         done = end
+
+
+def _names(held: Placement) -> str:
+    return "gpu:" + ",".join(s.device.name.removeprefix("gpu:") for s in held.shards)
 
 
 def _metric(metric: str) -> str:
