@@ -177,6 +177,7 @@ class Index:
             main_mask=self._main_mask,
             sides=self.sides,
             served=None if self.on_device is None else self.on_device.served,
+            tiled=None if self.on_device is None else self.on_device.tiled,
             pieces=self._tail.pieces(),
         )
 
@@ -203,7 +204,7 @@ class Index:
             for name in (
                 "dimension", "metric", "storage", "source", "lossy_tail", "target_recall",
                 "sequence", "n_rows", "n_live", "live", "main", "main_live", "sides", "served",
-                "pieces",
+                "tiled", "pieces",
             )
         }  # fmt: skip
         return View(**{"main_mask": old.main_mask, **kept, **changes})

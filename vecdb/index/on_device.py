@@ -14,6 +14,7 @@ from ..errors import Cancelled
 from .distance import Rows
 from .served import Served, slices
 from .source import VectorSource
+from .tiled import Tiled
 
 _ROOM_FOR_FLOAT32 = 0.5
 """Share of the devices' budgets that one collection may take in float32; a larger one lies there in float16,
@@ -50,6 +51,8 @@ class OnDevice:
         self.placements = placements
         self.names = names
         self.served: Served | None = None
+        self.tiled = None if storage == "binary" else Tiled(placements, names, dimension, metric)
+        """Exact search of what does not lie there; None for bits, which no device compares."""
         self.wake: Callable[[], None] = lambda: None
         """Called by searches that found their vectors gone."""
         self._dimension = dimension
