@@ -15,10 +15,10 @@ from test_on_device import (
     ROWS,
     check,
     filled,
-    opened,
     placed,
 )
 
+import vecdb
 from vecdb.device import Device
 from vecdb.errors import DeadlineExceeded, DeviceFull
 from vecdb.index import tiled
@@ -28,8 +28,14 @@ devices = test_on_device.devices
 few_are_fewer = test_on_device._few_are_fewer
 NO_ROOM = 20_000
 """Bytes that may be placed: less than any of the collections here takes."""
+SETTINGS = {**test_on_device.SETTINGS, "device": "gpu", "auto_build": False}
 LIVE = np.ones(ROWS, np.bool_)
 PAYS, LEAST_QUERIES, LEAST_PAIRS = Tiled._pays, tiled.LEAST_QUERIES, tiled.LEAST_PAIRS
+
+
+def opened(tmp_path, **settings):
+    """A database whose devices are up."""
+    return vecdb.open(tmp_path / "db", **{**SETTINGS, **settings})
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +77,7 @@ def test_what_does_not_fit_is_compared_by_the_device(tmp_path, devices, metric, 
     """A collection larger than the device's budget: the nearest live and allowed rows, at any k, and no row that is
     dead or not allowed is even sent."""
     devices()
-    with opened(tmp_path, device_memory_bytes=NO_ROOM, auto_build=False) as database:
+    with opened(tmp_path, device_memory_bytes=NO_ROOM) as database:
         made, vectors = filled(database, metric, storage)
         live = LIVE.copy()
         for k in (1, 10, 700):
@@ -110,7 +116,7 @@ def test_exact_search_beside_an_index(tmp_path, devices, sent):
     """Where graph or lists serve, `exact=True` is the device's, by the stored vectors and not by codes; searches
     that the index may answer are left to it."""
     devices()
-    with opened(tmp_path, device_memory_bytes=NO_ROOM, auto_build=False) as database:
+    with opened(tmp_path, device_memory_bytes=NO_ROOM) as database:
         made, vectors = filled(database, index="hnsw", quantization="sq8")
         made.build_index(wait=True)
         told = check(made, QUERIES, LIVE, vectors, "l2", exact=True)
@@ -123,7 +129,7 @@ def test_exact_search_beside_an_index(tmp_path, devices, sent):
 def test_what_the_device_cannot_tell_apart_the_host_does(tmp_path, devices):
     """Squared distances that the device's rounding drowns are found by the host, not guessed."""
     devices()
-    with opened(tmp_path, device_memory_bytes=NO_ROOM, auto_build=False) as database:
+    with opened(tmp_path, device_memory_bytes=NO_ROOM) as database:
         rng = np.random.default_rng(5)
         vectors = (10_000 + rng.standard_normal((ROWS, DIMENSION))).astype(np.float32)
         made = database.create_collection("docs", dimension=DIMENSION, metric="l2")
@@ -142,7 +148,7 @@ def test_what_the_device_cannot_tell_apart_the_host_does(tmp_path, devices):
 def test_all_devices_take_part(tmp_path, devices, sent):
     """Tiles go to all devices in turn, and explain names these."""
     devices(2)
-    with opened(tmp_path, device="gpu", device_memory_bytes=NO_ROOM, auto_build=False) as database:
+    with opened(tmp_path, device_memory_bytes=NO_ROOM) as database:
         made, vectors = filled(database)
         assert check(made, QUERIES, LIVE, vectors, "l2", on="gpu:0,1").plan == "tiled"
         assert sum(sent) == ROWS
@@ -151,7 +157,7 @@ def test_all_devices_take_part(tmp_path, devices, sent):
 def test_a_lost_device_costs_no_answer(tmp_path, devices, sent):
     """A worker that dies between two tiles: the CPU answers and says why, and goes on to for a while."""
     devices()
-    with opened(tmp_path, device_memory_bytes=NO_ROOM, auto_build=False) as database:
+    with opened(tmp_path, device_memory_bytes=NO_ROOM) as database:
         made, vectors = filled(database)
         (device,) = database.devices.placements.devices
         sent.at[4] = lambda: os.kill(device._worker.pid, signal.SIGKILL)
@@ -166,7 +172,7 @@ def test_a_lost_device_costs_no_answer(tmp_path, devices, sent):
 def test_a_device_that_is_not_up_is_not_passed_over(tmp_path, devices, monkeypatch):
     """While no worker is there the CPU answers, and says so."""
     devices()
-    with opened(tmp_path, device_memory_bytes=NO_ROOM, auto_build=False) as database:
+    with opened(tmp_path, device_memory_bytes=NO_ROOM) as database:
         made, vectors = filled(database)
         monkeypatch.setattr(Device, "up", False)
         told = check(made, QUERIES, LIVE, vectors, "l2", on="cpu")
@@ -181,7 +187,7 @@ def test_a_full_device_costs_no_answer(tmp_path, devices, sent, monkeypatch):
         raise DeviceFull("gpu:0 has too little memory for this", device="gpu:0")
 
     monkeypatch.setattr(tiled, "_REST_S", 0.0)
-    with opened(tmp_path, device_memory_bytes=NO_ROOM, auto_build=False) as database:
+    with opened(tmp_path, device_memory_bytes=NO_ROOM) as database:
         made, vectors = filled(database)
         sent.at[2] = full
         told = check(made, QUERIES, LIVE, vectors, "l2", on="cpu")
@@ -192,7 +198,7 @@ def test_a_full_device_costs_no_answer(tmp_path, devices, sent, monkeypatch):
 def test_time_that_is_over_ends_the_search(tmp_path, devices, sent):
     """A search that has no time left ends between two tiles, with DeadlineExceeded."""
     devices()
-    with opened(tmp_path, device_memory_bytes=NO_ROOM, auto_build=False) as database:
+    with opened(tmp_path, device_memory_bytes=NO_ROOM) as database:
         made, _ = filled(database)
         sent.at[3] = lambda: threading.Event().wait(0.5)
         with pytest.raises(DeadlineExceeded):
@@ -203,7 +209,7 @@ def test_time_that_is_over_ends_the_search(tmp_path, devices, sent):
 def test_a_large_batch_shares_the_way(tmp_path, devices, sent):
     """All queries of a large batch go in one call, so that each vector crosses the bus once."""
     devices()
-    with opened(tmp_path, device_memory_bytes=NO_ROOM, auto_build=False) as database:
+    with opened(tmp_path, device_memory_bytes=NO_ROOM) as database:
         made, vectors = filled(database)
         queries = np.random.default_rng(3).standard_normal((600, DIMENSION)).astype(np.float32)
         told = check(made, queries, LIVE, vectors, "l2")
@@ -224,7 +230,7 @@ def test_the_faster_one_answers(tmp_path, devices, monkeypatch, device_s, host_s
         return tiled._Rates(device_s, host_s, float("inf"))
 
     monkeypatch.setattr(Tiled, "_measured", rates)
-    with opened(tmp_path, device_memory_bytes=NO_ROOM, auto_build=False) as database:
+    with opened(tmp_path, device_memory_bytes=NO_ROOM) as database:
         made, vectors = filled(database)
         check(made, QUERIES, LIVE, vectors, "l2", on="cpu")
         assert measured == []
@@ -243,7 +249,7 @@ def test_the_faster_one_answers(tmp_path, devices, monkeypatch, device_s, host_s
 def test_rates_are_measured(tmp_path, devices):
     """A measurement gives the seconds that a number of a row takes on the device and on the host."""
     devices()
-    with opened(tmp_path, device_memory_bytes=NO_ROOM, auto_build=False) as database:
+    with opened(tmp_path, device_memory_bytes=NO_ROOM) as database:
         made, _ = filled(database)
         view = made._core.view
         found = view.tiled._measured(

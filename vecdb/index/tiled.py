@@ -156,6 +156,8 @@ class Tiled:
     # -- whether
 
     def _is_much(self, view: Seen, queries: int, allowed: Selection | None) -> bool:
+        if not self._placements.started:
+            return False  # starting them takes longer than any search here
         count = view.n_live if allowed is None else min(view.n_live, allowed.count())
         return queries >= LEAST_QUERIES and queries * count * self._dimension >= LEAST_PAIRS
 
