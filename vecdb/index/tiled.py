@@ -124,7 +124,7 @@ class Tiled:
         if not self._is_much(view, len(x), allowed):
             return None
         if time.monotonic() < self._rest_until_s:
-            return self._host(trace)
+            return self._told(trace)
         devices = self._within(k)
         rows = _wanted(view, allowed)
         if not devices or not rows.size:
@@ -132,7 +132,7 @@ class Tiled:
                 self._note = (
                     f"{', '.join(self._names)} {'is' if len(self._names) == 1 else 'are'} not up"
                 )
-                return self._host(trace)
+                return self._told(trace)
             return None
         try:
             if not self._pays(view, len(x), k, rows, devices):
@@ -141,7 +141,7 @@ class Tiled:
             keys, found = self._through(view.source, devices, x, _width(k), rows, check)
         except (DeviceLost, DeviceFull, FailedPrecondition) as error:
             self._failed(error.message)
-            return self._host(trace)
+            return self._told(trace)
         self._note = ""
         out = self._ranked(view, x, k, keys, found, rows, allowed, trace, check)
         self._learn(len(x), k, rows, time.perf_counter() - begun)
@@ -214,10 +214,11 @@ class Tiled:
         self._note = why
         self._rest_until_s = time.monotonic() + _REST_S
 
-    def _host(self, trace: Trace | None) -> None:
-        """The host answers although the device would have."""
+    def _told(self, trace: Trace | None) -> tuple[Floats, Rows] | None:
+        """None: the host answers although the device would have, and `trace` says why."""
         if trace is not None and not trace.device_note:
             trace.device_note = f"{self._note}; answered by the CPU"
+        return None
 
     # -- how
 
@@ -323,17 +324,18 @@ class Tiled:
         Inner products are as the host computes them. A squared distance by expansion is off by no more than
         in `FloatBlock`, where the bound is explained.
         """
+        there: NDArray[np.bool_] = np.logical_and.reduce(found >= 0, axis=1)
         if found.shape[1] >= rows.size:
-            return (found >= 0).all(axis=1)
-        sound = np.isfinite(keys).all(axis=1) & (found >= 0).all(axis=1)
+            return there
+        there &= np.logical_and.reduce(np.isfinite(keys), axis=1)
         if self._metric != "l2":
-            return sound
+            return there
         lengths = np.einsum("qd,qd->q", x, x)
         kth = np.partition(true, k - 1, axis=1)[:, k - 1]
         reach = np.sqrt(lengths) + np.sqrt(kth)
         scale = np.float32(2.0**-24 * (16.0 + 2.0 * np.sqrt(self._dimension)))
-        certain: NDArray[np.bool_] = keys.max(axis=1) - scale * (lengths + reach * reach) > kth
-        return sound & certain
+        there &= keys.max(axis=1) - scale * (lengths + reach * reach) > kth
+        return there
 
 
 def _wanted(view: Seen, allowed: Selection | None) -> Rows:
