@@ -16,6 +16,7 @@ from test_on_device import (
     check,
     filled,
     placed,
+    plain,
 )
 
 import vecdb
@@ -23,6 +24,7 @@ from vecdb.device import Device
 from vecdb.errors import DeadlineExceeded, DeviceFull
 from vecdb.index import tiled
 from vecdb.index.tiled import Tiled
+from vecdb.selection import Selection
 
 devices = test_on_device.devices
 few_are_fewer = test_on_device._few_are_fewer
@@ -88,6 +90,8 @@ def test_what_does_not_fit_is_compared_by_the_device(tmp_path, devices, metric, 
         gone = np.random.default_rng(1).choice(ROWS, 1_000, replace=False)
         made.delete([f"r{i}" for i in gone])
         live[gone] = False
+        told = check(made, QUERIES, live, vectors, metric)
+        assert told.allowed_rows == 2_000
         parts = np.arange(ROWS) % 100
         for part in (99, 50, 5):
             del sent[:]
@@ -110,6 +114,27 @@ def test_few_of_many_rows_are_gathered_for_the_device(tmp_path, devices, sent):
         assert sent == []
         told = check(made, QUERIES, live, vectors, "l2", part=1)
         assert (told.plan, told.allowed_rows, sum(sent)) == ("tiled", 90, 90)
+
+
+@pytest.mark.parametrize("form", ["rows", "mask"])
+def test_either_form_of_a_selection(tmp_path, devices, sent, form):
+    """Dead rows of a selection are left out, whether it is a list or a mask."""
+    devices()
+    with opened(tmp_path, device_memory_bytes=NO_ROOM) as database:
+        made, vectors = filled(database)
+        made.delete([f"r{i}" for i in range(0, ROWS, 2)])
+        view, chosen = made._core.view, np.arange(0, ROWS, 3)
+        mask = np.zeros(view.n_rows, np.bool_)
+        mask[chosen] = True
+        selection = Selection(
+            view.n_rows, **({"mask": mask} if form == "mask" else {"rows": chosen})
+        )
+        found = view.search(QUERIES, 20, allowed=selection)
+        assert found.plan == "tiled"
+        near = plain(QUERIES, vectors, "l2")
+        near[:, [row for row in range(ROWS) if row % 3 or not row % 2]] = np.inf
+        assert (np.sort(found.rows) == np.sort(np.argsort(near, axis=1)[:, :20])).all()
+        assert sum(sent) == ROWS // 6
 
 
 def test_exact_search_beside_an_index(tmp_path, devices, sent):
