@@ -35,7 +35,9 @@ def on_device(request, tmp_path_factory):
 def random_rows(rng, n, dimension, storage):
     if storage in ("int8", "uint8"):
         bounds = np.iinfo(storage)
-        return rng.integers(bounds.min, bounds.max, (n, dimension), storage, endpoint=True)
+        rows = rng.integers(bounds.min, bounds.max, (n, dimension), storage, endpoint=True)
+        rows[~rows.any(axis=1)] = 1  # no cosine is defined for zeros
+        return rows
     return (rng.standard_normal((n, dimension)) + 2 * rng.integers(0, 3, (n, 1))).astype(storage)
 
 

@@ -220,9 +220,10 @@ def test_a_full_device_costs_no_answer(tmp_path, devices, sent, monkeypatch):
         assert check(made, QUERIES, LIVE, vectors, "l2").device_note == ""
 
 
-def test_time_that_is_over_ends_the_search(tmp_path, devices, sent):
+def test_time_that_is_over_ends_the_search(tmp_path, devices, sent, monkeypatch):
     """A search that has no time left ends between two tiles, with DeadlineExceeded."""
     devices()
+    monkeypatch.setattr(tiled, "_THREADS", 2)
     with opened(tmp_path, device_memory_bytes=NO_ROOM) as database:
         made, _ = filled(database)
         sent.at[3] = lambda: threading.Event().wait(0.5)
