@@ -53,8 +53,8 @@ _REST_S = 5.0
 """After a failure the host answers for so long, so that not every search begins in vain."""
 _DENSE = 4
 """Rows that are at least a fourth of their range are cut out of it, fewer are read one by one."""
-_HOST_SCALARS = 1 << 20
-"""As much of a tile is compared by the host to know its rate."""
+_HOST_QUERIES = 128
+"""So many are compared by the host with a tile to know its rate: it is the same for more."""
 Check = Callable[[], None]
 
 
@@ -181,7 +181,11 @@ class Tiled:
     def _measured(
         self, source: VectorSource, queries: int, k: int, rows: Rows, devices: Sequence[Device]
     ) -> _Rates:
-        """Both rates by the first tile of these rows. Takes as long as two tiles, and a little of the host's."""
+        """Both rates by the first tile of these rows, which costs that tile and a little of the host's time.
+
+        The host's is that of float32 vectors in memory. Where the index holds codes it is slower, and goes on
+        answering a little longer than it should.
+        """
         one = devices[0]
         part = rows[: self._tile_rows(devices)]
         begun = time.perf_counter()
@@ -192,15 +196,12 @@ class Tiled:
         begun = time.perf_counter()
         one.compare(x, vectors, _width(k), self._scores)
         compare_s = time.perf_counter() - begun
-        some = vectors[: max(1, _HOST_SCALARS // self._dimension)]
-        block = FloatBlock(some, faiss_metric(self._metric))
+        block, some = FloatBlock(vectors, faiss_metric(self._metric)), x[:_HOST_QUERIES]
         begun = time.perf_counter()
-        block.search(x, k)
-        host_s = time.perf_counter() - begun
+        block.search(some, k)
+        host_s = (time.perf_counter() - begun) * queries / len(some)
         device_s = max(compare_s, read_s / (_THREADS - 1)) / len(devices)
-        return _Rates(
-            device_s / max(1, vectors.size), host_s / max(1, some.size), time.monotonic() + _KEPT_S
-        )
+        return _Rates(device_s / vectors.size, host_s / vectors.size, time.monotonic() + _KEPT_S)
 
     def _learn(self, queries: int, k: int, rows: Rows, took_s: float) -> None:
         """What a whole search took says more than one tile did."""
