@@ -1,4 +1,4 @@
-"""What tests share: hypothesis profiles, data folders, the full WordNet set, and the three backends."""
+"""What tests share: hypothesis profiles, data folders, the full WordNet set, and the backends."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ import pytest
 
 CLI_DIMENSION = 8
 BACKENDS = ("embedded", "client", "aio")
+ALL_BACKENDS = (*BACKENDS, pytest.param("gpu", marks=pytest.mark.gpu))
+"""The embedded database once more, every collection on a GPU; `--device=stand-in` pretends that one."""
 WORDNET = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "wordnet"
 
 # Random examples on every run: each failure prints a blob that replays it. HYPOTHESIS_PROFILE=many
@@ -38,6 +40,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device",
+        choices=["gpu", "stand-in"],
+        default="gpu",
+        help="what the backend `gpu` of the contract tests runs on: a GPU, or one of numpy",
+    )
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     # A job in the background of a shell ignores SIGINT, and so would every process that tests start.
@@ -46,6 +57,15 @@ def pytest_configure(config: pytest.Config) -> None:
     # the same number replays a run.
     if config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = str(int.from_bytes(os.urandom(4), "little"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def what_the_backend_gpu_is(pytestconfig: pytest.Config) -> Iterator[None]:
+    import shared_device
+
+    shared_device.gpu_is_pretended = pytestconfig.getoption("--device") == "stand-in"
+    yield
+    shared_device.close_devices()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -145,12 +165,21 @@ class Backend:
 
 @contextmanager
 def open_backend(name: str, folder: Path, **engine_settings: Any) -> Iterator[Backend]:
-    """A database in `folder`, reached as `name` says; the server runs in this process."""
+    """A database in `folder`, reached as `name` says; the server runs in this process.
+
+    "gpu" is the embedded database with a GPU, and skips the test where there is none; "stand-in" is that with a
+    device of numpy.
+    """
     with ExitStack() as stack:
-        if name == "embedded":
+        if name in ("embedded", "gpu", "stand-in"):
             import vecdb
             from vecdb import errors, types
 
+            if name != "embedded":
+                import shared_device
+
+                stack.enter_context(shared_device.shared(name))
+                engine_settings = {**shared_device.SETTINGS, **engine_settings}
             db: Any = stack.enter_context(vecdb.open(folder, **engine_settings))
             yield Backend(name, db, errors, types, folder)
             return
@@ -234,9 +263,12 @@ def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 10.0) 
         time.sleep(0.01)
 
 
-@pytest.fixture(params=BACKENDS)
+@pytest.fixture(params=ALL_BACKENDS)
 def backend(request: pytest.FixtureRequest, data_folder: Path) -> Iterator[Backend]:
-    """Each test that takes it runs embedded, through the client and through the asyncio client."""
+    """Each test that takes it runs embedded, through the client, through the asyncio client, and on a GPU."""
+    reason = request.node.get_closest_marker("host_only")
+    if request.param == "gpu" and reason is not None:
+        pytest.skip(reason.args[0])
     with open_backend(request.param, data_folder) as opened:
         yield opened
 

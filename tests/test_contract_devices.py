@@ -75,6 +75,7 @@ def test_what_is_no_device_is_refused(backend, device):
     assert backend.db.list_collections() == []
 
 
+@pytest.mark.host_only("promises what an engine without a GPU does")
 @pytest.mark.parametrize("device", ["gpu", "gpu:0", "gpu:0,1"])
 def test_a_gpu_that_is_not_there_is_refused(backend, device):
     """Without a GPU no collection is made for one: nothing falls back unasked."""
@@ -103,6 +104,7 @@ def test_stats_have_all_devices(with_devices):
     assert (stats.index.device_bytes, stats.index.device_note) == (0, "")
 
 
+@pytest.mark.host_only("promises what an engine without a GPU does")
 def test_without_devices_nothing_is_said_of_them(backend):
     """An engine on the CPU says so, and makes no note of it."""
     docs = backend.db.create_collection("docs", dimension=2)

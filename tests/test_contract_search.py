@@ -8,7 +8,7 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import BACKENDS, open_backend
+from conftest import ALL_BACKENDS, open_backend
 from plain_search import expect, plain_distances, plain_groups, plain_mmr, plain_target
 
 N, D = 500, 12
@@ -268,7 +268,7 @@ def test_an_index_explains_itself_and_has_a_curve(backend, rng, index):
 # --- care
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", ALL_BACKENDS)
 def test_compaction_gives_space_back_and_changes_no_answer(name, data_folder, rng):
     """Deleted and replaced records leave the files; what is stored is as it was."""
     vectors = rng.standard_normal((4_000, 64)).astype(np.float32)
@@ -298,7 +298,7 @@ def test_compaction_gives_space_back_and_changes_no_answer(name, data_folder, rn
         assert docs.compact().purged_rows == 0
 
 
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", ALL_BACKENDS)
 def test_young_history_is_kept(name, data_folder):
     """Rows that died a moment ago keep their content, so that a scan that runs reads them."""
     with open_backend(name, data_folder) as backend:

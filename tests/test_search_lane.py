@@ -46,6 +46,9 @@ class PlainView:
             with self._lock:
                 self.at_once -= 1
 
+    def together(self, count, k, allowed, exact):
+        return 0
+
 
 def ask(lane, view, number, k=2, **options):
     return float(
@@ -329,3 +332,14 @@ def test_large_batches_do_not_starve_small_queries(data_folder):
         run_all(large, large, large, large, small)
         print("batch", statistics.median(batch_s), "small", statistics.median(small_s))
         assert statistics.median(small_s) < statistics.median(batch_s) / 6
+
+
+def test_a_batch_that_belongs_together_is_one_call():
+    """Where a view wants many queries in one call, slices are that large, however long each takes."""
+    lane, view, note = SearchLane(1), PlainView(), Note()
+    view.together = lambda count, k, allowed, exact: min(count, 500)
+    queries = np.arange(3_600, dtype=np.float32).reshape(1_200, 3)
+    parts = list(lane.slices(view, queries, 2, note=note))
+    assert view.calls == [500, 500, 200]
+    assert (np.concatenate([part.distances for part in parts])[:, 0] == queries[:, 0]).all()
+    assert note.batch == 500

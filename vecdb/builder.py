@@ -73,7 +73,7 @@ class Builder:
                 field.index.sides.wake = wake
             if field.index.on_device is not None:
                 field.index.on_device.wake = wake
-        if core.assigned.names:
+        if core.assigned.names and not core.unasked:
             self.consider(core)
 
     def consider(self, core: Core) -> None:

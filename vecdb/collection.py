@@ -275,6 +275,9 @@ class Collection:
         Raises InvalidQuery, InvalidVector, InvalidFilter, RecordNotFound, DeadlineExceeded.
         """
         expression = parsed(filter)
+        if self._core.unasked:
+            self._core.unasked = False
+            self._builder.consider(self._core)
         plain = (
             type(vectors) is np.ndarray
             and vectors.dtype == np.float32

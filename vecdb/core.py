@@ -62,6 +62,8 @@ class Core:
         self.devices = devices
         """Those of the database; None where the CPU serves alone."""
         self.assigned = assigned(info.device, devices)
+        self.unasked = read_only
+        """No query came yet. A process that only reads lets nothing be placed on devices before."""
         """What the collection gets of them, and why not what it asks for."""
         self.masks = FilterMasks(options["filter_cache_entries"])
         self._matched: tuple[Filter | None, FilterMasks, Selection | None] = (

@@ -344,7 +344,8 @@ class Database:
                 store.close()
                 raise
             self._builder.attend(core)
-            self._builder.consider(core)
+            if not core.unasked:
+                self._builder.consider(core)
             if has_metadata:
                 threading.Thread(target=core.warm, name="vecdb-columns", daemon=True).start()
             return core

@@ -192,7 +192,8 @@ class SearchLane:
     ) -> Iterator[Found]:
         """The answers to a large batch, slice by slice, in order."""
         note = note or Note()
-        start, size = 0, _FIRST_SLICE
+        start, together = 0, view.together(len(queries), k, allowed, exact)
+        size = together or _FIRST_SLICE
         while start < len(queries):
             if end is not None and time.monotonic() > end:
                 raise _too_late()
@@ -200,6 +201,8 @@ class SearchLane:
             part = queries[start : start + size]
             yield self.search(view, part, k, allowed, exact, target_recall, end, note, alone=True)
             start += len(part)
+            if together:
+                continue  # the whole batch shares one way over the bus, so a part of it takes as long
             a_query_s = max(1e-9, (note.search_s - before) / len(part))
             with self._mutex:
                 hurried = any(not a.alone for a in self._waiting)

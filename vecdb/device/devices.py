@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..errors import DeviceLost, DeviceNotFound, InvalidSetting
 from ..types import DeviceStats
-from .choice import choose, parse, start
+from .choice import STAND_IN_BYTES, STAND_IN_FAULTS, Chosen, choose, parse, start
 from .link import Device
 from .placement import Placements
 
@@ -29,14 +31,14 @@ class Devices(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Those of them that are in use, at least one, by number. They stay the same while the database
+        """Those of them that may be used, at least one, by number. They stay the same while the database
         is open, whatever becomes of a device."""
 
     def stats(self) -> tuple[DeviceStats, ...]:
-        """One for each name, in their order."""
+        """One for each that was started, in the order of their names."""
 
     def close(self) -> None:
-        """Ends their workers. May be called again."""
+        """Ends their workers, unless another database uses them too. May be called again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,53 +65,117 @@ def checked(device: Any) -> str:
     return f"{choice.kind}:{','.join(map(str, sorted(choice.numbers)))}"
 
 
-class OpenDevices:
-    """`Devices` with a worker process each."""
+_Key = tuple[Any, ...]
 
-    def __init__(self, devices: Sequence[Device], found: tuple[str, ...]) -> None:
-        self._devices = tuple(devices)
-        self.found = found
-        self.names = tuple(device.name for device in devices)
-        self.placements = Placements(devices)
 
-    def stats(self) -> tuple[DeviceStats, ...]:
-        return tuple(device.stats() for device in self._devices)
+class _Workers:
+    """Devices that databases of this process share, so that their placements keep to one budget for each GPU
+    and make room for each other."""
+
+    def __init__(self, key: _Key, chosen: Sequence[Chosen], options: Mapping[str, Any]) -> None:
+        self.key = key
+        self.chosen = tuple(chosen)
+        self.users = 0
+        self.placements = Placements(self._start)
+        self._options = options
+        self._started: tuple[Device, ...] = ()
+
+    def _start(self) -> tuple[Device, ...]:
+        """A worker for each; DeviceLost where one that is asked for by name does not start."""
+        insisted = parse(str(self._options["device"])).kind != "auto"
+        started: list[Device] = []
+        try:
+            for one in self.chosen:
+                try:
+                    started.append(
+                        start(
+                            one,
+                            budget_bytes=int(self._options["device_memory_bytes"]),
+                            queue_limit=int(self._options["device_queue"]),
+                            timeout_s=float(self._options["device_timeout_s"]),
+                        )
+                    )
+                except DeviceLost as error:
+                    if insisted:
+                        raise
+                    log.warning("%s is not used: %s", one.name, error.message)
+        except BaseException:
+            for device in started:
+                device.close()
+            raise
+        self._started = tuple(started)
+        return self._started
+
+    @property
+    def started(self) -> tuple[Device, ...]:
+        """Those that were needed so far."""
+        return self._started
 
     def close(self) -> None:
-        for device in self._devices:
+        for device in self._started:
             device.close()
+
+
+_shared: dict[_Key, _Workers] = {}
+_sharing = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # A child must not use what its parent started.
+    os.register_at_fork(after_in_child=_shared.clear)
+
+
+class OpenDevices:
+    """`Devices` with a worker process each, started when a collection first needs them."""
+
+    def __init__(self, workers: _Workers) -> None:
+        self._workers: _Workers | None = workers
+        self.found = self.names = tuple(one.name for one in workers.chosen)
+        self.placements = workers.placements
+
+    def stats(self) -> tuple[DeviceStats, ...]:
+        workers = self._workers
+        return () if workers is None else tuple(one.stats() for one in workers.started)
+
+    def close(self) -> None:
+        with _sharing:
+            workers, self._workers = self._workers, None
+            if workers is None:
+                return
+            workers.users -= 1
+            last = not workers.users
+            if last and _shared.get(workers.key) is workers:
+                del _shared[workers.key]
+        if last:
+            workers.close()
 
 
 def open_devices(options: Mapping[str, Any], count: Callable[[], int]) -> OpenDevices | None:
     """The devices that the setting `device` names; None where the CPU is to serve alone.
 
-    Called once, when a database is opened; takes some seconds where there is a GPU. `count` says how many
-    there are. DeviceNotFound where GPUs are asked for and not there; DeviceLost where one that is asked for
-    cannot be started. With `auto` such a one is left out with a warning.
+    Called once, when a database is opened. `count` says how many there are. DeviceNotFound where GPUs are asked
+    for and not there; DeviceLost where one that is asked for cannot be started. With `auto` they are started
+    later, when a collection is large enough for them, and such a one is left out with a warning. Databases of one
+    process that were opened with equal settings of devices share them.
     """
     setting = str(options["device"])
     chosen = choose(setting, count)
-    started: list[Device] = []
-    try:
-        for one in chosen:
-            try:
-                started.append(
-                    start(
-                        one,
-                        budget_bytes=int(options["device_memory_bytes"]),
-                        queue_limit=int(options["device_queue"]),
-                        timeout_s=float(options["device_timeout_s"]),
-                    )
-                )
-            except DeviceLost as error:
-                if parse(setting).kind != "auto":
-                    raise
-                log.warning("%s is not used: %s", one.name, error.message)
-    except BaseException:
-        for device in started:
-            device.close()
-        raise
-    return OpenDevices(started, tuple(one.name for one in chosen)) if started else None
+    if not chosen:
+        return None
+    names = ("device", "device_memory_bytes", "device_queue", "device_timeout_s")
+    pretended = (os.environ.get(name) for name in (STAND_IN_BYTES, STAND_IN_FAULTS))
+    key = (chosen, *(options[name] for name in names), *pretended)
+    with _sharing:
+        workers = _shared.get(key)
+        if workers is None or any(one.down for one in workers.started):
+            workers = _shared[key] = _Workers(key, chosen, options)
+        workers.users += 1
+    made = OpenDevices(workers)
+    if parse(setting).kind != "auto":
+        try:
+            _ = made.placements.devices
+        except BaseException:
+            made.close()
+            raise
+    return made
 
 
 def assigned(device: str, devices: Devices | None) -> Assigned:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -100,23 +101,44 @@ class _Share:
 
 
 class Placements:
-    """Any thread may call. Does not own the devices."""
+    """Any thread may call. Does not own the devices.
+
+    `devices`, or what starts them: that is called when they are first asked for, which takes seconds then.
+    """
 
     def __init__(
         self,
-        devices: Sequence[Device],
+        devices: Sequence[Device] | Callable[[], Sequence[Device]],
         *,
         keep_s: float = KEEP_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.devices = tuple(devices)
+        self._start, self._starting = devices, threading.Lock()
+        self._devices: tuple[Device, ...] | None = None
+        if not callable(devices):
+            self._devices = tuple(devices)
         self._keep_s = keep_s
         self._clock = clock
         self._changed = threading.Condition()
         self._placements: dict[Hashable, Placement] = {}
         self._making: set[Hashable] = set()
-        self._reserved: dict[str, int] = {device.name: 0 for device in self.devices}
+        self._reserved: defaultdict[str, int] = defaultdict(int)
         self.evictions = 0
+
+    @property
+    def started(self) -> bool:
+        """Whether `devices` is at hand."""
+        return self._devices is not None
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """All that may be placed on, whether they are up or not."""
+        if self._devices is None:
+            with self._starting:
+                if self._devices is None:
+                    assert callable(self._start)
+                    self._devices = tuple(self._start())
+        return self._devices
 
     def get(self, key: Hashable) -> Placement | None:
         """The placement of a key, None when there is none (any more)."""

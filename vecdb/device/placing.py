@@ -55,6 +55,11 @@ class Placing(Linked):
         with self._placed_lock:
             return sum(self._placed.values())
 
+    @property
+    def tile_bytes(self) -> int:
+        """Bytes of vectors that `compare` sends in one request."""
+        return self._memory_bytes // 4
+
     def place_flat(
         self,
         dimension: int,
@@ -131,7 +136,7 @@ class Placing(Linked):
         x = np.ascontiguousarray(queries, np.float32)
         y = np.ascontiguousarray(vectors, np.float32)
         d, generation = x.shape[1], self.generation
-        quarter = self._memory_bytes // 4
+        quarter = self.tile_bytes
         some = max(1, min(1_024, quarter // (4 * d), quarter // (12 * k)))
         tile = max(1, quarter // (4 * d))
         answers = []

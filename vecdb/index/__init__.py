@@ -9,12 +9,13 @@ from .distance import distances
 from .door import device, give_memory_back
 from .figures import IndexFigures
 from .files import IndexRecord, of_same_files
+from .found import Found
 from .index import Index
 from .main import BuiltIndex
 from .on_device import OnDevice
 from .source import VectorSource
 from .trace import Trace
-from .view import Found, View
+from .view import View
 
 __all__ = [
     "BuiltIndex",

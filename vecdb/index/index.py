@@ -185,6 +185,7 @@ class Index:
             served=None if self.on_device is None else self.on_device.served,
             device_main=self._copy_of(self._main),
             device_note=self._device_note,
+            tiled=None if self.on_device is None else self.on_device.tiled,
             pieces=self._tail.pieces(),
         )
 
@@ -217,7 +218,7 @@ class Index:
             for name in (
                 "dimension", "metric", "storage", "source", "lossy_tail", "target_recall",
                 "sequence", "n_rows", "n_live", "live", "main", "main_live", "sides", "served",
-                "device_main", "device_note", "pieces",
+                "device_main", "device_note", "tiled", "pieces",
             )
         }  # fmt: skip
         return View(**{"main_mask": old.main_mask, **kept, **changes})

@@ -19,6 +19,7 @@ from .distance import Floats, Rows
 from .main import Main
 from .served import Served, slices
 from .source import VectorSource
+from .tiled import Tiled
 
 log = logging.getLogger("vecdb")
 
@@ -59,6 +60,8 @@ class OnDevice:
         self.names = names
         self.served: Served | None = None
         self.copy: DeviceMain | None = None
+        self.tiled = None if storage == "binary" else Tiled(placements, names, dimension, metric)
+        """Exact search of what does not lie there; None for bits, which no device compares."""
         self.wake: Callable[[], None] = lambda: None
         """Called by searches that found their vectors gone."""
         self._asked_for = asked_for
@@ -70,15 +73,20 @@ class OnDevice:
     def takes(self, kind: str, n_rows: int) -> bool:
         """Whether an index of this kind over so many rows is to be searched on a device: `exact` and `auto`,
         from the size on that the CPU takes a millisecond for, as long as there are devices with that much room. A
-        device whose worker has just died counts: another one is on its way."""
+        device whose worker has just died counts: another one is on its way. So do devices that nobody has needed
+        yet, although their room is not known."""
         if kind not in ("exact", "auto") or self._storage == "binary":
             return False
         if n_rows * self._dimension <= self._settings["exact_max_scalars"]:
             return False
-        return 2 * n_rows * self._dimension <= _ROOM * self._budget()
+        if not self.placements.started:
+            return True
+        return self._fits(n_rows)
 
     def wants(self, view: Moment, least_fresh: int) -> bool:
         """Whether placing now would pay: a device is up, and nothing lies there, or much is new or dead."""
+        if not self.placements.started:
+            return True
         if not self.placements.among(self.names):
             return False
         served = self.served
@@ -95,7 +103,11 @@ class OnDevice:
         self, view: Moment, source: VectorSource, cancel: threading.Event
     ) -> tuple[Served, Served | None] | None:
         """Copies the live vectors of `view` to devices; what serves now, and what served before, which the
-        caller lets go of. None when cancelled. DeviceFull, DeviceLost."""
+        caller lets go of. None when cancelled, and where they turn out to have no room. DeviceFull, DeviceLost.
+
+        Starts devices that were not needed before, which takes seconds."""
+        if not self._fits(view.n_live):
+            return None
         rows: Rows = np.flatnonzero(view.live_mask())
         if not rows.size:
             return None
@@ -252,6 +264,9 @@ class OnDevice:
         for one in (served, copy):
             if one is not None:
                 one.leave()
+
+    def _fits(self, n_rows: int) -> bool:
+        return 2 * n_rows * self._dimension <= _ROOM * self._budget()
 
     def _budget(self) -> int:
         return sum(self._budgets())

@@ -138,10 +138,10 @@ class Served:
                 if not self.there:
                     self._gone()
             return None
-        merger, plan = found
+        merger, plan, names = found
         view.search_tail(x, k, allowed, merger, trace, self.behind(view.pieces))
         if trace is not None:
-            trace.device, trace.plan = self.names, plan
+            trace.device, trace.plan = names, plan
         return *merger.result(len(x), self.metric), plan
 
     def search(
@@ -152,8 +152,8 @@ class Served:
         allowed: Selection | None,
         trace: Trace | None,
         check: Callable[[], None],
-    ) -> tuple[Merger, str] | None:
-        """The nearest live and allowed placed rows of `view` for (q, d) queries, and the plan; None where the host had
+    ) -> tuple[Merger, str, str] | None:
+        """The nearest live and allowed placed rows of `view` for (q, d) queries, the plan, and the devices; None where the host had
         better answer, or must: then `note` says why.
 
         LimitExceeded when the queue of the device is full.
@@ -169,14 +169,17 @@ class Served:
         limit = min(one.scan_k if masks else one.k for one in limits)
         spare = EXTRA + (k if self.code == "float16" else 0)
         masked = masks and allowed is not None and share < MASKED_BELOW
-        width = spare + (k if masked else wanted_with(k, share))
-        if width > limit or (share < LEAST_SHARE and not masked):
+        if share < LEAST_SHARE and not masked:
             return None
+        width = spare + (k if masked else wanted_with(k, share))
+        if width > limit:
+            return None
+        names = held.names  # they may have gone when the answer is there
         try:
             if not masked or allowed is None:
                 merger = self._nearest(view, x, k, width, limit, allowed, 0, trace, check)
                 plan = "exact" if allowed is None else "overfetch"
-                return None if merger is None else (merger, plan)
+                return None if merger is None else (merger, plan, names)
             with self._masks.using(allowed, view.live) as (mask, inside):
                 if not mask:
                     self.note = "what lay on the device had to go"
@@ -185,9 +188,9 @@ class Served:
                     trace.main_rows_compared = inside
                 if not inside:
                     self.note = ""
-                    return Merger(k), "exact"
+                    return Merger(k), "exact", names
                 merger = self._nearest(view, x, k, width, limit, allowed, mask, trace, check)
-                return None if merger is None else (merger, "exact")
+                return None if merger is None else (merger, "exact", names)
         except (DeviceLost, DeviceFull) as error:
             self.note = error.message
             return None

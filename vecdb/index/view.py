@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,33 +16,20 @@ from .blocks import Allowed, Mask
 from .chosen import Few, MainMask
 from .device_main import DeviceMain
 from .distance import Floats, Merger, Rows, padded, to_distances, unit
+from .found import Found
 from .live import Bits, is_set, unpack
 from .main import Main
 from .served import Served
 from .side import Sides
 from .source import VectorSource, exact_space, scan, true_keys
 from .tail import Piece
+from .tiled import PLAN, Tiled
 from .trace import Trace
 
 _HALF_ERROR = 2.0**-11 + 1e-5
 """Largest distance of a unit vector from its float16 code, with room for float32 rounding."""
 _ROUNDING = 1e-5
 _KEPT_FEW = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Answers to q queries, nearest first; ties in distance by row number.
-
-    `distances` float32 (q, k) is padded with NaN, `rows` int64 (q, k) with -1. Distances are those of
-    the stored vectors. `exact` means that every row that was allowed has been compared. `plan` is
-    one word for how.
-    """
-
-    distances: Floats
-    rows: Rows
-    exact: bool
-    plan: str
 
 
 class View:
@@ -70,6 +56,7 @@ class View:
         served: Served | None = None,
         device_main: DeviceMain | None = None,
         device_note: str = "",
+        tiled: Tiled | None = None,
     ) -> None:
         self.dimension = dimension
         self.metric = metric
@@ -94,6 +81,7 @@ class View:
         """The copy of `main` that lies on a device."""
         self.device_note = device_note
         """Why there is none although a device was asked for."""
+        self.tiled = tiled
         self._fews: dict[int, tuple[Selection, Few, Rows]] = {}
         self._walk_only = (
             main is not None and main.kind != "flat" and main.code != "binary" and not pieces
@@ -176,6 +164,10 @@ class View:
         if target is not None and walked is not None and walked.lossy:
             # No setting reaches the target: then the codes themselves cannot tell the vectors apart.
             compared = walked.setting(target, k) is None
+        if compared and self.tiled is not None:
+            near_rows = self.tiled.answer(self, x, k, allowed, trace, check)
+            if near_rows is not None:
+                return Found(*near_rows, True, PLAN)
         if trace is not None and self.device_note:
             trace.device_note = f"{self.device_note}; answered by the CPU"
         if compared and (self.lossy_tail or (main is not None and main.lossy)):
@@ -186,6 +178,13 @@ class View:
         if trace is not None:
             trace.allowed_rows = self._count(allowed)
         return Found(*merger.result(len(x), self.metric), all_exact and not self.lossy_tail, name)
+
+    def together(self, count: int, k: int, allowed: Selection | None, exact: bool) -> int:
+        """How many of a large batch of `count` queries belong into one call; 0: as many as one likes."""
+        placed = self.served is not None and self.served.there
+        if self.tiled is None or placed or not (exact or self.main is None):
+            return 0
+        return self.tiled.together(self, count, k, allowed)
 
     def _one(self, x: Floats, k: int, target: float, allowed: Selection | None) -> Found | None:
         """One query to a graph or lists and nothing beside it; None where it is not as simple as that."""
