@@ -326,7 +326,7 @@ def test_kmeans_goes_round_by_round(shared: Device) -> None:
 
 
 def test_lists_and_graphs_are_placed(shared: Device) -> None:
-    """A serialised IVF index is searched with nprobe, a graph with itopk, and comes back as HNSW."""
+    """A serialised IVF index is searched with nprobe, a graph with itopk, and its links come back."""
     y, x = vectors(2_000), vectors(10, 3)
     host = faiss.index_factory(D, "IVF8,Flat")
     host.train(y)
@@ -342,8 +342,14 @@ def test_lists_and_graphs_are_placed(shared: Device) -> None:
     positions = shared.search(graph.handle, graph.generation, x, 5, 64)[1]
     wanted = nearest(x, y, 5, "l2", "float32")[1]
     assert np.mean([len(set(a) & set(b)) for a, b in zip(positions, wanted, strict=True)]) > 4.5
-    back = faiss.deserialize_index(np.ascontiguousarray(shared.as_hnsw(graph)))
-    assert back.ntotal == 2_000
+    links = shared.links(graph, 32)
+    assert links.shape == (2_000, 32)
+    assert links.max() < 2_000
+    both = shared.place_graph(flat, 32, takes_over=True)
+    # What was taken over is counted with the graph, and goes with it.
+    assert both.bytes == graph.bytes + flat.bytes
+    shared.drop(graph.handle, graph.generation)
+    assert shared.used_bytes == both.bytes
     for one in (flat, graph):
         shared.drop(one.handle, one.generation)
 

@@ -92,15 +92,16 @@ class Card(Protocol):
         """Centroids (lists, d) of `sample` (n, d) after `rounds` of Lloyd's algorithm, begun at `start`, or
         at rows chosen by `seed`."""
 
-    def as_hnsw(self, handle: int) -> bytes:
-        """A graph as a serialised FAISS IndexHNSWCagra without its vectors (IO_FLAG_SKIP_STORAGE), for the
-        CPU: whoever reads it attaches its own."""
+    def links(self, handle: int) -> NDArray[np.int32]:
+        """The neighbours (n, degree) of each position of a graph, -1 behind the last where there are fewer:
+        the lowest level of a graph that the CPU is to walk."""
 
     def drop(self, handle: int) -> None:
         """Give the memory of a placement back; nothing for one that is not known."""
 
     def used_bytes(self, handle: int) -> int:
-        """Memory of the device that a placement takes; 0 for one that is not known."""
+        """Memory of the device that a placement takes, with vectors that it keeps although they were dropped;
+        0 for one that is not known."""
 
 
 def padding(metric: str) -> float:

@@ -110,8 +110,8 @@ class Kmeans(_Message):
     seed: int
 
 
-class Hnsw(_Message):
-    """`Card.as_hnsw`, to be downloaded as `number`. Answer: Done with the number of bytes, or Failed."""
+class Links(_Message):
+    """`Card.links`, to be downloaded as `number`. Answer: Done with the number of bytes, or Failed."""
 
     handle: int
     number: int
@@ -160,7 +160,7 @@ class Failed(_Message):
 
 
 Request = (
-    Ping | Flat | Add | Upload | Forget | Lists | Graph | Search | Compare | Kmeans | Hnsw | Download | Drop | Used
+    Ping | Flat | Add | Upload | Forget | Lists | Graph | Search | Compare | Kmeans | Links | Download | Drop | Used
 )  # fmt: skip
 Answer = Ready | Done | Failed
 

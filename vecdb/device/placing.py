@@ -106,15 +106,18 @@ class Placing(Linked):
             self.drop(handle, generation)
             raise
 
-    def place_graph(self, source: Placed, degree: int) -> Placed:
+    def place_graph(self, source: Placed, degree: int, *, takes_over: bool = False) -> Placed:
         """A CAGRA graph over flat vectors, which the card keeps for it even when they are dropped.
 
-        It cannot be stopped, and searches wait until it is built.
+        `takes_over` drops them as a placement of their own: what they take is counted with the graph, and goes
+        with it. It cannot be stopped, and searches wait until it is built.
         """
         handle = next(self._numbers)
         try:
             request = m.Graph(handle, source.handle, degree)
             self._request(request, source.generation, LONG_S)
+            if takes_over:
+                self.drop(source.handle, source.generation)
             return self._keep(handle, source.generation)
         except BaseException:
             self.drop(handle, source.generation)
@@ -172,15 +175,16 @@ class Placing(Linked):
         finally:
             self._forget(number, generation)
 
-    def as_hnsw(self, placed: Placed, check: Check = _go_on) -> NDArray[np.uint8]:
-        """A graph as the bytes of a FAISS IndexHNSWCagra without its vectors; see `Card.as_hnsw`."""
+    def links(self, graph: Placed, degree: int, check: Check = _go_on) -> NDArray[np.int32]:
+        """The neighbours (n, degree) of each position of a graph; see `Card.links`."""
         number = next(self._numbers)
         try:
-            request = m.Hnsw(placed.handle, number)
-            size = self._request(request, placed.generation, LONG_S)
-            return self._download(number, placed.generation, size, check)
+            request = m.Links(graph.handle, number)
+            size = self._request(request, graph.generation, LONG_S)
+            data = self._download(number, graph.generation, size, check)
+            return data.view(np.int32).reshape(-1, degree)
         finally:
-            self._forget(number, placed.generation)
+            self._forget(number, graph.generation)
 
     def drop(self, handle: int, generation: int) -> None:
         """Gives the memory of a placement back, without waiting: whatever is asked for after this comes

@@ -2,9 +2,9 @@
 refuses a GPU refuses.
 
 It enforces what a GPU enforces: k and nprobe of at most 2048, no filter, no removal of rows, a limit of
-memory, one thread. Lists and the export of graphs need FAISS, which only `vecdb/index/` may import: they
-come in as `ListsReader` and `Exporter`, made in `vecdb/index/host_lists.py` and handed in by
-`vecdb/gpu_worker.py`. Without them the stand-in refuses lists and export.
+memory, one thread. Lists and the links of graphs need FAISS, which only `vecdb/index/` may import: they
+come in as `ListsReader` and `Joiner`, made in `vecdb/index/host_lists.py` and handed in by
+`vecdb/gpu_worker.py`. Without them the stand-in refuses lists and links.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Lists(Protocol):
 
 ListsReader = Callable[[memoryview, str], Lists]
 """From a serialised index and the engine's word for its code; CardRefused for what a GPU cannot hold."""
-Exporter = Callable[[Floats, str, int], bytes]
-"""(vectors, metric, degree) -> a serialised IndexHNSWCagra without vectors."""
+Joiner = Callable[[Floats, str, int], NDArray[np.int32]]
+"""(vectors, metric, degree) -> links of a graph over them, see `Card.links`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +125,14 @@ class StandInCard:
         limits: Limits = Limits(),  # noqa: B008 - frozen
         faults: Faults = Faults(),
         read_lists: ListsReader | None = None,
-        export: Exporter | None = None,
+        join: Joiner | None = None,
     ) -> None:
         self._memory_bytes = memory_bytes
         self._graphs = graphs
         self._limits = limits
         self._faults = faults
         self._read_lists = read_lists
-        self._export = export
+        self._join = join
         self._placed: dict[int, _Flat | _Graph | Lists] = {}
         self._searches = 0
         self._adds = 0
@@ -235,13 +235,13 @@ class StandInCard:
                 centroids /= np.where(lengths > 0, lengths, 1.0)
         return centroids
 
-    def as_hnsw(self, handle: int) -> bytes:
+    def links(self, handle: int) -> NDArray[np.int32]:
         self._own_thread()
         graph = self._placed.get(handle)
-        if not isinstance(graph, _Graph) or self._export is None:
-            raise CardRefused(f"placement {handle} is no graph that can be exported")
+        if not isinstance(graph, _Graph) or self._join is None:
+            raise CardRefused(f"placement {handle} is no graph whose links are known")
         vectors = np.ascontiguousarray(graph.source.vectors(), np.float32)
-        return self._export(vectors, graph.source.metric, graph.degree)
+        return self._join(vectors, graph.source.metric, graph.degree)
 
     def drop(self, handle: int) -> None:
         self._own_thread()
@@ -249,7 +249,7 @@ class StandInCard:
 
     def used_bytes(self, handle: int) -> int:
         placed = self._placed.get(handle)
-        return 0 if placed is None else placed.device_bytes
+        return 0 if placed is None else placed.device_bytes + self._kept(placed)
 
     def _own_thread(self) -> None:
         mine = threading.get_ident()
@@ -264,8 +264,15 @@ class StandInCard:
             raise CardRefused(f"placement {handle} is not one of flat vectors")
         return placed
 
+    def _kept(self, placed: _Flat | _Graph | Lists) -> int:
+        """What a graph keeps that was dropped."""
+        if isinstance(placed, _Graph) and placed.source not in self._placed.values():
+            return placed.source.device_bytes
+        return 0
+
     def _free(self) -> int:
-        return self._memory_bytes - sum(one.device_bytes for one in self._placed.values())
+        held = self._placed.values()
+        return self._memory_bytes - sum(one.device_bytes + self._kept(one) for one in held)
 
     def _keep(self, wanted: int) -> None:
         free = self._free()

@@ -23,11 +23,11 @@ from .codes import (
 )
 from .distance import Floats, Merger, Rows
 from .door import CORES, faiss_metric, limit_threads, use_threads
+from .joined import graph_maker
 from .main import EF_SETTINGS, Main, finder, refined
 from .makers import (
     SEED,
     CodesMaker,
-    GraphMaker,
     Job,
     ListsMaker,
     Maker,
@@ -225,7 +225,7 @@ class Build:
     def _make(self, old: Main | None, fresh: Rows, high_water: int, sequence: int) -> Main:
         maker: Maker
         if self.kind == "hnsw":
-            maker = GraphMaker(self, old, fresh)
+            maker = graph_maker(self, old, fresh)
         elif self.kind == "ivf":
             maker = ListsMaker(self, old, fresh)
         else:

@@ -25,6 +25,7 @@ import sys
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..device.card import CardFull, CardInfo, CardRefused, Floats, Limits, Rows
 from ..device.merging import padded
@@ -35,7 +36,6 @@ from .host_lists import (
     deserialized,
     device_bytes,
     float16_tables,
-    graph_bytes,
 )
 
 TEMPORARY_BYTES = 1536 << 20
@@ -263,15 +263,13 @@ class FaissCard:
         self._or_full(clusters.train, sample, near)
         return np.array(faiss.vector_to_array(clusters.centroids).reshape(lists, d), np.float32)
 
-    def as_hnsw(self, handle: int) -> bytes:
+    def links(self, handle: int) -> NDArray[np.int32]:
         graph = self._placed.get(handle)
         if not isinstance(graph, _Graph):
             raise CardRefused(f"placement {handle} is no graph")
-        made = faiss.IndexHNSWCagra()
-        # Upper layers are built on the CPU from float32 vectors; float16 ones get none.
-        made.base_level_only = graph.source.kind == np.float16
-        self._or_full(graph.index.copyTo, made)
-        return graph_bytes(made)
+        # Not `copyTo`, which copies all vectors to the host and makes upper levels over them.
+        found = faiss.vector_to_array(self._or_full(graph.index.get_knngraph))
+        return found.reshape(graph.source.used, -1).astype(np.int32)
 
     def drop(self, handle: int) -> None:
         # Memory of flat vectors goes with the last who knows them: a graph may.
@@ -279,7 +277,12 @@ class FaissCard:
 
     def used_bytes(self, handle: int) -> int:
         placed = self._placed.get(handle)
-        return 0 if placed is None else placed.device_bytes
+        if placed is None:
+            return 0
+        kept = 0
+        if isinstance(placed, _Graph) and placed.source not in self._placed.values():
+            kept = placed.source.device_bytes
+        return placed.device_bytes + kept
 
     def _search_flat(self, flat: _Flat, queries: Floats, k: int) -> tuple[Floats, Rows]:
         width = min(k, flat.used)

@@ -22,8 +22,10 @@ from .door import give_memory_back
 from .figures import IndexFigures, figures_of
 from .files import IndexRecord
 from .handover import HandOver
+from .joined import Joiner
 from .live import Bits, LiveRows, unpack
 from .main import BuiltIndex, Main
+from .makers import Joining
 from .on_device import OnDevice
 from .side import Sides
 from .source import VectorSource, exact_space
@@ -79,6 +81,10 @@ class Index:
         self._dead_in_tail = 0
         self.on_device = on_device
         """What of it lies on devices; None where the CPU is to search."""
+        self.joiner: Joining | None = None
+        """The devices that may join the rows of its graphs; None where only the CPU does."""
+        if on_device is not None and storage != "binary":
+            self.joiner = Joiner(on_device.placements, on_device.names, dimension, metric)
         self.sides = sides or Sides()
         self.sides.serve(None)
         self._view = self._make_view(0)

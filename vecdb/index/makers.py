@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +36,16 @@ class Outgrown(Exception):
     """Raised when fresh vectors do not fit the codes of the index that was to grow."""
 
 
+class Joining(Protocol):
+    """What joins the rows of graphs in place of the CPU; see `joined.Joiner`."""
+
+    def takes(self, rows: int) -> bool: ...
+
+    def links(
+        self, rows: int, slices: Callable[[], Iterable[Floats]], check: Callable[[], None]
+    ) -> NDArray[np.int32]: ...
+
+
 class Job(Protocol):
     """What a build needs to know about its collection."""
 
@@ -44,6 +54,7 @@ class Job(Protocol):
     storage: str
     target_recall: float
     source: VectorSource
+    joiner: Joining | None
 
 
 class Making(Protocol):
