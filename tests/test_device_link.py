@@ -350,8 +350,24 @@ def test_lists_and_graphs_are_placed(shared: Device) -> None:
     assert both.bytes == graph.bytes + flat.bytes
     shared.drop(graph.handle, graph.generation)
     assert shared.used_bytes == both.bytes
-    for one in (flat, graph):
-        shared.drop(one.handle, one.generation)
+    shared.drop(both.handle, both.generation)
+
+
+def test_vectors_are_appended_where_there_is_room(shared: Device) -> None:
+    """They are found from then on, but not by a graph that was made before."""
+    y, x = vectors(900), vectors(10, 3)
+    flat = shared.place_flat(D, "l2", "float32", 800, [y[:800]], room=100)
+    if shared.info.graphs:
+        before = shared.place_graph(flat, 32)
+    assert shared.append(flat, [y[800:850], y[850:]]) == 100
+    assert_same(ask(shared, flat, x)[:2], x, y, 3)
+    with pytest.raises(FailedPrecondition, match="room"):
+        shared.append(flat, [y[:1]])
+    if shared.info.graphs:
+        found = shared.search(before.handle, before.generation, y[800:], 1, 64)[1]
+        assert found.max() < 800
+        shared.drop(before.handle, before.generation)
+    shared.drop(flat.handle, flat.generation)
 
 
 def test_lists_that_are_none_are_refused(shared: Device) -> None:

@@ -19,6 +19,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+MOST_ITOPK = 1_024
+"""Candidates that the search of a graph keeps at most: its k is no larger than these."""
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
@@ -72,7 +74,8 @@ class Card(Protocol):
         engine's word for it. Copied to the device."""
 
     def graph(self, handle: int, source: int, degree: int) -> None:
-        """A CAGRA graph over the flat placement `source`, which is kept while the graph lives."""
+        """A CAGRA graph over the flat placement `source`, which is kept while the graph lives. It knows the
+        vectors that are there now, and none that are added later."""
 
     def search(self, handle: int, queries: Floats, k: int, setting: int) -> tuple[Floats, Rows]:
         """The k nearest of each of (q, d). `setting` is nprobe of lists, itopk of a graph, 0 for flat."""
@@ -102,6 +105,14 @@ class Card(Protocol):
     def used_bytes(self, handle: int) -> int:
         """Memory of the device that a placement takes, with vectors that it keeps although they were dropped;
         0 for one that is not known."""
+
+
+def check_walk(k: int, itopk: int) -> None:
+    """CardRefused for the search of a graph that is beyond its limits."""
+    if not k <= itopk <= MOST_ITOPK:
+        raise CardRefused(
+            f"itopk of a graph is at least k and at most {MOST_ITOPK}, given {itopk} and k {k}"
+        )
 
 
 def padding(metric: str) -> float:

@@ -63,33 +63,31 @@ class Placing(Linked):
         rows: int,
         slices: Iterable[Floats],
         check: Check = _go_on,
+        *,
+        room: int = 0,
     ) -> Placed:
-        """Vectors that are compared one by one: `slices` (any, dimension) float32, `rows` in all.
+        """Vectors that are compared one by one: `slices` (any, dimension) float32, `rows` in all, with room for
+        `room` more that are appended later.
 
         `metric` "l2" or "ip", `code` "float32" or "float16". DeviceFull, DeviceLost; FailedPrecondition
         for what the card refuses.
         """
         handle, generation = next(self._numbers), self.generation
-        step = max(1, min(STEP_BYTES, self._memory_bytes // 2) // (4 * dimension))
         try:
-            self._request(
-                m.Flat(handle, dimension, metric, code, rows), generation, self._timeout_s
-            )
-            given = 0
-            for piece in slices:
-                vectors = np.ascontiguousarray(piece, np.float32)
-                for start in range(0, len(vectors), step):
-                    check()
-                    part = vectors[start : start + step]
-                    request = m.Add(handle, len(part), dimension)
-                    self._request(request, generation, self._timeout_s, [(0, part)])
-                given += len(vectors)
+            request = m.Flat(handle, dimension, metric, code, rows + room)
+            self._request(request, generation, self._timeout_s)
+            given = self._add(handle, generation, slices, check)
             if given != rows:
                 raise Internal(f"{rows} rows were to be placed, {given} were given")
             return self._keep(handle, generation)
         except BaseException:
             self.drop(handle, generation)
             raise
+
+    def append(self, flat: Placed, slices: Iterable[Floats], check: Check = _go_on) -> int:
+        """Appends (any, dimension) float32 to flat vectors that have the room; how many. What was made of them
+        before does not know these."""
+        return self._add(flat.handle, flat.generation, slices, check)
 
     def place_lists(self, data: Any, code: str, check: Check = _go_on) -> Placed:
         """Inverted lists: `data` holds the bytes of a FAISS IVF index, as `serialize_index` gives them.
@@ -193,6 +191,19 @@ class Placing(Linked):
             if generation == self.generation:
                 self._placed.pop(handle, None)
         self._later(m.Drop(handle), generation)
+
+    def _add(self, handle: int, generation: int, slices: Iterable[Floats], check: Check) -> int:
+        given = 0
+        for piece in slices:
+            vectors = np.ascontiguousarray(piece, np.float32)
+            step = max(1, min(STEP_BYTES, self._memory_bytes // 2) // (4 * vectors.shape[1]))
+            for start in range(0, len(vectors), step):
+                check()
+                part = vectors[start : start + step]
+                request = m.Add(handle, *part.shape)
+                self._request(request, generation, self._timeout_s, [(0, part)])
+            given += len(vectors)
+        return given
 
     def _keep(self, handle: int, generation: int) -> Placed:
         used = self._request(m.Used(handle), generation, self._timeout_s)

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .card import CardFull, CardInfo, CardRefused, Floats, Limits, Rows, padding
+from .card import CardFull, CardInfo, CardRefused, Floats, Limits, Rows, check_walk, padding
 from .merging import padded
 
 GIB = 1 << 30
@@ -106,12 +106,16 @@ class _Graph:
 
     def __init__(self, source: _Flat, degree: int) -> None:
         self.source = source
+        self.rows = source.used
         self.dimension = source.dimension
         self.degree = degree
 
     @property
     def device_bytes(self) -> int:
-        return 4 * self.degree * self.source.used
+        return 4 * self.degree * self.rows
+
+    def vectors(self) -> NDArray[np.floating]:
+        return self.source.held[: self.rows]
 
 
 class StandInCard:
@@ -193,10 +197,9 @@ class StandInCard:
         if isinstance(placed, _Flat):
             return nearest(queries, placed.vectors(), k, placed.metric, placed.code)
         if isinstance(placed, _Graph):
-            if setting < k:
-                raise CardRefused(f"itopk {setting} is less than k {k}")
+            check_walk(k, setting)
             source = placed.source
-            return nearest(queries, source.vectors(), k, source.metric, source.code)
+            return nearest(queries, placed.vectors(), k, source.metric, source.code)
         if not 1 <= setting <= self._limits.nprobe:
             raise CardRefused(f"nprobe must be from 1 to {self._limits.nprobe}, given {setting}")
         return placed.search(queries, k, min(setting, placed.lists))
@@ -240,7 +243,7 @@ class StandInCard:
         graph = self._placed.get(handle)
         if not isinstance(graph, _Graph) or self._join is None:
             raise CardRefused(f"placement {handle} is no graph whose links are known")
-        vectors = np.ascontiguousarray(graph.source.vectors(), np.float32)
+        vectors = np.ascontiguousarray(graph.vectors(), np.float32)
         return self._join(vectors, graph.source.metric, graph.degree)
 
     def drop(self, handle: int) -> None:

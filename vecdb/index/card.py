@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..device.card import CardFull, CardInfo, CardRefused, Floats, Limits, Rows
+from ..device.card import CardFull, CardInfo, CardRefused, Floats, Limits, Rows, check_walk
 from ..device.merging import padded
 from .door import L2, faiss, faiss_metric
 from .driver import Driver, Memory
@@ -43,7 +43,6 @@ TEMPORARY_BYTES = 1536 << 20
 PINNED_BYTES = 64 << 20
 """For queries beyond 256 MiB in a call, which only k-means has."""
 TILE_BYTES = 256 << 20
-_GRAPH_K = 1_024
 _ITOPK_STEP = 32
 _COUNT_TIMEOUT_S = 60.0
 
@@ -125,12 +124,13 @@ class _Graph:
     def __init__(self, index: Any, source: _Flat, degree: int) -> None:
         self.index = index
         self.source = source  # its vectors are not copied
+        self.rows = source.used
         self.dimension = source.dimension
         self.metric = source.metric
         a_row = source.dimension * source.kind.itemsize
         # cuVS wants rows of whole 16 bytes, and copies vectors whose rows are not.
-        copied = 0 if a_row % 16 == 0 else source.used * (-(-a_row // 16) * 16)
-        self.device_bytes = 4 * degree * source.used + copied
+        copied = 0 if a_row % 16 == 0 else self.rows * (-(-a_row // 16) * 16)
+        self.device_bytes = 4 * degree * self.rows + copied
 
 
 class FaissCard:
@@ -214,10 +214,7 @@ class FaissCard:
             params = _probing(min(setting, int(placed.index.nlist)))
             found = self._or_full(placed.index.search, queries, k, params=params)
         else:
-            if k > min(_GRAPH_K, setting):
-                raise CardRefused(
-                    f"k of a graph is at most {_GRAPH_K} and its itopk, given {k} and {setting}"
-                )
+            check_walk(k, setting)
             found = self._or_full(self._search_graph, placed, queries, k, setting)
         return padded(found[0], found[1], k, placed.metric)
 
@@ -269,7 +266,8 @@ class FaissCard:
             raise CardRefused(f"placement {handle} is no graph")
         # Not `copyTo`, which copies all vectors to the host and makes upper levels over them.
         found = faiss.vector_to_array(self._or_full(graph.index.get_knngraph))
-        return found.reshape(graph.source.used, -1).astype(np.int32)
+        links: NDArray[np.int32] = found.reshape(graph.rows, -1).astype(np.int32)
+        return links
 
     def drop(self, handle: int) -> None:
         # Memory of flat vectors goes with the last who knows them: a graph may.
