@@ -334,3 +334,24 @@ def rows_file(folder: Path, count: int, name: str = "rows.jsonl") -> Path:
     path = folder / name
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+@pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
+def devices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """How many devices are used; called before a database is opened. The GPU is one, with all its memory."""
+
+    def use(count: int = 1, size: int = 1 << 30, faults: str = "") -> None:
+        if request.param == "gpu":
+            from vecdb.index.card import count_gpus
+
+            if not count_gpus():
+                pytest.skip("FAISS sees no GPU here")
+            if count > 1 or size < 1 << 30 or faults:
+                pytest.skip("needs several devices, small ones, or such that fail when asked to")
+            return
+        monkeypatch.setenv("VECDB_STAND_IN_DEVICES", str(count))
+        monkeypatch.setenv("VECDB_STAND_IN_BYTES", str(size))
+        if faults:
+            monkeypatch.setenv("VECDB_STAND_IN_FAULTS", faults)
+
+    return use

@@ -386,7 +386,7 @@ def _side(job: _Job) -> None:
 
 
 def _place(job: _Job) -> None:
-    """Copies the vectors of a field to a device, until what lies there is what there is."""
+    """Copies what serves a field to a device, until what lies there is what there is."""
     core = job.core
     core.check_open()
     field = core.numbered(job.number)
@@ -394,11 +394,10 @@ def _place(job: _Job) -> None:
         started = time.monotonic()
         rows = field.index.place(cancel=job.cancel)
         if rows:
-            served = field.index.view.served
             log.info(
                 "collection %s%s: %d rows placed on %s in %.1f s",
                 core.info.name, f", vectors {field.name}" * bool(field.name), rows,
-                "no device" if served is None else served.names, time.monotonic() - started,
+                field.index.stats().device, time.monotonic() - started,
             )  # fmt: skip
 
 

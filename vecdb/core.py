@@ -102,7 +102,8 @@ class Core:
         numbers = [*range(1, len(settings)), 0]
         placements = None if self.devices is None else self.devices.placements
         names = self.assigned.names
-        on_devices = (placements, names) if placements is not None and names else None
+        asked_for = self.info.device not in ("auto", "cpu")
+        on_devices = (placements, names, asked_for) if placements is not None and names else None
         fields = tuple(
             Field(
                 self.store,

@@ -80,9 +80,10 @@ class Field:
         settings: Space,
         options: Mapping[str, Any],
         before: Field | None,
-        devices: tuple[Placements, tuple[str, ...]] | None = None,
+        devices: tuple[Placements, tuple[str, ...], bool] | None = None,
     ) -> None:
-        """`before` is the field that this one replaces. `devices`: those that may search it."""
+        """`before` is the field that this one replaces. `devices`: those that may search it,
+        and whether they were asked for."""
         self.number = number
         """0 for the record's own vector, named ones count from 1."""
         self.name = name
@@ -128,6 +129,8 @@ class Field:
             # Published slice by slice, so that rows which are mostly dead are let go on the way.
             index.publish(state.sequence)
         index.publish(state.sequence)
+        if index.on_device is not None:
+            index.on_device.keep_only(index.view.main)
 
     def _install_saved(self, raw: bytes | None) -> None:
         self.raw_record = raw
@@ -195,7 +198,7 @@ def _on_device(
     settings: Space,
     options: Mapping[str, Any],
     before: Field | None,
-    devices: tuple[Placements, tuple[str, ...]] | None,
+    devices: tuple[Placements, tuple[str, ...], bool] | None,
 ) -> OnDevice | None:
     if before is not None:
         # What lies there stays right: rows never change, and keep their numbers.

@@ -60,6 +60,11 @@ class Placement:
         return sum(shard.placed.bytes for shard in self.shards)
 
     @property
+    def names(self) -> str:
+        """The devices it lies on, as in `gpu:0,1`."""
+        return "gpu:" + ",".join(s.device.name.removeprefix("gpu:") for s in self.shards)
+
+    @property
     def current(self) -> bool:
         """Whether all workers that hold it still live."""
         return all(

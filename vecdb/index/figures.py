@@ -46,14 +46,14 @@ def figures_of(
 ) -> IndexFigures:
     """The numbers of the index that `view` shows."""
     main = view.main
-    served = None if main is not None else view.served
+    on = view.served if main is None else view.device_main
     tail = view.tail_rows
     indexed = 0 if main is None else main.n
     own = own_code(view.storage)
     code = own if main is None else main.code
     return IndexFigures(
         kind="exact" if main is None or main.kind == "flat" else main.kind,
-        device=device() if served is None else served.names or device(),
+        device=device() if on is None else on.names or device(),
         quantization="none" if code == own else code,
         indexed_rows=indexed,
         tail_rows=tail,
@@ -63,7 +63,7 @@ def figures_of(
         measured_recall=1.0 if main is None else main.curve.measured(target_recall),
         curve=Curve((), 0, 0) if main is None else main.curve,
         built_at_sequence=0 if main is None else main.sequence,
-        device_bytes=0 if served is None else served.nbytes,
-        device_note="" if served is None else served.note,
+        device_bytes=0 if on is None else on.device_bytes,
+        device_note=view.device_note if on is None else on.note,
         age_s=0.0 if main is None else max(0.0, time.time() - main.built_at_s),
     )

@@ -28,6 +28,11 @@ def deserialized(data: Any) -> Any:
     return faiss.deserialize_index(np.frombuffer(data, np.uint8))
 
 
+def serialized(index: Any) -> Any:
+    """The bytes of a FAISS index, uint8 (n,), for `deserialized`."""
+    return faiss.serialize_index(index)
+
+
 def checked_lists(index: Any) -> str:
     """ "flat", "sq" or "pq" for lists that FAISS's classic GPU classes can hold; CardRefused for others.
 

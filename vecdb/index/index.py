@@ -17,6 +17,7 @@ from .ahead import Ahead
 from .build import MIN_ROWS, Build
 from .chosen import MainMask
 from .codes import is_lossy, own_code
+from .device_main import DeviceMain
 from .distance import Rows
 from .door import give_memory_back
 from .figures import IndexFigures, figures_of
@@ -25,7 +26,7 @@ from .handover import HandOver
 from .joined import Joiner
 from .live import Bits, LiveRows, unpack
 from .main import BuiltIndex, Main
-from .makers import Joining
+from .makers import Joining, Kmeans
 from .on_device import OnDevice
 from .side import Sides
 from .source import VectorSource, exact_space
@@ -85,6 +86,7 @@ class Index:
         """The devices that may join the rows of its graphs; None where only the CPU does."""
         if on_device is not None and storage != "binary":
             self.joiner = Joiner(on_device.placements, on_device.names, dimension, metric)
+        self._device_note = ""
         self.sides = sides or Sides()
         self.sides.serve(None)
         self._view = self._make_view(0)
@@ -163,6 +165,9 @@ class Index:
             self.sides.serve(main)
             self._main_live = _live_in(main, self._live.share())
             self._main_mask = MainMask()
+            if self.on_device is not None:
+                self._device_note = self.on_device.note_of(main)
+                self.on_device.keep_only(main)
             if not fresh:
                 self._view = self._with_main(self._view, main, sequence, cut)
 
@@ -183,6 +188,8 @@ class Index:
             main_mask=self._main_mask,
             sides=self.sides,
             served=None if self.on_device is None else self.on_device.served,
+            device_main=self._copy_of(self._main),
+            device_note=self._device_note,
             pieces=self._tail.pieces(),
         )
 
@@ -198,9 +205,20 @@ class Index:
             main=main,
             main_live=_live_in(main, old.live),
             main_mask=MainMask(),
+            served=None if self.on_device is None else self.on_device.served,
+            device_main=self._copy_of(main),
+            device_note=self._device_note,
             pieces=trim(old.pieces, main.high_water, dict(cut)),
             sequence=old.sequence if sequence is None else sequence,
         )
+
+    @property
+    def kmeans(self) -> Kmeans | None:
+        """What trains centroids where the collection has devices; None for the CPU."""
+        return None if self.on_device is None else self.on_device.kmeans
+
+    def _copy_of(self, main: Main | None) -> DeviceMain | None:
+        return None if self.on_device is None else self.on_device.copy_of(main)
 
     @staticmethod
     def _changed(old: View, **changes: Any) -> View:
@@ -209,7 +227,7 @@ class Index:
             for name in (
                 "dimension", "metric", "storage", "source", "lossy_tail", "target_recall",
                 "sequence", "n_rows", "n_live", "live", "main", "main_live", "sides", "served",
-                "pieces",
+                "device_main", "device_note", "pieces",
             )
         }  # fmt: skip
         return View(**{"main_mask": old.main_mask, **kept, **changes})
@@ -316,23 +334,32 @@ class Index:
         return main is not None and main.index is built.main.index
 
     def wants_placing(self) -> bool:
-        """Whether vectors are to be copied to a device now."""
+        """Whether vectors, or a copy of the main index, are to be placed on a device now."""
         view, on_device = self._view, self.on_device
-        if (
-            on_device is None
-            or view.main is not None
-            or not on_device.takes(self.kind, view.n_live)
-        ):
+        if on_device is None:
             return False
-        return on_device.wants(view, LEAST_FRESH_ROWS)
+        if view.main is not None:
+            return on_device.wants_main(view.main)
+        takes = on_device.takes(self.kind, view.n_live)
+        return takes and on_device.wants(view, LEAST_FRESH_ROWS)
 
     def place(self, *, cancel: threading.Event) -> int:
-        """Copies the live vectors to devices, and lets searches be answered there; how many, 0 when cancelled.
+        """Copies the main index, or else the live vectors, to devices, and lets searches be answered there; how
+        many rows, 0 when cancelled.
 
         DeviceFull, DeviceLost: searches go on where they went before.
         """
-        assert self.on_device is not None
-        placed = self.on_device.place(self._view, self.source, cancel)
+        on_device, main = self.on_device, self._view.main
+        assert on_device is not None
+        if main is not None:
+            copy = on_device.place_main(main, cancel)
+            with self._lock:
+                on_device.keep_only(self._main)
+                self._view = self._changed(
+                    self._view, served=None, device_main=on_device.copy_of(self._view.main)
+                )
+            return 0 if copy is None else copy.n
+        placed = on_device.place(self._view, self.source, cancel)
         if placed is None:
             return 0
         served, before = placed

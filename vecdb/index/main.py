@@ -84,6 +84,9 @@ class Main:
         """Lists that serve until a graph is made too and the two have been compared."""
         self.walks: dict[tuple[float, int], int | None] = {}
         """See `plan.plain_walk`."""
+        self.host: Main | None = None
+        """Of a copy on a device: what it is a copy of, see `device_main.py`."""
+        self.setting_name = SETTING_NAMES[kind]
         self.guide = guide_of(code, index)
         """Small codes that a graph over float32 is walked over; None where it walks over its vectors."""
         self._refined = refined(code, index, block)
@@ -148,6 +151,10 @@ class Main:
         `queries` float32 (q, d), C-contiguous (bits: uint8); k <= n; `setting` is efSearch or nprobe.
         """
         return self._find(queries, k, setting)
+
+    def gives(self, k: int, setting: int) -> bool:
+        """Whether `search` answers so many candidates at this setting; the host always does."""
+        return True
 
     def nearest(self, query: Any, k: int, setting: int) -> tuple[Floats, Rows] | None:
         """`search` of a graph or lists for one query (1, d), as FAISS's scores and positions (1, k); None

@@ -36,6 +36,11 @@ class Outgrown(Exception):
     """Raised when fresh vectors do not fit the codes of the index that was to grow."""
 
 
+Kmeans = Callable[[Floats, int, int, bool, int, Callable[[], None]], Floats | None]
+"""(sample (n, d), lists, rounds, spherical, seed, check) -> centroids (lists, d) by something faster than the CPU;
+None where that cannot do it now. `check` is called now and then, and may raise."""
+
+
 class Joining(Protocol):
     """What joins the rows of graphs in place of the CPU; see `joined.Joiner`."""
 
@@ -55,6 +60,10 @@ class Job(Protocol):
     target_recall: float
     source: VectorSource
     joiner: Joining | None
+
+    @property
+    def kmeans(self) -> Kmeans | None:
+        """Who trains centroids; None for the CPU."""
 
 
 class Making(Protocol):
@@ -346,11 +355,22 @@ class ListsMaker:
         return self.index, block_of("ivf", self.build.code, self.index, None)
 
     def _train(self, rows: Rows) -> tuple[Floats, Floats]:
-        """Centroids and the sample they come from. A call a round, so that it can be cancelled."""
+        """Centroids and the sample they come from."""
         build, job = self.build, self.build.job
         lists = lists_for(rows.size)
         size = min(rows.size, lists * _TRAIN_ROWS_A_LIST)
         sample = build.gather(np.sort(build.rng.choice(rows, size, replace=False)))
+        if job.kmeans is not None:
+            spherical = job.metric == "cosine"
+            made = job.kmeans(sample, lists, _TRAIN_ROUNDS, spherical, SEED, build.check)
+            if made is not None:
+                build.progress(self.base / 2)
+                return made, sample
+        return self._by_the_cpu(sample, lists), sample
+
+    def _by_the_cpu(self, sample: Floats, lists: int) -> Floats:
+        """Centroids of a sample. A call a round, so that it can be cancelled."""
+        build, job, size = self.build, self.build.job, len(sample)
         centroids = sample[build.rng.choice(size, lists, replace=False)].copy()
         few = np.ascontiguousarray(sample[::_ROUGH])
         for done in range(_TRAIN_ROUNDS):
@@ -368,4 +388,4 @@ class ListsMaker:
             kmeans.train(few if rough else sample, init_centroids=centroids)
             centroids = np.array(kmeans.centroids, np.float32)
             build.progress(self.base * (done + 1) / _TRAIN_ROUNDS / 2)
-        return centroids, sample
+        return centroids

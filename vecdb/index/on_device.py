@@ -1,8 +1,10 @@
-"""What of an index lies on devices: when it is placed there, and when again."""
+"""What of an index lies on devices, all live vectors or a copy of its main index: when it is placed there,
+and when again."""
 
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -10,10 +12,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..device import Device, Placed, Placements
-from ..errors import Cancelled
-from .distance import Rows
+from ..errors import Cancelled, VecdbError
+from .device_main import DeviceMain, bytes_on_device, place_lists, why_not
+from .distance import Floats, Rows
+from .main import Main
 from .served import Served, slices
 from .source import VectorSource
+
+log = logging.getLogger("vecdb")
 
 _ROOM_FOR_FLOAT32 = 0.5
 """Share of the devices' budgets that one collection may take in float32; a larger one lies there in float16,
@@ -35,13 +41,14 @@ class Moment(Protocol):
 class OnDevice:
     """The placement of one index. One thread at a time places; any thread may ask.
 
-    `names` are the devices that it may lie on.
+    `names` are the devices that it may lie on; `asked_for` says that they were asked for, and not found by `auto`.
     """
 
     def __init__(
         self,
         placements: Placements,
         names: tuple[str, ...],
+        asked_for: bool,
         dimension: int,
         metric: str,
         storage: str,
@@ -50,8 +57,10 @@ class OnDevice:
         self.placements = placements
         self.names = names
         self.served: Served | None = None
+        self.copy: DeviceMain | None = None
         self.wake: Callable[[], None] = lambda: None
         """Called by searches that found their vectors gone."""
+        self._asked_for = asked_for
         self._dimension = dimension
         self._metric = metric
         self._storage = storage
@@ -122,15 +131,99 @@ class OnDevice:
         )  # fmt: skip
         return self.served, before
 
+    def takes_main(self, main: Main) -> bool:
+        """Whether a copy of `main` is to be searched on a device: lists in a code that a card has, of rows that
+        take the CPU a millisecond to compare, where one device has room for them."""
+        large = main.n * self._dimension > self._settings["exact_max_scalars"]
+        return large and not why_not(main) and bytes_on_device(main) <= _ROOM * self._largest()
+
+    def wants_main(self, main: Main) -> bool:
+        """Whether placing `main` now would pay: a device is up, and no copy of it lies there."""
+        copy = self.copy
+        if copy is not None and copy.host.index is main.index and copy.there:
+            return False
+        return bool(self.placements.among(self.names)) and self.takes_main(main)
+
+    def place_main(self, main: Main, cancel: threading.Event) -> DeviceMain | None:
+        """Copies `main` to a device, instead of what lay there; None when cancelled. DeviceFull, DeviceLost."""
+        self.leave()
+        self.copy = place_lists(
+            main,
+            self.placements,
+            self.names,
+            ("lists", next(_numbers)),
+            lambda: self.wake(),
+            cancel,
+        )
+        return self.copy
+
+    def copy_of(self, main: Main | None) -> DeviceMain | None:
+        """What lies on a device of this very main index, never of an older one."""
+        copy = self.copy
+        if copy is None or main is None or copy.host.index is not main.index:
+            return None
+        if copy.host is not main:
+            copy = self.copy = copy.of(main)
+        return copy
+
+    def note_of(self, main: Main | None) -> str:
+        """Why a device that was asked for cannot search `main`; empty where it can, and where none was asked for."""
+        if main is None or not self._asked_for:
+            return ""
+        what = why_not(main)
+        if not what and bytes_on_device(main) > _ROOM * self._largest():
+            what = f"lists of {bytes_on_device(main):,} bytes"
+        return f"{', '.join(self.names)} cannot search {what}" if what else ""
+
+    def kmeans(
+        self,
+        sample: Floats,
+        lists: int,
+        rounds: int,
+        spherical: bool,
+        seed: int,
+        check: Callable[[], None],
+    ) -> Floats | None:
+        """Centroids (lists, d) float32 of `sample` (n, d) float32 by the device with most room; None where none is
+        up, or it fails in the middle. `check` is called between rounds, and may raise."""
+        up = self.placements.among(self.names)
+        if not up:
+            return None
+        device = max(up, key=self.placements.room)
+        try:
+            return device.kmeans(sample, lists, rounds, spherical, seed, check)
+        except VecdbError as error:
+            log.warning("the CPU trains %d lists, as a device did not: %s", lists, error.message)
+            return None
+
+    def keep_only(self, main: Main | None) -> None:
+        """Gives the memory back of all that is not of this main index."""
+        if self.copy_of(main) is None:
+            copy, self.copy = self.copy, None
+            if copy is not None:
+                copy.leave()
+        if main is not None:
+            served, self.served = self.served, None
+            if served is not None:
+                served.leave()
+
     def leave(self) -> None:
         """Gives the memory of the devices back."""
         served, self.served = self.served, None
-        if served is not None:
-            served.leave()
+        copy, self.copy = self.copy, None
+        for one in (served, copy):
+            if one is not None:
+                one.leave()
 
     def _budget(self) -> int:
-        return sum(
+        return sum(self._budgets())
+
+    def _largest(self) -> int:
+        return max(self._budgets(), default=0)
+
+    def _budgets(self) -> list[int]:
+        return [
             one.budget_bytes
             for one in self.placements.devices
             if one.name in self.names and not one.down
-        )
+        ]

@@ -14,7 +14,7 @@ import numpy as np
 
 from .blocks import Allowed
 from .distance import Floats, Rows, widen
-from .main import SETTING_NAMES, Main
+from .main import Main
 from .side import Asked, SideGraph
 from .trace import Trace
 
@@ -28,6 +28,10 @@ GRAPH_COST_A_CANDIDATE = 50.0
 GUIDED = 0.7
 """A walk over sq8 to one over float32 (FAISS alone, WordNet, efSearch 24 to 128: 0.61 to 0.76, compared by the
 vectors included)."""
+ON_DEVICE = 0.02
+"""Probing lists on a GPU to probing them on the host: a fiftieth."""
+DEVICE_CALL = 1_700.0
+"""One call of a device beside what the card does: 0.1 ms (`device/link.py`) at 60 ns a distance."""
 NEAR_COST_A_ROW, FAR_COST_A_ROW = 0.7, 2.4
 """Of a row picked out by a filter, where its neighbours are picked too, and where it lies alone:
 116,659 rows, 11,400 of them in a run: 35 ns each; 19,900 scattered ones: 145 ns."""
@@ -55,6 +59,8 @@ def wanted_with(k: int, share: float) -> int:
 
 def walk_cost(main: Main, k: int, setting: int) -> float:
     """Cost of one approximate search, in exact distances."""
+    if main.host is not None:
+        return DEVICE_CALL + ON_DEVICE * walk_cost(main.host, k, setting)
     if main.kind == "hnsw":
         cost = GRAPH_COST_A_CANDIDATE * max(setting, k)
         return cost if main.guide is None else GUIDED * cost
@@ -159,7 +165,10 @@ def search_main(
     want, setting, cost = walk_for(main, k, count, target_recall, sure)
     limit = exact_cost(main, allowed)
     if asked is None or allowed is None or target_recall is None:
-        return _searched(main, queries, k, allowed, want, setting, cost, limit, trace, check)
+        return _searched(
+            main, queries, k, allowed, want, setting, cost, limit, trace, check,
+            target_recall=target_recall,
+        )  # fmt: skip
     beside = asked.graph(main, count)
     if beside is not None:
         # Its depth is calibrated too: of the candidates of lossy codes only so many must be right.
@@ -190,6 +199,7 @@ def _searched(
     check: Callable[[], None],
     *,
     beside: SideGraph | None = None,
+    target_recall: float | None = None,
 ) -> tuple[Floats, Rows, bool, str]:
     """See `search_main`. `cost` is that of the walk for `want` candidates, `limit` of comparing all."""
     count = main.n if allowed is None else allowed.count
@@ -217,15 +227,25 @@ def _searched(
     if trace is not None:
         _note(trace, plan, main, max(setting, want if main.kind == "hnsw" else 0), want, 0)
         trace.expected_recall = walked.curve.expected(setting)
-    if short.size:
-        few = np.ascontiguousarray(queries[short])
-        exact_keys, exact_positions = main.exact(few, k, allowed)
-        keys[short], positions[short] = widen(exact_keys, exact_positions, k)
+    rows = _rows(main, positions)
+    if not short.size:
+        return keys, rows, False, plan
+    few = np.ascontiguousarray(queries[short])
+    if main.host is not None and allowed is not None:
+        # A device gives only so many candidates; the host goes on.
+        rest = search_main(main.host, few, k, allowed, target_recall, None, check)
+        keys[short], rows[short] = widen(rest[0], rest[1], k)
+        exact = rest[2]
+    else:
+        found = main.exact(few, k, allowed)
+        keys[short], rows[short] = widen(found[0], _rows(main, found[1]), k)
+        exact = True
+    if exact:
         plan = f"exact-after-{plan}"
-        if trace is not None:
-            trace.plan = plan
-            trace.main_rows_compared = count * short.size // len(queries)
-    return keys, _rows(main, positions), short.size == len(queries), plan
+    if trace is not None:
+        trace.plan = plan
+        trace.main_rows_compared = count * short.size // len(queries) if exact else 0
+    return keys, rows, exact and short.size == len(queries), plan
 
 
 def _filtered(
@@ -248,12 +268,12 @@ def _filtered(
         found = _allowed_first(*main.search(few, width, setting), allowed, k)
         keys[short], positions[short] = found
         short = short[found[1][:, k - 1] < 0]
-        wider = width * WIDER
+        wider, deeper = width * WIDER, setting * 2 if main.kind == "ivf" else setting
         if not short.size or wider >= main.n // 2 or walk_cost(main, wider, setting) > limit:
             return keys, positions, short, width
-        if main.kind == "ivf":
-            setting *= 2
-        width = wider
+        if not main.gives(wider, deeper):
+            return keys, positions, short, width
+        width, setting = wider, deeper
         check()
 
 
@@ -278,7 +298,7 @@ def _settled(
     moving = np.setdiff1d(np.arange(len(queries)), short)
     while moving.size:
         setting *= 2
-        if walk_cost(main, width, setting) > limit:
+        if walk_cost(main, width, setting) > limit or not main.gives(width, setting):
             return np.union1d(short, moving)
         found = main.search(np.ascontiguousarray(queries[moving]), width, setting)
         found_keys, found_positions = _allowed_first(*found, allowed, k)
@@ -295,7 +315,7 @@ def _note(
 ) -> None:
     if trace is not None:
         trace.plan = plan
-        trace.setting_name = SETTING_NAMES[main.kind] if setting else ""
+        trace.setting_name = main.setting_name if setting else ""
         trace.setting = setting
         trace.candidates = candidates
         trace.main_rows_compared = compared

@@ -96,12 +96,10 @@ class Served:
     def names(self) -> str:
         """The devices it lies on, as in `gpu:0,1`; empty when it is gone."""
         held = self.placements.get(self.key)
-        if held is None:
-            return ""
-        return "gpu:" + ",".join(s.device.name.removeprefix("gpu:") for s in held.shards)
+        return "" if held is None else held.names
 
     @property
-    def nbytes(self) -> int:
+    def device_bytes(self) -> int:
         """Memory of the devices that it takes."""
         held = self.placements.get(self.key)
         return 0 if held is None else held.bytes

@@ -12,10 +12,10 @@ import numpy as np
 from ..errors import InvalidQuery, InvalidVector
 from ..layout import vector_width
 from ..selection import Selection
-from . import chosen, one, plan
+from . import chosen, main_part, one
 from .blocks import Allowed, Mask
 from .chosen import Few, MainMask
-from .depth import deep_enough
+from .device_main import DeviceMain
 from .distance import Floats, Merger, Rows, padded, to_distances, unit
 from .live import Bits, is_set, unpack
 from .main import Main
@@ -68,6 +68,8 @@ class View:
         sides: Sides,
         pieces: tuple[Piece, ...],
         served: Served | None = None,
+        device_main: DeviceMain | None = None,
+        device_note: str = "",
     ) -> None:
         self.dimension = dimension
         self.metric = metric
@@ -88,10 +90,15 @@ class View:
         self.main_mask = main_mask
         self.sides = sides
         self.served = served
+        self.device_main = device_main
+        """The copy of `main` that lies on a device."""
+        self.device_note = device_note
+        """Why there is none although a device was asked for."""
         self._fews: dict[int, tuple[Selection, Few, Rows]] = {}
         self._walk_only = (
             main is not None and main.kind != "flat" and main.code != "binary" and not pieces
-        )
+            and device_main is None
+        )  # fmt: skip
 
     @property
     def tail_rows(self) -> int:
@@ -165,9 +172,12 @@ class View:
                     trace.allowed_rows = self._count(allowed)
                 return Found(answered[0], answered[1], True, answered[2])
         compared = target is None or main is None
-        if target is not None and main is not None and main.lossy:
+        walked = self.device_main or main
+        if target is not None and walked is not None and walked.lossy:
             # No setting reaches the target: then the codes themselves cannot tell the vectors apart.
-            compared = main.setting(target, k) is None
+            compared = walked.setting(target, k) is None
+        if trace is not None and self.device_note:
+            trace.device_note = f"{self.device_note}; answered by the CPU"
         if compared and (self.lossy_tail or (main is not None and main.lossy)):
             return self._exact_by_stored(x, k, allowed, trace, check)
         merger = Merger(k)
@@ -271,28 +281,10 @@ class View:
             return True, "exact"
         if inside is not None and inside.count == main.n:
             inside = None
-        asked = self.sides.asked(allowed, k)
-        if not main.lossy:
-            keys, rows, exact, name = plan.search_main(
-                main, x, k, inside, target, trace, check, asked
-            )
-            merger.add(keys, rows)
-            return exact, name
-        width = plan.ranked_again(main, k, inside, asked)
-        found = plan.search_main(main, x, width, inside, target, trace, check, asked, k)
-        coded, rows, name = found[0], found[1], found[3]
-        if inside is None:
-            merger.add(self._ranked_again(x, rows, trace), rows)
-            return False, name
-
-        def more(queries: Any, wider: int) -> tuple[Floats, Rows]:
-            return plan.search_main(main, queries, wider, inside, target, None, check, asked)[:2]
-
-        def rank(queries: Any, candidates: Rows) -> Floats:
-            return self._ranked_again(queries, candidates, trace)
-
-        merger.add(*deep_enough(x, k, width, (coded, rows), rank, more, check))
-        return False, name
+        return main_part.search(
+            main, self.device_main, x, k, inside, target, self.sides.asked(allowed, k),
+            self._ranked_again, merger, trace, check,
+        )  # fmt: skip
 
     def _ranked_again(self, x: Any, rows: Rows, trace: Trace | None) -> Floats:
         """Keys of rows by the stored vectors."""

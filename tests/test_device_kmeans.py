@@ -1,0 +1,117 @@
+"""Lists are trained by a device where the collection has one, and by the CPU where that fails."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from on_devices import DIMENSION, SEED, filled, opened
+
+from vecdb.device import Device
+from vecdb.device import messages as m
+from vecdb.errors import DeviceFull
+
+ROWS = 8_000
+
+
+def vectors_of(metric):
+    rng = np.random.default_rng(SEED)
+    return (rng.standard_normal((ROWS, DIMENSION)) + (metric == "ip")).astype(np.float32)
+
+
+@pytest.fixture
+def rounds(monkeypatch):
+    """The k-means requests that go to workers. `rounds.before(n, do)` does something before the nth."""
+
+    class Rounds(list):
+        def before(self, number, do):
+            self.at, self.do = number, do
+
+    seen = Rounds()
+    seen.at, seen.do = 0, None
+    plain = Device._request
+
+    def request(self, asked, *arguments, **named):
+        if isinstance(asked, m.Kmeans):
+            seen.append(asked)
+            if len(seen) == seen.at:
+                seen.do(self)
+        return plain(self, asked, *arguments, **named)
+
+    monkeypatch.setattr(Device, "_request", request)
+    return seen
+
+
+def recalled(made, vectors):
+    queries = vectors[:50] + np.float32(0.1)
+    found, true = made.query(queries, k=10), made.query(queries, k=10, exact=True)
+    return np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found.ids, true.ids, strict=True)])
+
+
+def centroids_of(made):
+    index = made._core.field(None).index.view.main.index
+    return index.quantizer.reconstruct_n(0, index.nlist)
+
+
+@pytest.mark.parametrize(("metric", "code"), [("l2", "none"), ("cosine", "sq8"), ("ip", "pq4")])
+def test_a_device_trains_lists(tmp_path, devices, rounds, metric, code):
+    """Ten rounds by the device, also for lists that the CPU searches; the centroids are as good as the CPU's."""
+    devices()
+    vectors = vectors_of(metric)
+    settings = {"metric": metric, "index": "ivf", "quantization": code, "target_recall": 0.9}
+    spread = []
+    for name, device in (("by-gpu", "auto"), ("by-cpu", "cpu")):
+        with opened(tmp_path / name) as database:
+            made, _ = filled(database, n=ROWS, vectors=vectors, device=device, **settings)
+            made.build_index(wait=True)
+            assert made.stats().index.kind == "ivf"
+            assert recalled(made, vectors) >= 0.87
+            centroids = centroids_of(made)
+        if metric == "cosine":
+            np.testing.assert_allclose(np.linalg.norm(centroids, axis=1), 1.0, atol=1e-5)
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        x = unit if metric == "cosine" else vectors
+        apart = (x**2).sum(1)[:, None] - 2 * x @ centroids.T + (centroids**2).sum(1)[None]
+        spread.append(float(np.sqrt(np.maximum(apart.min(axis=1), 0)).mean()))
+    assert len(rounds) == 10
+    assert all(one.spherical == (metric == "cosine") for one in rounds)
+    assert spread[0] <= 1.03 * spread[1]
+
+
+def killed(device):
+    device._worker._process.kill()
+
+
+def full(device):
+    raise DeviceFull("no memory for k-means, on purpose", device=device.name)
+
+
+@pytest.mark.parametrize("fails", [killed, full])
+def test_the_cpu_trains_where_a_device_fails(tmp_path, devices, rounds, caplog, fails):
+    """A worker that dies in the middle, or has no memory, costs the build nothing but time, and is logged."""
+    devices()
+    rounds.before(4, fails)
+    vectors = vectors_of("l2")
+    with opened(tmp_path) as database, caplog.at_level(logging.WARNING, "vecdb"):
+        made, _ = filled(database, n=ROWS, vectors=vectors, index="ivf", quantization="none")
+        made.build_index(wait=True)
+        assert len(rounds) == 4
+        assert "the CPU trains 200 lists, as a device did not" in caplog.text
+        stats = made.stats().index
+        assert (stats.kind, stats.indexed_rows, stats.last_error) == ("ivf", ROWS, "")
+        assert recalled(made, vectors) >= 0.92
+
+
+def test_a_build_is_cancelled_between_rounds_on_a_device(tmp_path, devices, rounds):
+    """Nobody waits for all rounds of a build that is not wanted any more."""
+    devices()
+    with opened(tmp_path, auto_build=False) as database:
+        made, _ = filled(database, n=ROWS, index="ivf", quantization="none")
+        builder, core = database._builder, made._core
+        rounds.before(3, lambda device: [job.cancel.set() for job in builder._of(core)])
+        made.build_index(wait=False)
+        (job,) = builder._of(core)
+        assert job.done.wait(60)
+        assert len(rounds) == 3
+        assert made.stats().index.kind == "exact"

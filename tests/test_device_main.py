@@ -1,0 +1,350 @@
+"""Lists of which a copy lies on a device answer as those of the host."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import pytest
+from on_devices import DIMENSION, SEED, filled, opened, placed, wait_for
+
+from vecdb.index import chosen, device_main, plan
+
+ROWS = 8_000
+CALL = plan.DEVICE_CALL
+CODES = ("none", "float16", "sq8", "sq4")
+
+
+@pytest.fixture(autouse=True)
+def _devices_are_asked(monkeypatch):
+    """Sets are small here: neither a call of a device nor comparing few rows may look dear or cheap for it."""
+    monkeypatch.setattr(chosen, "FEW_ROWS", 40)
+    monkeypatch.setattr(plan, "DEVICE_CALL", 0.0)
+
+
+def listed(database, metric="l2", code="none", n=ROWS, **settings):
+    """A collection with lists of which a copy lies on gpu:0, and its vectors."""
+    settings = {"index": "ivf", "quantization": code, **settings}
+    # Not in one direction, where codes of a few bits tell no angles apart.
+    vectors = np.random.default_rng(SEED).standard_normal((n, DIMENSION)).astype(np.float32)
+    made, _ = filled(database, metric, n=n, vectors=vectors, **settings)
+    made.build_index(wait=True)
+    placed(made)
+    return made, vectors
+
+
+def queries_near(vectors, count=40, seed=3):
+    rng = np.random.default_rng(seed)
+    chosen_ = vectors[rng.integers(0, len(vectors), count)]
+    return (chosen_ + 0.3 * rng.standard_normal(chosen_.shape)).astype(np.float32)
+
+
+def of(part):
+    return None if part is None else {"part": {"$lt": part}}
+
+
+def recall(made, queries, k, part=None, live=None, on="gpu:0"):
+    """Recall@k against exact answers, and the explanation; rows that are dead or not allowed must not come back."""
+    found = made.query(queries, k=k, filter=of(part), explain=True)
+    true = made.query(queries, k=k, filter=of(part), exact=True)
+    for ids in found.ids:
+        rows = np.array([int(one[1:]) for one in ids])
+        assert len(set(ids)) == len(ids)
+        assert part is None or (rows % 100 < part).all(), "a row that is not allowed came back"
+        assert live is None or live[rows].all(), "a dead row came back"
+    assert [len(ids) for ids in found.ids] == [len(ids) for ids in true.ids]
+    if on is not None:
+        assert found.explain.device == on, (found.explain.plan, found.explain.device_note)
+    hits = [len(set(a) & set(b)) / max(1, len(b)) for a, b in zip(found.ids, true.ids, strict=True)]
+    return float(np.mean(hits)), found.explain
+
+
+def by_host(made, queries, k):
+    """Rows and distances that the host's lists give for the same view."""
+    index = made._core.field(None).index
+    view = index._changed(index.view, device_main=None)
+    return view.search(queries, k)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
+@pytest.mark.parametrize("code", CODES)
+def test_the_device_answers_as_the_lists_of_the_host_do(tmp_path, devices, metric, code):
+    """At any k the same rows at the same distances, as long as both probe; and recall at its target."""
+    devices()
+    with opened(tmp_path) as database:
+        made, vectors = listed(database, metric, code, target_recall=0.9)
+        stats = made.stats().index
+        assert (stats.kind, stats.device) == ("ivf", "gpu:0")
+        assert stats.device_bytes > 0
+        queries = queries_near(vectors)
+        for k in (1, 10, 100):
+            explain = recall(made, queries, k)[1]
+            assert explain.plan in ("lists", "exact-after-lists")
+            assert explain.setting_name == "nprobe"
+            found, host = made.query(queries, k=k), by_host(made, queries, k)
+            if host.plan != "lists":
+                continue  # comparing all was cheaper for it
+            mine = np.array([[int(one[1:]) for one in ids] for ids in found.ids])
+            assert np.mean(mine == host.rows) > 0.999
+            np.testing.assert_allclose(found.distances, host.distances, rtol=1e-4, atol=1e-4)
+        assert recall(made, queries, 10)[0] >= 0.9 - 0.03
+        assert recall(made, queries[:1], 10)[1].batch == 1
+
+
+@pytest.mark.parametrize(("metric", "code"), [("l2", "none"), ("cosine", "sq8"), ("ip", "float16")])
+def test_filters_deaths_updates_and_fresh_rows_hold_on_a_device(tmp_path, devices, metric, code):
+    """Whatever is deleted, changed, added or not allowed, only live and allowed rows answer, and the nearest."""
+    devices()
+    with opened(tmp_path) as database:
+        made, vectors = listed(database, metric, code)
+        queries = queries_near(vectors)
+        live = np.ones(ROWS + 500, np.bool_)
+        for part in (99, 60, 30):
+            assert recall(made, queries, 10, part)[0] >= 0.95
+        gone = np.random.default_rng(SEED).choice(ROWS, 900, replace=False)
+        made.delete([f"r{i}" for i in gone])
+        live[gone] = False
+        for part in (None, 60):
+            got, explain = recall(made, queries, 10, part, live)
+            assert got >= 0.95
+            assert "overfetch" in explain.plan
+        fresh = np.random.default_rng(SEED + 2).standard_normal((500, DIMENSION))
+        fresh = fresh.astype(np.float32)
+        made.insert([f"r{ROWS + i}" for i in range(500)], fresh,
+                    metadata=[{"part": (ROWS + i) % 100} for i in range(500)])  # fmt: skip
+        found = made.query(fresh[:20], k=1)
+        if metric != "ip":
+            assert [ids[0] for ids in found.ids] == [f"r{ROWS + i}" for i in range(20)]
+        for part in (None, 30):
+            assert recall(made, queries, 10, part, live)[0] >= 0.95
+        # An updated record is found where it is now, not where it was.
+        changed = int(np.flatnonzero(live[:ROWS])[0])
+        target = np.full((1, DIMENSION), 60.0, np.float32)
+        made.update([f"r{changed}"], vectors=target)
+        if metric != "ip":
+            assert made.query(vectors[changed], k=1).ids[0][0] != f"r{changed}"
+        assert made.check().ok
+
+
+def test_few_allowed_rows_and_exact_answers_are_the_hosts(tmp_path, devices, monkeypatch):
+    """What is cheaper there, or must be exact, is not asked of the device."""
+    monkeypatch.setattr(plan, "DEVICE_CALL", CALL)
+    devices()
+    with opened(tmp_path) as database:
+        made, vectors = listed(database)
+        queries = queries_near(vectors)
+        assert recall(made, queries, 10, part=1, on="cpu")[0] == 1.0
+        found = made.query(queries, k=10, exact=True, explain=True)
+        assert (found.explain.device, found.explain.device_note) == ("cpu", "")
+
+
+@pytest.mark.parametrize("code", ["none", "sq8"])
+def test_more_answers_than_a_device_gives_are_the_hosts(tmp_path, devices, code):
+    """k up to 10,000 is answered, and the explanation says by whom and why."""
+    devices()
+    with opened(tmp_path) as database:
+        made, vectors = listed(database, code=code, n=24_000)
+        queries = queries_near(vectors, 8)
+        assert recall(made, queries, 1_000)[0] >= 0.95
+        for k in (2_500, 10_000):
+            got, explain = recall(made, queries, k, on="cpu")
+            assert got >= 0.95
+            if explain.plan == "lists":
+                assert (
+                    "is beyond what gpu:0 gives (2,048); answered by the CPU" in explain.device_note
+                )
+        assert made.stats().index.device_note == ""
+
+
+def test_queries_that_need_more_than_a_device_gives_do_not_keep_the_others(
+    tmp_path, devices, monkeypatch
+):
+    """In a batch with a filter that goes against some of the queries, these are answered by the host and the
+    others by the device; nobody gets fewer or worse answers."""
+    devices()
+    with opened(tmp_path) as database:
+        made, vectors = filled(database, n=ROWS, index="ivf", quantization="none")
+        far = vectors.sum(axis=1) > np.quantile(vectors.sum(axis=1), 0.7)
+        made.update([f"r{i}" for i in range(ROWS)], metadata=[{"far": bool(one)} for one in far])
+        made.build_index(wait=True)
+        placed(made)
+        core = made._core.field(None).index
+        copy = core.view.device_main
+        monkeypatch.setattr(copy, "limits", type(copy.limits)(k=200, nprobe=2_048))
+        queries = np.concatenate([queries_near(vectors[far], 20), queries_near(vectors[~far], 20)])
+        found = made.query(queries, k=10, filter={"far": True}, explain=True)
+        true = made.query(queries, k=10, filter={"far": True}, exact=True)
+        hits = [len(set(a) & set(b)) / 10 for a, b in zip(found.ids, true.ids, strict=True)]
+        assert found.explain.device == "gpu:0"
+        assert np.mean(hits) >= 0.95
+        for ids in found.ids:
+            assert all(far[int(one[1:])] for one in ids)
+
+
+def test_a_killed_worker_costs_no_answer(tmp_path, devices):
+    """Queries go on, answered by the CPU and marked so, and later by the device again."""
+    devices()
+    with opened(tmp_path) as database:
+        made, vectors = listed(database)
+        queries = queries_near(vectors)
+        (device,) = database.devices.placements.devices
+        os.kill(device._worker.pid, signal.SIGKILL)
+        seen = []
+
+        def answered_by_the_cpu():
+            got, explain = recall(made, queries, 10, on=None)
+            assert got >= 0.93
+            seen.append(explain)
+            return explain.device == "cpu"
+
+        wait_for(answered_by_the_cpu)
+        assert "answered by the CPU" in seen[-1].device_note
+        wait_for(lambda: recall(made, queries, 10, on=None)[1].device == "gpu:0")
+        assert made.stats().devices[0].restarts >= 1
+
+
+def test_a_worker_that_dies_within_a_search_costs_no_answer(tmp_path, devices):
+    """The query in whose middle the worker ends is answered too."""
+    devices(faults=f"die_at_search=3,once={tmp_path / 'once'}")
+    with opened(tmp_path) as database:
+        made, vectors = listed(database)
+        queries = queries_near(vectors)
+        notes = [recall(made, queries, 10, on=None)[1].device_note for _ in range(6)]
+        assert any("gone" in note and "answered by the CPU" in note for note in notes)
+
+
+def test_a_full_device_costs_no_answer(tmp_path, devices):
+    """A search for which the card has no memory is answered by the host."""
+    devices(faults="full_at_search=2")
+    with opened(tmp_path) as database:
+        made, vectors = listed(database)
+        queries = queries_near(vectors)
+        seen = [recall(made, queries, 10, on=None)[1] for _ in range(3)]
+        assert [one.device for one in seen] == ["gpu:0", "cpu", "gpu:0"]
+        assert "too little memory" in seen[1].device_note
+
+
+def test_lists_that_have_grown_are_placed_anew(tmp_path, devices):
+    """The copy of an older main index is never asked with the positions of a newer one."""
+    devices()
+    with opened(tmp_path, index_tail_share=0.01) as database:
+        made, vectors = listed(database, code="sq8")
+        index = made._core.field(None).index
+        before = index.view
+        fresh = np.random.default_rng(SEED + 5).standard_normal((3_000, DIMENSION))
+        fresh = fresh.astype(np.float32)
+        made.insert([f"r{ROWS + i}" for i in range(3_000)], fresh,
+                    metadata=[{"part": (ROWS + i) % 100} for i in range(3_000)])  # fmt: skip
+        made.build_index(wait=True)
+        assert made.stats().index.indexed_rows == ROWS + 3_000
+        wait_for(lambda: made.stats().index.device == "gpu:0")
+        after = index.view
+        assert after.device_main.host is after.main is not before.main
+        assert after.device_main.key != before.device_main.key
+        assert database.devices.stats()[0].placements == 1
+        both = np.concatenate([vectors, fresh])
+        assert recall(made, queries_near(both), 10)[0] >= 0.93
+        # Who still holds the older view gets its answers from the host.
+        queries = queries_near(vectors)
+        found, true = before.search(queries, 10), before.search(queries, 10, exact=True)
+        assert found.rows.max() < ROWS
+        assert (
+            np.mean([np.isin(a, b).mean() for a, b in zip(found.rows, true.rows, strict=True)])
+            >= 0.93
+        )
+
+
+def test_another_curve_of_the_same_lists_copies_nothing(tmp_path, devices):
+    """Recalibration changes the setting; what lies on the device stays."""
+    devices()
+    with opened(tmp_path) as database:
+        made, vectors = listed(database)
+        index = made._core.field(None).index
+        key = index.view.device_main.key
+        database._builder.recalibrate(made._core, 0, queries_near(vectors, 200))
+        wait_for(
+            lambda: index.view.device_main is not None and index.view.main.curve.queries == 200
+        )
+        assert index.view.device_main.key == key
+        assert index.view.device_main.curve is index.view.main.curve
+        assert recall(made, queries_near(vectors), 10)[0] >= 0.9
+
+
+def test_lists_are_placed_again_when_opened(tmp_path, devices):
+    """Nothing of a device is on the disk: after opening the lists go there by themselves, from their file."""
+    devices()
+    with opened(tmp_path) as database:
+        _, vectors = listed(database, code="sq8")
+    with opened(tmp_path) as database:
+        made = database.get_collection("docs")
+        placed(made)
+        assert recall(made, queries_near(vectors), 10)[0] >= 0.93
+
+
+def test_what_had_to_go_comes_back_when_it_is_asked(tmp_path, devices):
+    """Two collections that do not fit together take turns, and both answer all the time."""
+    one = 8_000 * (4 * DIMENSION + 4) * 5 // 4 + 4 * 200 * DIMENSION
+    devices(size=int(1.6 * one))
+    with opened(tmp_path) as database:
+        first, vectors = listed(database)
+        queries = queries_near(vectors)
+        second = database.create_collection(
+            "second", dimension=DIMENSION, metric="l2", index="ivf", quantization="none"
+        )
+        second.insert([f"r{i}" for i in range(ROWS)], vectors)
+        second.build_index(wait=True)
+        placed(second)
+        assert first.stats().index.device == "cpu"
+        got, explain = recall(first, queries, 10, on=None)
+        assert got >= 0.93
+        if explain.device == "cpu":
+            assert device_main.GONE in explain.device_note
+        wait_for(lambda: recall(first, queries, 10, on=None)[1].device == "gpu:0")
+        assert recall(second, queries, 10, on=None)[0] >= 0.93
+
+
+@pytest.mark.parametrize(("settings", "what"), [
+    ({"index": "ivf", "quantization": "pq4"}, "lists of pq4"),
+    ({"index": "hnsw", "quantization": "none"}, "a graph"),
+])  # fmt: skip
+def test_what_a_device_cannot_search_is_said(tmp_path, devices, settings, what):
+    """A collection that asks for a GPU and gets the CPU says why; one that does not ask says nothing."""
+    devices()
+    with opened(tmp_path) as database:
+        made, vectors = filled(database, device="gpu:0", **settings)
+        made.build_index(wait=True)
+        stats = made.stats().index
+        assert (stats.device, stats.device_note) == ("cpu", f"gpu:0 cannot search {what}")
+        found = made.query(vectors[:3], k=5, explain=True).explain
+        assert found.device_note == f"gpu:0 cannot search {what}; answered by the CPU"
+    with opened(tmp_path / "other") as database:
+        made, vectors = filled(database, **settings)
+        made.build_index(wait=True)
+        assert made.stats().index.device_note == ""
+
+
+def test_lists_too_large_for_the_device_are_searched_by_the_cpu(tmp_path, devices):
+    """Nothing fails, and a collection that asked for the GPU says why it is not used."""
+    devices(size=60_000)
+    with opened(tmp_path) as database:
+        made, vectors = filled(database, n=ROWS, index="ivf", quantization="none", device="gpu")
+        made.build_index(wait=True)
+        stats = made.stats().index
+        assert stats.device == "cpu"
+        assert "cannot search lists of" in stats.device_note
+        assert recall(made, queries_near(vectors), 10, on="cpu")[0] >= 0.93
+
+
+def test_an_index_that_is_dropped_leaves_the_device(tmp_path, devices):
+    """Memory of a device goes back with what lay in it."""
+    devices()
+    with opened(tmp_path) as database:
+        made, _ = listed(database)
+        assert database.devices.stats()[0].used_bytes > 0
+        made._core.drop_index(0)
+        assert database.devices.stats()[0].used_bytes == 0
+        made.build_index(wait=True)
+        placed(made)
+        database.drop_collection("docs")
+        assert database.devices.stats()[0].used_bytes == 0

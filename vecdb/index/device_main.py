@@ -1,0 +1,179 @@
+"""A main index of which a copy lies on a device: the host's rows, curve and block, and searches that the
+device answers.
+
+To `plan.py` it is a main index as any other, so what sifts, widens and ranks again on the host does so here: a
+device knows no filters and no deaths. What it does not offer, or cannot do at the moment, is `Unanswered`, and whoever
+asked asks `host` instead, which shares all else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ..device import Device, Limits, Placed, Placements
+from ..device.card import CardRefused
+from ..errors import Cancelled, Closed, DeviceFull, DeviceLost, FailedPrecondition
+from .blocks import as_keys
+from .calibrate import Curve
+from .distance import Floats, Rows
+from .door import L2
+from .host_lists import checked_lists, device_bytes, serialized
+from .main import Main
+
+GONE = "what lay on the device had to go, or its worker died"
+
+
+class Unanswered(Exception):
+    """The device cannot give this answer, so the host has to; the text says why."""
+
+
+class DeviceMain(Main):
+    """`host` with its searches answered by what lies under `key`. Any thread may search.
+
+    `curve` speaks for the copy, whose settings are called `setting_name`; `limits` are the most candidates
+    of one search, and the largest setting. `gone` is called by searches that find the copy to be gone. Immutable but for
+    `note`.
+    """
+
+    host: Main
+
+    def __init__(
+        self,
+        host: Main,
+        placements: Placements,
+        key: object,
+        limits: Limits,
+        gone: Callable[[], None],
+        curve: Curve,
+        setting_name: str,
+    ) -> None:
+        super().__init__(
+            kind=host.kind, code=host.code, index=host.index, block=host.block, rows=host.rows,
+            high_water=host.high_water, curve=curve, lossy=host.lossy, error=host.error,
+            arena=host.arena, sequence=host.sequence, built_at_s=host.built_at_s,
+            provisional=host.provisional,
+        )  # fmt: skip
+        self.host = host
+        self.setting_name = setting_name
+        self.placements = placements
+        self.key = key
+        self.limits = limits
+        self.note = ""
+        """Why the host answered lately instead of the device; empty while the device answers."""
+        self._gone = gone
+        self._metric = int(host.index.metric_type)
+
+    def of(self, host: Main) -> DeviceMain:
+        """The same copy for another main index with the same positions: one that knows another curve, say."""
+        curve = host.curve if self.curve is self.host.curve else self.curve
+        return DeviceMain(
+            host, self.placements, self.key, self.limits, self._gone, curve, self.setting_name
+        )
+
+    @property
+    def names(self) -> str:
+        """The devices it lies on, as in `gpu:0`; empty when it is gone."""
+        held = self.placements.get(self.key)
+        return "" if held is None else held.names
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory of the devices that it takes."""
+        held = self.placements.get(self.key)
+        return 0 if held is None else held.bytes
+
+    @property
+    def there(self) -> bool:
+        """Whether it still lies there: not evicted, and its worker lives."""
+        return self.placements.get(self.key) is not None
+
+    def leave(self) -> None:
+        """Gives the memory back; searches go to the host from now on."""
+        self.placements.forget(self.key)
+
+    def position_of_row(self) -> Rows:
+        return self.host.position_of_row()
+
+    def gives(self, k: int, setting: int) -> bool:
+        return k <= self.limits.k and self._within(k, setting) <= self.limits.nprobe
+
+    def _within(self, k: int, setting: int) -> int:
+        """The setting that a search asks the device for."""
+        return min(setting, int(self.index.nlist)) if self.kind == "ivf" else max(setting, k)
+
+    def search(self, queries: Any, k: int, setting: int) -> tuple[Floats, Rows]:
+        """`Main.search` by the device. Unanswered where the host has to; LimitExceeded when too many wait for
+        the device."""
+        if not self.gives(k, setting):
+            device = self.names or "the device"
+            if k > self.limits.k:
+                raise Unanswered(f"k of {k:,} is beyond what {device} gives ({self.limits.k:,})")
+            raise Unanswered(
+                f"{self.setting_name} of {self._within(k, setting):,} is beyond what {device} takes "
+                f"({self.limits.nprobe:,})"
+            )
+        metric = "l2" if self._metric == L2 else "ip"
+        try:
+            answer = self.placements.search(self.key, queries, k, self._within(k, setting), metric)
+        except Closed:
+            raise
+        except (DeviceLost, DeviceFull, FailedPrecondition) as error:
+            self.note = error.message
+            raise Unanswered(self.note) from error
+        if answer is None:
+            self.note = GONE
+            self._gone()
+            raise Unanswered(self.note)
+        self.note = ""
+        return as_keys(answer[0], answer[1], self._metric)
+
+
+def why_not(main: Main) -> str:
+    """What a device cannot search of `main`; empty where it can hold a copy."""
+    if main.kind == "hnsw":
+        return "a graph"
+    if main.kind != "ivf":
+        return f"flat {main.code} codes"
+    try:
+        checked_lists(main.index)
+    except CardRefused:
+        return f"lists of {main.code}"
+    return ""
+
+
+def bytes_on_device(main: Main) -> int:
+    """Memory that a copy of these lists takes there, estimated."""
+    return device_bytes(main.index)
+
+
+def place_lists(
+    main: Main,
+    placements: Placements,
+    names: tuple[str, ...],
+    key: object,
+    gone: Callable[[], None],
+    cancel: threading.Event,
+) -> DeviceMain | None:
+    """Copies the lists of `main` to one of these devices; None when cancelled. DeviceFull, DeviceLost.
+
+    Meanwhile the host holds their bytes once more.
+    """
+    data = serialized(main.index)
+
+    def check() -> None:
+        if cancel.is_set():
+            raise Cancelled("placing on a device was cancelled")
+
+    def make(device: Device, start: int, stop: int) -> Placed:
+        return device.place_lists(data, main.code, check)
+
+    try:
+        placed = placements.place(
+            key, bytes_on_device(main), main.n, make, divisible=False, among=names
+        )
+    except Cancelled:
+        return None
+    limits = placed.shards[0].device.info.limits
+    return DeviceMain(main, placements, key, limits, gone, main.curve, main.setting_name)
