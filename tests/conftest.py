@@ -338,19 +338,25 @@ def rows_file(folder: Path, count: int, name: str = "rows.jsonl") -> Path:
 
 @pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
 def devices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """How many devices are used; called before a database is opened. The GPU is one, with all its memory."""
+    """How many devices are used; called before a database is opened. The GPU is one, with all its memory.
+    `graphs` says that they must have graphs, or must not."""
 
-    def use(count: int = 1, size: int = 1 << 30, faults: str = "") -> None:
+    def use(
+        count: int = 1, size: int = 1 << 30, faults: str = "", graphs: bool | None = None
+    ) -> None:
         if request.param == "gpu":
-            from vecdb.index.card import count_gpus
+            from vecdb.index.card import count_gpus, has_graphs
 
             if not count_gpus():
                 pytest.skip("FAISS sees no GPU here")
+            if graphs is not None and graphs is not has_graphs():
+                pytest.skip("this FAISS has cuVS, or lacks it")
             if count > 1 or size < 1 << 30 or faults:
                 pytest.skip("needs several devices, small ones, or such that fail when asked to")
             return
         monkeypatch.setenv("VECDB_STAND_IN_DEVICES", str(count))
         monkeypatch.setenv("VECDB_STAND_IN_BYTES", str(size))
+        monkeypatch.setenv("VECDB_STAND_IN_GRAPHS", str(int(graphs is not False)))
         if faults:
             monkeypatch.setenv("VECDB_STAND_IN_FAULTS", faults)
 

@@ -10,12 +10,12 @@ import pytest
 import vecdb
 from vecdb.device import Device
 from vecdb.index import joined
-from vecdb.index.card import count_gpus
 from vecdb.index.joined import JoinedMaker
 
 SEED = 20_261_126
 ROWS, DIMENSION = 2_500, 96
-SETTINGS = {"exact_max_scalars": 1_000, "audit_share": 0.0, "device_timeout_s": 20.0}
+SETTINGS = {"audit_share": 0.0, "device_timeout_s": 20.0}
+"""Rows are so few by default that the CPU searches them, whoever has joined them."""
 STORED = [
     ("l2", "float32", "auto"),
     ("cosine", "float32", "auto"),
@@ -27,25 +27,9 @@ STORED = [
 ]
 
 
-@pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
-def devices(request, monkeypatch):
-    """Has one device that joins graphs of few rows too; `faults` are those of a stand-in."""
-
-    def use(faults="", size=1 << 30):
-        if request.param == "gpu":
-            if not count_gpus():
-                pytest.skip("FAISS sees no GPU here")
-            if not hasattr(joined.faiss, "GpuIndexCagra"):
-                pytest.skip("this FAISS was made without cuVS")
-            if faults or size < 1 << 30:
-                pytest.skip("needs a device that is small, or fails when asked to")
-            return
-        monkeypatch.setenv("VECDB_STAND_IN_DEVICES", "1")
-        monkeypatch.setenv("VECDB_STAND_IN_BYTES", str(size))
-        monkeypatch.setenv("VECDB_STAND_IN_FAULTS", faults)
-
+@pytest.fixture(autouse=True)
+def _few_rows_are_many(monkeypatch):
     monkeypatch.setattr(joined, "LEAST_ROWS", 1_500)
-    return use
 
 
 @pytest.fixture
@@ -123,7 +107,7 @@ def test_a_graph_that_a_device_joined_finds_what_is_near(
     tmp_path, devices, graphs, metric, storage, quantization
 ):
     """Recall is the collection's, with filters, deletes, fresh rows, and after opening again."""
-    devices()
+    devices(graphs=True)
     with vecdb.open(tmp_path / "db", **SETTINGS) as database:
         collection, vectors = made(database, metric, storage, quantization)
         # All but the rows held out to calibrate, which the CPU adds.
@@ -154,7 +138,7 @@ def test_a_device_that_fails_costs_no_graph(
     tmp_path, devices, caplog, metric, storage, quantization
 ):
     """The CPU builds it after all, and one line of the log says so."""
-    devices(faults="die_at_add=1")
+    devices(faults="die_at_add=1", graphs=True)
     with caplog.at_level(logging.WARNING, "vecdb"), vecdb.open(tmp_path / "db", **SETTINGS) as one:
         collection, vectors = made(one, metric, storage, quantization)
         assert collection.stats().index.kind == "hnsw"
@@ -164,7 +148,7 @@ def test_a_device_that_fails_costs_no_graph(
 
 def test_links_of_other_rows_are_not_believed(tmp_path, devices, monkeypatch, caplog):
     """What a device says is looked at: FAISS would read beyond its memory."""
-    devices()
+    devices(graphs=True)
     asked = Device.links
     monkeypatch.setattr(Device, "links", lambda *given: asked(*given) + 10)
     with vecdb.open(tmp_path / "db", **SETTINGS) as database:
@@ -175,7 +159,7 @@ def test_links_of_other_rows_are_not_believed(tmp_path, devices, monkeypatch, ca
 
 def test_a_graph_grows_by_the_cpu_until_much_is_new(tmp_path, devices, graphs):
     """A device joins all rows anew where a quarter of them or more is fresh."""
-    devices()
+    devices(graphs=True)
     with vecdb.open(tmp_path / "db", auto_build=False, **SETTINGS) as database:
         collection, vectors = made(database)
         few, many = rows_of("float32", 300, SEED + 2), rows_of("float32", 1_000, SEED + 3)
@@ -192,7 +176,7 @@ def test_a_graph_grows_by_the_cpu_until_much_is_new(tmp_path, devices, graphs):
 @pytest.mark.parametrize("why", ["asked for the CPU", "too few rows", "too small a device"])
 def test_the_cpu_builds_what_no_device_is_for(tmp_path, devices, graphs, monkeypatch, why):
     """Nothing is asked of a device that would not do."""
-    devices(size=1 << 20 if why == "too small a device" else 1 << 30)
+    devices(graphs=True, size=1 << 20 if why == "too small a device" else 1 << 30)
     if why == "too few rows":
         monkeypatch.setattr(joined, "LEAST_ROWS", ROWS + 1)
     with vecdb.open(tmp_path / "db", **SETTINGS) as database:
@@ -204,7 +188,7 @@ def test_the_cpu_builds_what_no_device_is_for(tmp_path, devices, graphs, monkeyp
 
 def test_many_rows_at_once_need_no_lists_first(tmp_path, devices, graphs, monkeypatch):
     """Kind auto makes the graph at once where a device joins it."""
-    devices()
+    devices(graphs=True)
     monkeypatch.setattr("vecdb.index.on_device.OnDevice.takes", lambda *_: False)
     monkeypatch.setattr("vecdb.index.choice._LISTS_FIRST_ROWS", 1_000)
     kinds = []
@@ -214,7 +198,7 @@ def test_many_rows_at_once_need_no_lists_first(tmp_path, devices, graphs, monkey
         "anew",
         lambda self, *given: kinds.append(self.kind) or anew(self, *given),
     )
-    with vecdb.open(tmp_path / "db", **SETTINGS) as database:
+    with vecdb.open(tmp_path / "db", exact_max_scalars=1_000, **SETTINGS) as database:
         collection, vectors = made(database, index="auto")
         check(collection, vectors, "l2")
         assert kinds[0] == "hnsw"
@@ -223,7 +207,7 @@ def test_many_rows_at_once_need_no_lists_first(tmp_path, devices, graphs, monkey
 
 def test_a_joined_graph_is_one_of_faiss_that_any_version_reads(tmp_path, devices, monkeypatch):
     """Its file holds an HNSW graph with upper levels, not the class that comes from a GPU."""
-    devices()
+    devices(graphs=True)
     makers = []
     serving = JoinedMaker.serving
     monkeypatch.setattr(JoinedMaker, "serving", lambda self: makers.append(self) or serving(self))

@@ -5,7 +5,7 @@ Counting GPUs needs FAISS, which only `vecdb/index/` may ask, so whoever chooses
 
 For tests only: where the environment has VECDB_STAND_IN_DEVICES=2, two GPUs are pretended, each a stand-in
 in a worker process of its own, and the real ones are not looked for. VECDB_STAND_IN_BYTES gives each so much
-memory, and VECDB_STAND_IN_FAULTS makes them fail as `stand_in.Faults` says. They answer rightly and
+memory, VECDB_STAND_IN_GRAPHS=0 takes their graphs away, and VECDB_STAND_IN_FAULTS makes them fail as `stand_in.Faults` says. They answer rightly and
 slowly, and nothing else about them is of use.
 """
 
@@ -24,6 +24,7 @@ log = logging.getLogger("vecdb")
 
 STAND_IN_DEVICES = "VECDB_STAND_IN_DEVICES"
 STAND_IN_BYTES = "VECDB_STAND_IN_BYTES"
+STAND_IN_GRAPHS = "VECDB_STAND_IN_GRAPHS"
 STAND_IN_FAULTS = "VECDB_STAND_IN_FAULTS"
 
 
@@ -114,6 +115,8 @@ def start(
         arguments = ["--card=stand-in"]
         if STAND_IN_BYTES in known:
             arguments.append(f"--stand-in-bytes={int(known[STAND_IN_BYTES])}")
+        if STAND_IN_GRAPHS in known:
+            arguments.append(f"--stand-in-graphs={int(known[STAND_IN_GRAPHS])}")
         if STAND_IN_FAULTS in known:
             arguments.append(f"--stand-in-faults={known[STAND_IN_FAULTS]}")
     else:

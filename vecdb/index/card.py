@@ -54,6 +54,11 @@ def gpus_here() -> int:
     return int(faiss.get_num_gpus())
 
 
+def has_graphs() -> bool:
+    """Whether this FAISS was made with cuVS, whose graphs are CAGRA."""
+    return hasattr(faiss, "GpuIndexCagra")
+
+
 @functools.lru_cache(maxsize=1)
 def count_gpus() -> int:
     """GPUs that FAISS sees, asked once, in a process of its own: every unexpected answer of the driver
@@ -144,7 +149,7 @@ class FaissCard:
         self._resources.setPinnedMemory(PINNED_BYTES)
         self._resources.syncDefaultStreamCurrentDevice()  # takes all that now, not in the first search
         self._limits = Limits()
-        self._graphs = hasattr(faiss, "GpuIndexCagra")
+        self._graphs = has_graphs()
         self._placed: dict[int, _Flat | _Lists | _Graph] = {}
 
     def info(self) -> CardInfo:

@@ -23,7 +23,6 @@ from .door import give_memory_back
 from .figures import IndexFigures, figures_of
 from .files import IndexRecord
 from .handover import HandOver
-from .joined import Joiner
 from .live import Bits, LiveRows, unpack
 from .main import BuiltIndex, Main
 from .makers import Joining, Kmeans
@@ -82,10 +81,6 @@ class Index:
         self._dead_in_tail = 0
         self.on_device = on_device
         """What of it lies on devices; None where the CPU is to search."""
-        self.joiner: Joining | None = None
-        """The devices that may join the rows of its graphs; None where only the CPU does."""
-        if on_device is not None and storage != "binary":
-            self.joiner = Joiner(on_device.placements, on_device.names, dimension, metric)
         self._device_note = ""
         self.sides = sides or Sides()
         self.sides.serve(None)
@@ -216,6 +211,11 @@ class Index:
     def kmeans(self) -> Kmeans | None:
         """What trains centroids where the collection has devices; None for the CPU."""
         return None if self.on_device is None else self.on_device.kmeans
+
+    @property
+    def joiner(self) -> Joining | None:
+        """What joins the rows of graphs where the collection has devices; None for the CPU."""
+        return None if self.on_device is None else self.on_device.joiner
 
     def _copy_of(self, main: Main | None) -> DeviceMain | None:
         return None if self.on_device is None else self.on_device.copy_of(main)
@@ -352,7 +352,7 @@ class Index:
         on_device, main = self.on_device, self._view.main
         assert on_device is not None
         if main is not None:
-            copy = on_device.place_main(main, cancel)
+            copy = on_device.place_main(main, self.source, cancel)
             with self._lock:
                 on_device.keep_only(self._main)
                 self._view = self._changed(

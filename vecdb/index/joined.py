@@ -96,8 +96,8 @@ class Joiner:
     def _code(self, rows: int) -> str | None:
         """The code that so many vectors lie in while they are joined; None where no device has the memory."""
         most = max((device.budget_bytes for device in self._devices()), default=0)
-        # Graphs over inner products need float32.
-        codes = ("float32",) if self._metric == "ip" else ("float32", "float16")
+        # Vectors of any length may not fit float16, and graphs over inner products need float32.
+        codes = ("float32", "float16") if self._metric == "cosine" else ("float32",)
         fitting = (c for c in codes if joining_bytes(rows, self._dimension, c) <= most)
         return next(fitting, None)
 

@@ -59,7 +59,10 @@ class Job(Protocol):
     storage: str
     target_recall: float
     source: VectorSource
-    joiner: Joining | None
+
+    @property
+    def joiner(self) -> Joining | None:
+        """Who joins the rows of graphs; None for the CPU."""
 
     @property
     def kmeans(self) -> Kmeans | None:

@@ -13,8 +13,11 @@ import numpy as np
 
 from ..device import Device, Placed, Placements
 from ..errors import Cancelled, VecdbError
-from .device_main import DeviceMain, bytes_on_device, place_lists, why_not
+from .device_graph import graph_bytes_on_device, place_graph
+from .device_main import DeviceMain, place_lists, why_not
 from .distance import Floats, Rows
+from .host_lists import device_bytes
+from .joined import Joiner
 from .main import Main
 from .served import Served, slices
 from .source import VectorSource
@@ -132,29 +135,38 @@ class OnDevice:
         return self.served, before
 
     def takes_main(self, main: Main) -> bool:
-        """Whether a copy of `main` is to be searched on a device: lists in a code that a card has, of rows that
-        take the CPU a millisecond to compare, where one device has room for them."""
+        """Whether a copy of `main` is to be searched on a device: a graph, or lists in a code that a card has, of
+        rows that take the CPU a millisecond to compare, where one device has room for it."""
         large = main.n * self._dimension > self._settings["exact_max_scalars"]
-        return large and not why_not(main) and bytes_on_device(main) <= _ROOM * self._largest()
+        if not large or why_not(main, self._have_graphs()):
+            return False
+        return self._bytes(main) <= _ROOM * self._largest()
 
     def wants_main(self, main: Main) -> bool:
         """Whether placing `main` now would pay: a device is up, and no copy of it lies there."""
         copy = self.copy
         if copy is not None and copy.host.index is main.index and copy.there:
             return False
-        return bool(self.placements.among(self.names)) and self.takes_main(main)
+        up = self.placements.among(self._names_for(main))
+        return bool(up) and self.takes_main(main)
 
-    def place_main(self, main: Main, cancel: threading.Event) -> DeviceMain | None:
-        """Copies `main` to a device, instead of what lay there; None when cancelled. DeviceFull, DeviceLost."""
+    def place_main(
+        self, main: Main, source: VectorSource, cancel: threading.Event
+    ) -> DeviceMain | None:
+        """Copies `main` to a device, or makes a graph there that stands for it, instead of what lay there; None
+        when cancelled. DeviceFull, DeviceLost."""
         self.leave()
-        self.copy = place_lists(
-            main,
-            self.placements,
-            self.names,
-            ("lists", next(_numbers)),
-            lambda: self.wake(),
-            cancel,
-        )
+        names, number = self._names_for(main), next(_numbers)
+
+        def gone() -> None:
+            self.wake()
+
+        if main.kind == "hnsw":
+            self.copy = place_graph(
+                main, self.placements, names, ("graph", number), gone, self._metric, source, cancel
+            )
+        else:
+            self.copy = place_lists(main, self.placements, names, ("lists", number), gone, cancel)
         return self.copy
 
     def copy_of(self, main: Main | None) -> DeviceMain | None:
@@ -170,9 +182,10 @@ class OnDevice:
         """Why a device that was asked for cannot search `main`; empty where it can, and where none was asked for."""
         if main is None or not self._asked_for:
             return ""
-        what = why_not(main)
-        if not what and bytes_on_device(main) > _ROOM * self._largest():
-            what = f"lists of {bytes_on_device(main):,} bytes"
+        what = why_not(main, self._have_graphs())
+        if not what and self._bytes(main) > _ROOM * self._largest():
+            name = "a graph" if main.kind == "hnsw" else "lists"
+            what = f"{name} of {self._bytes(main):,} bytes"
         return f"{', '.join(self.names)} cannot search {what}" if what else ""
 
     def kmeans(
@@ -214,6 +227,29 @@ class OnDevice:
         for one in (served, copy):
             if one is not None:
                 one.leave()
+
+    @property
+    def joiner(self) -> Joiner | None:
+        """What joins the rows of graphs."""
+        if self._storage == "binary":
+            return None
+        return Joiner(self.placements, self.names, self._dimension, self._metric)
+
+    def _names_for(self, main: Main) -> tuple[str, ...]:
+        """The devices that can search `main`."""
+        if main.kind != "hnsw":
+            return self.names
+        known = self.placements.devices
+        return tuple(d.name for d in known if d.name in self.names and d.info.graphs)
+
+    def _have_graphs(self) -> bool:
+        return any(d.info.graphs for d in self.placements.devices if d.name in self.names)
+
+    def _bytes(self, main: Main) -> int:
+        """Memory that placing `main` takes on a device, estimated."""
+        if main.kind == "hnsw":
+            return graph_bytes_on_device(main, self._metric, self._dimension)
+        return device_bytes(main.index)
 
     def _budget(self) -> int:
         return sum(self._budgets())
