@@ -184,6 +184,23 @@ def test_the_curve_of_the_device_is_measured_on_rows_that_its_graph_did_not_know
         assert database.devices.stats()[0].used_bytes == sizes[1]
 
 
+def test_queries_of_users_have_both_curves_measured_again(tmp_path, devices):
+    """Recalibration gives the graph on the device a curve on the same queries, and copies nothing."""
+    devices(graphs=True)
+    with opened(tmp_path) as database:
+        made, vectors = graphed(database, "cosine", "float32", "sq8")
+        index = made._core.field(None).index
+        before = index.view.device_main
+        queries = rows_of("float32", 200, SEED + 7)
+        database._builder.recalibrate(made._core, 0, queries)
+        wait_for(lambda: index.view.main.curve.queries == 200)
+        after = index.view.device_main
+        assert after.key == before.key
+        assert after.curve.queries == 200
+        assert (after.curve.rows, after.curve.points[0].setting) == (ROWS, 32)
+        check(made, vectors, "cosine")
+
+
 def test_a_killed_worker_costs_no_answer(tmp_path, devices):
     """Queries go on, answered by the CPU and marked so, and later by the device again."""
     devices(graphs=True)

@@ -56,6 +56,10 @@ class DeviceGraph(DeviceMain):
         """The same copy for another main index with the same positions; its curve stays."""
         return DeviceGraph(host, self.placements, self.key, self._gone, self.curve, self._named)
 
+    def with_device_curve(self, curve: Curve) -> DeviceGraph:
+        """The same copy with another curve."""
+        return DeviceGraph(self.host, self.placements, self.key, self._gone, curve, self._named)
+
     def _keys(self, scores: Floats, positions: Rows) -> tuple[Floats, Rows]:
         return keys_of(scores, positions, self._named, self._metric)
 

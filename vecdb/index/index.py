@@ -17,6 +17,7 @@ from .ahead import Ahead
 from .build import MIN_ROWS, Build
 from .chosen import MainMask
 from .codes import is_lossy, own_code
+from .device_graph import DeviceGraph
 from .device_main import DeviceMain
 from .distance import Rows
 from .door import give_memory_back
@@ -379,7 +380,8 @@ class Index:
         """The main index with a recall curve measured on `queries` (q, width) of users.
 
         None when cancelled, without a main index, or with fewer than 64 queries. Costs as much as the
-        calibration of a build; nothing else of the index changes.
+        calibration of a build, twice that where a device has a graph, whose curve is measured too; nothing else
+        of the index changes.
         """
         main = self._view.main
         if main is None or len(queries) < 64:
@@ -389,7 +391,17 @@ class Index:
         build = Build(self, main.kind, main.code, threads, cancel, progress, lambda *_: None)
         known = np.zeros(main.high_water, np.bool_)
         known[main.rows] = True
-        made = build.curve_on(main, x, lambda start, stop: known[start:stop])
+
+        def live(start: int, stop: int) -> NDArray[np.bool_]:
+            return known[start:stop]
+
+        made = build.curve_on(main, x, live)
+        copy = self._copy_of(main)
+        if made is not None and self.on_device is not None and isinstance(copy, DeviceGraph):
+            curve = build.curve_of(copy, x, live)
+            if curve is not None:
+                # Served from the moment on that the other one is installed.
+                self.on_device.curve_changes(main, curve)
         return None if made is None else BuiltIndex(made)
 
     def build_side(self, *, cancel: threading.Event) -> int:

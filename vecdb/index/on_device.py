@@ -13,7 +13,8 @@ import numpy as np
 
 from ..device import Device, Placed, Placements
 from ..errors import Cancelled, VecdbError
-from .device_graph import graph_bytes_on_device, place_graph
+from .calibrate import Curve
+from .device_graph import DeviceGraph, graph_bytes_on_device, place_graph
 from .device_main import DeviceMain, place_lists, why_not
 from .distance import Floats, Rows
 from .host_lists import device_bytes
@@ -177,6 +178,12 @@ class OnDevice:
         if copy.host is not main:
             copy = self.copy = copy.of(main)
         return copy
+
+    def curve_changes(self, main: Main, curve: Curve) -> None:
+        """The graph on a device that stands for `main` has been measured again."""
+        copy = self.copy_of(main)
+        if isinstance(copy, DeviceGraph):
+            self.copy = copy.with_device_curve(curve)
 
     def note_of(self, main: Main | None) -> str:
         """Why a device that was asked for cannot search `main`; empty where it can, and where none was asked for."""
