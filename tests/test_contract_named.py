@@ -111,7 +111,7 @@ def test_quantization_is_a_setting(backend, rng):
     """Each way to code vectors can be chosen, is told back, and changes no stored vector."""
     vectors = rng.standard_normal((50, D)).astype(np.float32)
     for name in backend.types.QUANTIZATIONS:
-        index = "ivf" if name == "pq4" else "hnsw"
+        index = "ivf" if name in backend.types.LISTS_ONLY else "hnsw"
         docs = backend.db.create_collection(name, dimension=D, index=index, quantization=name)
         assert docs.info.quantization == name
         docs.insert(IDS[:50], vectors)
@@ -119,7 +119,8 @@ def test_quantization_is_a_setting(backend, rng):
         expect(docs.query(vectors[:3], k=5), plain_distances(vectors[:3], vectors, "cosine"), 5)
     told = {info.name: info.quantization for info in backend.db.list_collections()}
     assert told == {name: name for name in backend.types.QUANTIZATIONS}
-    for wrong in ({"quantization": "sq2"}, {"quantization": "pq4", "index": "hnsw"}):
+    for wrong in ({"quantization": "sq2"}, {"quantization": "pq4", "index": "hnsw"},
+                  {"quantization": "pq8", "index": "exact"}):  # fmt: skip
         with pytest.raises(backend.errors.InvalidSetting):
             backend.db.create_collection("docs", dimension=D, **wrong)
 

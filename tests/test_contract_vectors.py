@@ -71,6 +71,8 @@ def test_settings_of_named_vectors_come_back(backend):
         {"storage": "binary", "metric": "hamming", "quantization": "float16"},
         {"quantization": "pq"},
         {"quantization": "pq4", "index": "hnsw"},
+        {"quantization": "pq8", "index": "exact"},
+        {"storage": "uint8", "quantization": "pq8", "index": "ivf"},
         {"vectors": {"a": {"dimension": 0}}},
         {"vectors": {"a": {"dimension": 3, "metric": "hamming"}}},
         {"vectors": {"vector": {"dimension": 3}}},

@@ -13,7 +13,7 @@ from vecdb.index import chosen, device_main, plan
 
 ROWS = 8_000
 CALL = plan.DEVICE_CALL
-CODES = ("none", "float16", "sq8", "sq4")
+CODES = ("none", "float16", "sq8", "sq4", "pq8")
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,9 @@ def test_the_device_answers_as_the_lists_of_the_host_do(tmp_path, devices, metri
         assert recall(made, queries[:1], 10)[1].batch == 1
 
 
-@pytest.mark.parametrize(("metric", "code"), [("l2", "none"), ("cosine", "sq8"), ("ip", "float16")])
+@pytest.mark.parametrize(
+    ("metric", "code"), [("l2", "none"), ("cosine", "sq8"), ("ip", "float16"), ("l2", "pq8")]
+)
 def test_filters_deaths_updates_and_fresh_rows_hold_on_a_device(tmp_path, devices, metric, code):
     """Whatever is deleted, changed, added or not allowed, only live and allowed rows answer, and the nearest."""
     devices()

@@ -38,6 +38,7 @@ from vecdb.index import plan
         ("hnsw", "hamming", "binary", "none"),
         ("ivf", "ip", "float16", "sq4"),
         ("ivf", "l2", "float32", "pq4"),
+        ("ivf", "ip", "float32", "pq8"),
         ("ivf", "l2", "int8", "none"),
     ],
 )
@@ -220,9 +221,11 @@ def test_when_a_build_is_wanted():
     assert coded.wants_build()
 
 
-@pytest.mark.parametrize(("quantization", "kind"), [("sq8", "hnsw"), ("pq4", "ivf")])
+@pytest.mark.parametrize(
+    ("quantization", "kind"), [("sq8", "hnsw"), ("pq4", "ivf"), ("pq8", "ivf")]
+)
 def test_auto_builds_the_kind_that_has_the_codes(quantization, kind):
-    """Kind auto makes a graph, and lists for pq4, which no graph has."""
+    """Kind auto makes a graph, and lists for pq4 and pq8, which no graph has."""
     index = filled(Rows(4_000), "auto", quantization=quantization, exact_max_scalars=0)
     index.install(build(index))
     assert (index.stats().kind, index.stats().quantization) == (kind, quantization)
@@ -230,7 +233,14 @@ def test_auto_builds_the_kind_that_has_the_codes(quantization, kind):
 
 @pytest.mark.parametrize(
     ("kind", "quantization"),
-    [("hnsw", "none"), ("ivf", "none"), ("hnsw", "sq4"), ("ivf", "pq4"), ("exact", "sq8")],
+    [
+        ("hnsw", "none"),
+        ("ivf", "none"),
+        ("hnsw", "sq4"),
+        ("ivf", "pq4"),
+        ("ivf", "pq8"),
+        ("exact", "sq8"),
+    ],
 )
 @pytest.mark.parametrize("after", [0.0, 0.3, 0.95])
 def test_a_cancelled_build_leaves_everything_as_it_was(kind, quantization, after, monkeypatch):

@@ -190,6 +190,7 @@ def test_depth_is_what_a_blurred_order_needs(blur, depth):
         ("hnsw", "ip", "float32", "sq4"),
         ("ivf", "cosine", "float32", "none"),
         ("ivf", "l2", "float32", "pq4"),
+        ("ivf", "l2", "float32", "pq8"),
         ("exact", "l2", "float32", "sq4"),
         ("hnsw", "hamming", "binary", "none"),
     ],
@@ -212,7 +213,7 @@ def test_a_build_measures_its_curve(kind, metric, storage, quantization, monkeyp
     recalls = [point.recall_10 for point in curve.points]
     assert all(later >= earlier - 0.02 for earlier, later in itertools.pairwise(recalls))
     assert curve.depth in DEPTHS
-    assert (curve.depth > 1.0) == (quantization in ("sq4", "pq4"))
+    assert (curve.depth > 1.0) == (quantization in ("sq4", "pq4", "pq8"))
     index.install(built)
     stats = index.stats()
     assert stats.curve == curve
@@ -370,7 +371,14 @@ def test_recall_holds_for_old_and_new_rows_after_the_data_drifted(
 
 @pytest.mark.parametrize(
     ("kind", "quantization"),
-    [("hnsw", "sq4"), ("hnsw", "sq8"), ("ivf", "pq4"), ("ivf", "sq8"), ("exact", "sq4")],
+    [
+        ("hnsw", "sq4"),
+        ("hnsw", "sq8"),
+        ("ivf", "pq4"),
+        ("ivf", "pq8"),
+        ("ivf", "sq8"),
+        ("exact", "sq4"),
+    ],
 )
 def test_recall_holds_where_codes_cannot_tell_vectors_apart(kind, quantization, monkeypatch):
     """Crowds closer than the codes can tell are still answered at the target, at whatever cost."""

@@ -18,6 +18,7 @@ KINDS = [
     ("hnsw", "cosine", "float32", "sq8"),
     ("hnsw", "hamming", "binary", "none"),
     ("ivf", "l2", "float32", "pq4"),
+    ("ivf", "ip", "float32", "pq8"),
     ("exact", "cosine", "float32", "sq4"),
 ]
 

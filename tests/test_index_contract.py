@@ -23,7 +23,7 @@ COMBINATIONS = [
     *itertools.product(("exact", "hnsw"), ("hamming",), ("binary",), ("none",)),
     *itertools.product(KINDS, ("cosine", "l2"), ("float32",), ("sq8",)),
     *itertools.product(KINDS, ("ip",), ("float32", "float16"), ("sq4",)),
-    *itertools.product(("ivf",), METRICS, ("float32",), ("pq4",)),
+    *itertools.product(("ivf",), METRICS, ("float32",), ("pq4", "pq8")),
     *itertools.product(("hnsw",), ("l2",), ("float32",), ("float16",)),
 ]
 DIMENSION = 16
@@ -228,7 +228,7 @@ def test_stats_count_rows(case):
     assert stats.age_s >= 0.0
     assert stats.indexed_rows + stats.tail_rows - stats.dead_rows == case.live.sum()
     bits = {"float32": 32, "float16": 16, "int8": 8, "uint8": 8, "binary": 1}[case.storage]
-    bits = {"sq8": 8, "sq4": 4, "pq4": 1}.get(case.quantization, bits)
+    bits = {"sq8": 8, "sq4": 4, "pq4": 1, "pq8": 2}.get(case.quantization, bits)
     assert stats.memory_bytes >= case.live.sum() * DIMENSION * bits / 8
     assert 0.9 <= stats.measured_recall <= 1.0
 

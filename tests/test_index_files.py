@@ -39,6 +39,8 @@ KINDS = [
     ("ivf", "l2", "uint8", "none"),
     ("exact", "l2", "float32", "sq8"),
     ("exact", "ip", "float16", "sq4"),
+    ("ivf", "l2", "float16", "pq8"),
+    ("ivf", "cosine", "float32", "pq8"),
 ]
 OF_EACH_SHAPE = [KINDS[0], KINDS[6], KINDS[12], KINDS[14], KINDS[16]]
 """A graph alone, a graph with codes of its own, bits, lists and flat codes."""

@@ -34,6 +34,7 @@ KINDS = [
     ("hnsw", "hamming", "binary", "none"),
     ("ivf", "cosine", "float16", "none"),
     ("ivf", "l2", "float32", "pq4"),
+    ("ivf", "cosine", "float32", "pq8"),
     ("exact", "l2", "float32", "sq8"),
 ]
 
@@ -138,7 +139,7 @@ def test_a_build_beyond_its_budget_is_refused(kind, metric, storage, quantizatio
     check_index(index, rows, np.ones(3_000, np.bool_))
 
 
-@pytest.mark.parametrize("quantization", ["none", "sq8", "pq4"])
+@pytest.mark.parametrize("quantization", ["none", "sq8", "pq4", "pq8"])
 def test_lists_grow_until_they_are_too_few(quantization):
     """Fresh rows go into the lists there are; at more than twice the rows new lists are trained."""
     rows = Rows(6_000)

@@ -10,6 +10,7 @@ from index_rows import as_stored, plain
 
 from vecdb.index import distances
 from vecdb.index.codes import (
+    GPU_PARTS,
     code_bytes,
     code_of,
     decoded,
@@ -19,6 +20,7 @@ from vecdb.index.codes import (
     like,
     new_codes,
     part_of,
+    parts_of,
     to_space,
 )
 from vecdb.index.distance import Merger, unit
@@ -256,3 +258,14 @@ def test_parts_of_product_quantization_divide_the_dimension(dimension, part, siz
     """Any dimension has parts, of 4 where it can be; two of them share a byte."""
     assert part_of(dimension) == part
     assert code_bytes("pq4", dimension) == size
+
+
+@pytest.mark.parametrize(
+    ("dimension", "size"),
+    [(384, 48), (768, 48), (1_536, 48), (1_024, 32), (128, 32), (100, 20), (96, 24), (16, 4), (6, 2), (37, 1)],
+)  # fmt: skip
+def test_bytes_of_8_bits_are_those_that_a_gpu_can_hold(dimension, size):
+    """About a quarter of the dimension, which they divide, and never more than float32 tables allow."""
+    assert parts_of(dimension) == code_bytes("pq8", dimension) == size
+    assert size in GPU_PARTS
+    assert dimension % size == 0

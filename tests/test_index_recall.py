@@ -30,14 +30,14 @@ CHOICES = {
     "kind": ("exact", "hnsw", "ivf"),
     "metric": ("cosine", "l2", "ip", "hamming"),
     "storage": ("float32", "float16", "int8", "uint8", "binary"),
-    "quantization": ("none", "float16", "sq8", "sq4", "pq4"),
+    "quantization": ("none", "float16", "sq8", "sq4", "pq4", "pq8"),
 }
 
 
 def goes_together(kind, metric, storage, quantization):
     if (storage == "binary") != (metric == "hamming") or (storage, kind) == ("binary", "ivf"):
         return False
-    if quantization == "pq4" and kind != "ivf":
+    if quantization in ("pq4", "pq8") and kind != "ivf":
         return False
     return quantization == "none" or storage.startswith("float")
 

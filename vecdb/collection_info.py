@@ -17,6 +17,7 @@ from .metadata import check_schema
 from .store import FieldShape, Shape
 from .types import (
     INDEX_KINDS,
+    LISTS_ONLY,
     MAX_DIMENSION,
     MAX_VECTOR_FIELDS,
     METRICS,
@@ -167,9 +168,9 @@ def _check_space(
             f"{quantization}",
             setting="quantization",
         )
-    if quantization == "pq4" and index not in ("auto", "ivf"):
+    if quantization in LISTS_ONLY and index not in ("auto", "ivf"):
         raise InvalidSetting(
-            f"{where}quantization pq4 is for index ivf or auto, given {index}",
+            f"{where}quantization {quantization} is for index ivf or auto, given {index}",
             setting="quantization",
         )
     number = isinstance(target_recall, Real) and not isinstance(target_recall, bool)

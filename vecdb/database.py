@@ -127,7 +127,7 @@ class Database:
         auto, exact, hnsw or ivf; `target_recall` 0.5 to 1.0, where 1.0 means exact; `schema` maps
         dotted metadata paths to string, int, float, bool, datetime, with [] behind it for lists.
         `quantization` says how the index codes vectors, while the store keeps them whole: auto,
-        none, float16, sq8, sq4, or pq4 (lists); auto or none for int8, uint8 and binary. `vectors`
+        none, float16, sq8, sq4, or pq4 or pq8 (lists); auto or none for int8, uint8 and binary. `vectors`
         maps names to the settings of up to 16 further vectors a record may have.
         `device` is what searches it, its named vectors too: cpu; gpu, all that the database uses; gpu:0
         or gpu:0,1, these of them; auto, GPUs where there are any. Such GPUs must be in use when the

@@ -12,7 +12,7 @@ from .tables import mib, number, picture, rate, table
 
 KINDS = ("hnsw", "ivf")
 """Besides exact, which compares the stored vectors themselves and has nothing to quantize."""
-QUANTIZATIONS = ("none", "float16", "sq8", "sq4", "pq4")
+QUANTIZATIONS = ("none", "float16", "sq8", "sq4", "pq4", "pq8")
 TARGETS = (0.9, 0.95, 0.97, 0.99)
 SHOWN = (0.95, 0.99)
 _QUERIES = 500

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..layout import vector_width
+from ..types import LISTS_ONLY
 from . import calibrate
 from .blocks import Block, CodeBlock, FloatBlock
 from .codes import (
@@ -292,7 +293,7 @@ class Build:
                 self._note_error(maker, queries)
                 maker.add(queries, np.empty(0, np.int64), -1)
         index, block = maker.serving()
-        error = self.error if self.code != "pq4" else math.inf
+        error = math.inf if self.code in LISTS_ONLY else self.error
         return Main(
             kind=self.kind, code=self.code, index=index, block=block, rows=rows,
             high_water=high_water, curve=curve, lossy=self.lossy, error=error, arena=maker.arena,

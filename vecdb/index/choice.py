@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import LimitExceeded
+from ..types import LISTS_ONLY
 from . import one
 from .build import build_bytes
 from .calibrate import SMALL_K
@@ -96,9 +97,9 @@ def kind_and_code(
     sample: Callable[[], Floats],
 ) -> tuple[str, str]:
     """What kind `auto` makes of rows that are too many to be compared one by one: a graph, and lists of
-    pq4 where that is asked for, or where no graph that would do stays within `index_memory_bytes`."""
-    if quantization == "pq4":
-        return "ivf", "pq4"
+    pq4 or pq8 where that is asked for, of pq4 where no graph that would do stays within `index_memory_bytes`."""
+    if quantization in LISTS_ONLY:
+        return "ivf", quantization
     code = code_for(quantization, "hnsw", storage, metric, dimension, rows, settings, sample)
     if quantization == "auto" and code == "sq4":
         limit = memory_limit(settings)

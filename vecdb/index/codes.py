@@ -2,7 +2,8 @@
 
 A *code* is what stands for a vector inside FAISS. `float32` loses nothing, `float16` rounds, `sq8` and
 `sq4` keep 8 or 4 bits a dimension between trained bounds, `pq4` names the nearest of 16 trained values for each
-few dimensions (product quantization, read by FAISS's fast-scan: André, Kermarrec and Le Scouarnec, VLDB 2015);
+few dimensions (product quantization, read by FAISS's fast-scan: André, Kermarrec and Le Scouarnec, VLDB 2015),
+`pq8` the nearest of 256 (Jégou, Douze and Schmid, PAMI 2011), in as many bytes as a GPU can hold;
 `binary` are stored bits as they are. Stored integers
 of 8 bits are float16 here, which holds them exactly: FAISS's own byte codes round the query to bytes
 too (where 32 divides the dimension). Answers found by a lossy code are ranked again by the stored vectors.
@@ -30,6 +31,11 @@ _FINE_SHARE = 0.1
 the tenth neighbour among a sample. WordNet under sq8: 0.02, and the graph is as good as one built over
 float32 (recall@10 at efSearch 32: 0.960 and 0.959; 128: 0.992 and 0.992), in 10.9 s instead of 18.5 s."""
 _FINE_QUERIES = 256
+GPU_PARTS = (1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96)
+"""Bytes of a product-quantized vector on a GPU; FAISS 1.15, `IVFPQ::isSupportedPQCodeLength`."""
+FLOAT32_TABLES = 48
+"""Parts whose tables of distances in float32 fit the 48 KiB of shared memory that a block has there. Those of more
+are float16, which loses digits and overflows at 65,504."""
 _PART_SIZES = (4, 5, 3, 6, 7, 8, 2, 1)
 LEAST_GUIDED_DIMENSION = 64
 """Below it a vector is a few cache lines, and to compare candidates again may cost what small codes spare.
@@ -62,6 +68,7 @@ def code_bytes(code: str, dimension: int) -> int:
         "float16": 2 * dimension,
         "sq4": (dimension + 1) // 2,
         "pq4": (dimension // part_of(dimension) + 1) // 2,
+        "pq8": parts_of(dimension),
         "binary": dimension // 8,
     }.get(code, dimension)
 
@@ -69,6 +76,13 @@ def code_bytes(code: str, dimension: int) -> int:
 def part_of(dimension: int) -> int:
     """Dimensions that one value of `pq4` stands for: 4, or what is near to it and divides the dimension."""
     return next(size for size in _PART_SIZES if dimension % size == 0)
+
+
+def parts_of(dimension: int) -> int:
+    """Bytes of a vector in `pq8`: a quarter of the dimension or what is near to it, where a GPU can hold that many, in
+    float32 tables, and they divide the dimension."""
+    fitting = [n for n in GPU_PARTS if n <= FLOAT32_TABLES and dimension % n == 0]
+    return min(fitting, key=lambda n: (abs(n - dimension / 4), -n))
 
 
 def guide_bytes(kind: str, code: str, dimension: int) -> int:

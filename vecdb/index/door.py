@@ -77,6 +77,11 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 _thread = threading.local()
 
 
+READ_FLAGS: int = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
+"""For every index that is read: without it lists of `pq8` under l2 get tables of 1 KiB for each list and part, which for a
+million vectors are four times the codes."""
+
+
 def faiss_metric(metric: str) -> int:
     """FAISS's number for one of ours; cosine is the inner product of unit vectors.
 

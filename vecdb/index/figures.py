@@ -18,7 +18,7 @@ class IndexFigures:
     kind: str
     device: str
     quantization: str
-    """What stands for a vector in the main index: none, float16, sq8, sq4 or pq4."""
+    """What stands for a vector in the main index: none, float16, sq8, sq4, pq4 or pq8."""
     indexed_rows: int
     """Rows in the main index, live and dead."""
     tail_rows: int

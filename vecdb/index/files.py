@@ -28,7 +28,7 @@ from .blocks import Block, FloatBlock
 from .calibrate import Curve, Point
 from .codes import is_lossy, new_codes, own_code, to_space
 from .distance import Rows
-from .door import CORES, faiss, faiss_metric, flat_over
+from .door import CORES, READ_FLAGS, faiss, faiss_metric, flat_over
 from .main import BuiltIndex, Main, attach, block_of, whole
 from .makers import Job
 from .source import READ_ROWS
@@ -341,7 +341,7 @@ def _mapped(path: Path, part: FilePart, *, binary: bool) -> Any:
     try:
         if binary:
             return faiss.read_index_binary(str(path))
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | READ_FLAGS)
     except RuntimeError as error:
         raise Corrupted(
             f"index file {part.name} cannot be read by FAISS {faiss.__version__}: {error}",

@@ -13,19 +13,16 @@ from numpy.typing import NDArray
 
 from ..device.card import CardRefused, Floats, Rows
 from ..device.merging import padded
-from .door import INNER_PRODUCT, faiss, faiss_metric, use_threads
+from .codes import FLOAT32_TABLES, GPU_PARTS
+from .door import INNER_PRODUCT, READ_FLAGS, faiss, faiss_metric, use_threads
 
-_PQ_BYTES = (1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96)
-"""FAISS 1.15, `IVFPQ::isSupportedPQCodeLength`."""
-_FLOAT16_TABLES_FROM = 49
-"""Parts of a PQ whose float32 tables no longer fit the 48 KiB of shared memory that a block has."""
 _SQ_MAX_DIMENSION = 6_144
 """Bounds of each dimension, 8 bytes, stay in that shared memory too."""
 
 
 def deserialized(data: Any) -> Any:
     """The FAISS index that `data` (bytes-like) holds. It is data of ours: FAISS trusts what it reads."""
-    return faiss.deserialize_index(np.frombuffer(data, np.uint8))
+    return faiss.deserialize_index(np.frombuffer(data, np.uint8), READ_FLAGS)
 
 
 def serialized(index: Any) -> Any:
@@ -62,9 +59,9 @@ def checked_lists(index: Any) -> str:
         return "sq"
     if type(index) is faiss.IndexIVFPQ:
         parts, bits = int(index.pq.M), int(index.pq.nbits)
-        if bits != 8 or parts not in _PQ_BYTES or d % parts:
+        if bits != 8 or parts not in GPU_PARTS or d % parts:
             raise CardRefused(
-                f"product quantization on a GPU has 8 bits and one of {_PQ_BYTES} parts, given "
+                f"product quantization on a GPU has 8 bits and one of {GPU_PARTS} parts, given "
                 f"{parts} parts of {bits} bits for {d} dimensions"
             )
         if not index.by_residual or index.polysemous_ht:
@@ -75,7 +72,7 @@ def checked_lists(index: Any) -> str:
 
 def float16_tables(index: Any) -> bool:
     """Whether a PQ needs float16 tables, which lose digits and overflow at 65,504: only where it must."""
-    return int(index.pq.M) >= _FLOAT16_TABLES_FROM
+    return int(index.pq.M) > FLOAT32_TABLES
 
 
 def device_bytes(index: Any) -> int:

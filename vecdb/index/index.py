@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import Internal
 from ..layout import vector_width
+from ..types import LISTS_ONLY
 from . import choice, files
 from .ahead import Ahead
 from .build import MIN_ROWS, Build
@@ -45,7 +46,7 @@ class Index:
     may come from another thread, and so may one build at a time. `view` and everything else may be
     used from any thread; a view is replaced by assignment and never changes.
 
-    `quantization` is auto, none, float16, sq8, sq4 or pq4 (kinds ivf and auto). `source` reads stored vectors.
+    `quantization` is auto, none, float16, sq8, sq4, or pq4 or pq8 (kinds ivf and auto). `source` reads stored vectors.
     `settings` are the engine's (`vecdb.settings.ENGINE`): exact_max_scalars, index_tail_share,
     index_dead_share, build_threads, build_memory_bytes, index_memory_bytes.
     """
@@ -267,13 +268,19 @@ class Index:
             return "flat" if coded and view.n_live >= LEAST_FRESH_ROWS else None
         if self.kind != "auto":
             return self.kind
-        if self.on_device is not None and self.on_device.takes(self.kind, view.n_live):
+        if self._compared_on_device(view):
             return None
         large = view.n_live * self.dimension > self.settings["exact_max_scalars"]
         # A collection that shrinks keeps its main index; switching to and fro would cost builds.
         if not large and view.main is None:
             return None
         return "auto"
+
+    def _compared_on_device(self, view: View) -> bool:
+        """Whether all vectors are to lie on a device and to be compared there."""
+        on_device = self.on_device
+        listed = self.quantization in LISTS_ONLY
+        return on_device is not None and not listed and on_device.takes(self.kind, view.n_live)
 
     @staticmethod
     def _dead_share(view: View) -> float:
@@ -341,8 +348,7 @@ class Index:
             return False
         if view.main is not None:
             return on_device.wants_main(view.main)
-        takes = on_device.takes(self.kind, view.n_live)
-        return takes and on_device.wants(view, LEAST_FRESH_ROWS)
+        return self._compared_on_device(view) and on_device.wants(view, LEAST_FRESH_ROWS)
 
     def place(self, *, cancel: threading.Event) -> int:
         """Copies the main index, or else the live vectors, to devices, and lets searches be answered there; how

@@ -17,7 +17,7 @@ import numpy as np
 from .arena import Arena
 from .blocks import Allowed, BitBlock, Block, CodeBlock, FloatBlock, ListBlock, as_keys
 from .calibrate import Curve
-from .codes import part_of
+from .codes import part_of, parts_of
 from .distance import Floats, Rows
 from .door import faiss, faiss_metric, flat_over, search_one, use_threads_for
 
@@ -295,6 +295,12 @@ def new_ivf(dimension: int, metric: str, code: str, centroids: Floats, sample: F
         index = faiss.IndexIVFPQFastScan(
             quantizer, dimension, lists, parts, 4, faiss_metric(metric)
         )
+        index.train(sample)
+    elif code == "pq8":
+        parts = parts_of(dimension)
+        index = faiss.IndexIVFPQ(quantizer, dimension, lists, parts, 8, faiss_metric(metric))
+        index.use_precomputed_table = -1  # see `door.READ_FLAGS`
+        index.pq.cp.min_points_per_centroid = 1
         index.train(sample)
     else:
         kind = {

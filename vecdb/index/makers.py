@@ -9,11 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..types import LISTS_ONLY
 from .arena import Arena
 from .blocks import Block, CodeBlock, FloatBlock
 from .codes import is_fine, is_guide, like, new_codes, typical_error
 from .distance import Floats, Rows
-from .door import add_to_lists, faiss, flat_over, give_memory_back, reserve
+from .door import READ_FLAGS, add_to_lists, faiss, flat_over, give_memory_back, reserve
 from .main import Main, attach, block_of, empty_graph, new_ivf, whole
 from .source import READ_ROWS, VectorSource
 
@@ -317,10 +318,12 @@ class ListsMaker:
             self._assign(fresh)
         else:
             # A mapped index must not be added to; a copy through bytes owns its memory.
-            self.index = whole(faiss.deserialize_index(faiss.serialize_index(old.index)))
+            self.index = whole(
+                faiss.deserialize_index(faiss.serialize_index(old.index), READ_FLAGS)
+            )
             self.index.make_direct_map(False)
             sample = np.zeros((1, job.dimension), np.float32)
-        if build.lossy and build.code != "pq4":
+        if build.lossy and build.code not in LISTS_ONLY:
             self.quantizer = new_codes(build.code, job.dimension, job.metric, sample[:1])
             self.quantizer.sq = self.index.sq
 

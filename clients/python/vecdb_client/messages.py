@@ -59,6 +59,7 @@ QUANTIZATIONS = {
     "sq8": pb.QUANTIZATION_SQ8,
     "sq4": pb.QUANTIZATION_SQ4,
     "pq4": pb.QUANTIZATION_PQ4,
+    "pq8": pb.QUANTIZATION_PQ8,
 }
 INCLUDES = {
     "vector": pb.INCLUDE_VECTOR,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 Metric = Literal["cosine", "l2", "ip", "hamming"]
 Storage = Literal["float32", "float16", "int8", "uint8", "binary"]
 IndexKind = Literal["auto", "exact", "hnsw", "ivf"]
-Quantization = Literal["auto", "none", "float16", "sq8", "sq4", "pq4"]
+Quantization = Literal["auto", "none", "float16", "sq8", "sq4", "pq4", "pq8"]
 Scalar = str | int | float | bool | None | dt.datetime
 Metadata = Mapping[str, Any]
 """JSON-like: Scalar values, lists of Scalars, nested mappings of the same."""
@@ -28,7 +28,9 @@ Metadata = Mapping[str, Any]
 METRICS: tuple[Metric, ...] = ("cosine", "l2", "ip", "hamming")
 STORAGES: tuple[Storage, ...] = ("float32", "float16", "int8", "uint8", "binary")
 INDEX_KINDS: tuple[IndexKind, ...] = ("auto", "exact", "hnsw", "ivf")
-QUANTIZATIONS: tuple[Quantization, ...] = ("auto", "none", "float16", "sq8", "sq4", "pq4")
+QUANTIZATIONS: tuple[Quantization, ...] = ("auto", "none", "float16", "sq8", "sq4", "pq4", "pq8")
+LISTS_ONLY: tuple[Quantization, ...] = ("pq4", "pq8")
+"""Those of index `ivf`, and of `auto`, which then builds lists."""
 INCLUDABLE: tuple[str, ...] = ("vector", "metadata", "document", "content", "uri", "named_vectors")
 FIELD_TYPES: tuple[str, ...] = ("string", "int", "float", "bool", "datetime")
 """Types of a metadata schema; each also as a list, written `string[]`."""
@@ -199,7 +201,7 @@ class Explain:
     kind: str
     """What serves the indexed rows: `exact`, `hnsw` or `ivf`."""
     quantization: str
-    """How the index codes vectors: `none`, `float16`, `sq8`, `sq4` or `pq4`."""
+    """How the index codes vectors: `none`, `float16`, `sq8`, `sq4`, `pq4` or `pq8`."""
     setting_name: str
     """The knob that trades recall for time: `efSearch`, `nprobe`, `itopk`, or empty where there is none."""
     setting: int
@@ -345,7 +347,7 @@ class IndexStats:
     last_error: str = ""
     """Why the last build failed, empty if it did not."""
     quantization: str = "none"
-    """How the index codes vectors: `none`, `float16`, `sq8`, `sq4` or `pq4`."""
+    """How the index codes vectors: `none`, `float16`, `sq8`, `sq4`, `pq4` or `pq8`."""
     curve: Sequence[CurvePoint] = ()
     """The last calibration, by rising setting; empty where search is exact."""
     built_at_sequence: int = 0

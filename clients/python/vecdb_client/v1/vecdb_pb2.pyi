@@ -41,6 +41,7 @@ class Quantization(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     QUANTIZATION_SQ8: _ClassVar[Quantization]
     QUANTIZATION_SQ4: _ClassVar[Quantization]
     QUANTIZATION_PQ4: _ClassVar[Quantization]
+    QUANTIZATION_PQ8: _ClassVar[Quantization]
 
 class Include(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -74,6 +75,7 @@ QUANTIZATION_FLOAT16: Quantization
 QUANTIZATION_SQ8: Quantization
 QUANTIZATION_SQ4: Quantization
 QUANTIZATION_PQ4: Quantization
+QUANTIZATION_PQ8: Quantization
 INCLUDE_UNSPECIFIED: Include
 INCLUDE_VECTOR: Include
 INCLUDE_METADATA: Include
