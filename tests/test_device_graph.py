@@ -220,6 +220,28 @@ def test_a_killed_worker_costs_no_answer(tmp_path, devices):
         assert made.stats().devices[0].restarts >= 1
 
 
+def test_a_graph_that_kills_workers_is_given_up(tmp_path, devices, monkeypatch):
+    """Two workers die of it and no more, since others lie on that device too; the CPU answers."""
+    monkeypatch.setattr("vecdb.builder._RETRY_S", 0.0)
+    devices(graphs=True, faults="die_at_graph=1")
+    with opened(tmp_path) as database:
+        made = database.create_collection("docs", dimension=DIMENSION, metric="l2", index="hnsw")
+        vectors = rows_of("float32")
+        add(made, vectors)
+        made.build_index(wait=True)
+
+        def tried():
+            check(made, vectors, "l2", on="cpu")
+            database._builder.consider(made._core)
+            (device,) = database.devices.stats()
+            return device.restarts >= 2 and device.state == "up"
+
+        wait_for(tried)
+        assert not made._core.field(None).index.wants_placing()
+        check(made, vectors, "l2", on="cpu")
+        assert database.devices.stats()[0].restarts == 2
+
+
 def test_a_graph_that_has_grown_is_placed_anew(tmp_path, devices):
     """What lies there of an older main index is never asked with the positions of a newer one."""
     devices(graphs=True)

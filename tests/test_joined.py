@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 import pytest
+from on_devices import wait_for
 
 import vecdb
 from vecdb.device import Device
@@ -133,12 +134,13 @@ def test_a_graph_that_a_device_joined_finds_what_is_near(
         assert len(graphs) == 1
 
 
-@pytest.mark.parametrize(("metric", "storage", "quantization"), STORED[:5])
+@pytest.mark.parametrize(("metric", "storage", "quantization"), STORED[:6])
+@pytest.mark.parametrize("fault", ["die_at_add=1", "die_at_graph=1"])
 def test_a_device_that_fails_costs_no_graph(
-    tmp_path, devices, caplog, metric, storage, quantization
+    tmp_path, devices, caplog, fault, metric, storage, quantization
 ):
     """The CPU builds it after all, and one line of the log says so."""
-    devices(faults="die_at_add=1", graphs=True)
+    devices(faults=fault, graphs=True)
     with caplog.at_level(logging.WARNING, "vecdb"), vecdb.open(tmp_path / "db", **SETTINGS) as one:
         collection, vectors = made(one, metric, storage, quantization)
         assert collection.stats().index.kind == "hnsw"
@@ -217,3 +219,16 @@ def test_a_joined_graph_is_one_of_faiss_that_any_version_reads(tmp_path, devices
         assert type(graph) is joined.faiss.IndexHNSWFlat
         assert graph.hnsw.max_level >= 1
         assert graph.init_level0
+
+
+def test_joining_that_kills_workers_is_given_up(tmp_path, devices):
+    """After two workers in a row the CPU builds all graphs of the collection."""
+    devices(graphs=True, faults="die_at_graph=1")
+    with vecdb.open(tmp_path / "db", auto_build=False, **SETTINGS) as database:
+        collection, vectors = made(database)
+        for _ in range(3):
+            wait_for(lambda: database.devices.stats()[0].state == "up")
+            database._builder.rebuild(collection._core, 0)
+            collection.build_index(wait=True)
+            check(collection, vectors, "l2")
+        assert database.devices.stats()[0].restarts == 2

@@ -52,6 +52,7 @@ class Faults:
     hang_at_search: int = 0
     full_at_search: int = 0
     die_at_add: int = 0
+    die_at_graph: int = 0
     die_at_start: int = 0
     """Any number but 0: the worker dies before it is ready."""
     search_s: float = 0.0
@@ -140,6 +141,7 @@ class StandInCard:
         self._placed: dict[int, _Flat | _Graph | Lists] = {}
         self._searches = 0
         self._adds = 0
+        self._joins = 0
         self._thread: int | None = None
         if faults.die_at_start and faults.strike():
             os.abort()
@@ -181,6 +183,9 @@ class StandInCard:
         self._own_thread()
         if not self._graphs:
             raise CardRefused("graphs need the faiss-gpu-cuvs wheel")
+        self._joins += 1
+        if self._joins == self._faults.die_at_graph and self._faults.strike():
+            os.abort()
         made = _Graph(self._flat(source), degree)
         self._keep(made.device_bytes)
         self._placed[handle] = made

@@ -24,7 +24,7 @@ from .calibrate import Curve
 from .device_main import DeviceMain
 from .distance import Floats, Rows
 from .door import INNER_PRODUCT
-from .joined import DEGREE, joining_bytes
+from .joined import Attempts, joining_bytes
 from .main import Main
 from .source import READ_ROWS, VectorSource, true_keys
 
@@ -90,11 +90,12 @@ def place_graph(
     gone: Callable[[], None],
     metric: str,
     source: VectorSource,
+    attempts: Attempts,
     cancel: threading.Event,
 ) -> DeviceGraph | None:
     """Makes a graph over the vectors of `main` on one of these devices, and measures it; None when cancelled.
     DeviceFull, DeviceLost."""
-    work = _Placing(main, metric, source, cancel)
+    work = _Placing(main, metric, source, attempts, cancel)
     needed = graph_bytes_on_device(main, metric, work.dimension)
     try:
         placements.place(key, needed, main.n, work.make, divisible=False, among=names)
@@ -105,12 +106,18 @@ def place_graph(
 
 class _Placing:
     def __init__(
-        self, main: Main, metric: str, source: VectorSource, cancel: threading.Event
+        self,
+        main: Main,
+        metric: str,
+        source: VectorSource,
+        attempts: Attempts,
+        cancel: threading.Event,
     ) -> None:
         self.main = main
         self.metric = metric
         self.source = source
         self.cancel = cancel
+        self._attempts = attempts
         self.dimension = int(main.index.d)
         self.curve = Curve((), main.n, 0)
         held = min(calibrate.MAX_HELD_OUT, max(calibrate.LEAST_HELD_OUT, main.n // 10))
@@ -133,13 +140,13 @@ class _Placing:
             room=n - first,
         )
         try:
-            part = device.place_graph(flat, DEGREE)
+            part = self._attempts.graph(device, flat)
             try:
                 self.curve = self._measured(device, flat, part)
             finally:
                 device.drop(part.handle, part.generation)
             device.append(flat, self._slices(first, n), self.check)
-            return device.place_graph(flat, DEGREE, takes_over=True)
+            return self._attempts.graph(device, flat, takes_over=True)
         except BaseException:
             device.drop(flat.handle, flat.generation)
             raise

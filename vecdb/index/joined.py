@@ -33,8 +33,32 @@ DEGREE = 2 * HNSW_M
 """Links of a row: as many as HNSW's lowest level has room for."""
 LEAST_ROWS = 20_000
 """Below it a graph takes the CPU a few seconds. A guess."""
+_MOST_LOST = 2
 _SET_ROWS = 65_536
 _numbers = itertools.count(1)
+
+
+class Attempts:
+    """Graphs that are made on devices, until that has killed two workers in a row: each takes along whatever lies
+    on its device."""
+
+    def __init__(self) -> None:
+        self._lost = 0
+
+    @property
+    def spent(self) -> bool:
+        """Whether it had better not be tried again."""
+        return self._lost >= _MOST_LOST
+
+    def graph(self, device: Device, flat: Placed, *, takes_over: bool = False) -> Placed:
+        """`Device.place_graph` of degree DEGREE."""
+        try:
+            made = device.place_graph(flat, DEGREE, takes_over=takes_over)
+        except DeviceLost:
+            self._lost += 1
+            raise
+        self._lost = 0
+        return made
 
 
 class Joiner:
@@ -47,11 +71,12 @@ class Joiner:
         self._names = names
         self._dimension = dimension
         self._metric = metric
+        self._attempts = Attempts()
 
     def takes(self, rows: int) -> bool:
         """Whether a graph of so many rows is to be joined on a device: one that can is up and has a budget for
         it, and the rows are enough for that to be quicker."""
-        return rows >= LEAST_ROWS and self._code(rows) is not None
+        return rows >= LEAST_ROWS and not self._attempts.spent and self._code(rows) is not None
 
     def links(
         self, rows: int, slices: Callable[[], Iterable[Floats]], check: Callable[[], None]
@@ -72,7 +97,7 @@ class Joiner:
             metric = "ip" if self._metric == "ip" else "l2"
             flat = device.place_flat(self._dimension, metric, code, rows, slices(), check)
             try:
-                return device.place_graph(flat, DEGREE, takes_over=True)
+                return self._attempts.graph(device, flat, takes_over=True)
             except BaseException:
                 device.drop(flat.handle, flat.generation)
                 raise

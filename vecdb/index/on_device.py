@@ -18,7 +18,7 @@ from .device_graph import DeviceGraph, graph_bytes_on_device, place_graph
 from .device_main import DeviceMain, place_lists, why_not
 from .distance import Floats, Rows
 from .host_lists import device_bytes
-from .joined import Joiner
+from .joined import Attempts, Joiner
 from .main import Main
 from .served import Served, slices
 from .source import VectorSource
@@ -62,6 +62,12 @@ class OnDevice:
         self.names = names
         self.served: Served | None = None
         self.copy: DeviceMain | None = None
+        self.joiner: Joiner | None = None
+        """What joins the rows of graphs."""
+        if storage != "binary":
+            self.joiner = Joiner(placements, names, dimension, metric)
+        self._attempts: tuple[Any, Attempts] = (None, Attempts())
+        """A graph that was to be made on a device, and what came of that."""
         self.wake: Callable[[], None] = lambda: None
         """Called by searches that found their vectors gone."""
         self._asked_for = asked_for
@@ -148,6 +154,8 @@ class OnDevice:
         copy = self.copy
         if copy is not None and copy.host.index is main.index and copy.there:
             return False
+        if self._attempts[0] is main.index and self._attempts[1].spent:
+            return False
         up = self.placements.among(self._names_for(main))
         return bool(up) and self.takes_main(main)
 
@@ -163,9 +171,12 @@ class OnDevice:
             self.wake()
 
         if main.kind == "hnsw":
+            if self._attempts[0] is not main.index:
+                self._attempts = main.index, Attempts()
             self.copy = place_graph(
-                main, self.placements, names, ("graph", number), gone, self._metric, source, cancel
-            )
+                main, self.placements, names, ("graph", number), gone, self._metric, source,
+                self._attempts[1], cancel,
+            )  # fmt: skip
         else:
             self.copy = place_lists(main, self.placements, names, ("lists", number), gone, cancel)
         return self.copy
@@ -234,13 +245,6 @@ class OnDevice:
         for one in (served, copy):
             if one is not None:
                 one.leave()
-
-    @property
-    def joiner(self) -> Joiner | None:
-        """What joins the rows of graphs."""
-        if self._storage == "binary":
-            return None
-        return Joiner(self.placements, self.names, self._dimension, self._metric)
 
     def _names_for(self, main: Main) -> tuple[str, ...]:
         """The devices that can search `main`."""
