@@ -1,12 +1,14 @@
-"""Lists are trained by a device where the collection has one, and by the CPU where that fails."""
+"""Lists are trained, and rows assigned to them, by a device where the collection has one, and by the CPU where that
+fails."""
 
 from __future__ import annotations
 
 import logging
 
+import faiss
 import numpy as np
 import pytest
-from on_devices import DIMENSION, SEED, filled, opened
+from on_devices import DIMENSION, SEED, filled, opened, placed
 
 from vecdb.device import Device
 from vecdb.device import messages as m
@@ -101,6 +103,48 @@ def test_the_cpu_trains_where_a_device_fails(tmp_path, devices, rounds, caplog, 
         stats = made.stats().index
         assert (stats.kind, stats.indexed_rows, stats.last_error) == ("ivf", ROWS, "")
         assert recalled(made, vectors) >= 0.92
+
+
+def in_their_lists(made, vectors):
+    """Share of the rows that lie in the list of their nearest centroid."""
+    main = made._core.field(None).index.view.main
+    lists, centroids = main.index.invlists, centroids_of(made)
+    apart = (vectors**2).sum(1)[:, None] - 2 * vectors @ centroids.T + (centroids**2).sum(1)[None]
+    right = total = 0
+    for number in range(main.index.nlist):
+        size = lists.list_size(number)
+        at = faiss.rev_swig_ptr(lists.get_ids(number), size) if size else np.empty(0, np.int64)
+        rows = main.rows[at]
+        right += (apart[rows, number] <= apart[rows].min(axis=1) + 1e-4).sum()
+        total += size
+    assert total == len(vectors)
+    return right / total
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_device_assigns_rows_to_lists(tmp_path, devices, monkeypatch, caplog, dies):
+    """Each row is in the list of its nearest centroid, whoever finds that; nothing is left on the device for it."""
+    devices()
+    asked = []
+    plain = Device.search
+
+    def search(self, handle, generation, queries, k, *more):
+        if k == 1 and len(queries) > 1:
+            asked.append(len(queries))
+            if dies and len(asked) == 2:
+                killed(self)
+        return plain(self, handle, generation, queries, k, *more)
+
+    monkeypatch.setattr(Device, "search", search)
+    vectors = vectors_of("l2")
+    with opened(tmp_path) as database, caplog.at_level(logging.WARNING, "vecdb"):
+        made, _ = filled(database, n=ROWS, vectors=vectors, index="ivf", quantization="none")
+        made.build_index(wait=True)
+        assert in_their_lists(made, vectors) >= 0.999
+        assert sum(asked) == (ROWS if not dies else asked[0] + asked[1])
+        assert ("the CPU assigns rows to lists" in caplog.text) == dies
+        placed(made)
+        assert database.devices.stats()[0].placements == 1
 
 
 def test_a_build_is_cancelled_between_rounds_on_a_device(tmp_path, devices, rounds):

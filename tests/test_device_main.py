@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from on_devices import DIMENSION, SEED, filled, opened, placed, wait_for
 
+from vecdb.errors import LimitExceeded
 from vecdb.index import chosen, device_main, plan
 
 ROWS = 8_000
@@ -336,6 +337,48 @@ def test_lists_too_large_for_the_device_are_searched_by_the_cpu(tmp_path, device
         assert stats.device == "cpu"
         assert "cannot search lists of" in stats.device_note
         assert recall(made, queries_near(vectors), 10, on="cpu")[0] >= 0.93
+
+
+def test_a_full_queue_is_told_to_the_caller(tmp_path, devices, monkeypatch):
+    """Where too many wait for the device, the host does not take them over: they are refused."""
+    devices()
+    with opened(tmp_path) as database:
+        made, vectors = listed(database)
+
+        def full(*arguments):
+            raise LimitExceeded("too many wait, on purpose")
+
+        monkeypatch.setattr(database.devices.placements, "search", full)
+        with pytest.raises(LimitExceeded, match="on purpose"):
+            made.query(queries_near(vectors), k=10)
+        assert made.query(queries_near(vectors), k=10, exact=True).ids
+
+
+def test_auto_makes_lists_of_pq8_for_a_device(tmp_path, devices):
+    """`quantization` pq8 means lists, also where all vectors would fit the device."""
+    devices()
+    with opened(tmp_path) as database:
+        made, vectors = listed(database, code="pq8", index="auto")
+        stats = made.stats().index
+        assert (stats.kind, stats.quantization, stats.device) == ("ivf", "pq8", "gpu:0")
+        assert recall(made, queries_near(vectors), 10)[0] >= 0.93
+
+
+@pytest.mark.parametrize(
+    ("room", "code"), [(1.2, "none"), (0.8, "sq8"), (0.2, "pq8"), (0.02, "none")]
+)
+def test_lists_take_a_code_that_fits_the_device(tmp_path, devices, room, code):
+    """With quantization auto the first of none, sq8 and pq8 that fits; what nothing fits is the CPU's."""
+    devices(size=int(room * 5 / 4 * ROWS * (4 * DIMENSION + 4) / 0.81) + 4 * 200 * DIMENSION)
+    with opened(tmp_path) as database:
+        made, _ = filled(database, n=ROWS, index="ivf")
+        made.build_index(wait=True)
+        stats = made.stats().index
+        assert (stats.kind, stats.quantization) == ("ivf", code)
+        if room > 0.1:
+            placed(made)
+        else:
+            assert stats.device == "cpu"
 
 
 def test_an_index_that_is_dropped_leaves_the_device(tmp_path, devices):

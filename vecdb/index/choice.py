@@ -20,8 +20,9 @@ from .build import build_bytes
 from .calibrate import SMALL_K
 from .codes import code_bytes, code_of, guide_bytes, is_fine
 from .distance import Floats
+from .host_lists import lists_bytes
 from .main import GRAPH_BYTES_A_ROW, Main
-from .makers import Job
+from .makers import Job, lists_for
 from .source import exact_space
 
 ORDER = ("none", "float16", "sq8", "sq4")
@@ -31,6 +32,8 @@ FINE_ORDER = ("none", "sq8", "sq4")
 float16, in half the memory."""
 LISTS_ORDER = ("none", "pq4")
 """The same for lists, where pq4 is the fastest code of all and the smallest."""
+DEVICE_ORDER = ("none", "sq8", "pq8")
+"""The same for lists that a device is to hold, which has no pq4."""
 SQ4_TARGET = 0.97
 """Above this target recall 4 bits a number often cannot tell vectors apart, whatever the walk (WordNet at 0.99:
 no setting, so every query is answered exactly), while pq4 can, since more candidates are ranked again."""
@@ -84,6 +87,20 @@ def code_for(
     order = FINE_ORDER if fine else LISTS_ORDER if kind == "ivf" else ORDER
     codes = [code_of(storage, metric, one) for one in order]
     return next((c for c in codes if index_bytes(kind, c, dimension, rows) <= limit), codes[-1])
+
+
+def code_for_device(
+    storage: str, metric: str, dimension: int, rows: int, settings: Mapping[str, Any], room: int
+) -> str | None:
+    """The code of lists of `rows` vectors that are to be copied to a device with `room` bytes: the first that stays
+    within that and `index_memory_bytes`; None where none does."""
+    limit, lists = memory_limit(settings), lists_for(rows)
+    order = DEVICE_ORDER[:1] if storage in ("int8", "uint8") else DEVICE_ORDER
+    for code in (code_of(storage, metric, quantization) for quantization in order):
+        there = lists_bytes(rows, code_bytes(code, dimension), lists, dimension)
+        if there <= room and index_bytes("ivf", code, dimension, rows) <= limit:
+            return code
+    return None
 
 
 def kind_and_code(

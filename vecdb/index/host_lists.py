@@ -16,6 +16,7 @@ from ..device.merging import padded
 from .codes import FLOAT32_TABLES, GPU_PARTS
 from .door import INNER_PRODUCT, READ_FLAGS, faiss, faiss_metric, use_threads
 
+_WRITTEN_BYTES = 1 << 20
 _SQ_MAX_DIMENSION = 6_144
 """Bounds of each dimension, 8 bytes, stay in that shared memory too."""
 
@@ -26,8 +27,26 @@ def deserialized(data: Any) -> Any:
 
 
 def serialized(index: Any) -> Any:
-    """The bytes of a FAISS index, uint8 (n,), for `deserialized`."""
-    return faiss.serialize_index(index)
+    """The bytes of a FAISS index, uint8 (n,), for `deserialized`.
+
+    Written twice, the first time to be counted: `faiss.serialize_index` holds up to four times the bytes.
+    """
+    size = 0
+
+    def count(part: bytes) -> int:
+        nonlocal size
+        size += len(part)
+        return len(part)
+
+    faiss.write_index(index, faiss.PyCallbackIOWriter(count, _WRITTEN_BYTES))
+    data, size = np.empty(size, np.uint8), 0
+
+    def keep(part: bytes) -> int:
+        data[size : size + len(part)] = np.frombuffer(part, np.uint8)
+        return count(part)
+
+    faiss.write_index(index, faiss.PyCallbackIOWriter(keep, _WRITTEN_BYTES))
+    return data
 
 
 def checked_lists(index: Any) -> str:
@@ -76,10 +95,14 @@ def float16_tables(index: Any) -> bool:
 
 
 def device_bytes(index: Any) -> int:
-    """Memory that lists take on a GPU: codes, positions of 4 bytes, centroids, and what lists that grow
+    """Memory that lists take on a GPU, estimated."""
+    return lists_bytes(int(index.ntotal), int(index.code_size), int(index.nlist), int(index.d))
+
+
+def lists_bytes(rows: int, code_size: int, lists: int, dimension: int) -> int:
+    """The same for lists that are yet to be made: codes, positions of 4 bytes, centroids, and what lists that grow
     by a quarter leave unused."""
-    a_row = int(index.code_size) + 4
-    return int(index.ntotal) * a_row * 5 // 4 + 4 * int(index.nlist) * int(index.d)
+    return rows * (code_size + 4) * 5 // 4 + 4 * lists * dimension
 
 
 class HostLists:

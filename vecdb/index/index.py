@@ -27,7 +27,6 @@ from .files import IndexRecord
 from .handover import HandOver
 from .live import Bits, LiveRows, unpack
 from .main import BuiltIndex, Main
-from .makers import Joining, Kmeans
 from .on_device import OnDevice
 from .side import Sides
 from .source import VectorSource, exact_space
@@ -208,16 +207,6 @@ class Index:
             pieces=trim(old.pieces, main.high_water, dict(cut)),
             sequence=old.sequence if sequence is None else sequence,
         )
-
-    @property
-    def kmeans(self) -> Kmeans | None:
-        """What trains centroids where the collection has devices; None for the CPU."""
-        return None if self.on_device is None else self.on_device.kmeans
-
-    @property
-    def joiner(self) -> Joining | None:
-        """What joins the rows of graphs where the collection has devices; None for the CPU."""
-        return None if self.on_device is None else self.on_device.joiner
 
     def _copy_of(self, main: Main | None) -> DeviceMain | None:
         return None if self.on_device is None else self.on_device.copy_of(main)

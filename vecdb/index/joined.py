@@ -202,7 +202,8 @@ def set_links(graph: Any, links: NDArray[np.int32]) -> None:
 
 def graph_maker(build: Making, old: Main | None, fresh: Rows) -> GraphMaker:
     """What makes a graph of `fresh` rows, or grows `old` by them."""
-    joiner = build.job.joiner
+    device = build.job.on_device
+    joiner = None if device is None else device.joiner
     if old is None and build.code != "binary" and joiner is not None and joiner.takes(fresh.size):
         return JoinedMaker(build, fresh, joiner)
     return GraphMaker(build, old, fresh)

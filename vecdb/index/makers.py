@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,11 +38,6 @@ class Outgrown(Exception):
     """Raised when fresh vectors do not fit the codes of the index that was to grow."""
 
 
-Kmeans = Callable[[Floats, int, int, bool, int, Callable[[], None]], Floats | None]
-"""(sample (n, d), lists, rounds, spherical, seed, check) -> centroids (lists, d) by something faster than the CPU;
-None where that cannot do it now. `check` is called now and then, and may raise."""
-
-
 class Joining(Protocol):
     """What joins the rows of graphs in place of the CPU; see `joined.Joiner`."""
 
@@ -50,6 +46,32 @@ class Joining(Protocol):
     def links(
         self, rows: int, slices: Callable[[], Iterable[Floats]], check: Callable[[], None]
     ) -> NDArray[np.int32]: ...
+
+
+class Trainer(Protocol):
+    """What does some of a build faster than the CPU. It may be unable to at any time, and gives None then."""
+
+    @property
+    def room(self) -> int:
+        """Bytes that lists may take there to be searched there too."""
+
+    @property
+    def joiner(self) -> Joining | None:
+        """What joins the rows of graphs; None where nothing will."""
+
+    def kmeans(
+        self,
+        sample: Floats,
+        lists: int,
+        rounds: int,
+        spherical: bool,
+        seed: int,
+        check: Callable[[], None],
+    ) -> Floats | None:
+        """Centroids (lists, d) of `sample` (n, d). `check` is called now and then, and may raise."""
+
+    def nearest(self, centroids: Floats) -> AbstractContextManager[Callable[[Floats], Rows | None]]:
+        """Within a `with` a function: vectors (n, d) -> the nearest of `centroids` (lists, d) to each, (n,)."""
 
 
 class Job(Protocol):
@@ -62,12 +84,8 @@ class Job(Protocol):
     source: VectorSource
 
     @property
-    def joiner(self) -> Joining | None:
-        """Who joins the rows of graphs; None for the CPU."""
-
-    @property
-    def kmeans(self) -> Kmeans | None:
-        """Who trains centroids; None for the CPU."""
+    def on_device(self) -> Trainer | None:
+        """What helps with lists and graphs; None for the CPU alone."""
 
 
 class Making(Protocol):
@@ -288,6 +306,11 @@ class CodesMaker:
         return self.codes, CodeBlock(self.codes)
 
 
+def _nobody(vectors: Floats) -> Rows | None:
+    """`Trainer.nearest` where there is only the CPU."""
+    return None
+
+
 def lists_for(rows: int) -> int:
     """Lists of an IVF index of so many rows."""
     return max(1, min(int(4 * math.sqrt(rows)), rows // _TRAIN_ROWS_A_LIST))
@@ -343,14 +366,20 @@ class ListsMaker:
         lists = faiss.downcast_InvertedLists(self.index.invlists)
         if not isinstance(lists, faiss.ArrayInvertedLists):
             return
-        build = self.build
+        build, job = self.build, self.build.job
         found = np.empty(fresh.size, np.int32)
+        centroids = self.index.quantizer.reconstruct_n(0, int(lists.nlist))
+        helper = job.on_device
+        with nullcontext(_nobody) if helper is None else helper.nearest(centroids) as nearest:
 
-        def assign(at: int, part: Any) -> None:
-            found[at : at + len(part)] = self.index.quantizer.assign(part, 1).ravel()
-            build.progress(self.base * (1.0 + at / fresh.size) / 2)
+            def assign(at: int, part: Any) -> None:
+                into = nearest(part)
+                if into is None:
+                    into = self.index.quantizer.assign(part, 1).ravel()
+                found[at : at + len(part)] = into
+                build.progress(self.base * (1.0 + at / fresh.size) / 2)
 
-        build.each(fresh, assign)
+            build.each(fresh, assign)
         for number, size in enumerate(np.bincount(found, minlength=int(lists.nlist)).tolist()):
             lists.resize(number, size)
             lists.resize(number, 0)  # keeps the room
@@ -366,9 +395,9 @@ class ListsMaker:
         lists = lists_for(rows.size)
         size = min(rows.size, lists * _TRAIN_ROWS_A_LIST)
         sample = build.gather(np.sort(build.rng.choice(rows, size, replace=False)))
-        if job.kmeans is not None:
+        if job.on_device is not None:
             spherical = job.metric == "cosine"
-            made = job.kmeans(sample, lists, _TRAIN_ROUNDS, spherical, SEED, build.check)
+            made = job.on_device.kmeans(sample, lists, _TRAIN_ROUNDS, spherical, SEED, build.check)
             if made is not None:
                 build.progress(self.base / 2)
                 return made, sample

@@ -6,13 +6,14 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..device import Device, Placed, Placements
-from ..errors import Cancelled, VecdbError
+from ..errors import Cancelled, LimitExceeded, VecdbError
 from .calibrate import Curve
 from .device_graph import DeviceGraph, graph_bytes_on_device, place_graph
 from .device_main import DeviceMain, place_lists, why_not
@@ -147,7 +148,7 @@ class OnDevice:
         large = main.n * self._dimension > self._settings["exact_max_scalars"]
         if not large or why_not(main, self._have_graphs()):
             return False
-        return self._bytes(main) <= _ROOM * self._largest()
+        return self._bytes(main) <= self.room
 
     def wants_main(self, main: Main) -> bool:
         """Whether placing `main` now would pay: a device is up, and no copy of it lies there."""
@@ -201,7 +202,7 @@ class OnDevice:
         if main is None or not self._asked_for:
             return ""
         what = why_not(main, self._have_graphs())
-        if not what and self._bytes(main) > _ROOM * self._largest():
+        if not what and self._bytes(main) > self.room:
             name = "a graph" if main.kind == "hnsw" else "lists"
             what = f"{name} of {self._bytes(main):,} bytes"
         return f"{', '.join(self.names)} cannot search {what}" if what else ""
@@ -217,15 +218,52 @@ class OnDevice:
     ) -> Floats | None:
         """Centroids (lists, d) float32 of `sample` (n, d) float32 by the device with most room; None where none is
         up, or it fails in the middle. `check` is called between rounds, and may raise."""
-        up = self.placements.among(self.names)
-        if not up:
+        device = self._roomiest()
+        if device is None:
             return None
-        device = max(up, key=self.placements.room)
         try:
             return device.kmeans(sample, lists, rounds, spherical, seed, check)
         except VecdbError as error:
             log.warning("the CPU trains %d lists, as a device did not: %s", lists, error.message)
             return None
+
+    @contextmanager
+    def nearest(self, centroids: Floats) -> Iterator[Callable[[Floats], Rows | None]]:
+        """A function that says which of `centroids` (lists, d) float32 is nearest to each of (n, d) vectors; None where no
+        device is up or it cannot say, then the CPU has to. They lie on the device with most room meanwhile."""
+        device, placed = self._roomiest(), None
+        metric = "l2" if self._metric == "l2" else "ip"
+        try:
+            if device is not None:
+                rows, dimension = centroids.shape
+                placed = device.place_flat(dimension, metric, "float32", rows, [centroids])
+        except VecdbError as error:
+            log.warning("the CPU assigns rows to lists, as a device did not: %s", error.message)
+
+        def ask(vectors: Floats) -> Rows | None:
+            nonlocal placed
+            if device is None or placed is None:
+                return None
+            try:
+                found = device.search(placed.handle, placed.generation, vectors, 1, 0)[1][:, 0]
+            except LimitExceeded:
+                return None  # many queries wait just now
+            except VecdbError as error:
+                log.warning("the CPU assigns rows to lists, as a device did not: %s", error.message)
+                placed = None
+                return None
+            return found if (found >= 0).all() else None
+
+        try:
+            yield ask
+        finally:
+            if device is not None and placed is not None:
+                device.drop(placed.handle, placed.generation)
+
+    def _roomiest(self) -> Device | None:
+        """The device with most room of those that are up."""
+        up = self.placements.among(self.names)
+        return max(up, key=self.placements.room) if up else None
 
     def keep_only(self, main: Main | None) -> None:
         """Gives the memory back of all that is not of this main index."""
@@ -265,8 +303,10 @@ class OnDevice:
     def _budget(self) -> int:
         return sum(self._budgets())
 
-    def _largest(self) -> int:
-        return max(self._budgets(), default=0)
+    @property
+    def room(self) -> int:
+        """Bytes that what lies in one piece may take."""
+        return int(_ROOM * max(self._budgets(), default=0))
 
     def _budgets(self) -> list[int]:
         return [

@@ -142,7 +142,8 @@ class Step:
 
     def _joined(self) -> bool:
         """Whether a graph made anew is joined by a device."""
-        joiner = self.index.joiner
+        device = self.index.on_device
+        joiner = None if device is None else device.joiner
         return joiner is not None and joiner.takes(self.rows.size)
 
     def _better_anew(self, kind: str, code: str, fresh: int) -> bool:
@@ -183,6 +184,14 @@ class Step:
 
     def _code(self, kind: str) -> str:
         index = self.index
+        room = 0 if index.on_device is None else index.on_device.room
+        if kind == "ivf" and index.quantization == "auto" and room:
+            code = choice.code_for_device(
+                index.storage, index.metric, index.dimension, self.rows.size, index.settings,
+                room,
+            )  # fmt: skip
+            if code is not None:
+                return code
         return choice.code_for(
             index.quantization, kind, index.storage, index.metric, index.dimension, self.rows.size,
             index.settings, self._sample,
