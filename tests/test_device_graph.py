@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -146,6 +147,26 @@ def test_more_than_a_walk_gives_is_the_hosts(tmp_path, devices):
                 copy.search(queries, k, itopk)
         assert (copy.search(queries, 1_024, 32)[1] >= 0).all()
         check(made, vectors, "l2", k=1_500, on="cpu")
+
+
+@pytest.mark.parametrize("quantization", ["none", "sq8"])
+def test_a_graph_that_falls_short_of_the_target_is_not_asked(tmp_path, devices, quantization):
+    """What only the graph of the host reaches it answers, with filters too, and the explanation says why."""
+    devices(graphs=True)
+    with opened(tmp_path) as database:
+        made, vectors = graphed(database, "l2", "float32", quantization)
+        index = made._core.field(None).index
+        curve = index.view.device_main.curve
+        worse = tuple(replace(point, bound_10=0.9, bound_100=0.9) for point in curve.points)
+        index.on_device.curve_changes(index.view.main, replace(curve, points=worse))
+        with index._lock:
+            index._view = index._changed(index.view, device_main=index.on_device.copy)
+        for part in (None, 60):
+            explain = check(made, vectors, "l2", part=part, on="cpu")
+            assert "does not reach a recall of 0.95" in explain.device_note
+            assert explain.plan in ("graph", "overfetch")
+        found = made.query(queries_of(vectors), k=10, target_recall=0.85, explain=True)
+        assert found.explain.device == "gpu:0"
 
 
 def test_exact_answers_are_the_hosts(tmp_path, devices):

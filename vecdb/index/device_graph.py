@@ -21,7 +21,7 @@ from ..errors import Cancelled
 from . import calibrate
 from .blocks import as_keys
 from .calibrate import Curve
-from .device_main import DeviceMain
+from .device_main import DeviceMain, Unanswered
 from .distance import Floats, Rows
 from .door import INNER_PRODUCT
 from .joined import Attempts, joining_bytes
@@ -59,6 +59,16 @@ class DeviceGraph(DeviceMain):
     def with_device_curve(self, curve: Curve) -> DeviceGraph:
         """The same copy with another curve."""
         return DeviceGraph(self.host, self.placements, self.key, self._gone, curve, self._named)
+
+    def setting(self, target_recall: float, k: int) -> int | None:
+        """`Main.setting` by the device's curve; Unanswered where the graph of the host reaches what this one does
+        not."""
+        found = super().setting(target_recall, k)
+        if found is None and self.host.setting(target_recall, k) is not None:
+            raise Unanswered(
+                f"the graph of {self.names or 'the device'} does not reach a recall of {target_recall:g} at k = {k:,}"
+            )
+        return found
 
     def _keys(self, scores: Floats, positions: Rows) -> tuple[Floats, Rows]:
         return keys_of(scores, positions, self._named, self._metric)
