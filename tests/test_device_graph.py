@@ -143,7 +143,7 @@ def test_more_than_a_walk_gives_is_the_hosts(tmp_path, devices):
         copy = made._core.field(None).index.view.device_main
         queries = queries_of(vectors)
         for k, itopk in ((1_025, 1_025), (10, 1_025)):
-            with pytest.raises(Unanswered, match="beyond what gpu:0"):
+            with pytest.raises(Unanswered, match="more than gpu:0"):
                 copy.search(queries, k, itopk)
         assert (copy.search(queries, 1_024, 32)[1] >= 0).all()
         check(made, vectors, "l2", k=1_500, on="cpu")
@@ -158,7 +158,8 @@ def test_a_graph_that_falls_short_of_the_target_is_not_asked(tmp_path, devices, 
         index = made._core.field(None).index
         curve = index.view.device_main.curve
         worse = tuple(replace(point, bound_10=0.9, bound_100=0.9) for point in curve.points)
-        index.on_device.curve_changes(index.view.main, replace(curve, points=worse))
+        worse = replace(curve, points=worse)
+        index.on_device.measure_again(index.view.main, lambda _: worse)
         with index._lock:
             index._view = index._changed(index.view, device_main=index.on_device.copy)
         for part in (None, 60):
@@ -246,7 +247,9 @@ def test_a_graph_that_kills_workers_is_given_up(tmp_path, devices, monkeypatch):
     monkeypatch.setattr("vecdb.builder._RETRY_S", 0.0)
     devices(graphs=True, faults="die_at_graph=1")
     with opened(tmp_path) as database:
-        made = database.create_collection("docs", dimension=DIMENSION, metric="l2", index="hnsw")
+        made = database.create_collection(
+            "docs", dimension=DIMENSION, metric="l2", index="hnsw", device="gpu"
+        )
         vectors = rows_of("float32")
         add(made, vectors)
         made.build_index(wait=True)
@@ -261,6 +264,7 @@ def test_a_graph_that_kills_workers_is_given_up(tmp_path, devices, monkeypatch):
         assert not made._core.field(None).index.wants_placing()
         check(made, vectors, "l2", on="cpu")
         assert database.devices.stats()[0].restarts == 2
+        assert "killed its worker again and again" in made.stats().index.device_note
 
 
 def test_a_graph_that_has_grown_is_placed_anew(tmp_path, devices):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
 from on_devices import DIMENSION, SEED, filled, opened, placed, wait_for
 
+from vecdb.device import Device
 from vecdb.errors import LimitExceeded
 from vecdb.index import chosen, device_main, plan
 
 ROWS = 8_000
 CALL = plan.DEVICE_CALL
-CODES = ("none", "float16", "sq8", "sq4", "pq8")
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +69,11 @@ def by_host(made, queries, k):
     return view.search(queries, k)
 
 
-@pytest.mark.parametrize("metric", ["l2", "cosine", "ip"])
-@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize(
+    ("metric", "code"),
+    [("l2", "none"), ("l2", "float16"), ("l2", "sq8"), ("l2", "sq4"), ("l2", "pq8"), ("cosine", "none"),
+     ("cosine", "sq8"), ("cosine", "pq8"), ("ip", "none"), ("ip", "sq4"), ("ip", "pq8")],
+)  # fmt: skip
 def test_the_device_answers_as_the_lists_of_the_host_do(tmp_path, devices, metric, code):
     """At any k the same rows at the same distances, as long as both probe; and recall at its target."""
     devices()
@@ -130,6 +134,72 @@ def test_filters_deaths_updates_and_fresh_rows_hold_on_a_device(tmp_path, device
         assert made.check().ok
 
 
+@pytest.mark.parametrize(
+    ("metric", "storage"), [("l2", "int8"), ("cosine", "float16"), ("ip", "uint8")]
+)
+def test_lists_of_every_storage_are_searched_on_a_device(tmp_path, devices, metric, storage):
+    """Integers and halves lie there as float16, which holds them exactly."""
+    devices()
+    rng = np.random.default_rng(SEED)
+    vectors = rng.standard_normal((ROWS, DIMENSION))
+    if storage != "float16":
+        vectors = np.clip(np.rint(20 * vectors), -128, 127) + 128 * (storage == "uint8")
+    vectors = vectors.astype(storage)
+    with opened(tmp_path) as database:
+        made, _ = filled(database, metric, storage, ROWS, vectors, index="ivf")
+        made.build_index(wait=True)
+        placed(made)
+        for part in (None, 60):
+            assert recall(made, vectors[:40].astype(np.float32), 10, part)[0] >= 0.93
+
+
+def test_threads_that_ask_while_all_changes_get_right_answers(tmp_path, devices):
+    """Rows come and go, lists grow, are placed anew, and a worker is killed: no query fails, and none gets a row
+    that was never there or is dead before the query begins."""
+    devices()
+    with opened(tmp_path, index_tail_share=0.01) as database:
+        made, vectors = listed(database, code="sq8")
+        queries, stop, errors, answered = queries_near(vectors, 4), threading.Event(), [], []
+        gone: set[str] = set()
+
+        def ask():
+            while not stop.is_set():
+                dead = set(gone)
+                try:
+                    found = made.query(queries, k=10, explain=True)
+                except Exception as error:  # whatever it is, the test fails
+                    errors.append(error)
+                    return
+                answered.append(found.explain.device)
+                for ids in found.ids:
+                    if len(ids) != 10 or dead & set(ids):
+                        errors.append((ids, dead & set(ids)))
+
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        rng = np.random.default_rng(SEED + 7)
+        for step in range(3):
+            fresh = rng.standard_normal((1_500, DIMENSION)).astype(np.float32)
+            made.insert([f"n{step}-{i}" for i in range(1_500)], fresh)
+            dead = [f"r{i}" for i in range(100 * step, 100 * step + 100)]
+            made.delete(dead)
+            gone.update(dead)
+            made.build_index(wait=True)
+            if step == 1:
+                (device,) = database.devices.placements.devices
+                os.kill(device._worker.pid, signal.SIGKILL)
+        wait_for(lambda: made.stats().index.device == "gpu:0")
+        count = len(answered)
+        wait_for(lambda: len(answered) > count + 20)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert not errors
+        assert answered[-1] == "gpu:0"
+        assert made.check().ok
+
+
 def test_few_allowed_rows_and_exact_answers_are_the_hosts(tmp_path, devices, monkeypatch):
     """What is cheaper there, or must be exact, is not asked of the device."""
     monkeypatch.setattr(plan, "DEVICE_CALL", CALL)
@@ -155,7 +225,8 @@ def test_more_answers_than_a_device_gives_are_the_hosts(tmp_path, devices, code)
             assert got >= 0.95
             if explain.plan == "lists":
                 assert (
-                    "is beyond what gpu:0 gives (2,048); answered by the CPU" in explain.device_note
+                    "candidates are more than gpu:0 gives (2,048); answered by the CPU"
+                    in explain.device_note
                 )
         assert made.stats().index.device_note == ""
 
@@ -209,20 +280,26 @@ def test_a_killed_worker_costs_no_answer(tmp_path, devices):
 
 def test_a_worker_that_dies_within_a_search_costs_no_answer(tmp_path, devices):
     """The query in whose middle the worker ends is answered too."""
+    devices()
+    with opened(tmp_path) as database:
+        _, vectors = listed(database)
     devices(faults=f"die_at_search=3,once={tmp_path / 'once'}")
     with opened(tmp_path) as database:
-        made, vectors = listed(database)
-        queries = queries_near(vectors)
+        made, queries = database.get_collection("docs"), queries_near(vectors)
+        placed(made)
         notes = [recall(made, queries, 10, on=None)[1].device_note for _ in range(6)]
         assert any("gone" in note and "answered by the CPU" in note for note in notes)
 
 
 def test_a_full_device_costs_no_answer(tmp_path, devices):
     """A search for which the card has no memory is answered by the host."""
+    devices()
+    with opened(tmp_path) as database:
+        _, vectors = listed(database)
     devices(faults="full_at_search=2")
     with opened(tmp_path) as database:
-        made, vectors = listed(database)
-        queries = queries_near(vectors)
+        made, queries = database.get_collection("docs"), queries_near(vectors)
+        placed(made)
         seen = [recall(made, queries, 10, on=None)[1] for _ in range(3)]
         assert [one.device for one in seen] == ["gpu:0", "cpu", "gpu:0"]
         assert "too little memory" in seen[1].device_note
@@ -393,3 +470,24 @@ def test_an_index_that_is_dropped_leaves_the_device(tmp_path, devices):
         placed(made)
         database.drop_collection("docs")
         assert database.devices.stats()[0].used_bytes == 0
+
+
+def test_a_placing_that_failed_is_tried_again_without_a_write(tmp_path, devices, monkeypatch):
+    """A worker that dies while lists are on their way does not leave the collection on the CPU."""
+    devices()
+    plain, tries = Device.place_lists, []
+
+    def place_lists(self, *arguments):
+        tries.append(self)
+        if len(tries) == 1:
+            self._worker._process.kill()
+        return plain(self, *arguments)
+
+    with opened(tmp_path) as database:
+        listed(database)
+    monkeypatch.setattr(Device, "place_lists", place_lists)
+    with opened(tmp_path) as database:
+        made = database.get_collection("docs")
+        placed(made)
+        assert len(tries) == 2
+        assert made.stats().devices[0].restarts == 1

@@ -3,56 +3,32 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 
 from . import compaction
-from .collection_files import folder_bytes, sweep_files
+from .build_jobs import PLACE, SIDE, TASKS, Job, Key
+from .collection_files import folder_bytes
 from .core import Core
-from .errors import Cancelled, Closed, DeadlineExceeded, Internal, ReadOnly, VecdbError
+from .errors import Cancelled, Closed, DeadlineExceeded, DeviceLost, Internal, ReadOnly, VecdbError
 from .field import Field
-from .index import give_memory_back, of_same_files
 from .types import CompactResult
 
 log = logging.getLogger("vecdb")
 
 
-_SIDE = "side graph"
-"""The task of least precedence."""
-_PLACE = "placing on a device"
 _RETRY_S = 60.0
 """A build that failed is not tried again for so long, unless someone asks for it."""
-
-_Key = tuple[int, str, int]
-"""Collection (by identity), task, number of the vector field."""
-
-
-class _Job:
-    def __init__(self, core: Core, task: str, number: int) -> None:
-        self.core = core
-        self.task = task
-        self.number = number
-        self.progress = 0.0
-        self.covered = 0
-        self.purged_rows = 0
-        self.queries: NDArray[Any] | None = None
-        self.cancel = threading.Event()
-        self.done = threading.Event()
-        self.error: VecdbError | None = None
-        self.stopped: VecdbError = Closed(f"the {task} was cancelled: the collection is closed")
-
-    @property
-    def key(self) -> _Key:
-        return id(self.core), self.task, self.number
-
-    def report(self, share: float) -> None:
-        self.progress = share
+_SOON_S = 1.0
+"""A placing whose device was lost is tried again so soon, once: another worker is on its way. Also how often is
+looked whether that is up."""
 
 
 class Builder:
@@ -67,10 +43,11 @@ class Builder:
         self._auto_build = bool(options["auto_build"]) and not read_only
         self._compacts = not read_only
         self._lock = threading.Condition()
-        self._queue: deque[_Job] = deque()
-        self._jobs: dict[_Key, _Job] = {}
-        self._failed: dict[_Key, float] = {}
+        self._queue: deque[Job] = deque()
+        self._jobs: dict[Key, Job] = {}
+        self._failed: dict[Key, float] = {}
         self._watched: dict[int, tuple[Core, float]] = {}
+        self._unplaced: dict[int, tuple[Core, float]] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -102,16 +79,19 @@ class Builder:
     def consider(self, core: Core) -> None:
         """Queues what the collection wants; called after each write, so it costs little."""
         for field in core.all_fields:
-            wants = [(_PLACE, field.index.wants_placing())]
+            wants = [(PLACE, field.index.wants_placing())]
             if self._auto_build:
                 wants.append(("build", field.index.wants_build()))
-                wants.append((_SIDE, field.index.sides.any_wanted))
+                wants.append((SIDE, field.index.sides.any_wanted))
             for task, wanted in wants:
                 key = (id(core), task, field.number)
                 if key in self._jobs or not wanted:
                     continue
                 if time.monotonic() >= self._failed.get(key, 0.0) + _RETRY_S:
                     self._enqueue(core, task, field.number)
+            if field.index.lacks_placing():
+                # Nobody else may say so later: queries call only for what has lain there before.
+                self._look_again(core)
         if self._compacts and id(core) not in self._watched and compaction.is_due(core):
             purge = (id(core), "purge", 0)
             if purge not in self._jobs:
@@ -172,7 +152,7 @@ class Builder:
         core.check_open()
         jobs = [job for job in self._of(core) if job.task not in ("compact", "purge")]
         for job in jobs:
-            task = job.task if job.task in (_SIDE, _PLACE) else "build"
+            task = job.task if job.task in (SIDE, PLACE) else "build"
             self._failed[id(core), task, job.number] = time.monotonic()
             job.stopped = Cancelled("the build was cancelled")
         _stop(jobs)
@@ -182,6 +162,7 @@ class Builder:
         """Stops all work on a collection, and waits until it has let go of the store."""
         with self._lock:
             self._watched.pop(id(core), None)
+            self._unplaced.pop(id(core), None)
         _stop(self._of(core))
         with self._lock:
             # Another collection may get the same id.
@@ -201,25 +182,25 @@ class Builder:
 
     # -- the thread
 
-    def _of(self, core: Core) -> list[_Job]:
+    def _of(self, core: Core) -> list[Job]:
         with self._lock:
             return [job for job in self._jobs.values() if job.core is core]
 
     def _enqueue(
         self, core: Core, task: str, number: int, queries: NDArray[Any] | None = None
-    ) -> _Job:
+    ) -> Job:
         with self._lock:
             if self._closed:
                 raise Closed("the database is closed")
             key = (id(core), task, number)
             job = self._jobs.get(key)
             if job is None:
-                if task != _SIDE:
+                if task != SIDE:
                     # What is only faster makes way; it is taken up again after what has to be done.
                     for other in self._jobs.values():
-                        if other.task == _SIDE:
+                        if other.task == SIDE:
                             other.cancel.set()
-                job = self._jobs[key] = _Job(core, task, number)
+                job = self._jobs[key] = Job(core, task, number)
                 job.queries = queries
                 self._queue.append(job)
                 self._wake()
@@ -230,6 +211,13 @@ class Builder:
         with self._lock:
             if not self._closed and core.closed is None:
                 self._watched[id(core)] = (core, time.monotonic() + in_s)
+                self._wake()
+
+    def _look_again(self, core: Core) -> None:
+        """Has the thread look again soon whether a collection can be placed."""
+        with self._lock:
+            if not self._closed and core.closed is None:
+                self._unplaced[id(core)] = core, time.monotonic() + _SOON_S
                 self._wake()
 
     def _wake(self) -> None:
@@ -248,19 +236,20 @@ class Builder:
                 except VecdbError:
                     continue  # closed meanwhile
 
-    def _jobs_in_turn(self) -> Iterator[_Job]:
+    def _jobs_in_turn(self) -> Iterator[Job]:
         """The queued jobs, and compactions of watched collections as their dead rows come of age."""
         while True:
             with self._lock:
                 while not self._queue and not self._closed:
-                    first = min((at for _, at in self._watched.values()), default=None)
+                    later = [*self._watched.values(), *self._unplaced.values()]
+                    first = min((at for _, at in later), default=None)
                     left = None if first is None else first - time.monotonic()
                     if left is not None and left <= 0:
                         break
                     self._lock.wait(left)
                 if self._closed and not self._queue:
                     return
-                job = min(self._queue, key=lambda job: job.task == _SIDE, default=None)
+                job = min(self._queue, key=lambda job: job.task == SIDE, default=None)
                 if job is not None:
                     self._queue.remove(job)
             if job is not None:
@@ -269,12 +258,21 @@ class Builder:
                 self._look()
 
     def _look(self) -> None:
-        """Queues the compaction of watched collections that are ripe, and looks later at the others."""
+        """Queues the compaction of watched collections that are ripe, and the placing of those that could not be
+        placed before; looks later at the others."""
         now = time.monotonic()
         with self._lock:
             ripe = [core for core, at in self._watched.values() if at <= now]
             for core in ripe:
                 del self._watched[id(core)]
+            unplaced = [core for core, at in self._unplaced.values() if at <= now]
+            for core in unplaced:
+                del self._unplaced[id(core)]
+        for core in (one for one in unplaced if one.closed is None):
+            try:
+                self.consider(core)
+            except VecdbError as error:
+                log.debug("collection %s: not placed: %s", core.info.name, error.message)
         for core in ripe:
             try:
                 if not compaction.is_due(core):
@@ -287,11 +285,11 @@ class Builder:
             except VecdbError as error:
                 log.debug("collection %s: not compacted: %s", core.info.name, error.message)
 
-    def _finish(self, job: _Job) -> None:
+    def _finish(self, job: Job) -> None:
         core = job.core
         try:
             if not job.cancel.is_set():
-                _TASKS[job.task](job)
+                TASKS[job.task](job)
         except VecdbError as error:
             job.error = error
         except Exception as error:
@@ -303,11 +301,18 @@ class Builder:
             elif job.error is not None:
                 if job.task in ("build", "rebuild"):
                     core.numbered(job.number).last_error = job.error.message
-                self._failed[job.key] = time.monotonic()
+                self._failed[job.key] = _failed_at(job, self._failed.get(job.key, -math.inf))
                 log.error("collection %s: %s", core.info.name, job.error.message)
             with self._lock:
                 del self._jobs[job.key]
             job.done.set()
+
+
+def _failed_at(job: Job, before: float) -> float:
+    """The time from which the pause after a failure counts; `before` is that of the last one."""
+    now = time.monotonic()
+    soon = isinstance(job.error, DeviceLost) and now - before > 2 * _RETRY_S
+    return now - _RETRY_S + _SOON_S if soon else now
 
 
 def _must_write(core: Core) -> None:
@@ -315,115 +320,15 @@ def _must_write(core: Core) -> None:
         raise ReadOnly(f"collection {core.info.name!r} was opened with read_only=True")
 
 
-def _wait(job: _Job, end: float | None, timeout_s: float | None) -> None:
+def _wait(job: Job, end: float | None, timeout_s: float | None) -> None:
     if not job.done.wait(None if end is None else max(0.0, end - time.monotonic())):
         raise DeadlineExceeded(f"the {job.task} was not done within {timeout_s:g} s; it goes on")
     if job.error is not None:
         raise job.error
 
 
-def _stop(jobs: list[_Job]) -> None:
+def _stop(jobs: list[Job]) -> None:
     for job in jobs:
         job.cancel.set()
     for job in jobs:
         job.done.wait()
-
-
-def _build(job: _Job, *, anew: bool = False) -> bool:
-    """Whether there is a new index."""
-    core = job.core
-    core.check_open()
-    started = time.monotonic()
-    field = core.numbered(job.number)
-    n_rows = field.index.view.n_rows
-    built = field.index.build(cancel=job.cancel, progress=job.report, anew=anew)
-    if job.cancel.is_set():
-        return False
-    job.covered = n_rows if built is None else built.high_water
-    if built is None:
-        return False
-    held = field.record if field.index.holds(built) else None
-    if held is None:
-        record = field.index.save(built, core.store.folder)
-    else:
-        record = of_same_files(held, built)
-    core.install(job.number, built, record)
-    sweep_files(core)
-    # The tail that the index covers now is free, unless a view of it is still searched.
-    give_memory_back()
-    figures = field.index.stats()
-    log.info(
-        "collection %s%s: %s index of %d rows built in %.1f s, recall@10 %.3f",
-        core.info.name, f", vectors {field.name}" * bool(field.name), figures.kind,
-        figures.indexed_rows, time.monotonic() - started, figures.measured_recall,
-    )  # fmt: skip
-    return True
-
-
-def _recalibrate(job: _Job) -> None:
-    core = job.core
-    core.check_open()
-    field = core.numbered(job.number)
-    record = field.record
-    assert job.queries is not None
-    built = field.index.recalibrate(job.queries, cancel=job.cancel, progress=job.report)
-    if built is not None and record is not None:
-        core.install(job.number, built, of_same_files(record, built))
-
-
-def _side(job: _Job) -> None:
-    core = job.core
-    core.check_open()
-    index = core.numbered(job.number).index
-    while index.sides.any_wanted and not job.cancel.is_set():
-        started = time.monotonic()
-        rows = index.build_side(cancel=job.cancel)
-        if rows:
-            log.info(
-                "collection %s: a graph of %d rows built for a filter in %.1f s",
-                core.info.name, rows, time.monotonic() - started,
-            )  # fmt: skip
-
-
-def _place(job: _Job) -> None:
-    """Copies what serves a field to a device, until what lies there is what there is."""
-    core = job.core
-    core.check_open()
-    field = core.numbered(job.number)
-    while field.index.wants_placing() and not job.cancel.is_set():
-        started = time.monotonic()
-        rows = field.index.place(cancel=job.cancel)
-        if rows:
-            log.info(
-                "collection %s%s: %d rows placed on %s in %.1f s",
-                core.info.name, f", vectors {field.name}" * bool(field.name), rows,
-                field.index.stats().device, time.monotonic() - started,
-            )  # fmt: skip
-
-
-def _compact(job: _Job, *, thorough: bool) -> None:
-    """Gives back what is ripe. `thorough` builds indexes anew that hold it, and shrinks the file."""
-    core = job.core
-    core.check_open()
-    if thorough or core.options["auto_build"]:
-        for number in compaction.fields_in_the_way(core):
-            rebuild = _Job(core, "rebuild", number)
-            rebuild.cancel = job.cancel
-            if not _build(rebuild, anew=True) and not job.cancel.is_set():
-                # Too few rows are left for an index.
-                core.drop_index(number)
-                sweep_files(core)
-    job.purged_rows = compaction.purge(core, job.cancel, hurried=thorough)
-    if thorough and not job.cancel.is_set():
-        compaction.vacuum(core)
-
-
-_TASKS: dict[str, Callable[[_Job], object]] = {
-    "build": _build,
-    "rebuild": lambda job: _build(job, anew=True),
-    "recalibrate": _recalibrate,
-    _SIDE: _side,
-    _PLACE: _place,
-    "compact": lambda job: _compact(job, thorough=True),
-    "purge": lambda job: _compact(job, thorough=False),
-}

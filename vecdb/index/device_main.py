@@ -109,9 +109,11 @@ class DeviceMain(Main):
         if not self.gives(k, setting):
             device = self.names or "the device"
             if k > self.limits.k:
-                raise Unanswered(f"k of {k:,} is beyond what {device} gives ({self.limits.k:,})")
+                raise Unanswered(
+                    f"{k:,} candidates are more than {device} gives ({self.limits.k:,})"
+                )
             raise Unanswered(
-                f"{self.setting_name} of {self._within(k, setting):,} is beyond what {device} takes "
+                f"{self.setting_name} {self._within(k, setting):,} is more than {device} takes "
                 f"({self.limits.nprobe:,})"
             )
         metric = "l2" if self._metric == L2 else "ip"

@@ -18,7 +18,6 @@ from .ahead import Ahead
 from .build import MIN_ROWS, Build
 from .chosen import MainMask
 from .codes import is_lossy, own_code
-from .device_graph import DeviceGraph
 from .device_main import DeviceMain
 from .distance import Rows
 from .door import give_memory_back
@@ -339,6 +338,16 @@ class Index:
             return on_device.wants_main(view.main)
         return self._compared_on_device(view) and on_device.wants(view, LEAST_FRESH_ROWS)
 
+    def lacks_placing(self) -> bool:
+        """Whether what serves has never lain on a device that it is to lie on, up or not. What had to go for others
+        is no lack: who asks for it has it placed again."""
+        view, on_device = self._view, self.on_device
+        if on_device is None:
+            return False
+        if view.main is not None:
+            return on_device.copy_of(view.main) is None and on_device.takes_main(view.main)
+        return on_device.served is None and self._compared_on_device(view)
+
     def place(self, *, cancel: threading.Event) -> int:
         """Copies the main index, or else the live vectors, to devices, and lets searches be answered there; how
         many rows, 0 when cancelled.
@@ -348,12 +357,16 @@ class Index:
         on_device, main = self.on_device, self._view.main
         assert on_device is not None
         if main is not None:
-            copy = on_device.place_main(main, self.source, cancel)
-            with self._lock:
-                on_device.keep_only(self._main)
-                self._view = self._changed(
-                    self._view, served=None, device_main=on_device.copy_of(self._view.main)
-                )
+            try:
+                copy = on_device.place_main(main, self.source, cancel)
+            finally:
+                with self._lock:
+                    on_device.keep_only(self._main)
+                    self._device_note = on_device.note_of(self._main)
+                    self._view = self._changed(
+                        self._view, served=None, device_main=on_device.copy_of(self._view.main),
+                        device_note=self._device_note,
+                    )  # fmt: skip
             return 0 if copy is None else copy.n
         placed = on_device.place(self._view, self.source, cancel)
         if placed is None:
@@ -391,12 +404,9 @@ class Index:
             return known[start:stop]
 
         made = build.curve_on(main, x, live)
-        copy = self._copy_of(main)
-        if made is not None and self.on_device is not None and isinstance(copy, DeviceGraph):
-            curve = build.curve_of(copy, x, live)
-            if curve is not None:
-                # Served from the moment on that the other one is installed.
-                self.on_device.curve_changes(main, curve)
+        if made is not None and self.on_device is not None:
+            # Served from the moment on that the other one is installed.
+            self.on_device.measure_again(main, lambda copy: build.curve_of(copy, x, live))
         return None if made is None else BuiltIndex(made)
 
     def build_side(self, *, cancel: threading.Event) -> int:

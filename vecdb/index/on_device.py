@@ -146,16 +146,12 @@ class OnDevice:
         """Whether a copy of `main` is to be searched on a device: a graph, or lists in a code that a card has, of
         rows that take the CPU a millisecond to compare, where one device has room for it."""
         large = main.n * self._dimension > self._settings["exact_max_scalars"]
-        if not large or why_not(main, self._have_graphs()):
-            return False
-        return self._bytes(main) <= self.room
+        return large and not self._why_not(main)
 
     def wants_main(self, main: Main) -> bool:
         """Whether placing `main` now would pay: a device is up, and no copy of it lies there."""
         copy = self.copy
         if copy is not None and copy.host.index is main.index and copy.there:
-            return False
-        if self._attempts[0] is main.index and self._attempts[1].spent:
             return False
         up = self.placements.among(self._names_for(main))
         return bool(up) and self.takes_main(main)
@@ -191,20 +187,19 @@ class OnDevice:
             copy = self.copy = copy.of(main)
         return copy
 
-    def curve_changes(self, main: Main, curve: Curve) -> None:
-        """The graph on a device that stands for `main` has been measured again."""
+    def measure_again(self, main: Main, measure: Callable[[DeviceGraph], Curve | None]) -> None:
+        """Gives the graph on a device that stands for `main`, where there is one, the curve that `measure` finds."""
         copy = self.copy_of(main)
         if isinstance(copy, DeviceGraph):
-            self.copy = copy.with_device_curve(curve)
+            curve = measure(copy)
+            if curve is not None:
+                self.copy = copy.with_device_curve(curve)
 
     def note_of(self, main: Main | None) -> str:
         """Why a device that was asked for cannot search `main`; empty where it can, and where none was asked for."""
         if main is None or not self._asked_for:
             return ""
-        what = why_not(main, self._have_graphs())
-        if not what and self._bytes(main) > self.room:
-            name = "a graph" if main.kind == "hnsw" else "lists"
-            what = f"{name} of {self._bytes(main):,} bytes"
+        what = self._why_not(main)
         return f"{', '.join(self.names)} cannot search {what}" if what else ""
 
     def kmeans(
@@ -291,8 +286,16 @@ class OnDevice:
         known = self.placements.devices
         return tuple(d.name for d in known if d.name in self.names and d.info.graphs)
 
-    def _have_graphs(self) -> bool:
-        return any(d.info.graphs for d in self.placements.devices if d.name in self.names)
+    def _why_not(self, main: Main) -> str:
+        """What devices cannot search of `main`, as they are; empty where one can."""
+        graphs = any(d.info.graphs for d in self.placements.devices if d.name in self.names)
+        what = why_not(main, graphs)
+        if what:
+            return what
+        if self._attempts[0] is main.index and self._attempts[1].spent:
+            return "a graph that killed its worker again and again"
+        name, size = "a graph" if main.kind == "hnsw" else "lists", self._bytes(main)
+        return f"{name} of {size:,} bytes" if size > self.room else ""
 
     def _bytes(self, main: Main) -> int:
         """Memory that placing `main` takes on a device, estimated."""
