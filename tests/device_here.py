@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 
 from vecdb.device import Device
 from vecdb.device.stand_in import nearest
+from vecdb.index.card import count_gpus
 
 D = 16
 
@@ -20,6 +22,15 @@ def device(faults: str = "", name: str = "gpu:0", size: int = 0, **settings: Any
     if size:
         arguments.append(f"--stand-in-bytes={size}")
     return Device(name, arguments, **settings)
+
+
+def device_of(kind: str) -> Device:
+    """A "stand-in", or the "gpu" that is here; skips where there is none."""
+    if kind == "stand-in":
+        return device()
+    if not count_gpus():
+        pytest.skip("FAISS sees no GPU here")
+    return Device("gpu:0")
 
 
 def vectors(n: int, seed: int = 1, d: int = D) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vecdb
-from vecdb.index.card import count_gpus
+from vecdb.index.card import count_gpus, has_graphs
 
 SEED = 20_261_124
 ROWS, DIMENSION = 3_000, 16
@@ -17,19 +17,22 @@ SETTINGS = {"exact_max_scalars": 1_000, "audit_share": 0.0, "device_timeout_s": 
 
 def using(kind, monkeypatch):
     """A function that says how many devices are used; called before a database is opened, gives whether flat vectors
-    there are searched under masks. `kind` is stand-in, no masks (a stand-in without them), or gpu, which is one, with
+    there are searched under masks. `graphs` says that they must have graphs, or must not. `kind` is stand-in, no masks (a stand-in without them), or gpu, which is one, with
     all its memory."""
 
-    def use(count=1, size=1 << 30, faults=""):
+    def use(count=1, size=1 << 30, faults="", graphs=None):
         if kind == "gpu":
             if not count_gpus():
                 pytest.skip("FAISS sees no GPU here")
+            if graphs is not None and graphs is not has_graphs():
+                pytest.skip("this FAISS has cuVS, or lacks it")
             if count > 1 or size < 1 << 30 or faults:
                 pytest.skip("needs several devices, small ones, or such that fail when asked to")
             return True
         monkeypatch.setenv("VECDB_STAND_IN_MASKS", str(int(kind == "stand-in")))
         monkeypatch.setenv("VECDB_STAND_IN_DEVICES", str(count))
         monkeypatch.setenv("VECDB_STAND_IN_BYTES", str(size))
+        monkeypatch.setenv("VECDB_STAND_IN_GRAPHS", str(int(graphs is not False)))
         if faults:
             monkeypatch.setenv("VECDB_STAND_IN_FAULTS", faults)
         return kind == "stand-in"

@@ -196,12 +196,12 @@ class _Graph:
         y = self.vectors.astype(np.float32)
         return faiss.knn(x.astype(np.float32), y, k, metric=self.metric)
 
-    def copyTo(self, made: Any) -> None:  # noqa: N802
-        graph = faiss.IndexHNSWCagra(self.d, self.degree // 2, self.metric)
-        graph.add(self.vectors.astype(np.float32))
-        made.d, made.ntotal, made.metric_type = self.d, graph.ntotal, self.metric
-        made.is_trained = True
-        made.hnsw = graph.hnsw
+    def get_knngraph(self) -> Any:
+        y = self.vectors.astype(np.float32)
+        near = faiss.knn(y, y, self.degree, metric=self.metric)[1]
+        found = faiss.Int64Vector()
+        faiss.copy_array_to_vector(near.reshape(-1), found)
+        return found
 
 
 class PaperFaiss:

@@ -22,7 +22,7 @@ from vecdb.index.card import FaissCard, count_gpus
 from vecdb.index.door import use_threads
 from vecdb.index.driver import Driver
 from vecdb.index.flat_there import is_full
-from vecdb.index.host_lists import export_hnsw, read_lists
+from vecdb.index.host_lists import joined, read_lists
 
 D = 24
 MEMORY = 64 << 20
@@ -34,7 +34,7 @@ MEMORY = 64 << 20
 def card(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     if request.param == "stand-in":
         limits = Limits(scan_k=32_768)
-        yield StandInCard(MEMORY, limits=limits, read_lists=read_lists, export=export_hnsw)
+        yield StandInCard(MEMORY, limits=limits, read_lists=read_lists, join=joined)
         return
     if request.param.endswith("paper"):
         paper = PaperFaiss()
@@ -208,7 +208,7 @@ def test_limits_are_refused_before_the_call(card: Any) -> None:
         lambda: card.flat(3, D, "cosine", "float32", 10),
         lambda: card.flat(3, D, "l2", "sq8", 10),
         lambda: card.kmeans(vectors(5), 6, 1, False, 1),
-        lambda: card.as_hnsw(1),
+        lambda: card.links(1),
         lambda: card.lists(4, memoryview(bytes(faiss.serialize_index(faiss.IndexFlat(D)))), "x"),
     ):
         with pytest.raises(CardRefused):
@@ -304,7 +304,7 @@ def graphs_or_skip(card: Any) -> None:
     ("metric", "code"), [("l2", "float32"), ("l2", "float16"), ("ip", "float32")]
 )
 def test_a_graph_finds_what_is_near(card: Any, metric: str, code: str) -> None:
-    """A graph over flat vectors finds nearly all neighbours, outlives its source, and becomes an HNSW."""
+    """A graph over flat vectors finds nearly all neighbours, outlives its source, and says its links."""
     y, x = vectors(2_000), vectors(30, 3)
     card.flat(1, D, metric, code, len(y))
     card.add(1, y)
@@ -317,13 +317,15 @@ def test_a_graph_finds_what_is_near(card: Any, metric: str, code: str) -> None:
     wanted = faiss.knn(x, y, 10, metric=faiss.METRIC_L2 if metric == "l2" else 0)[1]
     assert np.mean([len(set(a) & set(b)) for a, b in zip(positions, wanted, strict=True)]) > 9
     assert (np.diff(scores if metric == "l2" else -scores, axis=1) >= 0).all()
-    graph = faiss.deserialize_index(np.frombuffer(card.as_hnsw(2), np.uint8))
-    storage = faiss.IndexFlat(D, faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
-    storage.add(y)
-    graph.storage = storage
-    graph.own_fields = False
-    found = graph.search(x, 10, params=faiss.SearchParametersHNSW(efSearch=128))[1]
-    assert np.mean([len(set(a) & set(b)) for a, b in zip(found, wanted, strict=True)]) > 9
+    links = card.links(2)
+    assert links.shape == (len(y), 32)
+    assert links.dtype == np.int32
+    assert links.min() >= -1
+    assert links.max() < len(y)
+    # They join what is near: rows to some of their nearest neighbours.
+    near = faiss.knn(y[:50], y, 9, metric=faiss.METRIC_L2 if metric == "l2" else 0)[1]
+    found = [len(set(a) & set(b[b >= 0])) for a, b in zip(near, links[:50], strict=True)]
+    assert np.mean(found) > 3
 
 
 def test_a_stand_in_without_cuvs_refuses_graphs() -> None:

@@ -8,38 +8,27 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
-import faiss
-import numpy as np
 import pytest
-from device_here import D, ask, assert_same, device, place, until, vectors
+from device_here import D, ask, assert_same, device, device_of, place, until, vectors
 
 from vecdb.device import Device, collected
 from vecdb.device.queue import MAX_BATCH, Ask, Order, Queue
-from vecdb.device.stand_in import nearest
 from vecdb.errors import (
     Closed,
     DeadlineExceeded,
     DeviceFull,
     DeviceLost,
     FailedPrecondition,
-    Internal,
     InvalidVector,
     LimitExceeded,
 )
-from vecdb.index.card import count_gpus
 
 
 @pytest.fixture(scope="module", params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
 def shared(request: Any) -> Iterator[Device]:
     """One device for the tests that leave it as it was."""
-    if request.param == "gpu":
-        if not count_gpus():
-            pytest.skip("FAISS sees no GPU here")
-        one = Device("gpu:0")
-    else:
-        one = device()
-    yield one
-    one.close()
+    with closing(device_of(request.param)) as one:
+        yield one
 
 
 @pytest.fixture
@@ -253,106 +242,6 @@ def test_out_of_memory_alone_is_device_full() -> None:
         with pytest.raises(DeviceFull, match="on purpose"):
             ask(one, placed, vectors(1))
         assert ask(one, placed, vectors(1))[1].shape == (1, 3)
-
-
-def test_placing_is_undone_when_it_fails(shared: Device) -> None:
-    """Too few rows, a slice that raises, a check that raises: nothing stays on the card."""
-    before = shared.stats()
-
-    def broken() -> Iterator[Any]:
-        yield vectors(5)
-        raise KeyError("slice")
-
-    def cancelled() -> None:
-        raise KeyError("check")
-
-    with pytest.raises(Internal, match="10 rows were to be placed, 5 were given"):
-        shared.place_flat(D, "l2", "float32", 10, [vectors(5)])
-    with pytest.raises(KeyError, match="slice"):
-        shared.place_flat(D, "l2", "float32", 10, broken())
-    with pytest.raises(KeyError, match="check"):
-        shared.place_flat(D, "l2", "float32", 10, [vectors(10)], cancelled)
-    with pytest.raises(FailedPrecondition):
-        shared.place_flat(D, "l2", "float32", 10, [vectors(11)])
-    assert shared.stats().used_bytes == before.used_bytes
-
-
-def test_searches_get_between_the_slices_of_a_placing(shared: Device) -> None:
-    """While something is placed slice by slice, searches of others are answered."""
-    y = vectors(20)
-    placed, answered = place(shared, y), []
-
-    def slices() -> Iterator[Any]:
-        for i in range(5):
-            answered.append(ask(shared, placed, vectors(1, i)))
-            yield vectors(100, i)
-
-    other = shared.place_flat(D, "ip", "float16", 500, slices())
-    assert len(answered) == 5
-    for one in (placed, other):
-        shared.drop(one.handle, one.generation)
-
-
-@pytest.mark.parametrize("metric", ["l2", "ip"])
-def test_vectors_of_the_host_are_compared_in_tiles(metric: str) -> None:
-    """More vectors and queries than fit the shared memory are compared exactly, ties by position."""
-    y = np.round(vectors(3_000, 4) * 2)  # many ties
-    x = np.round(vectors(70, 5) * 2)
-    with closing(device(memory_bytes=65_536)) as one:
-        assert_same(one.compare(x, y, 12, metric), x, y, 12, metric)
-        scores, positions = one.compare(x, y[:0], 12, metric)
-        assert (positions == -1).all()
-        assert np.isinf(scores).all()
-
-
-def test_kmeans_goes_round_by_round(shared: Device) -> None:
-    """Centroids of well separated clusters are found; `check` may stop it between rounds."""
-    true = vectors(4, 7) * 10
-    sample = np.repeat(true, 100, axis=0) + 0.1 * vectors(400, 8)
-    found = min(
-        (shared.kmeans(sample, 4, 8, False, seed) for seed in range(4)),
-        key=lambda c: ((true[:, None] - c[None]) ** 2).sum(axis=2).min(axis=1).sum(),
-    )
-    assert (((true[:, None] - found[None]) ** 2).sum(axis=2).min(axis=1) < 1).all()
-    rounds = []
-
-    def check() -> None:
-        rounds.append(1)
-        if len(rounds) == 4:
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        shared.kmeans(sample, 4, 100, False, 1, check)
-
-
-def test_lists_and_graphs_are_placed(shared: Device) -> None:
-    """A serialised IVF index is searched with nprobe, a graph with itopk, and comes back as HNSW."""
-    y, x = vectors(2_000), vectors(10, 3)
-    host = faiss.index_factory(D, "IVF8,Flat")
-    host.train(y)
-    host.add(y)
-    lists = shared.place_lists(faiss.serialize_index(host), "float32")
-    found = shared.search(lists.handle, lists.generation, x, 5, 8)
-    assert_same(found[:2], x, y, 5)
-    shared.drop(lists.handle, lists.generation)
-    if not shared.info.graphs:
-        return
-    flat = place(shared, y)
-    graph = shared.place_graph(flat, 32)
-    positions = shared.search(graph.handle, graph.generation, x, 5, 64)[1]
-    wanted = nearest(x, y, 5, "l2", "float32")[1]
-    assert np.mean([len(set(a) & set(b)) for a, b in zip(positions, wanted, strict=True)]) > 4.5
-    back = faiss.deserialize_index(np.ascontiguousarray(shared.as_hnsw(graph)))
-    assert back.ntotal == 2_000
-    for one in (flat, graph):
-        shared.drop(one.handle, one.generation)
-
-
-def test_lists_that_are_none_are_refused(shared: Device) -> None:
-    """What is no IVF index is a failed precondition, and leaves nothing."""
-    with pytest.raises(FailedPrecondition, match="lists are wanted"):
-        shared.place_lists(faiss.serialize_index(faiss.IndexFlat(4)), "float32")
-    assert shared.used_bytes == 0
 
 
 def test_asking_without_waiting(shared: Device) -> None:

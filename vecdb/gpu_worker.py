@@ -76,7 +76,7 @@ def _card(given: argparse.Namespace) -> Card:
         from .index.card import FaissCard
 
         return FaissCard()
-    from .index.host_lists import export_hnsw, read_lists
+    from .index.host_lists import joined, read_lists
 
     return StandInCard(
         given.stand_in_bytes,
@@ -85,7 +85,7 @@ def _card(given: argparse.Namespace) -> Card:
         limits=Limits(k=given.stand_in_k, scan_k=given.stand_in_scan_k),
         faults=Faults.parse(given.stand_in_faults),
         read_lists=read_lists,
-        export=export_hnsw,
+        join=joined,
     )
 
 

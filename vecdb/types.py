@@ -202,7 +202,7 @@ class Explain:
     quantization: str
     """How the index codes vectors: `none`, `float16`, `sq8`, `sq4`, `pq4` or `pq8`."""
     setting_name: str
-    """The knob that trades recall for time: `efSearch`, `nprobe`, or empty where there is none."""
+    """The knob that trades recall for time: `efSearch`, `nprobe`, `itopk`, or empty where there is none."""
     setting: int
     """Its value in this query; 0 where there is none."""
     target_recall: float

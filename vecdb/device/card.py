@@ -19,6 +19,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+MOST_ITOPK = 1_024
+"""Candidates that the search of a graph keeps at most: its k is no larger than these."""
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 Bits = NDArray[np.uint8]
@@ -77,7 +79,8 @@ class Card(Protocol):
         engine's word for it. Copied to the device."""
 
     def graph(self, handle: int, source: int, degree: int) -> None:
-        """A CAGRA graph over the flat placement `source`, which is kept while the graph lives."""
+        """A CAGRA graph over the flat placement `source`, which is kept while the graph lives. It knows the
+        vectors that are there now, and none that are added later."""
 
     def mask(self, handle: int, number: int, bits: Bits) -> None:
         """Remember which positions of a flat placement may answer, under a number that is new to it. `bits` uint8,
@@ -107,15 +110,24 @@ class Card(Protocol):
         """Centroids (lists, d) of `sample` (n, d) after `rounds` of Lloyd's algorithm, begun at `start`, or
         at rows chosen by `seed`."""
 
-    def as_hnsw(self, handle: int) -> bytes:
-        """A graph as a serialised FAISS IndexHNSWCagra without its vectors (IO_FLAG_SKIP_STORAGE), for the
-        CPU: whoever reads it attaches its own."""
+    def links(self, handle: int) -> NDArray[np.int32]:
+        """The neighbours (n, degree) of each position of a graph, -1 behind the last where there are fewer:
+        the lowest level of a graph that the CPU is to walk."""
 
     def drop(self, handle: int) -> None:
         """Give the memory of a placement back; nothing for one that is not known."""
 
     def used_bytes(self, handle: int) -> int:
-        """Memory of the device that a placement takes; 0 for one that is not known."""
+        """Memory of the device that a placement takes, with vectors that it keeps although they were dropped;
+        0 for one that is not known."""
+
+
+def check_walk(k: int, itopk: int) -> None:
+    """CardRefused for the search of a graph that is beyond its limits."""
+    if not k <= itopk <= MOST_ITOPK:
+        raise CardRefused(
+            f"itopk of a graph is at least k and at most {MOST_ITOPK}, given {itopk} and k {k}"
+        )
 
 
 def padding(metric: str) -> float:

@@ -5,8 +5,8 @@ Counting GPUs needs FAISS, which only `vecdb/index/` may ask, so whoever chooses
 
 For tests only: where the environment has VECDB_STAND_IN_DEVICES=2, two GPUs are pretended, each a stand-in
 in a worker process of its own, and the real ones are not looked for. VECDB_STAND_IN_BYTES gives each so much
-memory, VECDB_STAND_IN_MASKS=0 takes their masks away, and VECDB_STAND_IN_FAULTS makes them fail as `stand_in.Faults`
-says. They answer rightly and
+memory, VECDB_STAND_IN_GRAPHS=0 and VECDB_STAND_IN_MASKS=0 take their graphs and masks away, and VECDB_STAND_IN_FAULTS
+makes them fail as `stand_in.Faults` says. They answer rightly and
 slowly, and nothing else about them is of use.
 """
 
@@ -25,6 +25,7 @@ log = logging.getLogger("vecdb")
 
 STAND_IN_DEVICES = "VECDB_STAND_IN_DEVICES"
 STAND_IN_BYTES = "VECDB_STAND_IN_BYTES"
+STAND_IN_GRAPHS = "VECDB_STAND_IN_GRAPHS"
 STAND_IN_FAULTS = "VECDB_STAND_IN_FAULTS"
 STAND_IN_MASKS = "VECDB_STAND_IN_MASKS"
 
@@ -118,6 +119,8 @@ def start(
             arguments.append(f"--stand-in-bytes={int(known[STAND_IN_BYTES])}")
         if STAND_IN_MASKS in known:
             arguments.append(f"--stand-in-masks={int(known[STAND_IN_MASKS])}")
+        if STAND_IN_GRAPHS in known:
+            arguments.append(f"--stand-in-graphs={int(known[STAND_IN_GRAPHS])}")
         if STAND_IN_FAULTS in known:
             arguments.append(f"--stand-in-faults={known[STAND_IN_FAULTS]}")
     else:

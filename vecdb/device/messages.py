@@ -126,8 +126,8 @@ class Kmeans(_Message):
     seed: int
 
 
-class Hnsw(_Message):
-    """`Card.as_hnsw`, to be downloaded as `number`. Answer: Done with the number of bytes, or Failed."""
+class Links(_Message):
+    """`Card.links`, to be downloaded as `number`. Answer: Done with the number of bytes, or Failed."""
 
     handle: int
     number: int
@@ -178,7 +178,8 @@ class Failed(_Message):
 
 
 Request = (
-    Ping | Flat | Add | Mask | Unmask | Upload | Forget | Lists | Graph | Search | Compare | Kmeans | Hnsw | Download | Drop | Used
+    Ping | Flat | Add | Mask | Unmask | Upload | Forget | Lists | Graph | Search | Compare | Kmeans | Links | Download | Drop
+    | Used
 )  # fmt: skip
 Answer = Ready | Done | Failed
 

@@ -68,33 +68,31 @@ class Placing(Linked):
         rows: int,
         slices: Iterable[Floats],
         check: Check = _go_on,
+        *,
+        room: int = 0,
     ) -> Placed:
-        """Vectors that are compared one by one: `slices` (any, dimension) float32, `rows` in all.
+        """Vectors that are compared one by one: `slices` (any, dimension) float32, `rows` in all, with room for
+        `room` more that are appended later.
 
         `metric` "l2" or "ip", `code` "float32" or "float16". DeviceFull, DeviceLost; FailedPrecondition
         for what the card refuses.
         """
         handle, generation = next(self._numbers), self.generation
-        step = max(1, min(STEP_BYTES, self._memory_bytes // 2) // (4 * dimension))
         try:
-            self._request(
-                m.Flat(handle, dimension, metric, code, rows), generation, self._timeout_s
-            )
-            given = 0
-            for piece in slices:
-                vectors = np.ascontiguousarray(piece, np.float32)
-                for start in range(0, len(vectors), step):
-                    check()
-                    part = vectors[start : start + step]
-                    request = m.Add(handle, len(part), dimension)
-                    self._request(request, generation, self._timeout_s, [(0, part)])
-                given += len(vectors)
+            request = m.Flat(handle, dimension, metric, code, rows + room)
+            self._request(request, generation, self._timeout_s)
+            given = self._add(handle, generation, slices, check)
             if given != rows:
                 raise Internal(f"{rows} rows were to be placed, {given} were given")
             return self._keep(handle, generation)
         except BaseException:
             self.drop(handle, generation)
             raise
+
+    def append(self, flat: Placed, slices: Iterable[Floats], check: Check = _go_on) -> int:
+        """Appends (any, dimension) float32 to flat vectors that have the room; how many. What was made of them
+        before does not know these."""
+        return self._add(flat.handle, flat.generation, slices, check)
 
     def place_lists(self, data: Any, code: str, check: Check = _go_on) -> Placed:
         """Inverted lists: `data` holds the bytes of a FAISS IVF index, as `serialize_index` gives them.
@@ -111,15 +109,18 @@ class Placing(Linked):
             self.drop(handle, generation)
             raise
 
-    def place_graph(self, source: Placed, degree: int) -> Placed:
+    def place_graph(self, source: Placed, degree: int, *, takes_over: bool = False) -> Placed:
         """A CAGRA graph over flat vectors, which the card keeps for it even when they are dropped.
 
-        It cannot be stopped, and searches wait until it is built.
+        `takes_over` drops them as a placement of their own: what they take is counted with the graph, and goes
+        with it. It cannot be stopped, and searches wait until it is built.
         """
         handle = next(self._numbers)
         try:
             request = m.Graph(handle, source.handle, degree)
             self._request(request, source.generation, LONG_S)
+            if takes_over:
+                self.drop(source.handle, source.generation)
             return self._keep(handle, source.generation)
         except BaseException:
             self.drop(handle, source.generation)
@@ -177,15 +178,16 @@ class Placing(Linked):
         finally:
             self._forget(number, generation)
 
-    def as_hnsw(self, placed: Placed, check: Check = _go_on) -> NDArray[np.uint8]:
-        """A graph as the bytes of a FAISS IndexHNSWCagra without its vectors; see `Card.as_hnsw`."""
+    def links(self, graph: Placed, degree: int, check: Check = _go_on) -> NDArray[np.int32]:
+        """The neighbours (n, degree) of each position of a graph; see `Card.links`."""
         number = next(self._numbers)
         try:
-            request = m.Hnsw(placed.handle, number)
-            size = self._request(request, placed.generation, LONG_S)
-            return self._download(number, placed.generation, size, check)
+            request = m.Links(graph.handle, number)
+            size = self._request(request, graph.generation, LONG_S)
+            data = self._download(number, graph.generation, size, check)
+            return data.view(np.int32).reshape(-1, degree)
         finally:
-            self._forget(number, placed.generation)
+            self._forget(number, graph.generation)
 
     def mask(self, placed: Placed, number: int, bits: NDArray[np.uint8]) -> None:
         """`Card.mask` for flat vectors, under a number of the caller's."""
@@ -203,6 +205,19 @@ class Placing(Linked):
             if generation == self.generation:
                 self._placed.pop(handle, None)
         self._later(m.Drop(handle), generation)
+
+    def _add(self, handle: int, generation: int, slices: Iterable[Floats], check: Check) -> int:
+        given = 0
+        for piece in slices:
+            vectors = np.ascontiguousarray(piece, np.float32)
+            step = max(1, min(STEP_BYTES, self._memory_bytes // 2) // (4 * vectors.shape[1]))
+            for start in range(0, len(vectors), step):
+                check()
+                part = vectors[start : start + step]
+                request = m.Add(handle, *part.shape)
+                self._request(request, generation, self._timeout_s, [(0, part)])
+            given += len(vectors)
+        return given
 
     def _keep(self, handle: int, generation: int) -> Placed:
         used = self._request(m.Used(handle), generation, self._timeout_s)

@@ -102,9 +102,9 @@ class Desk:
                 card.graph(r.handle, r.source, r.degree)
             case m.Kmeans():
                 return self._kmeans(r)
-            case m.Hnsw():
-                made = np.frombuffer(card.as_hnsw(r.handle), np.uint8)
-                self._downloads[r.number] = made
+            case m.Links():
+                links = np.ascontiguousarray(card.links(r.handle), np.int32)
+                made = self._downloads[r.number] = links.reshape(-1).view(np.uint8)
                 return m.Done(made.size)
             case m.Download():
                 part = self._downloads[r.number][r.offset : r.offset + r.size]

@@ -2,9 +2,9 @@
 refuses a GPU refuses.
 
 It enforces what a GPU enforces: k and nprobe of at most 2048, masks for flat vectors alone (or none), no removal of
-rows, a limit of memory, one thread. Lists and the export of graphs need FAISS, which only `vecdb/index/` may import: they
-come in as `ListsReader` and `Exporter`, made in `vecdb/index/host_lists.py` and handed in by
-`vecdb/gpu_worker.py`. Without them the stand-in refuses lists and export.
+rows, a limit of memory, one thread. Lists and the links of graphs need FAISS, which only `vecdb/index/` may import: they
+come in as `ListsReader` and `Joiner`, made in `vecdb/index/host_lists.py` and handed in by
+`vecdb/gpu_worker.py`. Without them the stand-in refuses lists and links.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .card import Bits, CardFull, CardInfo, CardRefused, Floats, Limits, Rows, padding
+from .card import (
+    Bits,
+    CardFull,
+    CardInfo,
+    CardRefused,
+    Floats,
+    Limits,
+    Rows,
+    check_walk,
+    padding,
+)
 from .merging import padded
 
 GIB = 1 << 30
@@ -40,8 +50,8 @@ class Lists(Protocol):
 
 ListsReader = Callable[[memoryview, str], Lists]
 """From a serialised index and the engine's word for its code; CardRefused for what a GPU cannot hold."""
-Exporter = Callable[[Floats, str, int], bytes]
-"""(vectors, metric, degree) -> a serialised IndexHNSWCagra without vectors."""
+Joiner = Callable[[Floats, str, int], NDArray[np.int32]]
+"""(vectors, metric, degree) -> links of a graph over them, see `Card.links`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,7 @@ class Faults:
     hang_at_search: int = 0
     full_at_search: int = 0
     die_at_add: int = 0
+    die_at_graph: int = 0
     die_at_start: int = 0
     """Any number but 0: the worker dies before it is ready."""
     search_s: float = 0.0
@@ -107,12 +118,16 @@ class _Graph:
 
     def __init__(self, source: _Flat, degree: int) -> None:
         self.source = source
+        self.rows = source.used
         self.dimension = source.dimension
         self.degree = degree
 
     @property
     def device_bytes(self) -> int:
-        return 4 * self.degree * self.source.used
+        return 4 * self.degree * self.rows
+
+    def vectors(self) -> NDArray[np.floating]:
+        return self.source.held[: self.rows]
 
 
 class StandInCard:
@@ -127,7 +142,7 @@ class StandInCard:
         limits: Limits = Limits(),  # noqa: B008 - frozen
         faults: Faults = Faults(),
         read_lists: ListsReader | None = None,
-        export: Exporter | None = None,
+        join: Joiner | None = None,
     ) -> None:
         self._memory_bytes = memory_bytes
         self._graphs = graphs
@@ -135,10 +150,11 @@ class StandInCard:
         self._limits = limits
         self._faults = faults
         self._read_lists = read_lists
-        self._export = export
+        self._join = join
         self._placed: dict[int, _Flat | _Graph | Lists] = {}
         self._searches = 0
         self._adds = 0
+        self._joins = 0
         self._thread: int | None = None
         if faults.die_at_start and faults.strike():
             os.abort()
@@ -182,6 +198,9 @@ class StandInCard:
         self._own_thread()
         if not self._graphs:
             raise CardRefused("graphs need the faiss-gpu-cuvs wheel")
+        self._joins += 1
+        if self._joins == self._faults.die_at_graph and self._faults.strike():
+            os.abort()
         made = _Graph(self._flat(source), degree)
         self._keep(made.device_bytes)
         self._placed[handle] = made
@@ -217,10 +236,9 @@ class StandInCard:
             raise CardRefused("only flat vectors are searched under a mask")
         self._within(k)
         if isinstance(placed, _Graph):
-            if setting < k:
-                raise CardRefused(f"itopk {setting} is less than k {k}")
+            check_walk(k, setting)
             source = placed.source
-            return nearest(queries, source.vectors(), k, source.metric, source.code)
+            return nearest(queries, placed.vectors(), k, source.metric, source.code)
         if not 1 <= setting <= self._limits.nprobe:
             raise CardRefused(f"nprobe must be from 1 to {self._limits.nprobe}, given {setting}")
         return placed.search(queries, k, min(setting, placed.lists))
@@ -271,13 +289,13 @@ class StandInCard:
                 centroids /= np.where(lengths > 0, lengths, 1.0)
         return centroids
 
-    def as_hnsw(self, handle: int) -> bytes:
+    def links(self, handle: int) -> NDArray[np.int32]:
         self._own_thread()
         graph = self._placed.get(handle)
-        if not isinstance(graph, _Graph) or self._export is None:
-            raise CardRefused(f"placement {handle} is no graph that can be exported")
-        vectors = np.ascontiguousarray(graph.source.vectors(), np.float32)
-        return self._export(vectors, graph.source.metric, graph.degree)
+        if not isinstance(graph, _Graph) or self._join is None:
+            raise CardRefused(f"placement {handle} is no graph whose links are known")
+        vectors = np.ascontiguousarray(graph.vectors(), np.float32)
+        return self._join(vectors, graph.source.metric, graph.degree)
 
     def drop(self, handle: int) -> None:
         self._own_thread()
@@ -285,7 +303,7 @@ class StandInCard:
 
     def used_bytes(self, handle: int) -> int:
         placed = self._placed.get(handle)
-        return 0 if placed is None else placed.device_bytes
+        return 0 if placed is None else placed.device_bytes + self._kept(placed)
 
     def _own_thread(self) -> None:
         mine = threading.get_ident()
@@ -300,8 +318,15 @@ class StandInCard:
             raise CardRefused(f"placement {handle} is not one of flat vectors")
         return placed
 
+    def _kept(self, placed: _Flat | _Graph | Lists) -> int:
+        """What a graph keeps that was dropped."""
+        if isinstance(placed, _Graph) and placed.source not in self._placed.values():
+            return placed.source.device_bytes
+        return 0
+
     def _free(self) -> int:
-        return self._memory_bytes - sum(one.device_bytes for one in self._placed.values())
+        held = self._placed.values()
+        return self._memory_bytes - sum(one.device_bytes + self._kept(one) for one in held)
 
     def _keep(self, wanted: int) -> None:
         free = self._free()

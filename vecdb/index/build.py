@@ -22,13 +22,15 @@ from .codes import (
     largest_error,
     to_space,
 )
+from .device_graph import SETTINGS, DeviceGraph
+from .device_main import Unanswered
 from .distance import Floats, Merger, Rows
 from .door import CORES, faiss_metric, limit_threads, use_threads
+from .joined import graph_maker
 from .main import EF_SETTINGS, Main, finder, refined
 from .makers import (
     SEED,
     CodesMaker,
-    GraphMaker,
     Job,
     ListsMaker,
     Maker,
@@ -115,6 +117,22 @@ class Build:
         def work() -> Main:
             curve = self._measure(main.index, main.block, main.rows, queries, main.high_water, live)
             return main.with_curve(curve)
+
+        return self._on_own_thread(work)
+
+    def curve_of(
+        self, copy: DeviceGraph, queries: Any, live: Callable[[int, int], Any]
+    ) -> calibrate.Curve | None:
+        """The curve of a graph on a device, measured on such queries; None when cancelled, and when the device
+        does not answer."""
+
+        def work() -> calibrate.Curve | None:
+            try:
+                return self._measure(
+                    copy.index, copy.block, copy.rows, queries, copy.high_water, live, copy=copy
+                )
+            except Unanswered:
+                return None
 
         return self._on_own_thread(work)
 
@@ -226,7 +244,7 @@ class Build:
     def _make(self, old: Main | None, fresh: Rows, high_water: int, sequence: int) -> Main:
         maker: Maker
         if self.kind == "hnsw":
-            maker = GraphMaker(self, old, fresh)
+            maker = graph_maker(self, old, fresh)
         elif self.kind == "ivf":
             maker = ListsMaker(self, old, fresh)
         else:
@@ -295,9 +313,10 @@ class Build:
         high_water: int,
         known: Callable[[int, int], NDArray[np.bool_]],
         among: Rows | None = None,
+        copy: DeviceGraph | None = None,
     ) -> calibrate.Curve:
         """The curve on `queries`, among positions 0..block.n (or `among` these) with row numbers
-        `rows`."""
+        `rows`; that of `copy` where it is given."""
         job, kind, code = self.job, self.kind, self.code
         if not len(queries):
             return calibrate.Curve((), block.n, 0)
@@ -311,6 +330,8 @@ class Build:
             settings = tuple(
                 ef for ef in EF_SETTINGS if ef <= max(EF_SETTINGS[0], widest(among.size))
             )
+        if copy is not None:
+            settings = SETTINGS
         rank = None
 
         def exact(some: Any, k: int) -> Floats:
@@ -336,7 +357,7 @@ class Build:
             calibrate.LARGE_K if kind == "hnsw" else 1,
             calibrate.LISTS_LARGE_K if kind == "ivf" else calibrate.LARGE_K,
             exact,
-            finder(kind, code, index, refined(code, index, block)),
+            finder(kind, code, index, refined(code, index, block)) if copy is None else copy.search,
             rank,
             self.cancel,
             lambda share: self.progress(start + share * _CALIBRATION_SHARE),

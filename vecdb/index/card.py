@@ -25,8 +25,9 @@ import sys
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..device.card import Bits, CardFull, CardInfo, CardRefused, Floats, Rows
+from ..device.card import Bits, CardFull, CardInfo, CardRefused, Floats, Rows, check_walk
 from ..device.merging import padded
 from .door import L2, faiss, faiss_metric
 from .driver import Driver
@@ -36,7 +37,6 @@ from .host_lists import (
     deserialized,
     device_bytes,
     float16_tables,
-    graph_bytes,
 )
 
 TEMPORARY_BYTES = 1536 << 20
@@ -44,7 +44,6 @@ TEMPORARY_BYTES = 1536 << 20
 PINNED_BYTES = 64 << 20
 """For queries beyond 256 MiB in a call, which only k-means has."""
 TILE_BYTES = 256 << 20
-_GRAPH_K = 1_024
 _ITOPK_STEP = 32
 _COUNT_TIMEOUT_S = 60.0
 
@@ -54,6 +53,11 @@ def gpus_here() -> int:
     if not hasattr(faiss, "StandardGpuResources"):
         return 0
     return int(faiss.get_num_gpus())
+
+
+def has_graphs() -> bool:
+    """Whether this FAISS was made with cuVS, whose graphs are CAGRA."""
+    return hasattr(faiss, "GpuIndexCagra")
 
 
 @functools.lru_cache(maxsize=1)
@@ -97,12 +101,13 @@ class _Graph:
     def __init__(self, index: Any, source: Flat, degree: int) -> None:
         self.index = index
         self.source = source  # its vectors are not copied
+        self.rows = source.used
         self.dimension = source.dimension
         self.metric = source.metric
         a_row = source.dimension * source.kind.itemsize
         # cuVS wants rows of whole 16 bytes, and copies vectors whose rows are not.
-        copied = 0 if a_row % 16 == 0 else source.used * (-(-a_row // 16) * 16)
-        self.device_bytes = 4 * degree * source.used + copied
+        copied = 0 if a_row % 16 == 0 else self.rows * (-(-a_row // 16) * 16)
+        self.device_bytes = 4 * degree * self.rows + copied
 
 
 class FaissCard:
@@ -115,7 +120,7 @@ class FaissCard:
         self._resources.setTempMemory(min(TEMPORARY_BYTES, total // 16))
         self._resources.setPinnedMemory(PINNED_BYTES)
         self._resources.syncDefaultStreamCurrentDevice()  # takes all that now, not in the first search
-        self._graphs = hasattr(faiss, "GpuIndexCagra")
+        self._graphs = has_graphs()
         self._flats = FlatSearch(self._driver, self._resources)
         self._limits = self._flats.limits
         self._placed: dict[int, Flat | _Lists | _Graph] = {}
@@ -206,10 +211,7 @@ class FaissCard:
             params = _probing(min(setting, int(placed.index.nlist)))
             found = or_full(placed.index.search, queries, k, params=params)
         else:
-            if k > min(_GRAPH_K, setting):
-                raise CardRefused(
-                    f"k of a graph is at most {_GRAPH_K} and its itopk, given {k} and {setting}"
-                )
+            check_walk(k, setting)
             found = or_full(self._search_graph, placed, queries, k, setting)
         return padded(found[0], found[1], k, placed.metric)
 
@@ -255,15 +257,14 @@ class FaissCard:
         or_full(clusters.train, sample, near)
         return np.array(faiss.vector_to_array(clusters.centroids).reshape(lists, d), np.float32)
 
-    def as_hnsw(self, handle: int) -> bytes:
+    def links(self, handle: int) -> NDArray[np.int32]:
         graph = self._placed.get(handle)
         if not isinstance(graph, _Graph):
             raise CardRefused(f"placement {handle} is no graph")
-        made = faiss.IndexHNSWCagra()
-        # Upper layers are built on the CPU from float32 vectors; float16 ones get none.
-        made.base_level_only = graph.source.kind == np.float16
-        or_full(graph.index.copyTo, made)
-        return graph_bytes(made)
+        # Not `copyTo`, which copies all vectors to the host and makes upper levels over them.
+        found = faiss.vector_to_array(or_full(graph.index.get_knngraph))
+        links: NDArray[np.int32] = found.reshape(graph.rows, -1).astype(np.int32)
+        return links
 
     def drop(self, handle: int) -> None:
         # Memory of flat vectors goes with the last who knows them: a graph may.
@@ -271,7 +272,12 @@ class FaissCard:
 
     def used_bytes(self, handle: int) -> int:
         placed = self._placed.get(handle)
-        return 0 if placed is None else placed.device_bytes
+        if placed is None:
+            return 0
+        kept = 0
+        if isinstance(placed, _Graph) and placed.source not in self._placed.values():
+            kept = placed.source.device_bytes
+        return placed.device_bytes + kept
 
     def _search_graph(
         self, graph: _Graph, queries: Floats, k: int, itopk: int

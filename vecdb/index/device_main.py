@@ -129,25 +129,23 @@ class DeviceMain(Main):
             self._gone()
             raise Unanswered(self.note)
         self.note = ""
-        return as_keys(answer[0], answer[1], self._metric)
+        return self._keys(answer[0], answer[1])
+
+    def _keys(self, scores: Floats, positions: Rows) -> tuple[Floats, Rows]:
+        return as_keys(scores, positions, self._metric)
 
 
-def why_not(main: Main) -> str:
-    """What a device cannot search of `main`; empty where it can hold a copy."""
-    if main.kind == "hnsw":
-        return "a graph"
+def why_not(main: Main, graphs: bool) -> str:
+    """What a device cannot search of `main`; empty where it can hold a copy. `graphs`: it has CAGRA."""
+    if main.kind == "hnsw" and main.code != "binary":
+        return "" if graphs else "a graph without cuVS"
     if main.kind != "ivf":
-        return f"flat {main.code} codes"
+        return f"a graph of {main.code}" if main.kind == "hnsw" else f"flat {main.code} codes"
     try:
         checked_lists(main.index)
     except CardRefused:
         return f"lists of {main.code}"
     return ""
-
-
-def bytes_on_device(main: Main) -> int:
-    """Memory that a copy of these lists takes there, estimated."""
-    return device_bytes(main.index)
 
 
 def place_lists(
@@ -173,7 +171,7 @@ def place_lists(
 
     try:
         placed = placements.place(
-            key, bytes_on_device(main), main.n, make, divisible=False, among=names
+            key, device_bytes(main.index), main.n, make, divisible=False, among=names
         )
     except Cancelled:
         return None

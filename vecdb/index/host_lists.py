@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..device.card import CardRefused, Floats, Rows
 from ..device.merging import padded
@@ -128,14 +129,11 @@ def read_lists(data: memoryview, code: str) -> HostLists:
     return HostLists(data)
 
 
-def export_hnsw(vectors: Floats, metric: str, degree: int) -> bytes:
-    """For `StandInCard`: an IndexHNSWCagra built on the CPU, without its vectors."""
+def joined(vectors: Floats, metric: str, degree: int) -> NDArray[np.int32]:
+    """For `StandInCard`: the lowest level (n, degree) of an HNSW graph, -1 where a row has fewer links."""
     use_threads(1)
-    graph = faiss.IndexHNSWCagra(vectors.shape[1], degree // 2, faiss_metric(metric))
+    graph = faiss.IndexHNSWFlat(vectors.shape[1], degree // 2, faiss_metric(metric))
     graph.add(vectors)
-    return graph_bytes(graph)
-
-
-def graph_bytes(graph: Any) -> bytes:
-    """A graph as FAISS writes it, without its vectors."""
-    return bytes(faiss.serialize_index(graph, faiss.IO_FLAG_SKIP_STORAGE))
+    all_links = faiss.rev_swig_ptr(graph.hnsw.neighbors.data(), graph.hnsw.neighbors.size())
+    starts = faiss.vector_to_array(graph.hnsw.offsets)[:-1].astype(np.int64)
+    return np.array(all_links[starts[:, None] + np.arange(degree)], np.int32)

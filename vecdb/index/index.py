@@ -358,12 +358,16 @@ class Index:
         on_device, main = self.on_device, self._view.main
         assert on_device is not None
         if main is not None:
-            copy = on_device.place_main(main, cancel)
-            with self._lock:
-                on_device.keep_only(self._main)
-                self._view = self._changed(
-                    self._view, served=None, device_main=on_device.copy_of(self._view.main)
-                )
+            try:
+                copy = on_device.place_main(main, self.source, cancel)
+            finally:
+                with self._lock:
+                    on_device.keep_only(self._main)
+                    self._device_note = on_device.note_of(self._main)
+                    self._view = self._changed(
+                        self._view, served=None, device_main=on_device.copy_of(self._view.main),
+                        device_note=self._device_note,
+                    )  # fmt: skip
             return 0 if copy is None else copy.n
         placed = on_device.place(self._view, self.source, cancel)
         if placed is None:
@@ -385,7 +389,8 @@ class Index:
         """The main index with a recall curve measured on `queries` (q, width) of users.
 
         None when cancelled, without a main index, or with fewer than 64 queries. Costs as much as the
-        calibration of a build; nothing else of the index changes.
+        calibration of a build, twice that where a device has a graph, whose curve is measured too; nothing else
+        of the index changes.
         """
         main = self._view.main
         if main is None or len(queries) < 64:
@@ -395,7 +400,14 @@ class Index:
         build = Build(self, main.kind, main.code, threads, cancel, progress, lambda *_: None)
         known = np.zeros(main.high_water, np.bool_)
         known[main.rows] = True
-        made = build.curve_on(main, x, lambda start, stop: known[start:stop])
+
+        def live(start: int, stop: int) -> NDArray[np.bool_]:
+            return known[start:stop]
+
+        made = build.curve_on(main, x, live)
+        if made is not None and self.on_device is not None:
+            # Served from the moment on that the other one is installed.
+            self.on_device.measure_again(main, lambda copy: build.curve_of(copy, x, live))
         return None if made is None else BuiltIndex(made)
 
     def build_side(self, *, cancel: threading.Event) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -38,12 +38,26 @@ class Outgrown(Exception):
     """Raised when fresh vectors do not fit the codes of the index that was to grow."""
 
 
+class Joining(Protocol):
+    """What joins the rows of graphs in place of the CPU; see `joined.Joiner`."""
+
+    def takes(self, rows: int) -> bool: ...
+
+    def links(
+        self, rows: int, slices: Callable[[], Iterable[Floats]], check: Callable[[], None]
+    ) -> NDArray[np.int32]: ...
+
+
 class Trainer(Protocol):
     """What does some of a build faster than the CPU. It may be unable to at any time, and gives None then."""
 
     @property
     def room(self) -> int:
         """Bytes that lists may take there to be searched there too."""
+
+    @property
+    def joiner(self) -> Joining | None:
+        """What joins the rows of graphs; None where nothing will."""
 
     def kmeans(
         self,
@@ -71,7 +85,7 @@ class Job(Protocol):
 
     @property
     def on_device(self) -> Trainer | None:
-        """What helps with lists; None for the CPU alone."""
+        """What helps with lists and graphs; None for the CPU alone."""
 
 
 class Making(Protocol):

@@ -14,8 +14,12 @@ import numpy as np
 
 from ..device import Device, Placed, Placements
 from ..errors import Cancelled, LimitExceeded, VecdbError
-from .device_main import DeviceMain, bytes_on_device, place_lists, why_not
+from .calibrate import Curve
+from .device_graph import DeviceGraph, graph_bytes_on_device, place_graph
+from .device_main import DeviceMain, place_lists, why_not
 from .distance import Floats, Rows
+from .host_lists import device_bytes
+from .joined import Attempts, Joiner
 from .main import Main
 from .served import Served, slices
 from .source import VectorSource
@@ -62,6 +66,12 @@ class OnDevice:
         self.copy: DeviceMain | None = None
         self.tiled = None if storage == "binary" else Tiled(placements, names, dimension, metric)
         """Exact search of what does not lie there; None for bits, which no device compares."""
+        self.joiner: Joiner | None = None
+        """What joins the rows of graphs."""
+        if storage != "binary":
+            self.joiner = Joiner(placements, names, dimension, metric)
+        self._attempts: tuple[Any, Attempts] = (None, Attempts())
+        """A graph that was to be made on a device, and what came of that."""
         self.wake: Callable[[], None] = lambda: None
         """Called by searches that found their vectors gone."""
         self._asked_for = asked_for
@@ -145,29 +155,39 @@ class OnDevice:
         return self.served, before
 
     def takes_main(self, main: Main) -> bool:
-        """Whether a copy of `main` is to be searched on a device: lists in a code that a card has, of rows that
-        take the CPU a millisecond to compare, where one device has room for them."""
+        """Whether a copy of `main` is to be searched on a device: a graph, or lists in a code that a card has, of
+        rows that take the CPU a millisecond to compare, where one device has room for it."""
         large = main.n * self._dimension > self._settings["exact_max_scalars"]
-        return large and not why_not(main) and bytes_on_device(main) <= self.room
+        return large and not self._why_not(main)
 
     def wants_main(self, main: Main) -> bool:
         """Whether placing `main` now would pay: a device is up, and no copy of it lies there."""
         copy = self.copy
         if copy is not None and copy.host.index is main.index and copy.there:
             return False
-        return bool(self.placements.among(self.names)) and self.takes_main(main)
+        up = self.placements.among(self._names_for(main))
+        return bool(up) and self.takes_main(main)
 
-    def place_main(self, main: Main, cancel: threading.Event) -> DeviceMain | None:
-        """Copies `main` to a device, instead of what lay there; None when cancelled. DeviceFull, DeviceLost."""
+    def place_main(
+        self, main: Main, source: VectorSource, cancel: threading.Event
+    ) -> DeviceMain | None:
+        """Copies `main` to a device, or makes a graph there that stands for it, instead of what lay there; None
+        when cancelled. DeviceFull, DeviceLost."""
         self.leave()
-        self.copy = place_lists(
-            main,
-            self.placements,
-            self.names,
-            ("lists", next(_numbers)),
-            lambda: self.wake(),
-            cancel,
-        )
+        names, number = self._names_for(main), next(_numbers)
+
+        def gone() -> None:
+            self.wake()
+
+        if main.kind == "hnsw":
+            if self._attempts[0] is not main.index:
+                self._attempts = main.index, Attempts()
+            self.copy = place_graph(
+                main, self.placements, names, ("graph", number), gone, self._metric, source,
+                self._attempts[1], cancel,
+            )  # fmt: skip
+        else:
+            self.copy = place_lists(main, self.placements, names, ("lists", number), gone, cancel)
         return self.copy
 
     def copy_of(self, main: Main | None) -> DeviceMain | None:
@@ -179,13 +199,19 @@ class OnDevice:
             copy = self.copy = copy.of(main)
         return copy
 
+    def measure_again(self, main: Main, measure: Callable[[DeviceGraph], Curve | None]) -> None:
+        """Gives the graph on a device that stands for `main`, where there is one, the curve that `measure` finds."""
+        copy = self.copy_of(main)
+        if isinstance(copy, DeviceGraph):
+            curve = measure(copy)
+            if curve is not None:
+                self.copy = copy.with_device_curve(curve)
+
     def note_of(self, main: Main | None) -> str:
         """Why a device that was asked for cannot search `main`; empty where it can, and where none was asked for."""
         if main is None or not self._asked_for:
             return ""
-        what = why_not(main)
-        if not what and bytes_on_device(main) > self.room:
-            what = f"lists of {bytes_on_device(main):,} bytes"
+        what = self._why_not(main)
         return f"{', '.join(self.names)} cannot search {what}" if what else ""
 
     def kmeans(
@@ -267,6 +293,30 @@ class OnDevice:
 
     def _fits(self, n_rows: int) -> bool:
         return 2 * n_rows * self._dimension <= _ROOM * self._budget()
+
+    def _names_for(self, main: Main) -> tuple[str, ...]:
+        """The devices that can search `main`."""
+        if main.kind != "hnsw":
+            return self.names
+        known = self.placements.devices
+        return tuple(d.name for d in known if d.name in self.names and d.info.graphs)
+
+    def _why_not(self, main: Main) -> str:
+        """What devices cannot search of `main`, as they are; empty where one can."""
+        graphs = any(d.info.graphs for d in self.placements.devices if d.name in self.names)
+        what = why_not(main, graphs)
+        if what:
+            return what
+        if self._attempts[0] is main.index and self._attempts[1].spent:
+            return "a graph that killed its worker again and again"
+        name, size = "a graph" if main.kind == "hnsw" else "lists", self._bytes(main)
+        return f"{name} of {size:,} bytes" if size > self.room else ""
+
+    def _bytes(self, main: Main) -> int:
+        """Memory that placing `main` takes on a device, estimated."""
+        if main.kind == "hnsw":
+            return graph_bytes_on_device(main, self._metric, self._dimension)
+        return device_bytes(main.index)
 
     def _budget(self) -> int:
         return sum(self._budgets())

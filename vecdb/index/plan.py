@@ -30,7 +30,7 @@ GUIDED = 0.7
 """A walk over sq8 to one over float32 (FAISS alone, WordNet, efSearch 24 to 128: 0.61 to 0.76, compared by the
 vectors included)."""
 ON_DEVICE = 0.02
-"""Probing lists on a GPU to probing them on the host: a fiftieth."""
+"""Probing lists on a GPU to probing them on the host, and walking a graph: a fiftieth."""
 DEVICE_CALL = 1_700.0
 """One call of a device beside what the card does: 0.1 ms (`device/link.py`) at 60 ns a distance."""
 NEAR_COST_A_ROW, FAR_COST_A_ROW = 0.7, 2.4

@@ -23,6 +23,10 @@ from .handover import HandOver
 from .main import Main
 from .makers import Job, Outgrown
 
+_ANEW_SHARE = 0.25
+"""Fresh rows, as a share of those in a graph, from which on one that a device joins is made anew. The CPU makes its
+upper levels, which join one row in sixteen, and the vectors have to be read again. A guess."""
+
 
 class Indexed(Job, Protocol):
     """What a step needs to know about the index that it is for."""
@@ -89,7 +93,12 @@ class Step:
         """A graph, or lists where it would not fit or not do, or for the time that it takes."""
         index, target = self.index, self.index.target_recall
         kind, code = self._kind_and_code()
-        if kind == "hnsw" and choice.goes_through_lists(code, self.first, self.rows.size, target):
+        joined = self._joined()  # then it takes no longer than lists
+        if (
+            kind == "hnsw"
+            and not joined
+            and choice.goes_through_lists(code, self.first, self.rows.size, target)
+        ):
             lists = self._lists(code)
             if lists is None:
                 return None
@@ -128,7 +137,25 @@ class Step:
             and (main.kind, main.code) == (kind, code)
             and fresh > 0
             and can_extend(main, fresh)
+            and not self._better_anew(kind, code, fresh)
         )
+
+    def _joined(self) -> bool:
+        """Whether a graph made anew is joined by a device."""
+        device = self.index.on_device
+        joiner = None if device is None else device.joiner
+        return joiner is not None and joiner.takes(self.rows.size)
+
+    def _better_anew(self, kind: str, code: str, fresh: int) -> bool:
+        """Whether a device joins all rows sooner than the CPU adds the fresh ones, and there is memory for it."""
+        assert self.main is not None
+        if kind != "hnsw" or fresh < _ANEW_SHARE * self.main.n or not self._joined():
+            return False
+        try:
+            self._check_budget(kind, code, 0, self.rows.size, self.first)
+        except LimitExceeded:
+            return False
+        return True
 
     def _one(self, kind: str, code: str, grows: bool) -> Main | None:
         """One index, grown from `main` where that can be."""

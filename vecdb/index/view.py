@@ -160,10 +160,9 @@ class View:
                     trace.allowed_rows = self._count(allowed)
                 return Found(answered[0], answered[1], True, answered[2])
         compared = target is None or main is None
-        walked = self.device_main or main
-        if target is not None and walked is not None and walked.lossy:
+        if target is not None and main is not None and main.lossy:
             # No setting reaches the target: then the codes themselves cannot tell the vectors apart.
-            compared = walked.setting(target, k) is None
+            compared = main.setting(target, k) is None
         if compared and self.tiled is not None:
             near_rows = self.tiled.answer(self, x, k, allowed, trace, check)
             if near_rows is not None:
