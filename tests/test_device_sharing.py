@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import test_on_device
-from test_on_device import DIMENSION, QUERIES, ROWS, SETTINGS, check, filled, placed, wait_for
+from on_devices import DIMENSION, QUERIES, ROWS, SETTINGS, check, filled, placed, wait_for
 
 import vecdb
 

@@ -7,9 +7,9 @@ import signal
 import threading
 
 import numpy as np
+import on_devices
 import pytest
-import test_on_device
-from test_on_device import (
+from on_devices import (
     DIMENSION,
     QUERIES,
     ROWS,
@@ -18,6 +18,7 @@ from test_on_device import (
     placed,
     plain,
 )
+from test_on_device import _few_are_fewer
 
 import vecdb
 from vecdb.device import Device
@@ -26,11 +27,10 @@ from vecdb.index import tiled
 from vecdb.index.tiled import Tiled
 from vecdb.selection import Selection
 
-devices = test_on_device.devices
-few_are_fewer = test_on_device._few_are_fewer
+few_are_fewer = _few_are_fewer
 NO_ROOM = 20_000
 """Bytes that may be placed: less than any of the collections here takes."""
-SETTINGS = {**test_on_device.SETTINGS, "device": "gpu", "auto_build": False}
+SETTINGS = {**on_devices.SETTINGS, "device": "gpu", "auto_build": False}
 LIVE = np.ones(ROWS, np.bool_)
 PAYS, LEAST_QUERIES, LEAST_PAIRS = Tiled._pays, tiled.LEAST_QUERIES, tiled.LEAST_PAIRS
 
