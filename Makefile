@@ -48,14 +48,16 @@ check: $(STAMP) ## Format, lint, types, contract, generated files, house rules.
 	$(BIN)/mypy
 	$(BIN)/buf lint proto
 	$(BIN)/python tools/generate.py --check
+	$(BIN)/python tools/kernels.py --check
 	$(BIN)/python -m pytest -q tests/test_house.py
 
 format: $(STAMP) ## Format the code and mend what the linter can mend.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-stubs: $(STAMP) ## Make the generated files anew from proto/ and vecdb/.
+stubs: $(STAMP) ## Make the generated files anew from proto/, vecdb/ and the kernels for GPUs.
 	$(BIN)/python tools/generate.py
+	$(BIN)/python tools/kernels.py
 
 bench: $(STAMP) ## Measure; writes to bench/results. Smaller: make bench ARGS='--rows 5000'
 	@$(PIP) --no-build-isolation -e '.[cpu,bench]'

@@ -4,77 +4,28 @@ driver is too old for the kernels; and on a GPU."""
 from __future__ import annotations
 
 import functools
-import itertools
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import faiss
 import numpy as np
 import pytest
+from cards_here import KINDS, MEMORY, D, assert_nearest, some_card, vectors
 from paper_gpu import PaperCuda, PaperFaiss
 
 from vecdb.device import CardFull, CardRefused, Limits, StandInCard
 from vecdb.device.stand_in import Faults, nearest
 from vecdb.index import card as card_module
-from vecdb.index import flat_there, host_lists, products
+from vecdb.index import flat_there, host_lists
 from vecdb.index.card import FaissCard, count_gpus
 from vecdb.index.door import use_threads
 from vecdb.index.driver import Driver
 from vecdb.index.flat_there import is_full
-from vecdb.index.host_lists import joined, read_lists
-
-D = 24
-MEMORY = 64 << 20
 
 
-@pytest.fixture(
-    params=["stand-in", "paper", "old paper", pytest.param("gpu", marks=pytest.mark.gpu)]
-)
-def card(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    if request.param == "stand-in":
-        limits = Limits(scan_k=32_768)
-        yield StandInCard(MEMORY, limits=limits, read_lists=read_lists, join=joined)
-        return
-    if request.param.endswith("paper"):
-        paper = PaperFaiss()
-        monkeypatch.setattr(card_module, "faiss", paper)
-        monkeypatch.setattr(flat_there, "faiss", paper)
-        yield FaissCard(Driver(0, PaperCuda(MEMORY, old=request.param == "old paper")))
-        return
-    if not count_gpus():
-        pytest.skip("FAISS sees no GPU here")
-    yield FaissCard()
-
-
-def vectors(n: int, seed: int = 1, d: int = D) -> Any:
-    return np.random.default_rng(seed).standard_normal((n, d)).astype(np.float32)
-
-
-def plain(x: Any, y: Any, k: int, metric: str) -> Any:
-    """Scores (q, k) in double precision, best first, and all scores."""
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    scores = x @ y.T
-    if metric == "l2":
-        scores = (x**2).sum(axis=1)[:, None] - 2 * scores + (y**2).sum(axis=1)
-        return np.sort(scores, axis=1)[:, :k], scores
-    return -np.sort(-scores, axis=1)[:, :k], scores
-
-
-def assert_nearest(found: Any, x: Any, y: Any, k: int, metric: str, tolerance: float) -> None:
-    scores, positions = found
-    wanted, everything = plain(x, y, k, metric)
-    assert scores.dtype == np.float32
-    assert positions.dtype == np.int64
-    assert scores.shape == positions.shape == (len(x), k)
-    width = min(k, len(y))
-    np.testing.assert_allclose(scores[:, :width], wanted[:, :width], atol=tolerance, rtol=tolerance)
-    own = np.take_along_axis(everything, positions[:, :width], axis=1)
-    np.testing.assert_allclose(own, scores[:, :width], atol=tolerance, rtol=tolerance)
-    assert all(len(set(row)) == width for row in positions[:, :width].tolist())
-    assert (positions[:, width:] == -1).all()
-    assert np.isinf(scores[:, width:]).all()
-    assert ((scores[:, width:] > 0) == (metric == "l2")).all()
+@pytest.fixture(params=KINDS)
+def card(request: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    return some_card(request.param, monkeypatch)
 
 
 @pytest.mark.parametrize("metric", ["l2", "ip"])
@@ -91,85 +42,6 @@ def test_flat_search_is_exact(card: Any, metric: str, code: str, n: int, k: int)
     found = card.search(1, x, k, 0)
     # Few queries are met in float32, many are rounded.
     assert_nearest(found, asked, stored, k, metric, 2e-3 if code == "float32" else 2e-2)
-
-
-@pytest.mark.parametrize("metric", ["l2", "ip"])
-@pytest.mark.parametrize("code", ["float32", "float16"])
-@pytest.mark.parametrize("d", [D, 7, 256])
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.9])
-def test_a_mask_lets_only_its_positions_answer(
-    card: Any, metric: str, code: str, d: int, share: float
-) -> None:
-    """For one query and for many, exactly, with fewer answers than k where fewer are allowed, for k up to all."""
-    if not card.info().masks:
-        with pytest.raises(CardRefused):
-            card.flat(1, d, metric, code, 10)
-            card.mask(1, 7, np.zeros(2, np.uint8))
-        return
-    n = 3_001
-    y = vectors(n, 3, d)
-    card.flat(1, d, metric, code, n)
-    card.add(1, y)
-    flags = np.random.default_rng(5).random(n) < share
-    card.mask(1, 7, np.packbits(flags, bitorder="little"))
-    inside = np.flatnonzero(flags)
-    stored = y[inside].astype(code).astype(np.float32)
-    for queries, k in ((1, 10), (3, 1), (13, 300), (2, n)):
-        x = vectors(queries, 4, d)
-        scores, positions = card.search(1, x, k, 0, 7)
-        width = min(k, inside.size)
-        assert (positions[:, width:] == -1).all()
-        assert flags[positions[:, :width]].all(), "a position that is not allowed came back"
-        at = np.searchsorted(inside, positions)
-        at[:, width:] = -1
-        assert_nearest((scores, at), x, stored, k, metric, 2e-3 if code == "float32" else 2e-2)
-    card.unmask(1, 7)
-    card.unmask(1, 7)
-    with pytest.raises(CardRefused, match="mask 7"):
-        card.search(1, vectors(1, 1, d), 1, 0, 7)
-
-
-@pytest.mark.parametrize("metric", ["l2", "ip"])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(
-    ("n", "queries", "k"), [(32_768, 5, 1), (33_001, 140, 10), (40_000, 33, 200)]
-)
-def test_many_queries_over_float16(card: Any, metric: str, masked: bool, n: int, queries: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    """Exactly the nearest by the rounded numbers, also where rows that are alike lie together, in parts too."""
-    monkeypatch.setattr(products, "_LEAST_SAMPLE", 2_048)
-    centres = vectors(20, 1, 16)
-    y = (np.repeat(centres, -(-n // 20), axis=0)[:n] + 0.3 * vectors(n, 2, 16)).astype(np.float16)
-    x = (centres[np.arange(queries) % 20] + 0.3 * vectors(queries, 3, 16)).astype(np.float16)
-    card.flat(1, 16, metric, "float16", n)
-    card.add(1, y.astype(np.float32))
-    flags, mask = np.ones(n, np.bool_), 0
-    if masked and card.info().masks:
-        flags, mask = np.random.default_rng(4).random(n) < 0.2, 3
-        card.mask(1, mask, np.packbits(flags, bitorder="little"))
-    inside = np.flatnonzero(flags)
-    for expected in (512, 64):
-        monkeypatch.setattr(products, "_EXPECTED", expected)
-        scores, positions = card.search(1, x.astype(np.float32), k, 0, mask)
-        assert flags[positions].all(), "a position that is not allowed came back"
-        found = scores, np.searchsorted(inside, positions)
-        assert_nearest(found, x, y[inside], k, metric, 5e-3)
-
-
-def test_equal_vectors_are_told_apart(card: Any) -> None:
-    """Thousands of rows at one distance give k different ones, however few or many are nearer."""
-    n = 40_000
-    y = np.ones((n, 8), np.float32)
-    y[::10_000] = 0.0
-    for handle, code in enumerate(("float32", "float16")):
-        card.flat(handle, 8, "l2", code, n)
-        card.add(handle, y)
-    for handle, k, queries in itertools.product((0, 1), (1, 4, 5, 100, 2_000), (3, 9)):
-        scores, positions = card.search(handle, np.zeros((queries, 8), np.float32), k, 0)
-        assert all(len(set(row)) == k for row in positions.tolist())
-        near = min(k, 4)
-        assert (positions[:, :near] % 10_000 == 0).all()
-        np.testing.assert_allclose(scores[:, :near], 0.0, atol=1e-5)
-        np.testing.assert_allclose(scores[:, near:], 8.0, atol=1e-5)
 
 
 def test_a_flat_placement_takes_what_it_says(card: Any) -> None:

@@ -440,10 +440,8 @@ class Index:
         return files.save(self, built.main, folder)
 
     def load(self, record: IndexRecord, folder: Path) -> BuiltIndex:
-        """The saved index of `record`, verified and mapped; Corrupted when it cannot be used.
-
-        Its files may be deleted meanwhile, but not written.
-        """
+        """The saved index of `record`, verified and mapped; Corrupted when it cannot be used. Its files may be
+        deleted meanwhile, but not written."""
         return BuiltIndex(files.load(self, record, folder))
 
 
