@@ -325,7 +325,7 @@ def test_every_test_says_what_is_promised() -> None:
 
 @pytest.mark.parametrize("name", PROJECTS)
 def test_wheels_hold_the_whole_package(name: str, tmp_path: Path) -> None:
-    """A wheel has every module of its package and py.typed, and nothing of the other two."""
+    """A wheel has every module of its package, py.typed and compiled kernels, and nothing of the other two."""
     folder = ROOT / PROJECTS[name]
     package = name.replace("-", "_")
     # Built from a copy: building leaves folders beside the sources.
@@ -346,4 +346,4 @@ def test_wheels_hold_the_whole_package(name: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         inside = {one for one in archive.namelist() if ".dist-info/" not in one}
     wanted = {str((ROOT / path).relative_to(folder)) for path in names}
-    assert inside == {one for one in wanted if one.endswith((".py", ".pyi", "py.typed"))}
+    assert inside == {one for one in wanted if one.endswith((".py", ".pyi", "py.typed", ".ptx.xz"))}
