@@ -10,6 +10,7 @@ import vecdb
 
 SEED = 20_261_124
 ROWS, DIMENSION = 3_000, 16
+LISTED_ROWS = 8_000
 SETTINGS = {"exact_max_scalars": 1_000, "audit_share": 0.0, "device_timeout_s": 20.0}
 
 
@@ -87,3 +88,42 @@ def check(made, queries, live, vectors, metric, k=10, part=None, on="gpu:0", **a
 
 
 QUERIES = np.random.default_rng(SEED + 1).standard_normal((7, DIMENSION)).astype(np.float32) + 3
+
+
+def listed(database, metric="l2", code="none", n=LISTED_ROWS, **settings):
+    """A collection with lists of which a copy lies on gpu:0, and its vectors."""
+    settings = {"index": "ivf", "quantization": code, **settings}
+    # Not in one direction, where codes of a few bits tell no angles apart.
+    vectors = np.random.default_rng(SEED).standard_normal((n, DIMENSION)).astype(np.float32)
+    made, _ = filled(database, metric, n=n, vectors=vectors, **settings)
+    made.build_index(wait=True)
+    placed(made)
+    return made, vectors
+
+
+def queries_near(vectors, count=40, seed=3):
+    """Queries (count, d) a little beside some of the vectors."""
+    rng = np.random.default_rng(seed)
+    chosen_ = vectors[rng.integers(0, len(vectors), count)]
+    return (chosen_ + 0.3 * rng.standard_normal(chosen_.shape)).astype(np.float32)
+
+
+def below(part):
+    """The filter that allows so many in a hundred; None for all."""
+    return None if part is None else {"part": {"$lt": part}}
+
+
+def recall(made, queries, k, part=None, live=None, on="gpu:0"):
+    """Recall@k against exact answers, and the explanation; rows that are dead or not allowed must not come back."""
+    found = made.query(queries, k=k, filter=below(part), explain=True)
+    true = made.query(queries, k=k, filter=below(part), exact=True)
+    for ids in found.ids:
+        rows = np.array([int(one[1:]) for one in ids])
+        assert len(set(ids)) == len(ids)
+        assert part is None or (rows % 100 < part).all(), "a row that is not allowed came back"
+        assert live is None or live[rows].all(), "a dead row came back"
+    assert [len(ids) for ids in found.ids] == [len(ids) for ids in true.ids]
+    if on is not None:
+        assert found.explain.device == on, (found.explain.plan, found.explain.device_note)
+    hits = [len(set(a) & set(b)) / max(1, len(b)) for a, b in zip(found.ids, true.ids, strict=True)]
+    return float(np.mean(hits)), found.explain
