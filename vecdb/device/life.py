@@ -69,6 +69,8 @@ class Linked:
         self._deaths = 0
         """In a row, without anything done between."""
         self._batches = self._queries = self._restarts = 0
+        self._spent: dict[int, tuple[float, int, int]] = {}
+        """Of each handle that was searched: seconds, calls, queries. Only the link writes."""
         self._last_error = ""
         self._ended = 0
         """The generation whose process is known to have ended."""
@@ -239,7 +241,9 @@ class Linked:
             x[start:stop] = a.queries
             start = stop
         request = m.Search(first.handle, count, d, k, first.setting, first.mask)
+        begun = time.perf_counter()
         said = worker.call(request, self._timeout_s)
+        took_s = time.perf_counter() - begun
         if isinstance(said, m.Failed):
             if said.full and len(group) > 1:
                 self._one_by_one(worker, group)
@@ -254,6 +258,8 @@ class Linked:
         self._deaths = 0
         self._batches += 1
         self._queries += count
+        spent, calls, queries = self._spent.get(first.handle, (0.0, 0, 0))
+        self._spent[first.handle] = spent + took_s, calls + 1, queries + count
         scores_at, positions_at, _ = m.search_layout(count, d, k)
         scores = m.array(worker.memory, (count, k), np.float32, scores_at)
         positions = m.array(worker.memory, (count, k), np.int64, positions_at)
@@ -337,6 +343,7 @@ class Linked:
                     1  # what a placing still holds is not taken for something that is there
                 )
                 self._placed.clear()
+                self._spent.clear()
 
         for one in (*more, *self._queue.clear(then)):
             if one.wake.locked() and (isinstance(one, Order) or one.found is None):

@@ -111,6 +111,10 @@ class Device(Placing):
         ]
         return Waiting(asks, end, self._put, self._queue.withdraw)
 
+    def spent(self, handle: int) -> tuple[float, int, int]:
+        """Seconds that searches of a placement have taken of the device, in how many calls, and for how many queries."""
+        return self._spent.get(handle, (0.0, 0, 0))
+
     def stats(self) -> DeviceStats:
         with self._placed_lock:
             used, placements = sum(self._placed.values()), len(self._placed)

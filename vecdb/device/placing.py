@@ -204,6 +204,7 @@ class Placing(Linked):
         with self._placed_lock:
             if generation == self.generation:
                 self._placed.pop(handle, None)
+                self._spent.pop(handle, None)
         self._later(m.Drop(handle), generation)
 
     def _add(self, handle: int, generation: int, slices: Iterable[Floats], check: Check) -> int:

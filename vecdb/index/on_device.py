@@ -20,6 +20,7 @@ from .device_main import DeviceMain, place_lists, why_not
 from .distance import Floats, Rows
 from .host_lists import device_bytes
 from .joined import Attempts, Joiner
+from .load import Load
 from .main import Main
 from .served import Served, slices
 from .source import VectorSource
@@ -72,6 +73,7 @@ class OnDevice:
             self.joiner = Joiner(placements, names, dimension, metric)
         self._attempts: tuple[Any, Attempts] = (None, Attempts())
         """A graph that was to be made on a device, and what came of that."""
+        self._load = Load()
         self.wake: Callable[[], None] = lambda: None
         """Called by searches that found their vectors gone."""
         self._asked_for = asked_for
@@ -82,12 +84,15 @@ class OnDevice:
 
     def takes(self, kind: str, n_rows: int) -> bool:
         """Whether an index of this kind over so many rows is to be searched on a device: `exact` and `auto`,
-        from the size on that the CPU takes a millisecond for, as long as there are devices with that much room. A
+        from the size on that the CPU takes a millisecond for, as long as there are devices with that much room; `auto`
+        only as long as that does not keep them too busy, see `load.py`. A
         device whose worker has just died counts: another one is on its way. So do devices that nobody has needed
         yet, although their room is not known."""
         if kind not in ("exact", "auto") or self._storage == "binary":
             return False
         if n_rows * self._dimension <= self._settings["exact_max_scalars"]:
+            return False
+        if kind == "auto" and self._load.high:
             return False
         if not self.placements.started:
             return True
@@ -150,9 +155,14 @@ class OnDevice:
         before = self.served
         self.served = Served(
             self.placements, key, rows, view.n_rows, self._metric, code, longest[0],
-            lambda: self.wake(),
+            lambda: self.wake(), self._note_load,
         )  # fmt: skip
         return self.served, before
+
+    def _note_load(self, busy_s: float, batches: int, queries: int) -> None:
+        if self._load.note(busy_s, batches, queries):
+            log.info("exact search keeps %s too busy: auto builds an index", ", ".join(self.names))
+            self.wake()
 
     def takes_main(self, main: Main) -> bool:
         """Whether a copy of `main` is to be searched on a device: a graph, or lists in a code that a card has, of

@@ -83,6 +83,7 @@ class Served:
         code: str,
         longest: float,
         gone: Callable[[], None],
+        busy: Callable[[float, int, int], None] = lambda *_: None,
     ) -> None:
         self.placements = placements
         self.key = key
@@ -95,6 +96,7 @@ class Served:
         self.note = ""
         """Why the host answered lately instead of the device; empty while the device answers."""
         self._gone = gone
+        self._busy = busy
         self._masks = Masks(placements, key, rows)
         self._cut: dict[int, tuple[Piece, tuple[Piece, ...]]] = {}
 
@@ -139,6 +141,9 @@ class Served:
                     self._gone()
             return None
         merger, plan, names = found
+        held = self.placements.get(self.key)
+        if held is not None:
+            self._busy(*max(s.device.spent(s.placed.handle) for s in held.shards))
         view.search_tail(x, k, allowed, merger, trace, self.behind(view.pieces))
         if trace is not None:
             trace.device, trace.plan = names, plan

@@ -30,6 +30,8 @@ _HALF_ERROR = 2.0**-11 + 1e-5
 """Largest distance of a unit vector from its float16 code, with room for float32 rounding."""
 _ROUNDING = 1e-5
 _KEPT_FEW = 8
+_ON_DEVICE = 1_024
+"""Queries of a large batch that go to a device together."""
 
 
 class View:
@@ -181,6 +183,8 @@ class View:
     def together(self, count: int, k: int, allowed: Selection | None, exact: bool) -> int:
         """How many of a large batch of `count` queries belong into one call; 0: as many as one likes."""
         placed = self.served is not None and self.served.there
+        if (placed and self.main is None) or (self.device_main is not None and not exact):
+            return _ON_DEVICE  # its own queue lets others in between
         if self.tiled is None or placed or not (exact or self.main is None):
             return 0
         return self.tiled.together(self, count, k, allowed)
