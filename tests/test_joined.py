@@ -87,11 +87,12 @@ def truth(queries, vectors, metric, allowed, k=10):
 
 
 def check(collection, vectors, metric, live=None, part=None):
-    """Recall@10 of 60 queries beside the rows, and that nothing comes back which must not."""
+    """Recall@10 of 400 queries beside the rows, and that nothing comes back which must not. Of 60 the recall varies by
+    more than lies between target and bound."""
     allowed = np.ones(len(vectors), np.bool_) if live is None else live.copy()
     if part is not None:
         allowed &= np.arange(len(vectors)) % 10 < part
-    queries = rows_of("float32", 60, SEED + 1) * (20 if vectors.dtype == np.int8 else 1)
+    queries = rows_of("float32", 400, SEED + 1) * (20 if vectors.dtype == np.int8 else 1)
     found = collection.query(
         queries, k=10, filter=None if part is None else {"part": {"$lt": part}}
     )
