@@ -140,3 +140,15 @@ def test_a_collection_too_large_for_the_device_is_searched_by_the_cpu(tmp_path, 
         made.build_index(wait=True)
         assert made.stats().index.device == "cpu"
         check(made, QUERIES, np.ones(ROWS, np.bool_), vectors, "l2", on="cpu", exact=True)
+
+
+def test_a_device_without_masks_for_so_many_dimensions(tmp_path, devices, monkeypatch):
+    """Beyond what its kernels take, a filter is met by asking for more, or by the host; nothing fails."""
+    devices()
+    monkeypatch.setattr("vecdb.index.served.SCAN_DIMENSIONS", DIMENSION - 1)
+    with opened(tmp_path) as database:
+        made, vectors = filled(database)
+        placed(made)
+        live = np.ones(ROWS, np.bool_)
+        assert check(made, QUERIES, live, vectors, "l2", part=10).plan == "overfetch"
+        check(made, QUERIES, live, vectors, "l2", k=2_900, on="cpu")

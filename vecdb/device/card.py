@@ -21,6 +21,10 @@ from numpy.typing import NDArray
 
 MOST_ITOPK = 1_024
 """Candidates that the search of a graph keeps at most: its k is no larger than these."""
+SCAN_DIMENSIONS = 12_288
+"""Vectors of more dimensions are searched without masks, and up to `Limits.k`: a query has to lie in the 48 KiB of fast
+memory that every GPU gives a block."""
+
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 Bits = NDArray[np.uint8]

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .card import (
+    SCAN_DIMENSIONS,
     Bits,
     CardFull,
     CardInfo,
@@ -247,6 +248,8 @@ class StandInCard:
         most = self._limits.scan_k if self._masks else self._limits.k
         if not 1 <= k <= most:
             raise CardRefused(f"k must be from 1 to {most}, given {k}")
+        if flat.dimension > SCAN_DIMENSIONS and (mask or k > self._limits.k):
+            raise CardRefused(f"such a search takes at most {SCAN_DIMENSIONS} dimensions")
         if not mask:
             return nearest(queries, flat.vectors(), k, flat.metric, flat.code)
         if mask not in flat.masks:

@@ -116,6 +116,10 @@ class Driver:
         self.clear(made.address, size)
         return made
 
+    def scratch_bytes(self) -> int:
+        """Memory that a kind of search may hold for itself; what is placed is counted without it."""
+        return min(512 << 20, self.memory()[1] // 64)
+
     def multiprocessors(self) -> int:
         count = _int()
         self._call("cuDeviceGetAttribute", ctypes.byref(count), _MULTIPROCESSORS, self._device)

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from ..device.card import CardFull, CardRefused, Floats, Limits, Rows
+from ..device.card import SCAN_DIMENSIONS, CardFull, CardRefused, Floats, Limits, Rows
 from ..device.merging import padded
 from .door import faiss, faiss_metric
 from .driver import Driver, Memory
 from .products import Products
-from .scan import MOST_DIMENSIONS, Scanner
+from .scan import Scanner
 
 log = logging.getLogger("vecdb")
 
@@ -101,12 +101,12 @@ class FlatSearch:
             )
             if found is not None:
                 return found
-        few = many <= SCAN_QUERIES and flat.dimension <= MOST_DIMENSIONS
+        few = many <= SCAN_QUERIES and flat.dimension <= SCAN_DIMENSIONS
         if self._scanner is None or not (mask or few or k > self.limits.k):
             found = or_full(self._by_faiss, flat, queries, k)
             return found[0], found[1]
-        if flat.dimension > MOST_DIMENSIONS:
-            raise CardRefused(f"such a search takes at most {MOST_DIMENSIONS} dimensions")
+        if flat.dimension > SCAN_DIMENSIONS:
+            raise CardRefused(f"such a search takes at most {SCAN_DIMENSIONS} dimensions")
         return self._scanner.search(
             flat.vectors, flat.code, flat.metric, flat.used, queries, k, flat.masks.get(mask)
         )

@@ -23,8 +23,6 @@ _TILE = 128
 _THREADS = 256
 _SHARED_BYTES = 4 * (128 + 256) * 64
 _STATE, _BINS = 8, 2_048
-_SAMPLE_BYTES = 512 << 20
-"""Scores of the sample, which are written; a sample has no more rows than this gives each query."""
 _LEAST_SAMPLE = 16_384
 _ROOM = 2_048
 """Rows that may be as near as a threshold says, a query; a power of two."""
@@ -44,6 +42,8 @@ class Products:
         self._module = driver.module(ptx("products"))
         self._choosing = driver.module(ptx("scan"))
         self._units = driver.multiprocessors()
+        self._sample_bytes = driver.scratch_bytes()
+        """Scores of the sample, which are written: it has no more rows than this gives each query."""
         rows = (
             _U64, _U64, _U64, _U32, _INT, _U64, _INT, _U64, _U64, _U64, _U64, _U64, _U64, _U32,
         )  # fmt: skip
@@ -86,7 +86,7 @@ class Products:
         asked, d = queries.shape
         padded = -(-asked // _TILE) * _TILE
         full, x = self._held("queries", queries.nbytes), self._held("halves", 2 * padded * d)
-        most = _SAMPLE_BYTES // (4 * padded)
+        most = max(_LEAST_SAMPLE, self._sample_bytes // (4 * padded))
         stride = -(-rows // min(rows, most, max(_LEAST_SAMPLE, rows * k // _EXPECTED)))
         sample = -(
             -rows // stride

@@ -20,8 +20,6 @@ from .kernels import ptx, scores_of
 
 _U64, _U32, _INT = ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int
 _SCAN_TYPES = (_U64, _U64, _INT, _U64, _U64, _U64, _U64)
-MOST_DIMENSIONS = 12_288
-"""A query lies in the 48 KiB of shared memory that every card gives a block."""
 _TOGETHER = (1, 4, 8)
 """Queries that a kernel of each kind takes at once."""
 _SHARED_BYTES = 48 << 10
@@ -30,8 +28,6 @@ _STATE = 8
 _GIVEN = 4
 """Of `State` in the kernels."""
 _BINS = 2_048
-_KEYS_BYTES = 512 << 20
-"""Keys that are held at most, but for those of one query."""
 _ROOM = 1_024
 """Answers beyond k that there is room for: rows that share the first 22 bits of the k-th key. Where there are more,
 as among vectors that are all the same, a third step tells them apart."""
@@ -45,10 +41,12 @@ class Scanner:
         self._driver = driver
         self._module = driver.module(ptx("scan"))
         self._units = driver.multiprocessors()
+        self._keys_bytes = driver.scratch_bytes()
         self._kernels: dict[str, Kernel] = {}
         self._bins = driver.zeros(4 * _BINS * _TOGETHER[-1])
         self._queries: Memory | None = None
         self._keys: Memory | None = None
+        """Of `_keys_bytes` at most, but for those of one query."""
         self._out: Memory | None = None
 
     def search(
@@ -71,7 +69,7 @@ class Scanner:
         if not rows:
             return scores, positions
         d = queries.shape[1]
-        most = max(1, min(_SHARED_BYTES // (4 * d), _KEYS_BYTES // (4 * rows)))
+        most = max(1, min(_SHARED_BYTES // (4 * d), self._keys_bytes // (4 * rows)))
         sizes = [size for size in _TOGETHER if size <= most]
         start = 0
         while start < len(queries):

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..device import Placements
+from ..device.card import SCAN_DIMENSIONS
 from ..errors import DeviceFull, DeviceLost
 from ..selection import Selection
 from .blocks import FloatBlock
@@ -169,7 +170,7 @@ class Served:
             return None
         count = view.n_live if allowed is None else allowed.count()
         share = min(1.0, count / max(1, view.n_rows))
-        masks = all(s.device.info.masks for s in held.shards)
+        masks = x.shape[1] <= SCAN_DIMENSIONS and all(s.device.info.masks for s in held.shards)
         limits = [s.device.info.limits for s in held.shards]
         limit = min(one.scan_k if masks else one.k for one in limits)
         spare = EXTRA + (k if self.code == "float16" else 0)
