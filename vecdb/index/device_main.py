@@ -9,7 +9,7 @@ asked asks `host` instead, which shares all else.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from ..device import Device, Limits, Placed, Placements
@@ -21,6 +21,7 @@ from .distance import Floats, Rows
 from .door import L2
 from .host_lists import checked_lists, device_bytes, serialized
 from .main import Main
+from .there import There
 
 GONE = "what lay on the device had to go, or its worker died"
 
@@ -29,7 +30,7 @@ class Unanswered(Exception):
     """The device cannot give this answer, so the host has to; the text says why."""
 
 
-class DeviceMain(Main):
+class DeviceMain(There, Main):
     """`host` with its searches answered by what lies under `key`. Any thread may search.
 
     `curve` speaks for the copy, whose settings are called `setting_name`; `limits` are the most candidates
@@ -43,25 +44,22 @@ class DeviceMain(Main):
         self,
         host: Main,
         placements: Placements,
-        key: object,
+        key: Hashable,
         limits: Limits,
         gone: Callable[[], None],
         curve: Curve,
         setting_name: str,
     ) -> None:
-        super().__init__(
-            kind=host.kind, code=host.code, index=host.index, block=host.block, rows=host.rows,
+        There.__init__(self, placements, key)
+        Main.__init__(
+            self, kind=host.kind, code=host.code, index=host.index, block=host.block, rows=host.rows,
             high_water=host.high_water, curve=curve, lossy=host.lossy, error=host.error,
             arena=host.arena, sequence=host.sequence, built_at_s=host.built_at_s,
             provisional=host.provisional,
         )  # fmt: skip
         self.host = host
         self.setting_name = setting_name
-        self.placements = placements
-        self.key = key
         self.limits = limits
-        self.note = ""
-        """Why the host answered lately instead of the device; empty while the device answers."""
         self._gone = gone
         self._metric = int(host.index.metric_type)
 
@@ -71,27 +69,6 @@ class DeviceMain(Main):
         return DeviceMain(
             host, self.placements, self.key, self.limits, self._gone, curve, self.setting_name
         )
-
-    @property
-    def names(self) -> str:
-        """The devices it lies on, as in `gpu:0`; empty when it is gone."""
-        held = self.placements.get(self.key)
-        return "" if held is None else held.names
-
-    @property
-    def device_bytes(self) -> int:
-        """Memory of the devices that it takes."""
-        held = self.placements.get(self.key)
-        return 0 if held is None else held.bytes
-
-    @property
-    def there(self) -> bool:
-        """Whether it still lies there: not evicted, and its worker lives."""
-        return self.placements.get(self.key) is not None
-
-    def leave(self) -> None:
-        """Gives the memory back; searches go to the host from now on."""
-        self.placements.forget(self.key)
 
     def position_of_row(self) -> Rows:
         return self.host.position_of_row()
@@ -152,7 +129,7 @@ def place_lists(
     main: Main,
     placements: Placements,
     names: tuple[str, ...],
-    key: object,
+    key: Hashable,
     gone: Callable[[], None],
     cancel: threading.Event,
 ) -> DeviceMain | None:

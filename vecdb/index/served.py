@@ -31,6 +31,7 @@ from .masks_there import Masks
 from .plan import wanted_with
 from .source import READ_ROWS, VectorSource, true_keys
 from .tail import Piece, trim
+from .there import There
 from .trace import Trace
 
 EXTRA = 8
@@ -67,7 +68,7 @@ class Seen(Protocol):
         """Adds the nearest of these pieces to `merger`."""
 
 
-class Served:
+class Served(There):
     """Copies of rows on a device (or in shards on several); any thread may search.
 
     `rows` (n,) int64 ascending are the row numbers of positions; all rows that were live below `high_water`
@@ -86,41 +87,17 @@ class Served:
         gone: Callable[[], None],
         busy: Callable[[float, int, int], None] = lambda *_: None,
     ) -> None:
-        self.placements = placements
-        self.key = key
+        super().__init__(placements, key)
         self.rows = rows
         self.high_water = high_water
         self.metric = metric
         self.code = code
         self.longest = longest
         """Length of the longest vector, for the bound of what rounding can do."""
-        self.note = ""
-        """Why the host answered lately instead of the device; empty while the device answers."""
         self._gone = gone
         self._busy = busy
         self._masks = Masks(placements, key, rows)
         self._cut: dict[int, tuple[Piece, tuple[Piece, ...]]] = {}
-
-    @property
-    def names(self) -> str:
-        """The devices it lies on, as in `gpu:0,1`; empty when it is gone."""
-        held = self.placements.get(self.key)
-        return "" if held is None else held.names
-
-    @property
-    def device_bytes(self) -> int:
-        """Memory of the devices that it takes."""
-        held = self.placements.get(self.key)
-        return 0 if held is None else held.bytes
-
-    @property
-    def there(self) -> bool:
-        """Whether it still lies there: not evicted, and its workers live."""
-        return self.placements.get(self.key) is not None
-
-    def leave(self) -> None:
-        """Gives the memory back; searches go to the host from now on."""
-        self.placements.forget(self.key)
 
     def answer(
         self,

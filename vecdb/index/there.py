@@ -1,0 +1,38 @@
+"""What something that lies on devices knows of its place there."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from ..device import Placements
+
+
+class There:
+    """Something that was placed under `key`. Any thread may ask."""
+
+    def __init__(self, placements: Placements, key: Hashable) -> None:
+        self.placements = placements
+        self.key = key
+        self.note = ""
+        """Why the host answered lately instead of the device; empty while the device answers."""
+
+    @property
+    def names(self) -> str:
+        """The devices it lies on, as in `gpu:0,1`; empty when it is gone."""
+        held = self.placements.get(self.key)
+        return "" if held is None else held.names
+
+    @property
+    def device_bytes(self) -> int:
+        """Memory of the devices that it takes."""
+        held = self.placements.get(self.key)
+        return 0 if held is None else held.bytes
+
+    @property
+    def there(self) -> bool:
+        """Whether it still lies there: not evicted, and its workers live."""
+        return self.placements.get(self.key) is not None
+
+    def leave(self) -> None:
+        """Gives the memory back; searches go to the host from now on."""
+        self.placements.forget(self.key)
