@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import hypothesis
 import numpy as np
 import pytest
+from seeds import RUN_SEED
 
 CLI_DIMENSION = 8
 BACKENDS = ("embedded", "client", "aio")
@@ -69,7 +70,7 @@ def what_the_backend_gpu_is(pytestconfig: pytest.Config) -> Iterator[None]:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"hypothesis seed: {config.option.hypothesis_seed}"
+    return f"hypothesis seed: {config.option.hypothesis_seed}, TEST_SEED={RUN_SEED}"
 
 
 @pytest.fixture(scope="session")

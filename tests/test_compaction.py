@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from seeds import RUN_SEED
 
 import vecdb
 from vecdb import errors, layout
@@ -333,7 +333,7 @@ WRITER = """
 """
 
 
-@pytest.mark.parametrize("seed", [int.from_bytes(os.urandom(3), "little")])
+@pytest.mark.parametrize("seed", [RUN_SEED])
 def test_killed_while_compacting(data_folder, seed):
     """After SIGKILL at random moments of writing and compacting every acknowledged write is whole."""
     print(f"seed {seed}")

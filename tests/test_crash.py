@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+from seeds import RUN_SEED
 
 import vecdb
 from vecdb import errors
@@ -66,7 +67,7 @@ def replay(journal, model):
     return model
 
 
-@pytest.mark.parametrize("seed", [int.from_bytes(os.urandom(3), "little")])
+@pytest.mark.parametrize("seed", [RUN_SEED])
 def test_killed_while_writing(data_folder, seed):
     """After SIGKILL at random moments every acknowledged batch is there and none is there in part."""
     print(f"seed {seed}")

@@ -56,7 +56,7 @@ def centroids_of(made):
     return index.quantizer.reconstruct_n(0, index.nlist)
 
 
-@pytest.mark.parametrize(("metric", "code"), [("l2", "none"), ("cosine", "sq8"), ("ip", "pq4")])
+@pytest.mark.parametrize(("metric", "code"), [("l2", "none"), ("cosine", "sq8"), ("ip", "none")])
 def test_a_device_trains_lists(tmp_path, devices, rounds, metric, code):
     """Ten rounds by the device, also for lists that the CPU searches; the centroids are as good as the CPU's."""
     devices()

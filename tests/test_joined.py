@@ -135,7 +135,7 @@ def test_a_graph_that_a_device_joined_finds_what_is_near(
         assert len(graphs) == 1
 
 
-@pytest.mark.parametrize(("metric", "storage", "quantization"), STORED[:6])
+@pytest.mark.parametrize(("metric", "storage", "quantization"), STORED[:2])
 @pytest.mark.parametrize("fault", ["die_at_add=1", "die_at_graph=1"])
 def test_a_device_that_fails_costs_no_graph(
     tmp_path, devices, caplog, fault, metric, storage, quantization

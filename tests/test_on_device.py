@@ -43,6 +43,12 @@ def _few_are_fewer(monkeypatch):
 def test_a_device_answers_as_the_cpu_does(tmp_path, devices, metric, storage):
     """Filters, deletes, updates, fresh rows and any k: the nearest rows, and no other ones."""
     masks = devices()
+    if not masks and (metric, storage) not in (
+        ("l2", "float32"),
+        ("cosine", "float16"),
+        ("ip", "int8"),
+    ):
+        pytest.skip("without masks three of the seven tell as much")
     with opened(tmp_path) as database:
         made, vectors = filled(database, metric, storage)
         placed(made)
