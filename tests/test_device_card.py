@@ -39,9 +39,10 @@ def test_flat_search_is_exact(card: Any, metric: str, code: str, n: int, k: int)
         card.add(1, y[start : start + 301])
     stored = y.astype(np.float16) if code == "float16" else y
     asked = x.astype(np.float16) if code == "float16" else x
+    if not isinstance(card, StandInCard) and card.info().masks:
+        asked = x  # the kernels meet few queries in float32
     found = card.search(1, x, k, 0)
-    # Few queries are met in float32, many are rounded.
-    assert_nearest(found, asked, stored, k, metric, 2e-3 if code == "float32" else 2e-2)
+    assert_nearest(found, asked, stored, k, metric, 2e-3)
 
 
 def test_a_flat_placement_takes_what_it_says(card: Any) -> None:

@@ -71,7 +71,7 @@ class FlatSearch:
         self._products: Products | None = None
         try:
             self._scanner = Scanner(driver)
-            self._products = Products(driver)
+            self._products = Products(driver, self._scanner.module)
         except (RuntimeError, AttributeError) as error:
             # A driver that is too old for the kernels, or a card that is too old for tensor cores.
             what = "all exact search" if self._scanner is None else "exact search by many queries"

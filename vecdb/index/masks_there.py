@@ -56,15 +56,22 @@ class Masks:
         key = (what, id(live))
         with self._lock:
             mask = self._known.get(key)
-            if mask is None:
-                mask = self._made(allowed, live)
-                if mask is None:
-                    yield 0, 0
-                    return
-                self._known[key] = mask
+            if mask is not None:
+                self._known.move_to_end(key)
+                mask.searching += 1
+        if mask is None:
+            # Not under the lock: it waits for the device, and others have their masks already.
+            made = self._made(allowed, live)
+            if made is None:
+                yield 0, 0
+                return
+            with self._lock:
+                mask = self._known.setdefault(key, made)
+                self._known.move_to_end(key)
+                mask.searching += 1
                 self._shrink()
-            self._known.move_to_end(key)
-            mask.searching += 1
+            if mask is not made:
+                self._placements.unmask(self._key, made.number)
         try:
             yield mask.number, mask.count
         finally:

@@ -36,11 +36,10 @@ _U64, _U32, _INT = ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int
 class Products:
     """One thread, the card's."""
 
-    def __init__(self, driver: Driver) -> None:
-        """RuntimeError where the driver does not take the kernels, as for cards before compute capability 8.0."""
+    def __init__(self, driver: Driver, scan: ctypes.c_void_p) -> None:
+        """`scan` is the module of `Scanner`, whose `narrow` chooses here too. RuntimeError where the driver does not take the kernels, as for cards before compute capability 8.0."""
         self._driver = driver
         self._module = driver.module(ptx("products"))
-        self._choosing = driver.module(ptx("scan"))
         self._units = driver.multiprocessors()
         self._sample_bytes = driver.scratch_bytes()
         """Scores of the sample, which are written: it has no more rows than this gives each query."""
@@ -53,7 +52,7 @@ class Products:
         }
         for kernel in self._kernels.values():
             kernel.allow_shared(_SHARED_BYTES)
-        self._narrow = self._kernel(self._choosing, "narrow", _U64, _U64, _U32, _INT, _U64, _U64)
+        self._narrow = self._kernel(scan, "narrow", _U64, _U64, _U32, _INT, _U64, _U64)
         self._begin = self._kernel(self._module, "begin", _U64, _U32, _U32, _U32, _U64, _U64, _U64)
         self._keep = self._kernel(
             self._module, "keep_best", _U64, _U32, _U32, _U64, _U64, _U64, _U64

@@ -39,7 +39,7 @@ class Scanner:
     def __init__(self, driver: Driver) -> None:
         """RuntimeError where the driver does not take the kernels."""
         self._driver = driver
-        self._module = driver.module(ptx("scan"))
+        self.module = driver.module(ptx("scan"))
         self._units = driver.multiprocessors()
         self._keys_bytes = driver.scratch_bytes()
         self._kernels: dict[str, Kernel] = {}
@@ -152,5 +152,5 @@ class Scanner:
     def _kernel(self, name: str, *types: Any) -> Kernel:
         known = self._kernels.get(name)
         if known is None:
-            known = self._kernels[name] = self._driver.kernel(self._module, name, _THREADS, *types)
+            known = self._kernels[name] = self._driver.kernel(self.module, name, _THREADS, *types)
         return known
