@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import shutil
@@ -80,7 +79,7 @@ def table(tally: Tally) -> str:
 
 def _add(path: Path, tally: Tally, command: str) -> None:
     runs = json.loads(path.read_text()) if path.exists() else []
-    runs.append({"command": command, **dataclasses.asdict(tally)})
+    runs.append({"command": command, **vars(tally)})
     path.write_text(json.dumps(runs, indent=1) + "\n")
 
 

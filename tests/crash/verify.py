@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from crash import records
 from crash.model import Held, Model, Part, after
 from vecdb import layout
 
+PATIENCE_S = 20.0
 QUERIES = 12
 LEAST_RECALL = 0.85
 """Of the mean over some queries at target 0.95, where the index holds hundreds of rows."""
@@ -36,7 +38,7 @@ def verify(database: Any, model: Model) -> Model:
         held = found.collections[token]
         held.records = _resolved(name, model, token, _scan(docs, held.shape))
         _compare_answers(name, docs, held)
-    _compare_folders(database, len(found.names))
+    _compare_folders(database, found)
     found.pending, found.in_order = [], False
     return found
 
@@ -189,18 +191,28 @@ def _compare_queries(
             raise Wrong(f"{what}: recall {hits / total:.3f}")
 
 
-def _compare_folders(database: Any, n_collections: int) -> None:
-    """No litter: a folder for each collection, in each only the store and the files of its indexes."""
+def _compare_folders(database: Any, found: Model) -> None:
+    """No litter: a folder for each collection, in each only the store and the files of its indexes.
+
+    What is built or compacted just now has files too; it gets time to end.
+    """
     root = database.path / layout.COLLECTIONS_FOLDER
-    folders = sorted(root.iterdir()) if root.is_dir() else []
-    if len(folders) != n_collections:
-        raise Wrong(f"{len(folders)} folders for {n_collections} collections")
-    for folder in folders:
-        strange = [
-            path.name
-            for path in folder.iterdir()
-            if path.name not in (layout.DATA_FILE, layout.LMDB_LOCK_FILE)
-            and (not path.name.startswith("index-") or path.name.endswith(".tmp"))
-        ]
-        if strange:
-            raise Wrong(f"litter in {folder.name}: {strange}")
+    cores = [database.get_collection(name)._core for name in found.names]
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        named = {
+            core.store.folder: {
+                layout.DATA_FILE,
+                layout.LMDB_LOCK_FILE,
+                *(f for field in core.all_fields if field.record for f in field.record.files()),
+            }
+            for core in cores
+        }
+        strange = [path for path in root.iterdir() if path not in named] if root.is_dir() else []
+        for folder, names in named.items():
+            strange += [path for path in folder.iterdir() if path.name not in names]
+        if not strange:
+            return
+        if time.monotonic() > end:
+            raise Wrong(f"litter: {', '.join(map(str, strange))}")
+        time.sleep(0.02)
