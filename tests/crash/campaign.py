@@ -154,20 +154,28 @@ class Campaign:
         self._cuts = cuts
         self._model = Model()
         self._life = 0
+        self._tried: Counter[tuple[str, bool]] = Counter()
+        """Kills aimed at each failpoint, by whether they were power cuts."""
 
     def run(self, number: int, seed: int) -> Case:
         """Kill `number` of the campaign with this seed. Raises Failed."""
         rng = random.Random(f"{seed} {number}")
         case = Case(number, rng.choice(self._ways), rng.randrange(1 << 30))
-        if self._life >= LIVES:
+        case.power_cut = case.way == "embedded" and rng.random() < self._cuts
+        if rng.random() < self._aim and self.tally.hits:
+            tried = self._tried
+            case.point = min(
+                sorted(self.tally.hits),
+                key=lambda name: (tried[name, case.power_cut], rng.random()),
+            )
+            tried[case.point, case.power_cut] += 1
+            case.hit = rng.choice([1, 1, 1, 2, 3, 5])
+        first = case.point.startswith("database.") and self._life
+        if self._life >= LIVES or first:
+            self.finish()
             self._life, self._model = 0, Model()
             shutil.rmtree(self.folder)
         self._life += 1
-        case.power_cut = case.way == "embedded" and rng.random() < self._cuts
-        if rng.random() < self._aim and self.tally.hits:
-            killed = self.tally.cut_points if case.power_cut else self.tally.points
-            case.point = min(sorted(self.tally.hits), key=lambda name: (killed[name], rng.random()))
-            case.hit = rng.choice([1, 1, 1, 2, 3, 5])
         (self._embedded if case.way == "embedded" else self._server)(case, rng)
         self.tally.kills["power cut" if case.power_cut else case.way] += 1
         points = self.tally.cut_points if case.power_cut else self.tally.points
@@ -177,7 +185,7 @@ class Campaign:
         return case
 
     def finish(self) -> None:
-        """The comparison that follows the last kill."""
+        """A comparison now, in a child that nobody kills. Raises Failed."""
         self._take(self._compare(), None)
 
     # -- embedded
@@ -274,9 +282,9 @@ class Campaign:
 
     def _let_run(self, process: Child, lines: list[Any], case: Case, rng: random.Random) -> None:
         """Lets it work until its failpoint or some moment, kills it, and takes what it told."""
-        limit_s = rng.uniform(1.0, 2.5) if case.point else rng.uniform(0.0, 0.5)
+        limit_s = rng.uniform(0.6, 1.4) if case.point else rng.uniform(0.0, 0.3)
         if not case.point and case.power_cut:
-            limit_s = 2.5
+            limit_s = 1.5
         if not (lines and lines[-1][0] == "dying"):
             lines += process.lines(time.monotonic() + limit_s, lambda line: line[0] == "dying")
         if case.power_cut and lines and lines[-1][0] == "dying":
@@ -314,7 +322,10 @@ def _arm(send: Callable[[Any], None], case: Case, disk: cut.Disk | None, aside: 
     """Tells of each failpoint that is reached, and dies at the one that the case is aimed at."""
     left = [case.hit]
     # A cut at a random moment falls at a point too: only there it is known what is durable.
-    any_point = [random.Random(case.seed).randrange(1, 60) if disk and not case.point else -1]
+    drawn = random.Random(case.seed)
+    any_point = [drawn.randrange(1, 60) if disk and not case.point else 1 << 60]
+    # Half of these fall inside a commit, where most is at stake.
+    in_commit = drawn.random() < 0.5
     inside: list[Path] = []
     lock = threading.Lock()
 
@@ -323,7 +334,8 @@ def _arm(send: Callable[[Any], None], case: Case, disk: cut.Disk | None, aside: 
             send(["hit", name])
             any_point[0] -= 1
             left[0] -= name == case.point
-            struck = any_point[0] == 0 or (name == case.point and left[0] == 0)
+            at_random = any_point[0] <= 0 and (not in_commit or name.endswith(".commit.before"))
+            struck = (at_random and not inside) or (name == case.point and left[0] == 0)
             if struck:
                 send(["dying", name])
             if disk is None:

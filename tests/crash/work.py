@@ -12,7 +12,7 @@ import vecdb_client
 from crash import records
 from crash.model import Model, Part
 
-NAMES = ("a", "b", "c", "d")
+NAMES = ("a", "b", "c")
 ALIASES = ("x", "y")
 NUMBERS = 2_500
 """Records a collection may have."""

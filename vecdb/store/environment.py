@@ -113,9 +113,11 @@ class Environment:
                 # A reader that was killed keeps its slot, and LMDB the pages it saw, until someone
                 # looks.
                 env.reader_check()
+                if create:
+                    vacuum.make_tables(env, self._names, folder, "tables")
                 for name in self._names:
                     try:
-                        tables[name] = env.open_db(name.encode(), create=create)
+                        tables[name] = env.open_db(name.encode(), create=False)
                     except lmdb.NotFoundError:
                         if name not in self._later_names:
                             raise FormatMismatch(
