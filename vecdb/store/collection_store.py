@@ -56,7 +56,8 @@ class CollectionStore:
         cls, folder: Path, settings: bytes, shape: Shape, options: Mapping[str, Any]
     ) -> CollectionStore:
         """Makes a complete, durable, empty store in a folder that exists and is empty."""
-        environment = _open(folder, options, create=True, read_only=False)
+        eager = {**options, "durability": "commit"}
+        environment = _open(folder, eager, create=True, read_only=False)
 
         def describe(transaction: Any) -> None:
             meta = environment.table("meta")
@@ -166,11 +167,13 @@ class CollectionStore:
         return result, sequence
 
     def set_index_record(self, record: bytes | None, field: int = DEFAULT_FIELD) -> None:
-        """Names the saved index of a field; no commit of rows, so no sequence number."""
+        """Names the saved index of a field, durably; no commit of rows, so no sequence number."""
         self._env.write(
             lambda transaction: self._writer(transaction).set_index_record(record, field),
             "index",
         )
+        # Files that the record before named are removed next.
+        self._env.flush()
 
     def _writer(self, transaction: Any) -> Writer:
         return Writer(self._env, transaction, self._shape, self._fresh)
@@ -235,6 +238,15 @@ class CollectionStore:
         with self.read() as reader:
             return reader.entries("metadata") > 0
 
+    def flush(self) -> None:
+        """Returns when every commit so far is on the disk; ReadOnly when one cannot be brought there."""
+        self._env.flush()
+
+    @property
+    def synced_sequence(self) -> int | None:
+        """The newest commit that is surely on the disk; None when all are, as always with `commit`."""
+        return self._env.synced
+
     def map_bytes(self) -> tuple[int, int]:
         """(bytes of the LMDB map in use, bytes it may grow to)."""
         return self._env.map_bytes()
@@ -246,7 +258,8 @@ class CollectionStore:
 def _open(
     folder: Path, options: Mapping[str, Any], *, create: bool, read_only: bool
 ) -> Environment:
-    return Environment(
+    lazy = options["durability"] == "interval"
+    environment = Environment(
         folder,
         COLLECTION_TABLES,
         create=create,
@@ -254,7 +267,11 @@ def _open(
         later_tables=LATER_TABLES,
         map_initial_bytes=options["map_initial_bytes"],
         map_limit_bytes=options["map_limit_bytes"],
+        sync_interval_s=options["durability_interval_ms"] / 1_000 if lazy else None,
     )
+    shape = Shape(1, "float32")
+    environment.sequence_of = lambda seen: Reader(environment, seen, shape).state().sequence
+    return environment
 
 
 def _upgrade(environment: Environment) -> None:

@@ -37,12 +37,13 @@ def in_our_words(folder: Path) -> Iterator[None]:
             f"{folder / DATA_FILE} is not a file of this LMDB version ({error})"
         ) from error
     except lmdb.DiskError as error:
-        raise _full_or_internal(folder, str(error)) from error
+        raise full_or_internal(folder, str(error)) from error
     except lmdb.Error as error:
-        raise _full_or_internal(folder, str(error)) from error
+        raise full_or_internal(folder, str(error)) from error
 
 
-def _full_or_internal(folder: Path, text: str) -> VecdbError:
+def full_or_internal(folder: Path, text: str) -> VecdbError:
+    """The error that a message of LMDB or the system stands for."""
     full = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), os.strerror(errno.EFBIG))
     if os.strerror(errno.EMFILE) in text or os.strerror(errno.ENFILE) in text:
         return LimitExceeded(
@@ -58,7 +59,7 @@ def _full_or_internal(folder: Path, text: str) -> VecdbError:
     cut_short = os.strerror(errno.EIO) in text and _room_bytes(folder) < _LITTLE_ROOM_BYTES
     if cut_short or any(words in text for words in full):
         return StorageFull(f"no space left for {folder}; nothing was written. Free some and repeat")
-    return Internal(f"LMDB refused: {text} ({folder})")
+    return Internal(f"LMDB or the disk refused: {text} ({folder})")
 
 
 def _room_bytes(folder: Path) -> int:
