@@ -151,6 +151,8 @@ class Report:
     refusals: int = 0
     most_orders: int = 1
     """States that were carried along at once, because writes shared a commit."""
+    most_shared: int = 0
+    """Writes that shared one commit."""
     recalls: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def recall(self, name: str = "") -> float:
@@ -236,34 +238,67 @@ class _Judge:
             self._fail(f"no write was told commit {commit}, though there are later ones", at=commit)
         self.report.commits += 1
         self.report.writes += len(group) + len(idle)
-        orders = [group]
-        if len(group) > 1 and (idle or not _apart(group)):
-            orders = [list(order) for order in itertools.permutations(group)]
         found: list[State] = []
         wrong: list[Wrong] = []
-        for state, order in itertools.product(states, orders):
-            try:
-                of = self._applied(state.of, order, idle)
-            except Wrong as error:
-                wrong.append(error)
-                continue
-            if all(of != other.of for other in found):
-                found.append(State(self.versions, of))
+        for state in states:
+            # Whoever shares nothing with the others can stand anywhere.
+            fixed = not idle and _apart(group)
+            for of in self._orders(state.of, group, idle, wrong, fixed=fixed):
+                if all(of != other.of for other in found):
+                    found.append(State(self.versions, of))
         if not found:
             self._fail(str(wrong[0]), *group, *idle)
         if len(found) > _MOST_STATES:
             raise RuntimeError("too many orders to follow: reads must tell more of what is written")
         self.report.most_orders = max(self.report.most_orders, len(found))
+        self.report.most_shared = max(self.report.most_shared, len(group) + len(idle))
         return found
 
-    def _applied(self, of: dict[str, int], order: list[Call], idle: list[Call]) -> dict[str, int]:
-        idle = [call for call in idle if self._doomed(call, of)]
-        for call in order:
-            of = self._after(call, of)
-            idle = [call for call in idle if self._doomed(call, of)]
-        if idle:
-            raise Wrong(f"call {idle[0].number} deleted nothing, though what it names was stored")
-        return of
+    def _orders(
+        self,
+        of: dict[str, int],
+        group: list[Call],
+        idle: list[Call],
+        wrong: list[Wrong],
+        *,
+        fixed: bool,
+    ) -> list[dict[str, int]]:
+        """What the collection may hold after the writes of a commit, in every order that explains their counts.
+
+        Step by step: after some of the writes, in whatever order, only the different outcomes are kept.
+        """
+        nothing = {call.number: call for call in idle}
+        """Deletes that found nothing: such a moment must come for each."""
+
+        def unexplained(numbers: Iterable[int], held: dict[str, int]) -> tuple[int, ...]:
+            return tuple(n for n in numbers if self._doomed(nothing[n], held))
+
+        layer = {frozenset[int](): [(of, unexplained(nothing, of))]}
+        for step in range(len(group)):
+            after: dict[frozenset[int], list[tuple[dict[str, int], tuple[int, ...]]]] = defaultdict(
+                list
+            )
+            for done, outcomes in layer.items():
+                for place in [step] if fixed else set(range(len(group))) - done:
+                    for held, left in outcomes:
+                        try:
+                            new = self._after(group[place], held)
+                        except Wrong as error:
+                            wrong.append(error)
+                            continue
+                        outcome = new, unexplained(left, new)
+                        if outcome not in after[done | {place}]:
+                            after[done | {place}].append(outcome)
+            layer = after
+        found = []
+        for new, left in [outcome for outcomes in layer.values() for outcome in outcomes]:
+            if left:
+                wrong.append(
+                    Wrong(f"call {left[0]} deleted nothing, though what it names was stored")
+                )
+            else:
+                found.append(new)
+        return found
 
     def _after(self, call: Call, of: dict[str, int]) -> dict[str, int]:
         """Id to version after a write."""
