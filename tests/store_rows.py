@@ -16,6 +16,7 @@ OPTIONS = {
     "map_limit_bytes": 1 << 40,
     "durability": "commit",
     "durability_interval_ms": 100.0,
+    "keep_old_format": True,
 }
 PLAIN = Shape(8, "float32")
 NAMED = Shape(8, "float32", (FieldShape(24, "binary"), FieldShape(3, "float16")))

@@ -56,7 +56,8 @@ Keys are big-endian, so that LMDB's byte order is number order and appends fill 
 Values are little-endian, so that numpy reads them in place.
 
 Format 1 had no tables `absent` and `purged`, and all rows in `keys`. It becomes format 2 in place when it
-is opened for writing: two empty tables and two entries of `meta`.
+is opened for writing: two empty tables and two entries of `meta`. Before that the LMDB file is copied to
+`data.format-1.mdb` beside it, which `vecdb downgrade` puts back.
 
 A vacuum writes the tables into a file without free pages, in a folder `compacting-<token>` beside the old
 one, which is renamed to `compacted` when it is complete and durable: from then on it is the truth. Its
@@ -92,6 +93,7 @@ UNNAMED_FILE = "unnamed"
 COMPACTING_PREFIX = "compacting-"
 COMPACTED_FOLDER = "compacted"
 SYNC_POINT_FILE = "sync.point"
+KEPT_FILE = "data.format-{}.mdb"
 BOOT_FILE = "/proc/sys/kernel/random/boot_id"
 
 CATALOG_TABLES = ("meta", "collections", "aliases")

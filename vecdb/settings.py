@@ -96,6 +96,7 @@ ENGINE: tuple[Setting, ...] = (
     Setting("map_limit_bytes", int, 1 << 42, "Size the LMDB map of one collection may grow to; beyond it writes answer STORAGE_FULL.", 1 << 20, 1 << 46),
     Setting("durability", str, "commit", "When a write is acknowledged: `commit`, when it is on the disk; `interval`, when the kernel has it, and it is on the disk soon after: see docs/durability.md.", choices=("commit", "interval")),
     Setting("durability_interval_ms", float, 100.0, "With `interval`: writes wait as soon as one that was acknowledged so long ago is not on the disk, so that a power cut takes what was acknowledged in such a time at most.", 1.0, 60_000.0),
+    Setting("keep_old_format", bool, True, "Before a collection of an older format is upgraded, its file is copied, so that `vecdb downgrade` can go back."),
     Setting("exact_max_scalars", int, 8_000_000, "An `auto` collection is searched exactly while rows x dimension stays at or below this.", 0, 1 << 40),
     Setting("index_tail_share", float, 0.05, "A build starts when fresh rows exceed this share of the indexed ones (and 10,000 rows).", 0.01, 10.0),
     Setting("index_dead_share", float, 0.25, "The main index is built anew when this share of its rows is dead.", 0.01, 1.0),

@@ -25,6 +25,7 @@ from ..layout import (
 )
 from .environment import Environment
 from .fresh import FreshIds
+from .kept import keep
 from .mapped import MappedBlocks
 from .purge import STEP_BYTES, Purger
 from .reader import Reader
@@ -79,7 +80,8 @@ class CollectionStore:
     ) -> CollectionStore:
         """Opens an existing store. Raises FormatMismatch or Corrupted when it cannot be read.
 
-        One of an older format is brought to the present one, unless it is opened read-only.
+        One of an older format is brought to the present one, unless it is opened read-only; a copy is kept
+        before, see `kept`.
         """
         environment = _open(folder, options, create=False, read_only=read_only)
         try:
@@ -88,12 +90,16 @@ class CollectionStore:
                 if not 1 <= reader.format() <= COLLECTION_FORMAT:
                     raise FormatMismatch(
                         f"{folder} has collection format {reader.format()}, this version reads 1 to "
-                        f"{COLLECTION_FORMAT}; open it with the version of vecdb that wrote it",
+                        f"{COLLECTION_FORMAT}; open it with the version of vecdb that wrote it, or a later "
+                        "one. If that one has upgraded it, its `vecdb downgrade` may go back",
                         given=reader.format(),
                         expected=COLLECTION_FORMAT,
                     )
                 settings, older = reader.settings(), reader.format() < COLLECTION_FORMAT
+                found = reader.format()
             if older and not read_only:
+                if options["keep_old_format"]:
+                    keep(environment, found)
                 _upgrade(environment)
             return cls(folder, shape_of(settings), environment, settings)
         except BaseException:

@@ -15,7 +15,7 @@ import lmdb
 
 from .. import disk
 from ..errors import Closed, Corrupted, FormatMismatch, Internal, StorageFull
-from ..layout import COMPACTING_PREFIX, DATA_FILE
+from ..layout import COMPACTING_PREFIX, DATA_FILE, META_FORMAT
 from . import sync_point, vacuum
 from .faults import MapFull, in_our_words
 from .lazy_sync import LazySync
@@ -142,8 +142,8 @@ class Environment:
                     except lmdb.NotFoundError:
                         if name not in self._later_names:
                             raise FormatMismatch(
-                                f"{folder / DATA_FILE} is not a file of this version of vecdb: a "
-                                "table is missing"
+                                f"{folder / DATA_FILE} is not a file of this version of vecdb: it has no "
+                                f"table {name!r}{_format_told(env)}. Open it with the version that wrote it"
                             ) from None
             except BaseException:
                 env.close()
@@ -263,6 +263,14 @@ class Environment:
     def synced(self) -> int | None:
         """The newest commit of rows that is surely on the disk; None when all are."""
         return None if self._lazy is None else self._lazy.synced
+
+    def copy_to(self, descriptor: int) -> None:
+        """Writes the file as it is now, free pages too, to an open file."""
+        self._enter()
+        try:
+            self._opened().copyfd(descriptor)
+        finally:
+            self._leave()
 
     def map_bytes(self) -> tuple[int, int]:
         """(bytes of the map in use, bytes it may grow to)."""
@@ -413,3 +421,12 @@ class Environment:
                     self._keep_out = False
                     self._gate.notify_all()
             time.sleep(_PATIENCE_S)
+
+
+def _format_told(env: Any) -> str:
+    """What a file of another version says of its format."""
+    try:
+        with env.begin(db=env.open_db(b"meta", create=False)) as transaction:
+            return f", and says that its format is {int(transaction.get(META_FORMAT, b''))}"
+    except (lmdb.Error, ValueError):
+        return ""
