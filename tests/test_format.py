@@ -16,7 +16,9 @@ import pytest
 import store_rows
 
 import vecdb
+from tools import save_database
 from vecdb import failpoints, layout
+from vecdb.index.files import FORMAT
 from vecdb.store import Shape, collection_store
 from vecdb_server import __main__ as command_line
 
@@ -342,6 +344,30 @@ def test_a_newer_file_without_a_table_says_its_format(tmp_path):
         txn.drop(env.open_db(b"keys", txn=txn))
     with vecdb.open(folder) as db, pytest.raises(vecdb.errors.FormatMismatch, match="format is 98"):
         db.get_collection("docs")
+
+
+def test_saved_indexes_are_served_as_they_were_built(tmp_path):
+    """A saved index of each kind, of the present format of records, serves at once without being built again."""
+    (saved,) = DATA.glob(f"indexes-{FORMAT}.tar.gz")
+    vectors = save_database.index_vectors()
+    rows = save_database.INDEX_ROWS
+    asked = [5, 500, rows - 1, rows]
+    with vecdb.open(unpacked(saved, tmp_path), auto_build=False) as db:
+        for name, kind in save_database.INDEXES.items():
+            docs = db.get_collection(name)
+            stats = docs.stats().index
+            held = (stats.kind, stats.quantization, stats.indexed_rows, stats.dead_rows)
+            assert held == (kind["index"], kind["quantization"], rows, 1), name
+            assert stats.last_error == ""
+            found = docs.query(vectors[asked], k=1, target_recall=0.9)
+            assert found.ids == [[f"i{n}"] for n in asked], name
+            assert docs.query(vectors[3], k=1).ids != [["i3"]]
+            assert docs.check().ok
+        named = db.get_collection("named")
+        assert named.stats().vectors["side"].indexed_rows == rows + 2
+        assert named.query(vectors[asked], vector_name="side", k=1).ids == [
+            [f"i{n}"] for n in asked
+        ]
 
 
 def test_an_index_of_a_newer_format_is_built_again(tmp_path):
