@@ -11,7 +11,15 @@ from pathlib import Path
 
 import lmdb
 
-from ..errors import Corrupted, FormatMismatch, Internal, LimitExceeded, StorageFull, VecdbError
+from ..errors import (
+    Closed,
+    Corrupted,
+    FormatMismatch,
+    Internal,
+    LimitExceeded,
+    StorageFull,
+    VecdbError,
+)
 from ..layout import DATA_FILE
 
 _LITTLE_ROOM_BYTES = 16 << 20
@@ -30,7 +38,13 @@ def in_our_words(folder: Path) -> Iterator[None]:
         raise
     except lmdb.MapFullError:
         raise MapFull from None
-    except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError) as error:
+    except lmdb.PanicError as error:
+        # LMDB could not write its meta page, and does not know what of it is on the disk.
+        raise Closed(
+            f"writing to {folder / DATA_FILE} failed, and it is not used any more; mend the disk, then open "
+            "the database again. What was acknowledged is there"
+        ) from error
+    except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
         raise Corrupted(f"{folder / DATA_FILE} is damaged ({error}); restore a backup") from error
     except (lmdb.VersionMismatchError, lmdb.InvalidError) as error:
         raise FormatMismatch(
