@@ -119,7 +119,7 @@ class LazySync:
     def close(self) -> None:
         """`settle`, and the thread ends; raises what `settle` raises when all has been let go."""
         try:
-            if self._stand is not None:
+            if self._stand is not None or self._points >= 0:
                 self.settle()
         finally:
             with self._state:
@@ -147,9 +147,13 @@ class LazySync:
         """Makes what is committed durable, then the point that says so; then moves the stand there."""
         with self._committing:
             stand = self._begin()
-            meta = sync_point.read_meta(self._file, stand.id())
             with self._state:
                 self._under_way, self._since = self._since, None
+            try:
+                meta = sync_point.read_meta(self._file, stand.id())
+            except BaseException:
+                stand.abort()
+                raise
         try:
             disk.sync_data(self._file, self._folder / DATA_FILE, "lazy")
             if self._points < 0:
@@ -163,8 +167,10 @@ class LazySync:
         except BaseException:
             stand.abort()
             raise
-        self._leave_stand()
-        self._stand, self._point = stand, point
+        # The new one first: without any, all that there is would count as synced.
+        before, self._stand, self._point = self._stand, stand, point
+        if before is not None:
+            before.abort()
         with self._state:
             self._under_way = None
             if self._thread is None:
