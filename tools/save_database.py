@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def fill_fields(db: vecdb.Database) -> None:
     fields.upsert(["f2"], np.array([[0, 255]], np.uint8), named_vectors={"title": [[7, 7]]})
 
 
-INDEXES: dict[str, dict[str, str]] = {
+INDEXES: dict[str, dict[str, Any]] = {
     "graph": {"index": "hnsw", "quantization": "none"},
     "graph_half": {"index": "hnsw", "quantization": "float16"},
     "graph_codes": {"index": "hnsw", "quantization": "sq8"},
@@ -107,8 +108,8 @@ INDEX_ROWS, INDEX_DIMENSION = 1_100, 16
 def index_vectors() -> np.ndarray:
     """(INDEX_ROWS + 2, INDEX_DIMENSION) float32 of whole numbers, the same on every machine."""
     n = np.arange((INDEX_ROWS + 2) * INDEX_DIMENSION, dtype=np.float64)
-    whole = np.rint(np.sin(n**1.37) * 40)
-    return whole.reshape(-1, INDEX_DIMENSION).astype(np.float32)
+    whole = np.rint(np.sin(n**1.37) * 40).astype(np.float32)
+    return whole.reshape(-1, INDEX_DIMENSION)
 
 
 def fill_indexes(folder: Path) -> None:
