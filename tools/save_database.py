@@ -108,8 +108,8 @@ INDEX_ROWS, INDEX_DIMENSION = 1_100, 16
 def index_vectors() -> np.ndarray:
     """(INDEX_ROWS + 2, INDEX_DIMENSION) float32 of whole numbers, the same on every machine."""
     n = np.arange((INDEX_ROWS + 2) * INDEX_DIMENSION, dtype=np.float64)
-    whole = np.rint(np.sin(n**1.37) * 40).astype(np.float32)
-    return whole.reshape(-1, INDEX_DIMENSION)
+    whole: np.ndarray = np.rint(np.sin(n**1.37) * 40)
+    return whole.reshape(-1, INDEX_DIMENSION).astype(np.float32)
 
 
 def fill_indexes(folder: Path) -> None:
