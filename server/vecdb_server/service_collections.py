@@ -11,13 +11,14 @@ from vecdb_client import messages
 from vecdb_client.v1 import vecdb_pb2 as pb
 from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 
+from .access import GuardedDatabase
 from .status import remaining_s
 
 
 class CollectionHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-ignore]
     """The part of the service that works on collections as a whole."""
 
-    def __init__(self, database: vecdb.Database, max_message_bytes: int) -> None:
+    def __init__(self, database: vecdb.Database | GuardedDatabase, max_message_bytes: int) -> None:
         self._database = database
         self._max_message_bytes = max_message_bytes
 

@@ -17,6 +17,7 @@ from vecdb.types import MAX_K
 from vecdb_client import answers, messages, wire
 from vecdb_client.v1 import vecdb_pb2 as pb
 
+from .access import GuardedDatabase
 from .scans import scan_messages
 from .service_collections import CollectionHandlers
 from .status import remaining_s
@@ -68,7 +69,7 @@ def _rarely_asked(request: Any) -> dict[str, Any]:
 class Service(CollectionHandlers):
     """The whole service: what `CollectionHandlers` has, and the verbs of records."""
 
-    def __init__(self, database: vecdb.Database, max_message_bytes: int, read_threads: int) -> None:
+    def __init__(self, database: vecdb.Database | GuardedDatabase, max_message_bytes: int, read_threads: int) -> None:
         super().__init__(database, max_message_bytes)
         # One thread is always left for reads that need not wait.
         self._may_wait = threading.BoundedSemaphore(max(1, read_threads - 1))
