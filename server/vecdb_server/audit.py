@@ -9,6 +9,7 @@ of a key or of a right, up to some a second: a stranger must not be able to fill
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import logging
 import os
@@ -16,8 +17,6 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
-
-from .keys import moment
 
 log = logging.getLogger("vecdb.server")
 
@@ -69,7 +68,8 @@ class AuditLog:
             self._append(fields)
 
     def _append(self, fields: dict[str, Any]) -> None:
-        line = json.dumps({"time": moment(time.time()), **fields}, ensure_ascii=True) + "\n"
+        now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": now, **fields}) + "\n"
         try:
             if self._size and self._size + len(line) > self._max_bytes:
                 self._turn()

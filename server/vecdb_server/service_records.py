@@ -35,6 +35,11 @@ def _columns(batch: Any) -> dict[str, Any]:
     return found
 
 
+def _once(request: Any) -> dict[str, str]:
+    """Keyword arguments of a write that its caller has given an id."""
+    return {"request_id": request.request_id} if request.request_id else {}
+
+
 def _spread(rows: Any, present: Any) -> list[Any]:
     """A vector a record, None for those that lack it."""
     following = iter(rows)
@@ -94,23 +99,27 @@ class Service(CollectionHandlers):
 
     def Insert(self, request: Any, context: Any) -> Any:
         collection = self._database.get_collection(request.collection)
-        result = collection.insert(**_columns(request.records))
+        result = collection.insert(**_columns(request.records), **_once(request))
         return pb.InsertResponse(sequence=result.sequence, count=result.count)
 
     def Upsert(self, request: Any, context: Any) -> Any:
         collection = self._database.get_collection(request.collection)
-        result = collection.upsert(**_columns(request.records))
+        result = collection.upsert(**_columns(request.records), **_once(request))
         return pb.UpsertResponse(sequence=result.sequence, count=result.count)
 
     def Update(self, request: Any, context: Any) -> Any:
         collection = self._database.get_collection(request.collection)
         clear = messages.decode_includes(request.clear, "clear")
-        result = collection.update(**_columns(request.records), clear=clear)
+        result = collection.update(
+            **_columns(request.records), clear=clear, **_once(request)
+        )
         return pb.UpdateResponse(sequence=result.sequence, count=result.count)
 
     def Delete(self, request: Any, context: Any) -> Any:
         collection = self._database.get_collection(request.collection)
-        result = collection.delete(list(request.ids) or None, filter=request.filter or None)
+        result = collection.delete(
+            list(request.ids) or None, filter=request.filter or None, **_once(request)
+        )
         return pb.DeleteResponse(sequence=result.sequence, count=result.count)
 
     def Ingest(self, requests: Any, context: Any) -> Iterator[Any]:

@@ -45,12 +45,15 @@ class Environment:
         map_initial_bytes: int,
         map_limit_bytes: int,
         later_tables: tuple[str, ...] = (),
+        optional_tables: tuple[str, ...] = (),
     ) -> None:
-        """`later_tables` are those of `tables` that a file of an older format may lack."""
+        """`later_tables` are those of `tables` that a file of an older format may lack, `optional_tables`
+        those that are made whenever it is opened for writing."""
         self.folder = folder
         self.map_limit_bytes = map_limit_bytes
         self._names = tables
         self._later_names = later_tables
+        self._optional_names = optional_tables
         self.read_only = read_only
         self.on_move: Callable[[], None] = lambda: None
         """Called when the map has moved or another file is in its place, before anyone reads it."""
@@ -115,9 +118,10 @@ class Environment:
                 env.reader_check()
                 for name in self._names:
                     try:
-                        tables[name] = env.open_db(name.encode(), create=create)
+                        made = create or (name in self._optional_names and not self.read_only)
+                        tables[name] = env.open_db(name.encode(), create=made)
                     except lmdb.NotFoundError:
-                        if name not in self._later_names:
+                        if name not in (*self._later_names, *self._optional_names):
                             raise FormatMismatch(
                                 f"{folder / DATA_FILE} is not a file of this version of vecdb: a "
                                 "table is missing"
@@ -134,7 +138,7 @@ class Environment:
     @property
     def lacks_tables(self) -> bool:
         """Whether the file is of an older format, as far as this process has seen."""
-        return len(self._tables) < len(self._names)
+        return any(name not in self._tables for name in self._later_names)
 
     def make_tables(self, transaction: Any) -> None:
         """Adds the tables that an older format lacks; part of a `write`."""
