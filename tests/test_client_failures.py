@@ -82,7 +82,7 @@ def flaky() -> Iterator[Any]:
 
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "retry_pauses_s", lambda: iter([0.01] * 4))
+    monkeypatch.setattr(transport, "retry_pauses_s", lambda *_: iter([0.01] * 4))
 
 
 @pytest.mark.usefixtures("no_pauses")

@@ -85,7 +85,14 @@ class Collection:
         the first time and not done again, also after a crash: for an hour, or 100,000 further ones.
         """
         return self._put(
-            ids, vectors, metadata, documents, contents, uris, named_vectors, request_id,
+            ids,
+            vectors,
+            metadata,
+            documents,
+            contents,
+            uris,
+            named_vectors,
+            request_id,
             replace=False,
         )
 
@@ -103,7 +110,14 @@ class Collection:
     ) -> WriteResult:
         """Adds records, replacing as a whole those whose ids are stored. Otherwise like `insert`."""
         return self._put(
-            ids, vectors, metadata, documents, contents, uris, named_vectors, request_id,
+            ids,
+            vectors,
+            metadata,
+            documents,
+            contents,
+            uris,
+            named_vectors,
+            request_id,
             replace=True,
         )
 

@@ -73,7 +73,9 @@ class Update:
     def fingerprint(self) -> int:
         """Tells it from other writes by the ids and the sizes of what is given; not by every byte."""
         sizes = [len(m) for m in (self.batch.metadata_values or ())]
-        return zlib.crc32(repr((sizes, sorted(self.clear))).encode(), _crc_of_ids(self.batch.ids, 2))
+        return zlib.crc32(
+            repr((sizes, sorted(self.clear))).encode(), _crc_of_ids(self.batch.ids, 2)
+        )
 
     def apply(self, writer: Writer, sequence: int, before: Sequence[ColumnBatch]) -> Applied:
         batch = self.batch
@@ -215,7 +217,7 @@ class Once:
                     "write an id of its own",
                     sequence=known.sequence,
                 )
-            return Applied(known.count, sequence=known.sequence)
+            return Applied(known.records, sequence=known.sequence)
         applied = self.write.apply(writer, sequence, before)
         # What changes no row takes no sequence number, unless others of its commit do.
         changed = len(applied.killed) > 0 or len(applied.ids) > 0

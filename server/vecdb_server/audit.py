@@ -10,6 +10,7 @@ of a key or of a right, up to some a second: a stranger must not be able to fill
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
 import logging
 import os
@@ -82,7 +83,7 @@ class AuditLog:
     def _turn(self) -> None:
         """Moves each file one on; the last one is gone."""
         names = [self._path, *(Path(f"{self._path}.{n}") for n in range(1, self._files))]
-        for newer, older in reversed(list(zip(names, names[1:], strict=False))):
+        for newer, older in reversed(list(itertools.pairwise(names))):
             if newer.exists():
                 os.replace(newer, older)
         os.close(self._descriptor)

@@ -204,7 +204,9 @@ def _changed(path: Path, change: Callable[[dict[str, Key]], None]) -> None:
         held = load(path) if path.exists() else {}
         change(held)
         aside = Path(f"{path}.new")
-        text = json.dumps({"format": FORMAT, "keys": [_to_json(k) for k in held.values()]}, indent=1)
+        text = json.dumps(
+            {"format": FORMAT, "keys": [_to_json(k) for k in held.values()]}, indent=1
+        )
         with open(aside, "w", opener=_private) as stream:
             stream.write(text + "\n")
             stream.flush()

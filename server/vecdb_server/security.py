@@ -75,9 +75,7 @@ def _refuse_open_doors(settings: Mapping[str, Any]) -> None:
     if encrypted and known:
         return
     lacking = " and without ".join(
-        what
-        for what, there in (("encryption", encrypted), ("authentication", known))
-        if not there
+        what for what, there in (("encryption", encrypted), ("authentication", known)) if not there
     )
     if not settings["insecure_listen_on_the_network"]:
         raise InvalidSetting(

@@ -35,7 +35,7 @@ def _columns(batch: Any) -> dict[str, Any]:
     return found
 
 
-def _once(request: Any) -> dict[str, str]:
+def _once(request: Any) -> dict[str, Any]:
     """Keyword arguments of a write that its caller has given an id."""
     return {"request_id": request.request_id} if request.request_id else {}
 
@@ -74,7 +74,9 @@ def _rarely_asked(request: Any) -> dict[str, Any]:
 class Service(CollectionHandlers):
     """The whole service: what `CollectionHandlers` has, and the verbs of records."""
 
-    def __init__(self, database: vecdb.Database | GuardedDatabase, max_message_bytes: int, read_threads: int) -> None:
+    def __init__(
+        self, database: vecdb.Database | GuardedDatabase, max_message_bytes: int, read_threads: int
+    ) -> None:
         super().__init__(database, max_message_bytes)
         # One thread is always left for reads that need not wait.
         self._may_wait = threading.BoundedSemaphore(max(1, read_threads - 1))
@@ -110,9 +112,7 @@ class Service(CollectionHandlers):
     def Update(self, request: Any, context: Any) -> Any:
         collection = self._database.get_collection(request.collection)
         clear = messages.decode_includes(request.clear, "clear")
-        result = collection.update(
-            **_columns(request.records), clear=clear, **_once(request)
-        )
+        result = collection.update(**_columns(request.records), clear=clear, **_once(request))
         return pb.UpdateResponse(sequence=result.sequence, count=result.count)
 
     def Delete(self, request: Any, context: Any) -> Any:

@@ -165,7 +165,7 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
         handler = continuation(handler_call_details)
         if handler is None:
             return None
-        if method.startswith(PREFIX) or method.startswith(_REFLECTION):
+        if method.startswith((PREFIX, _REFLECTION)):
             refusal = self._guard.refusal(handler_call_details.invocation_metadata)
             if refusal is not None:
                 return self._refusing(method, handler, refusal)

@@ -25,7 +25,7 @@ class Remembered(NamedTuple):
     """What a write was answered, and what tells it from another write of the same id."""
 
     sequence: int
-    count: int
+    records: int
     time_us: int
     fingerprint: int
 
