@@ -129,7 +129,7 @@ def pause_before_retry_s(
     delay_s = asked_ms / 1000 if isinstance(asked_ms, int) else None
     refused = isinstance(raised, errors.ResourceExhausted | errors.Unavailable)
     if not (
-        refused and delay_s is not None or may_repeat and isinstance(raised, errors.Unavailable)
+        (refused and delay_s is not None) or (may_repeat and isinstance(raised, errors.Unavailable))
     ):
         raise raised from None
     pause_s = next(pauses_s, None)
