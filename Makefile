@@ -8,7 +8,7 @@ TESTS  ?= tests
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format stubs bench bench-gpu clean FORCE
+.PHONY: help venv demo test check format stubs bench bench-gpu fuzz audit clean FORCE
 
 help: ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -42,6 +42,14 @@ demo: $(STAMP) ## The main job on the sample: serve, load, query, update, restar
 # Files are dealt out whole: what a file sets up for all its tests is set up once.
 test: $(STAMP) ## Run the tests, in two processes. Some only, in one: make test TESTS=tests/test_cli.py ARGS='-n 0 -k import'
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(TESTS) $(ARGS)
+
+fuzz: $(STAMP) ## Strange input for the wire and the filters: make fuzz MINUTES=30. SEED=n replays.
+	@PYTHONPATH=.:server:clients/python:tests MINUTES=$(MINUTES) SEED=$(SEED) $(BIN)/python tests/fuzzing.py
+
+audit: $(STAMP) ## bandit over the code, and known faults of the packages in constraints.txt.
+	@$(PIP) --no-build-isolation -e '.[audit]'
+	$(BIN)/bandit -q -r -c pyproject.toml vecdb server/vecdb_server clients/python/vecdb_client tools
+	$(BIN)/pip-audit --skip-editable
 
 check: $(STAMP) ## Format, lint, types, contract, generated files, house rules.
 	$(BIN)/ruff format --check .
