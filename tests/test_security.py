@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import ssl
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-import trustme
-from conftest import StartServer, wait_until
+from authority import Authority
+from conftest import AddKey, StartServer, wait_until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -23,50 +21,7 @@ from vecdb_client import Tls, aio, connect, errors
 from vecdb_client.v1 import vecdb_pb2
 from vecdb_server import access, keys
 
-AddKey = Callable[..., str]
 METHODS = [m.name for m in vecdb_pb2.DESCRIPTOR.services_by_name["VecdbService"].methods]
-
-
-@pytest.fixture
-def keys_file(tmp_path: Path) -> Path:
-    return tmp_path / "keys.json"
-
-
-@pytest.fixture
-def add(keys_file: Path) -> AddKey:
-    """Makes a key with some grants; its text."""
-
-    def add_one(*grants: str, ends_in_s: float | None = None) -> str:
-        end = None if ends_in_s is None else time.time() + ends_in_s
-        return keys.add(keys_file, tuple(map(keys.parse_grant, grants)), "", time.time(), end)[1]
-
-    return add_one
-
-
-class Authority:
-    """An authority with certificates in files, as an operator has them."""
-
-    def __init__(self, folder: Path) -> None:
-        self._ca = trustme.CA()
-        self._folder = folder
-        self.ca = folder / "ca.pem"
-        self._ca.cert_pem.write_to_path(str(self.ca))
-
-    def issue(self, name: str, *identities: str, common_name: str | None = None) -> tuple[str, str]:
-        """Writes <name>.pem and <name>.key, each replaced as a whole; their paths."""
-        made = self._ca.issue_cert(*identities, common_name=common_name)
-        cert, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
-        chain = b"".join(blob.bytes() for blob in made.cert_chain_pems)
-        for path, data in ((key, made.private_key_pem.bytes()), (cert, chain)):
-            aside = path.with_suffix(path.suffix + ".new")
-            aside.write_bytes(data)
-            os.replace(aside, path)
-        return str(cert), str(key)
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
 
 
 def test_every_call_has_a_role() -> None:
@@ -339,82 +294,6 @@ def test_files_that_cannot_be_used_stop_the_start(
     """A server does not start without the safety that it was told to have."""
     with pytest.raises(InvalidSetting, match=named):
         start(**given)
-
-
-def test_the_audit_log(start: StartServer, add: AddKey, keys_file: Path, tmp_path: Path) -> None:
-    """Changes and refusals are told with key, peer, count, sequence and outcome; reads and contents are not."""
-    root, reader = add("admin"), add("read")
-    log = tmp_path / "audit.jsonl"
-    server = start(keys_file=str(keys_file), audit_log=str(log))
-    with connect(server.address, api_key=root) as admin:
-        docs = admin.create_collection("docs", dimension=2)
-        docs.insert(["very-private-id"], [[1, 2]], documents=["very private text"])
-        docs.query([1, 2], filter={"very": "private"})
-        list(docs.ingest([(["b"], [[1, 2]]), (["c"], [[1, 2]])]))
-        with pytest.raises(errors.RecordExists):
-            docs.insert(["b"], [[1, 2]])
-        admin.set_alias("live", "docs")
-        admin.get_collection("live").delete(["b"])
-    with connect(server.address, api_key=reader) as client, pytest.raises(errors.PermissionDenied):
-        client.get_collection("docs").delete(filter={})
-    with connect(server.address) as client, pytest.raises(errors.Unauthenticated):
-        client.list_collections()
-    text = log.read_text()
-    assert "very" not in text
-    assert root[15:] not in text
-    assert reader[15:] not in text
-    lines = [json.loads(line) for line in text.splitlines()]
-    ids = [keys.parsed(key)[0] for key in (root, reader)]  # type: ignore[index]
-    told = [
-        (e["key"], e["method"], e["collection"], e["count"], e["sequence"], e["code"])
-        for e in lines
-    ]
-    assert told == [
-        (ids[0], "CreateCollection", "docs", 0, 0, "OK"),
-        (ids[0], "Insert", "docs", 1, 1, "OK"),
-        (ids[0], "Ingest", "docs", 1, 2, "OK"),
-        (ids[0], "Ingest", "docs", 1, 3, "OK"),
-        (ids[0], "Insert", "docs", 0, 0, "ALREADY_EXISTS"),
-        (ids[0], "SetAlias", "docs", 0, 0, "OK"),
-        (ids[0], "Delete", "docs", 1, 4, "OK"),
-        (ids[1], "Delete", "docs", 0, 0, "PERMISSION_DENIED"),
-        ("", "ListCollections", "", 0, 0, "UNAUTHENTICATED"),
-    ]
-    assert all("127.0.0.1" in e["peer"] and e["time"].endswith("+00:00") for e in lines)
-    assert lines[4]["reason"] == "RECORD_EXISTS"
-    assert lines[5]["alias"] == "live"
-
-
-def test_a_stranger_cannot_fill_the_audit_log(
-    start: StartServer, add: AddKey, keys_file: Path, tmp_path: Path
-) -> None:
-    """Refusals beyond 50 a second are counted and not written, and files are turned over and bounded."""
-    add("read")
-    log = tmp_path / "audit.jsonl"
-    server = start(keys_file=str(keys_file), audit_log=str(log))
-    with connect(server.address) as client:
-        began_s = time.monotonic()
-        for _ in range(400):
-            with pytest.raises(errors.Unauthenticated):
-                client.list_collections()
-        seconds = time.monotonic() - began_s
-    lines = log.read_text().splitlines()
-    assert len(lines) <= 52 * (int(seconds) + 2)
-    from vecdb_server.audit import AuditLog
-
-    small = AuditLog(tmp_path / "small", 1_000, 3)
-    for i in range(100):
-        small.write(number=i)
-    small.close()
-    files = sorted(one.name for one in tmp_path.glob("small*"))
-    assert files == ["small", "small.1", "small.2"]
-    assert all((tmp_path / name).stat().st_size <= 1_000 for name in files)
-    newest = [
-        json.loads(x)["number"]
-        for n in reversed(files)
-        for x in (tmp_path / n).read_text().splitlines()
-    ]
-    assert newest == list(range(100 - len(newest), 100))
 
 
 def test_a_key_does_not_travel_in_the_open() -> None:
