@@ -61,7 +61,7 @@ def test_the_typescript_example(start: StartServer, tmp_path: Path) -> None:
     assert done.stdout.splitlines() == [
         "inserted 3 repeated true",
         "moss 0.001 moss on the stone",
-        "rain 0.204 rain on the roof",
+        "rain 0.156 rain on the roof",
         "scanned 3",
         "refused RECORD_EXISTS",
     ]
