@@ -53,7 +53,7 @@ NUMBERS = [
     2**63,
     2**64 - 1,
 ]
-_LIVE_S = 30
+_LIVE_S = 1.0
 
 
 def _hold(promise: bool, given: Any) -> None:

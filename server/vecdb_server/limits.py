@@ -12,7 +12,7 @@ from vecdb.errors import InvalidFilter, LimitExceeded, ResourceExhausted
 from vecdb.parsed_filters import parsed
 from vecdb.types import MAX_K
 
-_NAMES = ("name", "new_name", "alias")
+_NEW_NAMES = ("new_name", "alias")
 
 
 class Limits:
@@ -30,7 +30,7 @@ class Limits:
         elif hasattr(request, "records"):
             self._records(request.records)
         else:
-            for field in _NAMES:
+            for field in _NEW_NAMES:
                 if text := getattr(request, field, ""):
                     self._at_most("max_name_chars", len(text), f"the field {field}")
         if text := getattr(request, "filter", ""):
