@@ -67,6 +67,16 @@ def test_each_limit_is_kept(start: StartServer) -> None:
         db.create_collection("third", dimension=2)
 
 
+@pytest.mark.parametrize("moment", [2**63 - 1, -(2**63), 5])
+def test_the_time_of_making_is_the_servers(start: StartServer, moment: int) -> None:
+    """A request's own `created_at_us` is passed over, also where it is a moment that no calendar has."""
+    with grpc.insecure_channel(start().address) as channel:
+        stub: Any = pb_grpc.VecdbServiceStub(channel)
+        asked = pb.Collection(name="docs", dimension=2, created_at_us=moment)
+        made = stub.CreateCollection(pb.CreateCollectionRequest(collection=asked), timeout=10)
+        assert abs(made.collection.created_at_us / 1e6 - time.time()) < 60
+
+
 def test_every_limit_is_a_setting_with_bounds() -> None:
     """Each setting `max_...` has a lowest and a highest value, and the default is what the engine takes."""
     found = [row for row in SETTINGS if row.name.startswith("max_")]
