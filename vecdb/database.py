@@ -20,7 +20,7 @@ from .collection_info import check_info, check_name, from_json, shape_of, to_jso
 from .core import Core
 from .device.choice import parse as parse_device
 from .device.devices import Devices, must_be_there, open_devices
-from .errors import Closed, CollectionExists, DatabaseLocked, ReadOnly, VecdbError
+from .errors import Closed, CollectionExists, DatabaseLocked, LimitExceeded, ReadOnly, VecdbError
 from .index.card import count_gpus
 from .layout import COLLECTIONS_FOLDER, DATA_FILE, UNNAMED_FILE
 from .settings import ENGINE, resolve
@@ -149,6 +149,14 @@ class Database:
                 return self._collection(name, held)
             if held is not None or name in names.aliases:
                 raise taken(name)
+            limit = int(self._options["max_collections"])
+            if len(names.collections) >= limit:
+                raise LimitExceeded(
+                    f"the database has {len(names.collections):,} collections, at most {limit:,} are "
+                    "allowed; drop one, keep more than one kind of record in a collection, or raise the "
+                    "setting max_collections",
+                    limit=limit,
+                )
             must_be_there(name, info.device, self.devices, str(self._options["device"]))
             token = secrets.token_hex(8)
             try:

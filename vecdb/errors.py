@@ -30,6 +30,8 @@ VecdbError                       the root; `reason` is a stable word that script
 │   ├── StorageFull              disk full, or the map limit is reached
 │   ├── LimitExceeded            a message, a value or a queue is larger than the stated limit
 │   └── DeviceFull               a GPU has too little memory left for this call
+├── Unauthenticated              the server wants a valid API key, and none came with the call
+├── PermissionDenied             the API key of the call does not allow it
 ├── Unavailable                  no server answers, or it is shutting down; repeating later may help
 │   └── DeviceLost               the process that drives a GPU died, and what was on the GPU with it
 ├── DeadlineExceeded             (also a TimeoutError) not done in time; a write may or may not have happened
@@ -77,11 +79,13 @@ __all__ = [
     "LimitExceeded",
     "MissingDependency",
     "NotFound",
+    "PermissionDenied",
     "ReadOnly",
     "RecordExists",
     "RecordNotFound",
     "ResourceExhausted",
     "StorageFull",
+    "Unauthenticated",
     "Unavailable",
     "VecdbError",
     "by_reason",
@@ -222,6 +226,14 @@ class LimitExceeded(ResourceExhausted):
 
 class DeviceFull(ResourceExhausted):
     reason = "DEVICE_FULL"
+
+
+class Unauthenticated(VecdbError):
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(VecdbError):
+    reason = "PERMISSION_DENIED"
 
 
 class Unavailable(VecdbError):

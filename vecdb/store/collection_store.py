@@ -21,6 +21,7 @@ from ..layout import (
     META_FORMAT,
     META_KEYED,
     META_SETTINGS,
+    OPTIONAL_TABLES,
     SEQUENCE,
 )
 from .environment import Environment
@@ -29,6 +30,7 @@ from .kept import keep
 from .mapped import MappedBlocks
 from .purge import STEP_BYTES, Purger
 from .reader import Reader
+from .requests import Requests
 from .shape import Shape
 from .tables import Rows
 from .writer import Writer
@@ -48,9 +50,13 @@ class CollectionStore:
         self._env = environment
         self._fresh = FreshIds()
         self._mapped: tuple[MappedBlocks, ...] = ()
+        self._requests = Requests()
         if not environment.read_only:
             self._mapped = tuple(MappedBlocks(field) for field in shape.fields)
             environment.on_move = self._forget_blocks
+            with environment.read() as transaction:
+                reader = Reader(environment, transaction, shape)
+                self._requests = Requests(reader.items("requests"))
 
     @classmethod
     def create(
@@ -101,6 +107,8 @@ class CollectionStore:
                 if options["keep_old_format"]:
                     keep(environment, found)
                 _upgrade(environment)
+            if not read_only:
+                environment.make_optional_tables()
             return cls(folder, shape_of(settings), environment, settings)
         except BaseException:
             environment.close()
@@ -170,6 +178,7 @@ class CollectionStore:
 
         result, writer, sequence = self._env.write(run, "rows")
         self._fresh.follow(writer.keyed_rows, writer.before.next_row, writer.appended)
+        self._requests.follow(writer.remembered_now, writer.forgotten)
         return result, sequence
 
     def set_index_record(self, record: bytes | None, field: int = DEFAULT_FIELD) -> None:
@@ -182,7 +191,7 @@ class CollectionStore:
         self._env.flush()
 
     def _writer(self, transaction: Any) -> Writer:
-        return Writer(self._env, transaction, self._shape, self._fresh)
+        return Writer(self._env, transaction, self._shape, self._fresh, self._requests)
 
     def purge(self, horizon: int, *, step_bytes: int = STEP_BYTES) -> Iterator[int]:
         """Takes back the space of the rows that died in commit `horizon` or before.
@@ -271,6 +280,7 @@ def _open(
         create=create,
         read_only=read_only,
         later_tables=LATER_TABLES,
+        optional_tables=OPTIONAL_TABLES,
         map_initial_bytes=options["map_initial_bytes"],
         map_limit_bytes=options["map_limit_bytes"],
         sync_interval_s=options["durability_interval_ms"] / 1_000 if lazy else None,

@@ -14,6 +14,8 @@ from . import errors, types
 from .calls import ServerInfo
 from .client import Client, connect
 from .collection import Collection
+from .credentials import Tls
+from .reports import CallReport
 from .types import (
     AuditStats,
     CheckReport,
@@ -34,6 +36,7 @@ from .types import (
 
 __all__ = [
     "AuditStats",
+    "CallReport",
     "CheckReport",
     "Client",
     "Collection",
@@ -49,6 +52,7 @@ __all__ = [
     "Record",
     "Records",
     "ServerInfo",
+    "Tls",
     "VectorSettings",
     "WriteResult",
     "connect",

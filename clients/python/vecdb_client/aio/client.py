@@ -19,6 +19,8 @@ from typing import Any, Self
 
 from .. import calls, transport
 from ..calls import ServerInfo
+from ..credentials import Credentials, Tls, credentials
+from ..reports import OnCall
 from ..types import CollectionInfo, IndexKind, Metric, Quantization, Storage, VectorSettings
 from .collection import Collection
 from .connection import Connection
@@ -27,28 +29,60 @@ from .connection import Connection
 def connect(
     target: str = "127.0.0.1:7700",
     *,
+    api_key: str | None = None,
+    tls: Tls | bool | None = None,
     timeout_s: float = transport.DEFAULT_TIMEOUT_S,
+    retry_s: float = transport.DEFAULT_RETRY_S,
     max_message_bytes: int = transport.DEFAULT_MESSAGE_BYTES,
+    on_call: OnCall | None = None,
+    send_key_unencrypted: bool = False,
 ) -> Client:
     """A client of the server at `target` (host:port; port 7700 when left out). Does not wait.
 
     The connection is made by the first call and made again whenever it breaks. `timeout_s` is the
     deadline of calls that name none of their own; infinity for no limit. Messages are refused above
     `max_message_bytes` in both directions; the server has a limit of its own (64 MiB by default).
+
+    `api_key` is the text that `vecdb keys add` printed, None for that of the environment variable
+    VECDB_API_KEY, if it is set. `tls` encrypts: True with the authorities that gRPC ships, or a `Tls`. A
+    key goes unencrypted to this machine only, unless `send_key_unencrypted` says otherwise. `retry_s`
+    bounds how long a failing call is repeated (see `transport.py`); 0: never. `on_call` gets a
+    `CallReport` of each call, in the thread or task that made it. InvalidSetting.
     """
-    return Client(target, timeout_s=timeout_s, max_message_bytes=max_message_bytes)
+    return Client(
+        target,
+        credentials(transport.normalised_target(target), api_key, tls, send_key_unencrypted),
+        timeout_s=timeout_s,
+        retry_s=retry_s,
+        max_message_bytes=max_message_bytes,
+        on_call=on_call,
+    )
 
 
 class Client:
     """A connection to one server, with the verbs of `vecdb.Database`.
 
-    Reads are repeated a few times while the server is unavailable; a write is sent once (see
-    `transport.py`). Errors are those of `vecdb_client.errors`, the same as the engine's.
+    Reads, and writes of records, are repeated while the server is unavailable (see `transport.py`); a
+    write is done once all the same. Errors are those of `vecdb_client.errors`, the same as the engine's.
     """
 
-    def __init__(self, target: str, *, timeout_s: float, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        target: str,
+        shown: Credentials,
+        *,
+        timeout_s: float,
+        retry_s: float,
+        max_message_bytes: int,
+        on_call: OnCall | None,
+    ) -> None:
         self._connection = Connection(
-            target, timeout_s=timeout_s, max_message_bytes=max_message_bytes
+            target,
+            shown,
+            timeout_s=timeout_s,
+            retry_s=retry_s,
+            max_message_bytes=max_message_bytes,
+            on_call=on_call,
         )
 
     async def __aenter__(self) -> Self:

@@ -307,12 +307,14 @@ class ListAliasesResponse(_message.Message):
     def __init__(self, aliases: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class InsertRequest(_message.Message):
-    __slots__ = ("collection", "records")
+    __slots__ = ("collection", "records", "request_id")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     collection: str
     records: RecordBatch
-    def __init__(self, collection: _Optional[str] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ...) -> None: ...
+    request_id: str
+    def __init__(self, collection: _Optional[str] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class InsertResponse(_message.Message):
     __slots__ = ("sequence", "count")
@@ -323,12 +325,14 @@ class InsertResponse(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class UpsertRequest(_message.Message):
-    __slots__ = ("collection", "records")
+    __slots__ = ("collection", "records", "request_id")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     collection: str
     records: RecordBatch
-    def __init__(self, collection: _Optional[str] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ...) -> None: ...
+    request_id: str
+    def __init__(self, collection: _Optional[str] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class UpsertResponse(_message.Message):
     __slots__ = ("sequence", "count")
@@ -339,14 +343,16 @@ class UpsertResponse(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class UpdateRequest(_message.Message):
-    __slots__ = ("collection", "records", "clear")
+    __slots__ = ("collection", "records", "clear", "request_id")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     CLEAR_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     collection: str
     records: RecordBatch
     clear: _containers.RepeatedScalarFieldContainer[Include]
-    def __init__(self, collection: _Optional[str] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ..., clear: _Optional[_Iterable[_Union[Include, str]]] = ...) -> None: ...
+    request_id: str
+    def __init__(self, collection: _Optional[str] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ..., clear: _Optional[_Iterable[_Union[Include, str]]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class UpdateResponse(_message.Message):
     __slots__ = ("sequence", "count")
@@ -357,14 +363,16 @@ class UpdateResponse(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class DeleteRequest(_message.Message):
-    __slots__ = ("collection", "ids", "filter")
+    __slots__ = ("collection", "ids", "filter", "request_id")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     collection: str
     ids: _containers.RepeatedScalarFieldContainer[str]
     filter: str
-    def __init__(self, collection: _Optional[str] = ..., ids: _Optional[_Iterable[str]] = ..., filter: _Optional[str] = ...) -> None: ...
+    request_id: str
+    def __init__(self, collection: _Optional[str] = ..., ids: _Optional[_Iterable[str]] = ..., filter: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class DeleteResponse(_message.Message):
     __slots__ = ("sequence", "count")
