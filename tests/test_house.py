@@ -31,7 +31,7 @@ DOORS = {
 # Not part of the product: measured against, demonstrated with, or made by.
 OUTSIDE = ("bench/", "examples/", "tests/", "tools/")
 
-LEAVES = ("errors", "types", "settings", "layout")
+LEAVES = ("errors", "types", "backup_types", "settings", "layout")
 
 
 def tracked() -> list[Path]:
@@ -160,7 +160,7 @@ def test_engine_imports_make_no_loop() -> None:
 
 
 def test_leaves_know_only_leaves() -> None:
-    """errors, types, settings and layout import nothing of the engine but each other."""
+    """errors, types, backup_types, settings and layout import nothing of the engine but each other."""
     graph = engine_graph()
     allowed = {"vecdb", *(f"vecdb.{leaf}" for leaf in LEAVES)}
     wrong = {leaf: graph.get(f"vecdb.{leaf}", set()) - allowed for leaf in LEAVES}
@@ -249,8 +249,8 @@ def normal(name: str) -> str:
 
 
 def test_client_copies_are_fresh() -> None:
-    """errors.py and types.py of the client are the engine's, line by line, under one line of header."""
-    for name in ("errors.py", "types.py"):
+    """errors.py, types.py and backup_types.py of the client are the engine's, line by line, under one line of header."""
+    for name in ("errors.py", "types.py", "backup_types.py"):
         source = (ROOT / "vecdb" / name).read_text(encoding="utf-8")
         copy = (ROOT / "clients/python/vecdb_client" / name).read_text(encoding="utf-8")
         header, _, rest = copy.partition("\n")

@@ -12,9 +12,19 @@ Start here:
 """
 
 from . import errors
+from .backup import list_backups, prune_backups, verify_backups
+from .backup_types import (
+    BackupCollection,
+    BackupInfo,
+    BackupProgress,
+    BackupReport,
+    RestoredCollection,
+    RestoreResult,
+)
 from .collection import Collection
 from .database import Database, open
 from .errors import VecdbError
+from .restored import restore
 from .types import (
     AuditStats,
     CheckReport,
@@ -37,6 +47,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AuditStats",
+    "BackupCollection",
+    "BackupInfo",
+    "BackupProgress",
+    "BackupReport",
     "CheckReport",
     "Collection",
     "CollectionInfo",
@@ -51,9 +65,15 @@ __all__ = [
     "QueryResult",
     "Record",
     "Records",
+    "RestoreResult",
+    "RestoredCollection",
     "VecdbError",
     "VectorSettings",
     "WriteResult",
     "errors",
+    "list_backups",
     "open",
+    "prune_backups",
+    "restore",
+    "verify_backups",
 ]

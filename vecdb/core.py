@@ -27,6 +27,7 @@ from .ids import Ids
 from .index import BuiltIndex, IndexRecord, View
 from .lane import Applied, Lane, Write
 from .masks import Deaths, FilterMasks, Moment, StoredTexts, rows_at
+from .pins import Pins
 from .selection import Selection
 from .store import CollectionStore, Reader, State
 from .stored_columns import StoredColumns
@@ -59,6 +60,7 @@ class Core:
         self.store = store
         self.options = options
         self.read_only = read_only
+        self.pins = Pins()
         self.devices = devices
         """Those of the database; None where the CPU serves alone."""
         self.assigned = assigned(info.device, devices)

@@ -28,6 +28,7 @@ from .fresh import FreshIds
 from .mapped import MappedBlocks
 from .purge import STEP_BYTES, Purger
 from .reader import Reader
+from .restoring import Restorer
 from .shape import Shape
 from .tables import Rows
 from .writer import Writer
@@ -222,6 +223,15 @@ class CollectionStore:
             self._forget_blocks(last)
         self._fresh.follow(purger.keyed_rows, purger.next_row, ())
         return result
+
+    def restore(self, work: Callable[[Restorer], Result]) -> Result:
+        """Runs `work` in one durable transaction of a restore, on a store that nobody reads yet.
+
+        It may run twice, see Environment.write.
+        """
+        return self._env.write(
+            lambda transaction: work(Restorer(self._env, transaction, self._shape, self._fresh))
+        )
 
     def vacuum(self) -> tuple[int, int]:
         """Rewrites the file without free pages; (bytes in use before, after). See Environment.vacuum.
