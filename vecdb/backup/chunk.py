@@ -174,8 +174,11 @@ def unpack_rows(group: Group, shape: Shape) -> StoredRows:
         named[number] = (_vectors(group, shape, number, present), present)
     vectors = _vectors(group, shape, 0, np.ones(n, np.bool_))
     ids = _cut(lengths, group.bytes("ids"), "ids")
-    texts = [_column(group, name, n) for name in TEXT_TABLES]
-    rows = EncodedRows([i or b"" for i in ids], vectors, *texts, named=named)
+    texts = {name: _column(group, name, n) for name in TEXT_TABLES}
+    rows = EncodedRows(
+        [i or b"" for i in ids], vectors, texts["metadata"], texts["documents"],
+        texts["contents"], texts["uris"], named=named,
+    )  # fmt: skip
     return StoredRows(group.first, group.end, held, rows, sums)
 
 

@@ -65,7 +65,8 @@ class History:
     def _join(self, log: list[tuple[int, Rows, Rows]], step: Step) -> None:
         """Puts the pieces of the log together, from the commit after the base on."""
         base, expected = step.part.base_sequence, 0
-        times, ends = [], []
+        times: list[Rows] = []
+        ends: list[Rows] = []
         for first, some_times, some_ends in log:
             if expected and first != expected:
                 # What lies before was compacted away while the backup was taken.

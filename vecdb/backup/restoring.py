@@ -10,13 +10,14 @@ import dataclasses
 import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backup_types import BackupProgress, Progress
 from ..batch import CheckedBatch, check_columns
-from ..collection_info import shape_of
+from ..collection_info import check_name, shape_of
 from ..columns import ColumnBatch
 from ..errors import (
     BackupDamaged,
@@ -116,7 +117,7 @@ def _names(collections: Iterable[str] | Mapping[str, str]) -> dict[str, str]:
         else {name: name for name in collections}
     )
     for name in (*renamed, *renamed.values()):
-        manifest.check_name(name)
+        check_name(name)
     if not renamed or len(set(renamed.values())) != len(renamed):
         raise InvalidArgument(
             "collections must name at least one collection, each under its own name"
@@ -300,9 +301,9 @@ def _as_inserted(info: CollectionInfo, rows: EncodedRows) -> CheckedBatch:
         for number, name in enumerate(info.vectors, 1)
         if number in rows.named
     }
-    contents = rows.contents and [
-        None if value is None else _content(value) for value in rows.contents
-    ]
+    contents = None
+    if rows.contents is not None:
+        contents = [None if value is None else _content(value) for value in rows.contents]
     return check_columns(
         info,
         [i.decode() for i in rows.ids],
@@ -343,9 +344,9 @@ def _key(store: CollectionStore, wanted: Wanted) -> None:
         for at in range(0, len(live), _KEYS_A_COMMIT):
             some = live[at : at + _KEYS_A_COMMIT]
             names, rows = [ids[n] for n in some], start + np.array(some, np.int64)
-            added = store.restore(lambda restorer, n=names, r=rows: restorer.key_ids(n, r))
+            added = store.restore(partial(Restorer.key_ids, ids=names, rows=rows))
             if added != len(some):
                 raise BackupDamaged(
                     f"the backup holds an id of collection {wanted.source!r} in two live rows"
                 )
-    store.restore(lambda restorer: restorer.all_keyed())
+    store.restore(Restorer.all_keyed)

@@ -27,11 +27,12 @@ class Sink:
         target: Target,
         backup: str,
         *,
+        number: int,
         verify: bool,
         limit_bytes_s: float | None,
         done: Callable[[int], None],
     ) -> None:
-        """`done(bytes)` is called in the thread that adds, after each file, with all bytes so far."""
+        """Files are numbered from `number` + 1. `done(bytes)` is called in the thread that adds, after each file, with all bytes so far."""
         self._target = target
         self._backup = backup
         self._verify = verify
@@ -41,7 +42,7 @@ class Sink:
         self._parts: list[Any] = []
         self._filled = 0
         self._first = 0
-        self._number = 0
+        self._number = number
         self._written = 0
         self._files: list[File] = []
         self._waiting: deque[Future[File]] = deque()

@@ -8,27 +8,24 @@ still to come. Writers and readers wait for none of it.
 from __future__ import annotations
 
 import datetime as dt
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import numpy as np
+import msgspec
 
 from ..backup_types import BackupInfo, BackupKind, BackupProgress, Progress
 from ..core import Core
 from ..errors import BackupNotFound, Closed, Corrupted, InvalidArgument, Unavailable
-from ..store import Reader, copy_deaths, copy_log, copy_rows
-from . import chunk, manifest
+from ..store import Reader
+from . import child, manifest
 from .chains import complete, newest_of, part_before
+from .copying import Job
 from .manifest import Manifest, Parent, Part
-from .sink import Sink
 from .target import Target
 
-_GROUP_BYTES = 2 << 20
-"""Copied in one transaction, about 2 ms."""
-_ENTRIES = 16_384
-_MASK_ROWS = 1 << 22
+SMALL_BYTES = 8 << 20
+"""What is smaller is copied in this process: in less time than another takes to begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +41,11 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """What of a collection is to be copied: commits (since, sequence], rows [first_row, next_row)."""
+    """What is known of a collection before it is copied; `time_us` is that of its newest commit, if the
+    backup before has it too, else 0."""
 
     source: Source
-    since: int
-    sequence: int
-    first_row: int
-    next_row: int
+    job: Job
     live: int
     time_us: int
 
@@ -82,14 +77,17 @@ def take(
     older = [manifest.begun_at(one) for one in complete(target)]
     now = max([now, *(time + dt.timedelta(microseconds=1) for time in older)])
     backup = manifest.new_id(now)
-    doing = _Doing(progress)
+    doing = _Doing(target, backup, verify, limit_bytes_s, progress)
     with ExitStack() as pins:
         begun = [_begin(target, source, before, pins) for source in sources]
         taken_us = int(now.timestamp() * 1e6)
-        sink = Sink(target, backup, verify=verify, limit_bytes_s=limit_bytes_s, done=doing.wrote)
         try:
-            parts = [part for one in begun if (part := _copied(one, sink, doing)) is not None]
-            sink.close()
+            parts: list[Part] = []
+            for one in begun:
+                doing.begin(one.job, sum(len(manifest.files_of(part)) for part in parts))
+                part = _copied(one, doing)
+                if part is not None:
+                    parts.append(part)
             held = {part.name for part in parts}
             whole = Manifest(
                 manifest.FORMAT,
@@ -102,22 +100,41 @@ def take(
             )
             _finish(target, whole, verify=verify)
         except BaseException:
-            sink.close()
             target.delete_folder(backup)
             raise
     return manifest.describe(whole)
 
 
 class _Doing:
-    """Tells how far it has come."""
+    """The backup under way: where it goes, and how far it has come."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(
+        self,
+        target: Target,
+        backup: str,
+        verify: bool,
+        limit_bytes_s: float | None,
+        progress: Progress,
+    ) -> None:
+        self.target = target
+        self.order = child.Order("", backup, verify, limit_bytes_s, 0)
         self._progress = progress
-        self.name = ""
-        self.rows = self.total_rows = 0
+        self._job = Job("", 0, 0, 0, 0)
+        self._before = self._size = 0
 
-    def wrote(self, size: int) -> None:
-        self._progress(BackupProgress("copy", self.name, self.rows, self.total_rows, size))
+    def begin(self, job: Job, files: int) -> None:
+        """The next collection, behind so many files."""
+        self._job = job
+        self._before += self._size
+        self._size = 0
+        self.order = msgspec.structs.replace(self.order, number=files)
+
+    def came(self, row: int, size: int) -> None:
+        self._size = size
+        job = self._job
+        total = job.next_row - job.first_row
+        done = min(max(0, row - job.first_row), total)
+        self._progress(BackupProgress("copy", job.name, done, total, self._before + size))
 
 
 def _finish(target: Target, whole: Manifest, *, verify: bool) -> None:
@@ -144,7 +161,8 @@ def _begin(
     since, first_row = (0, 0) if part is None else (part.sequence, part.next_row)
     time_us = part.time_us if part is not None and part.sequence == sequence else 0
     pin.sequence = since
-    return _Begun(source, since, sequence, first_row, next_row, live, time_us)
+    job = Job(source.name, since, sequence, first_row, next_row)
+    return _Begun(source, job, live, time_us)
 
 
 def _continues(reader: Reader, part: Part) -> bool:
@@ -159,88 +177,26 @@ def _continues(reader: Reader, part: Part) -> bool:
     return (commit.time_us, commit.end_row) == (part.time_us, part.next_row)
 
 
-def _copied(begun: _Begun, sink: Sink, doing: _Doing) -> Part | None:
+def _copied(begun: _Begun, doing: _Doing) -> Part | None:
     """The files of one collection; None when it has been dropped meanwhile."""
-    doing.name = begun.source.name
-    doing.rows, doing.total_rows = 0, begun.next_row - begun.first_row
+    source, job = begun.source, begun.job
+    store = source.core.store
+    rows = job.next_row - job.first_row
     try:
-        return _copy(begun, sink, doing)
-    except Closed:
-        if not begun.source.gone():
-            raise
-        sink.take(0)
-        return None
-
-
-def _copy(begun: _Begun, sink: Sink, doing: _Doing) -> Part:
-    core, settings = begun.source.core, begun.source.core.store.settings
-    row = begun.first_row
-    while row < begun.next_row:
-        end = min(row + chunk.MAX_GROUP_ROWS, begun.next_row)
-        with core.read() as reader:
-            piece = copy_rows(reader, row, end, _GROUP_BYTES)
-        damaged = piece.damaged()
-        if len(damaged):
-            raise Corrupted(
-                f"row {damaged[0]} of collection {begun.source.name!r} fails its checksum, and so do "
-                f"{len(damaged) - 1} more near it; run check. No backup was written: it would hide the loss",
-                row=int(damaged[0]),
-            )
-        row = piece.end
-        doing.rows = row - begun.first_row
-        sink.add(chunk.pack_rows(piece), piece.first, row)
-    rows = sink.take(row)
-    time_us = _copy_history(begun, sink)
-    with core.read() as reader:
-        horizon = reader.horizon()
-        base = max(begun.since, horizon)
-        base_row = begun.first_row if base == begun.since else begun.next_row
-        if begun.since < base < begun.sequence:
-            base_row = next(reader.log(base)).first_row
-    if horizon > begun.sequence:
-        raise Unavailable(
-            f"collection {begun.source.name!r} was compacted by another process behind commit "
-            f"{begun.sequence}, which the backup was of; repeat it, or let that process take it"
-        )
+        address = doing.target.address
+        if address and rows * store.row_bytes > SMALL_BYTES:
+            order = msgspec.structs.replace(doing.order, target=address)
+            where = child.Where(str(store.folder), source.core.options["map_limit_bytes"])
+            done = child.copy_there(order, where, job, doing.came)
+        else:
+            done = child.copy_here(doing.target, doing.order, source.core.read, job, doing.came)
+    except (Closed, Corrupted, Unavailable):
+        # The folder goes away under whoever reads it.
+        if source.gone():
+            return None
+        raise
     return Part(
-        begun.source.name, begun.source.token, settings.decode(), begun.since, base, begun.sequence,
-        begun.first_row, base_row, begun.next_row, begun.live, time_us or begun.time_us,
-        rows, sink.take(0),
+        source.name, source.token, store.settings.decode(), job.since, done.base_sequence, job.sequence,
+        job.first_row, done.base_row, job.next_row, begun.live, done.time_us or begun.time_us,
+        done.rows, done.history,
     )  # fmt: skip
-
-
-def _copy_history(begun: _Begun, sink: Sink) -> int:
-    """Deaths, commits and purged rows, in this order: a row that is purged meanwhile is in the last if it
-    is not in the first. The time of the newest commit, 0 where the log has none."""
-    core = begun.source.core
-    if begun.sequence == begun.since:
-        return 0
-    row = 0
-    while row >= 0:
-        with core.read() as reader:
-            rows, sequences, row = copy_deaths(reader, row, _ENTRIES)
-        fresh = (sequences > begun.since) & (sequences <= begun.sequence) & (rows < begun.next_row)
-        if fresh.any():
-            sections = {
-                "dead_rows": rows[fresh].astype("<u8"),
-                "dead_sequences": sequences[fresh].astype("<u8"),
-            }
-            sink.add(chunk.pack(0, begun.next_row, sections), 0, 0)
-    time_us, at = 0, begun.since
-    while at < begun.sequence:
-        with core.read() as reader:
-            log = copy_log(reader, at, begun.sequence, _ENTRIES)
-        if log is None:
-            break
-        at = log.sequence + len(log.times_us) - 1
-        time_us = int(log.times_us[-1]) if at == begun.sequence else 0
-        sections = {"times_us": log.times_us, "end_rows": log.end_rows.astype("<u8")}
-        sink.add(chunk.pack(log.sequence, at + 1, sections), 0, 0)
-    edges = [*range(0, begun.next_row, _MASK_ROWS), begun.next_row]
-    for start, stop in itertools.pairwise(edges):
-        with core.read() as reader:
-            purged = reader.purged_mask(start, stop)
-        if purged.any():
-            bits = np.packbits(purged, bitorder="little")
-            sink.add(chunk.pack(start, stop, {"purged": bits}), 0, 0)
-    return time_us

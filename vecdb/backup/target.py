@@ -28,6 +28,7 @@ from ..errors import (
 )
 
 _PART_SUFFIX = ".part"
+_SYNC_BYTES = 4 << 20
 
 
 class Target(Protocol):
@@ -35,6 +36,8 @@ class Target(Protocol):
 
     name: str
     """For messages."""
+    address: str
+    """What another process opens the same target by; empty where it cannot."""
 
     def write(self, name: str, parts: Sequence[Any]) -> None:
         """Writes buffers one behind the other; durable on return, but for the names of folders."""
@@ -73,11 +76,12 @@ def open_target(where: BackupTarget) -> Target:
             return FolderTarget(Path(text))
         if url.scheme == "file":
             return FolderTarget(Path(unquote(url.path)))
-        return StoreTarget(_store_of(text), text)
+        return StoreTarget(_store_of(text), text, text)
     if hasattr(where, "write") and hasattr(where, "delete_folder"):
-        return where  # opened already
+        opened: Target = where
+        return opened
     _obstore()
-    return StoreTarget(where, type(where).__name__)
+    return StoreTarget(where, type(where).__name__, "")
 
 
 class FolderTarget:
@@ -85,7 +89,7 @@ class FolderTarget:
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
-        self.name = str(self.path)
+        self.name = self.address = str(self.path)
 
     def write(self, name: str, parts: Sequence[Any]) -> None:
         path = self.path / name
@@ -149,8 +153,10 @@ class FolderTarget:
 class StoreTarget:
     """Objects in a bucket, or whatever else obstore reaches. An object appears when it is whole."""
 
-    def __init__(self, store: Any, name: str) -> None:
+    def __init__(self, store: Any, name: str, address: str) -> None:
         self._store = store
+        # One of memory is another in another process.
+        self.address = "" if address.startswith("memory:") else address
         self._door = _obstore()
         # A URL may hold a password.
         self.name = name.partition("?")[0].rpartition("@")[2] if "@" in name else name
@@ -219,10 +225,17 @@ def _store_of(url: str) -> Any:
 
 
 def _write_all(descriptor: int, parts: Sequence[Any]) -> None:
+    unsynced = 0
     for part in parts:
         left = memoryview(part).cast("B")
         while left:
-            left = left[os.write(descriptor, left) :]
+            done = os.write(descriptor, left)
+            left = left[done:]
+            unsynced += done
+            if unsynced >= _SYNC_BYTES:
+                # A commit of the database would wait until all that is here is on the disk.
+                os.fdatasync(descriptor)
+                unsynced = 0
 
 
 def _must_fit(name: str, size: int, limit_bytes: int) -> None:

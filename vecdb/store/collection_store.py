@@ -240,6 +240,11 @@ class CollectionStore:
         """
         return self._env.vacuum()
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the vectors of one row that has all of them."""
+        return sum(field.row_bytes for field in self._shape.fields)
+
     def has_metadata(self) -> bool:
         with self.read() as reader:
             return reader.entries("metadata") > 0

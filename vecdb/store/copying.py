@@ -41,7 +41,8 @@ class StoredRows:
     def damaged(self) -> Rows:
         """Rows whose content does not have its checksum, ascending; about 0.5 us a row."""
         found = np.array(checksums(self.rows), np.uint32)
-        return (self.first + np.flatnonzero(self.held))[found != self.sums]
+        rows: Rows = (self.first + np.flatnonzero(self.held))[found != self.sums]
+        return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +57,24 @@ class LogPiece:
 
 
 def copy_rows(reader: Reader, first: int, end: int, budget_bytes: int) -> StoredRows:
-    """The first rows of [first, end), as many as take `budget_bytes`, at least one.
+    """The first rows of [first, end), as many as fit, at least one: vectors into `budget_bytes`, all else
+    into as many again.
 
     Raises Corrupted when a block is missing or damaged; checksums are the caller's to compare.
     """
     per_row = sum(reader.row_bytes(field) for field in range(reader.n_fields)) + 64
     end = min(end, first + max(1, budget_bytes // per_row))
-    columns, end = _texts(reader, first, end, max(0, budget_bytes - per_row * (end - first)))
+    columns, end = _texts(reader, first, end, budget_bytes)
     held = ~reader.purged_mask(first, end)
     ids, sums = _ids(reader, first, end, held)
-    offsets = np.flatnonzero(held)
-    kept = offsets.tolist()
+    kept = (first + np.flatnonzero(held)).tolist()
     whole = len(kept) == end - first
 
     def column(name: str) -> Column:
         values = columns[name]
         if not values:
             return None
-        return [values.get(first + n) for n in kept]
+        return [values.get(row) for row in kept]
 
     def vectors(field: int) -> NDArray[np.generic]:
         found = reader.vector_range(first, end, field)
@@ -84,29 +85,33 @@ def copy_rows(reader: Reader, first: int, end: int, budget_bytes: int) -> Stored
         present = ~reader.absent_mask(field, first, end)[held]
         if present.any():
             named[field] = (vectors(field), present)
-    texts = [column(name) for name in TEXT_TABLES]
-    return StoredRows(first, end, held, EncodedRows(ids, vectors(0), *texts, named=named), sums)
+    rows = EncodedRows(
+        ids, vectors(0), column("metadata"), column("documents"), column("contents"),
+        column("uris"), named=named,
+    )  # fmt: skip
+    return StoredRows(first, end, held, rows, sums)
 
 
 def _texts(
     reader: Reader, first: int, end: int, room: int
 ) -> tuple[dict[str, dict[int, bytes]], int]:
-    """Values by table and row, and where the rows end that fit into `room` bytes beside the first."""
-    found: dict[str, dict[int, bytes]] = {name: {} for name in TEXT_TABLES}
+    """Values by table and row, and where the rows end that fit into `room` bytes, at least one."""
+    found: dict[str, dict[int, bytes]] = {}
     spent = np.zeros(end - first, np.int64)
     for name in TEXT_TABLES:
+        values = found[name] = {}
         if not reader.entries(name):
             continue
-        values, taken = found[name], 0
+        taken = 0
         for row, value in reader.table_range(name, first, end):
-            size = len(value)
-            taken += size
-            if row > first and taken > max(room, size):
-                # What follows does not fit, whatever the other tables hold.
+            taken += len(value)
+            # What follows does not fit, whatever the other tables hold.
+            if taken > room and row > first:
                 end = row
                 break
             values[row] = bytes(value)
-            spent[row - first] += size
+        rows = np.fromiter(values, np.int64, len(values))
+        spent[rows - first] += np.fromiter(map(len, values.values()), np.int64, len(values))
     fits = int(np.searchsorted(np.cumsum(spent[: end - first]), room, side="right"))
     return found, first + max(1, min(fits, end - first))
 
@@ -149,7 +154,8 @@ def copy_deaths(reader: Reader, start: int, count: int) -> tuple[Rows, Rows, int
 
 def copy_log(reader: Reader, after: int, until: int, count: int) -> LogPiece | None:
     """Up to `count` commits with sequences in (after, until]; None when the log has none of them."""
-    heads, sequence, expected = [], 0, 0
+    heads: list[bytes] = []
+    sequence = expected = 0
     for key, value in reader.items("log", SEQUENCE.pack(after + 1)):
         at = SEQUENCE.unpack(key)[0]
         if at > until or len(heads) == count:
