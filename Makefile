@@ -39,8 +39,9 @@ $(STAMP): pyproject.toml server/pyproject.toml clients/python/pyproject.toml con
 demo: $(STAMP) ## The main job on the sample: serve, load, query, update, restart, verify.
 	@$(BIN)/python examples/demo.py
 
-test: $(STAMP) ## Run the tests. Some only: make test TESTS=tests/test_cli.py ARGS='-k import'
-	@$(BIN)/python -m pytest -q $(TESTS) $(ARGS)
+# Files are dealt out whole: what a file sets up for all its tests is set up once.
+test: $(STAMP) ## Run the tests, in two processes. Some only, in one: make test TESTS=tests/test_cli.py ARGS='-n 0 -k import'
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(TESTS) $(ARGS)
 
 check: $(STAMP) ## Format, lint, types, contract, generated files, house rules.
 	$(BIN)/ruff format --check .

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import secrets
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from .backup import Source, fill, open_target, plan, take
@@ -42,8 +40,8 @@ class BackedUp(ABC):
         """One change of names at a time, on a database that is open for writing."""
 
     @abstractmethod
-    def _folder(self, token: str) -> Path:
-        """Folder of a collection."""
+    def _remove(self, token: str, what: str) -> None:
+        """Removes the folder of a collection that nothing names."""
 
     @abstractmethod
     def _make_folder(self, token: str, info: CollectionInfo) -> None:
@@ -150,6 +148,6 @@ class BackedUp(ABC):
         except BaseException:
             if self._closed or self._catalog.names().of.keys().isdisjoint(tokens.values()):
                 for token in tokens.values():
-                    shutil.rmtree(self._folder(token), ignore_errors=True)
+                    self._remove(token, "restore")
             raise
         return RestoreResult(planned.backup, made, planned.aliases)

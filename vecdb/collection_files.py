@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from . import disk
 from .core import Core
 from .layout import DATA_FILE, LMDB_LOCK_FILE
 
@@ -15,7 +16,7 @@ def sweep_files(core: Core) -> None:
         keep.update(() if field.record is None else field.record.files())
     for path in core.store.folder.iterdir():
         if path.name not in keep and not path.is_dir():
-            path.unlink(missing_ok=True)
+            disk.remove(path, "sweep")
 
 
 def folder_bytes(folder: Path) -> int:

@@ -6,14 +6,13 @@ import dataclasses
 import logging
 import os
 import secrets
-import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from . import folder
+from . import disk, folder
 from .backed_up import BackedUp
 from .builder import Builder
 from .collection import Collection
@@ -158,7 +157,7 @@ class Database(BackedUp):
                 self._catalog.add(name, token)
             except BaseException:
                 if token not in self._catalog.names().of:
-                    shutil.rmtree(self._folder(token), ignore_errors=True)
+                    self._remove(token, "create")
                 raise
             return self._collection(name, token)
 
@@ -184,7 +183,7 @@ class Database(BackedUp):
             token = self._catalog.names().collections.get(name)
             if token is None:
                 raise not_found(name)
-            self._mark_unnamed(token)
+            self._mark_unnamed(token, "drop")
             self._catalog.remove(name)
             with self._collection_lock(token):
                 with self._lock:
@@ -193,7 +192,7 @@ class Database(BackedUp):
                 if core is not None:
                     self._builder.cancel(core)
                     core.close(f"collection {name!r} was dropped")
-                shutil.rmtree(self._folder(token), ignore_errors=True)
+                self._remove(token, "drop")
 
     def rename_collection(self, name: str, new_name: str) -> None:
         """Renames; aliases follow, open handles go on. Raises CollectionExists, CollectionNotFound."""
@@ -273,17 +272,21 @@ class Database(BackedUp):
     def _make_folder(self, token: str, info: CollectionInfo) -> None:
         """A complete and durable collection folder that nothing points to yet."""
         made = self._folder(token)
-        made.mkdir(parents=True)
-        self._mark_unnamed(token)
+        disk.make_folder(made, "create", parents=True)
+        self._mark_unnamed(token, "create")
         settings = to_json(info)
         CollectionStore.create(made, settings, shape_of(settings), self._options).close()
         for path in (made, made.parent, self.path):
-            folder.sync(path)
+            disk.sync_folder(path, "create")
 
-    def _mark_unnamed(self, token: str) -> None:
+    def _mark_unnamed(self, token: str, what: str) -> None:
         """Says durably that the folder is litter unless the catalog names it."""
-        (self._folder(token) / UNNAMED_FILE).touch()
-        folder.sync(self._folder(token))
+        disk.make_empty(self._folder(token) / UNNAMED_FILE, what)
+        disk.sync_folder(self._folder(token), what)
+
+    def _remove(self, token: str, what: str) -> None:
+        """Removes the folder of a collection, the mark last: stopped half-way, the rest is litter still."""
+        disk.remove_tree(self._folder(token), what, last=UNNAMED_FILE)
 
     def _open_store(self, name: str, token: str) -> CollectionStore:
         path = self._folder(token)
@@ -362,7 +365,7 @@ class Database(BackedUp):
             if path.name in known:
                 continue
             if (path / UNNAMED_FILE).exists() or not (path / DATA_FILE).exists():
-                shutil.rmtree(path, ignore_errors=True)
+                self._remove(path.name, "sweep")
             else:
                 log.warning(
                     "%s is a collection that the catalog does not name; left as it is", path

@@ -5,12 +5,11 @@ from __future__ import annotations
 import datetime as dt
 import os
 import secrets
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import folder
+from . import disk, folder
 from .backup_types import BackupTarget, Progress, RestoreResult
 from .database import open as open_database
 from .errors import AlreadyExists, DatabaseLocked
@@ -54,11 +53,11 @@ def restore(
                 sequence=sequence,
                 progress=progress,
             )
-        aside.rename(wanted)
+        disk.rename(aside, wanted, "restore")
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        disk.remove_tree(aside, "restore")
         raise
-    folder.sync(wanted.parent)
+    disk.sync_folder(wanted.parent, "restore")
     return made
 
 
@@ -69,4 +68,4 @@ def _sweep(wanted: Path) -> None:
             folder.take_lock(left).close()
         except (DatabaseLocked, OSError):
             continue  # under way, or not ours to look at
-        shutil.rmtree(left, ignore_errors=True)
+        disk.remove_tree(left, "restore")

@@ -142,9 +142,9 @@ def _finish(target: Target, whole: Manifest, *, verify: bool) -> None:
     data, _ = manifest.encode(whole)
     path = f"{whole.id}/{manifest.MANIFEST_FILE}"
     if any(manifest.files_of(part) for part in whole.collections):
-        target.sync(whole.id)
+        target.make_durable(whole.id)
     target.write(path, [data])
-    target.sync(whole.id)
+    target.make_durable(whole.id)
     if verify:
         manifest.decode(target.read(path, len(data), fresh=True), whole.id)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from .. import folder
+from .. import disk
 from ..backup_types import BackupTarget
 from ..errors import (
     BackupDamaged,
@@ -27,7 +26,7 @@ from ..errors import (
     Unavailable,
 )
 
-_PART_SUFFIX = ".part"
+_WHAT = "backup"
 _SYNC_BYTES = 4 << 20
 
 
@@ -42,7 +41,7 @@ class Target(Protocol):
     def write(self, name: str, parts: Sequence[Any]) -> None:
         """Writes buffers one behind the other; durable on return, but for the names of folders."""
 
-    def sync(self, backup: str) -> None:
+    def make_durable(self, backup: str) -> None:
         """Makes the names of a backup's files durable, before its manifest is written and after."""
 
     def read(self, name: str, limit_bytes: int, *, fresh: bool = False) -> bytes:
@@ -93,21 +92,21 @@ class FolderTarget:
 
     def write(self, name: str, parts: Sequence[Any]) -> None:
         path = self.path / name
-        aside = path.with_name(path.name + _PART_SUFFIX)
         with _in_our_words(self.name):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-            try:
-                _write_all(descriptor, parts)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            aside.rename(path)
+            disk.make_folder(path.parent, _WHAT, parents=True, exist_ok=True)
+            with disk.written_aside(path, _WHAT) as file:
+                unsynced = 0
+                for part in parts:
+                    unsynced += file.write(memoryview(part).cast("B"))
+                    if unsynced >= _SYNC_BYTES:
+                        # A commit of the database would wait until all that is here is on the disk.
+                        disk.sync_file(file, path, _WHAT)
+                        unsynced = 0
 
-    def sync(self, backup: str) -> None:
+    def make_durable(self, backup: str) -> None:
         with _in_our_words(self.name):
             for path in (self.path / backup, self.path, self.path.parent):
-                folder.sync(path)
+                disk.sync_folder(path, _WHAT)
 
     def read(self, name: str, limit_bytes: int, *, fresh: bool = False) -> bytes:
         path = self.path / name
@@ -143,11 +142,11 @@ class FolderTarget:
 
     def delete(self, name: str) -> None:
         with _in_our_words(self.name), suppress(FileNotFoundError):
-            (self.path / name).unlink()
+            disk.remove(self.path / name, _WHAT)
 
     def delete_folder(self, backup: str) -> None:
         with _in_our_words(self.name), suppress(FileNotFoundError):
-            shutil.rmtree(self.path / backup)
+            disk.remove_tree(self.path / backup, _WHAT)
 
 
 class StoreTarget:
@@ -165,7 +164,7 @@ class StoreTarget:
         with _in_our_words(self.name):
             self._door.put(self._store, name, b"".join(parts))
 
-    def sync(self, backup: str) -> None:
+    def make_durable(self, backup: str) -> None:
         """Objects are durable when they are there."""
 
     def read(self, name: str, limit_bytes: int, *, fresh: bool = False) -> bytes:
@@ -222,20 +221,6 @@ def _store_of(url: str) -> Any:
     except (BaseError, ValueError) as error:
         text = str(error).partition("\n")[0]
         raise InvalidArgument(f"{urlsplit(url).scheme}: is no target for backups: {text}") from None
-
-
-def _write_all(descriptor: int, parts: Sequence[Any]) -> None:
-    unsynced = 0
-    for part in parts:
-        left = memoryview(part).cast("B")
-        while left:
-            done = os.write(descriptor, left)
-            left = left[done:]
-            unsynced += done
-            if unsynced >= _SYNC_BYTES:
-                # A commit of the database would wait until all that is here is on the disk.
-                os.fdatasync(descriptor)
-                unsynced = 0
 
 
 def _must_fit(name: str, size: int, limit_bytes: int) -> None:

@@ -13,6 +13,7 @@ from .environment import Environment
 
 Result = TypeVar("Result")
 
+_WHAT = "catalog"
 _MAP_BYTES = 1 << 28
 
 
@@ -52,7 +53,7 @@ class Catalog:
         self._names: Names | None = None
         try:
             if create:
-                self._env.write(self._stamp)
+                self._env.write(self._stamp, _WHAT)
             with self._env.read() as transaction:
                 raw = transaction.get(META_FORMAT, db=self._env.table("meta"))
                 found = 0 if raw is None else int(bytes(raw))
@@ -89,7 +90,7 @@ class Catalog:
     def _change(self, work: Callable[[Any], Result]) -> Result:
         with self._lock:
             self._names = None
-            return self._env.write(work)
+            return self._env.write(work, _WHAT)
 
     def add(self, name: str, token: str) -> None:
         self.add_all({name: token}, {})

@@ -65,7 +65,7 @@ class CollectionStore:
             transaction.put(META_SETTINGS, settings, db=meta)
             transaction.put(META_KEYED, KEYED.pack(0, 0), db=meta)
 
-        environment.write(describe)
+        environment.write(describe, "create")
         return cls(folder, shape, environment, settings)
 
     @classmethod
@@ -162,14 +162,15 @@ class CollectionStore:
             writer.finish(sequence, time.time_ns() // 1000)
             return result, writer, sequence
 
-        result, writer, sequence = self._env.write(run)
+        result, writer, sequence = self._env.write(run, "rows")
         self._fresh.follow(writer.keyed_rows, writer.before.next_row, writer.appended)
         return result, sequence
 
     def set_index_record(self, record: bytes | None, field: int = DEFAULT_FIELD) -> None:
         """Names the saved index of a field; no commit of rows, so no sequence number."""
         self._env.write(
-            lambda transaction: self._writer(transaction).set_index_record(record, field)
+            lambda transaction: self._writer(transaction).set_index_record(record, field),
+            "index",
         )
 
     def _writer(self, transaction: Any) -> Writer:
@@ -217,7 +218,7 @@ class CollectionStore:
             return work(purger), purger
 
         try:
-            result, purger = self._env.write(run)
+            result, purger = self._env.write(run, "purge")
         finally:
             # Whatever became of it: blocks may lie elsewhere from this transaction on.
             self._forget_blocks(last)
@@ -230,7 +231,8 @@ class CollectionStore:
         It may run twice, see Environment.write.
         """
         return self._env.write(
-            lambda transaction: work(Restorer(self._env, transaction, self._shape, self._fresh))
+            lambda transaction: work(Restorer(self._env, transaction, self._shape, self._fresh)),
+            "restore",
         )
 
     def vacuum(self) -> tuple[int, int]:
@@ -281,4 +283,4 @@ def _upgrade(environment: Environment) -> None:
         transaction.put(META_KEYED, KEYED.pack(rows, rows), db=meta)
         transaction.put(META_FORMAT, str(COLLECTION_FORMAT).encode(), db=meta)
 
-    environment.write(work)
+    environment.write(work, "upgrade")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 import lmdb
 
+from .. import disk
 from ..errors import Closed, Corrupted, FormatMismatch, Internal, StorageFull
 from ..layout import COMPACTING_PREFIX, DATA_FILE
 from . import vacuum
@@ -175,8 +175,10 @@ class Environment:
                 self._leave()
                 raise
 
-    def write(self, work: Callable[[Any], Result]) -> Result:
+    def write(self, work: Callable[[Any], Result], what: str) -> Result:
         """Runs `work(transaction)` and commits durably; if it raises, nothing is written.
+
+        `what` it is for names the failpoints of the commit, see `vecdb.disk`.
 
         `work` runs again from the start when the map had to grow, so it must keep its results to
         itself until it returns. Raises StorageFull when the disk or the map limit is reached.
@@ -188,7 +190,7 @@ class Environment:
                 if self._commits % _COMMITS_A_READER_CHECK == 0:
                     self._env.reader_check()
                 with in_our_words(self.folder):
-                    return self._try_write(work)
+                    return self._try_write(work, what)
             except MapFull:
                 pass
             finally:
@@ -202,7 +204,7 @@ class Environment:
                 )
             self._resize(min(2 * size, self.map_limit_bytes))
 
-    def _try_write(self, work: Callable[[Any], Result]) -> Result:
+    def _try_write(self, work: Callable[[Any], Result], what: str) -> Result:
         transaction = self._env.begin(write=True)
         try:
             result = work(transaction)
@@ -219,7 +221,7 @@ class Environment:
                     self._keep_out = False
                     self._gate.notify_all()
             raise
-        transaction.commit()
+        disk.commit(transaction, self.folder, what)
         return result
 
     def map_bytes(self) -> tuple[int, int]:
@@ -255,7 +257,7 @@ class Environment:
                 vacuum.copy_tables(transaction, self._tables, aside, size + _SPARE_BYTES)
             env, tables = self._open_in(aside, create=False)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            disk.remove_tree(aside, "vacuum")
             raise
         old = self._env
         try:
