@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import cli_collections, cli_records, cli_serve, cli_transfer
+from . import cli_backups, cli_collections, cli_records, cli_serve, cli_transfer
 from .cli_target import EXIT_CODES, Target
 
 Run = Callable[[argparse.Namespace, Target], int]
@@ -164,6 +164,7 @@ def build_parser(named: Container[str]) -> argparse.ArgumentParser:
     )
     cancel_build.add_argument("collection")
 
+    cli_backups.add_commands(command, _add_target)
     for one in (create, list_, drop, rename, alias, import_, export, query, get, delete, count,
                 stats, check, compact, cancel_build):  # fmt: skip
         _add_target(one)

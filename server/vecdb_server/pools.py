@@ -27,7 +27,9 @@ _WRITES = frozenset(
         "Delete",
     )
 )
-_LONG = frozenset(("Scan", "Ingest", "Check", "BuildIndex", "Compact"))
+_LONG = frozenset(
+    ("Scan", "Ingest", "Check", "BuildIndex", "Compact", "ListBackups", "PruneBackups")
+)
 
 
 class CountedPool(ThreadPoolExecutor):
