@@ -79,7 +79,10 @@ def open_target(where: BackupTarget) -> Target:
     if hasattr(where, "write") and hasattr(where, "delete_folder"):
         opened: Target = where
         return opened
-    _obstore()
+    if not type(where).__module__.startswith("obstore"):
+        raise InvalidArgument(
+            f"a backup target is a folder, a URL or a store of obstore, given {type(where).__name__}"
+        )
     return StoreTarget(where, type(where).__name__, "")
 
 
