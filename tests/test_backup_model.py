@@ -132,4 +132,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestBackupModel = Machine.TestCase
-TestBackupModel.settings = settings(max_examples=25, stateful_step_count=20)
+TestBackupModel.settings = settings(max_examples=10, stateful_step_count=15)

@@ -48,7 +48,8 @@ class History:
                 if not _within(sequences, part.since + 1, part.sequence + 1):
                     raise _damaged(step, "has rows die in commits that it does not have")
                 self._dead.append((rows, sequences))
-                if group.has("purged") and last:
+                if group.has("purged"):
+                    # Those of earlier backups too: one without commits of its own names none.
                     if group.end > part.next_row:
                         raise _damaged(step, "has purged rows that were never given out")
                     self._purged[group.first : group.end] |= group.bits(
