@@ -360,3 +360,16 @@ def test_more_fields_than_the_setting_allows(db, tmp_path):
     with pytest.raises(errors.LimitExceeded, match="max_fields"):
         vecdb.restore(tmp_path / "b", tmp_path / "new", max_fields=20)
     vecdb.restore(tmp_path / "b", tmp_path / "new", max_fields=51)
+
+
+def test_the_process_that_copies_may_die(db, tmp_path, monkeypatch):
+    """A copying process that is killed ends the backup with a typed error, and nothing of it is left."""
+    monkeypatch.setattr(taking, "SMALL_BYTES", -1)
+    filled(db, rows=300)
+    with monkeypatch.context() as armed:
+        armed.setenv("VECDB_FAILPOINTS", "backup.*=kill@3")
+        with pytest.raises(errors.Unavailable, match="died with exit code -9"):
+            db.backup(tmp_path / "b")
+    assert list((tmp_path / "b").iterdir()) == []
+    db.backup(tmp_path / "b")
+    assert vecdb.verify_backups(tmp_path / "b").ok

@@ -132,4 +132,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestBackupModel = Machine.TestCase
-TestBackupModel.settings = settings(max_examples=10, stateful_step_count=15)
+TestBackupModel.settings = settings(max_examples=40, stateful_step_count=15)

@@ -16,7 +16,7 @@ from .collection_info import shape_of
 from .errors import Closed, VecdbError
 from .store import CollectionStore
 
-_LOW_PRIORITY = 10
+_LOW_PRIORITY = 19
 _MAP_BYTES = 1 << 20
 
 
