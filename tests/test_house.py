@@ -23,6 +23,7 @@ DOORS = {
     "lmdb": ("vecdb/store/",),
     "faiss": ("vecdb/index/",),
     "grpc": ("server/", "clients/python/"),
+    "obstore": ("vecdb/backup/",),
     "re2": ("vecdb/",),
     "msgspec": ("vecdb/", "server/"),
     "vecdb_client": ("clients/python/", "server/"),
@@ -177,6 +178,7 @@ def test_layers_know_only_what_is_below() -> None:
         "vecdb.filters": ("vecdb.index", "vecdb.store", *above),
         "vecdb.columns": ("vecdb.index", "vecdb.filters", *above),
         "vecdb.metadata": ("vecdb.index", "vecdb.store", "vecdb.filters", "vecdb.columns", *above),
+        "vecdb.backup": ("vecdb.index", "vecdb.filters", "vecdb.device", *above),
         "vecdb.collection": ("vecdb.database",),
     }
     wrong = [
