@@ -23,6 +23,7 @@ from .backup_types import (
 )
 from .collection import Collection
 from .database import Database, open
+from .downgrading import Downgraded, discard_kept, downgrade
 from .errors import VecdbError
 from .restored import restore
 from .types import (
@@ -59,6 +60,7 @@ __all__ = [
     "Content",
     "CurvePoint",
     "Database",
+    "Downgraded",
     "Explain",
     "Hit",
     "IndexStats",
@@ -70,6 +72,8 @@ __all__ = [
     "VecdbError",
     "VectorSettings",
     "WriteResult",
+    "discard_kept",
+    "downgrade",
     "errors",
     "list_backups",
     "open",

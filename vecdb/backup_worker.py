@@ -17,7 +17,6 @@ from .errors import Closed, VecdbError
 from .store import CollectionStore
 
 _LOW_PRIORITY = 19
-_MAP_BYTES = 1 << 20
 
 
 def main() -> int:
@@ -39,10 +38,8 @@ def main() -> int:
 
 
 def _copy(told: Told) -> Copied:
-    options = {
-        "map_initial_bytes": _MAP_BYTES,
-        "map_limit_bytes": told.where.map_limit_bytes,
-    }
+    # One that only reads syncs nothing.
+    options = {**told.where.options, "durability": "commit"}
     store = CollectionStore.open(Path(told.where.folder), shape_of, options, read_only=True)
     try:
         return copy_here(

@@ -25,6 +25,7 @@ _WRITES = frozenset(
         "Upsert",
         "Update",
         "Delete",
+        "Flush",
     )
 )
 _LONG = frozenset(

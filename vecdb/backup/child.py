@@ -44,7 +44,8 @@ class Where(msgspec.Struct, frozen=True):
     """The store to read."""
 
     folder: str
-    map_limit_bytes: int
+    options: dict[str, Any]
+    """Settings of the engine."""
 
 
 class Told(msgspec.Struct, frozen=True):

@@ -186,7 +186,7 @@ def _copied(begun: _Begun, doing: _Doing) -> Part | None:
         address = doing.target.address
         if address and rows * store.row_bytes > SMALL_BYTES:
             order = msgspec.structs.replace(doing.order, target=address)
-            where = child.Where(str(store.folder), source.core.options["map_limit_bytes"])
+            where = child.Where(str(store.folder), dict(source.core.options))
             done = child.copy_there(order, where, job, doing.came)
         else:
             done = child.copy_here(doing.target, doing.order, source.core.read, job, doing.came)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,9 @@ def copy_tables(
         readahead=False,
     )
     try:
+        make_tables(environment, tables, folder, _WHAT)
         for name, table in tables.items():
-            target = environment.open_db(name.encode())
+            target = environment.open_db(name.encode(), create=False)
             source = transaction.cursor(db=table)
             more = source.first()
             while more:
@@ -54,6 +55,18 @@ def copy_tables(
     finally:
         environment.close()
     disk.sync_folder(folder, _WHAT)
+
+
+def make_tables(environment: Any, names: Iterable[str], folder: Path, what: str) -> None:
+    """Makes those of the named tables that are not there, in one commit: LMDB by itself makes one for each."""
+    transaction = environment.begin(write=True)
+    try:
+        for name in names:
+            environment.open_db(name.encode(), txn=transaction)
+    except BaseException:
+        transaction.abort()
+        raise
+    disk.commit(transaction, folder, what)
 
 
 def _chunk(cursor: Any) -> Iterator[tuple[Any, Any]]:
