@@ -52,12 +52,36 @@ def test_without_a_key_nothing_is_answered(
             with pytest.raises(grpc.RpcError) as caught:
                 if streams:
                     list(channel.stream_stream(path)(iter([b""]), metadata=metadata, timeout=10))
-                elif method == "Scan":
+                elif method in ("Scan", "BackupDatabase", "VerifyBackups", "RestoreBackup"):
                     list(channel.unary_stream(path)(b"", metadata=metadata, timeout=10))
                 else:
                     channel.unary_unary(path)(b"", metadata=metadata, timeout=10)
             assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED, value
             assert key not in (caught.value.details() or "")
+
+
+def test_backups_are_for_admins_of_everything(
+    start: StartServer, add: AddKey, keys_file: Path, tmp_path: Path
+) -> None:
+    """A key that is an admin's of some collections takes, sees, restores and removes no backup."""
+    root, some = add("admin"), add("admin:docs*", "write:*")
+    server = start(keys_file=str(keys_file), backup_root=str(tmp_path / "backups"))
+    with (
+        connect(server.address, api_key=root) as admin,
+        connect(server.address, api_key=some) as other,
+    ):
+        admin.create_collection("docs", dimension=2).insert(["x"], [[1, 2]])
+        admin.backup("nightly")
+        for call in (
+            lambda: other.backup("nightly"),
+            lambda: other.list_backups("nightly"),
+            lambda: other.verify_backups("nightly"),
+            lambda: other.restore("nightly", collections={"docs": "docs2"}),
+            lambda: other.prune_backups("nightly", keep=1),
+        ):
+            with pytest.raises(errors.PermissionDenied, match="admin:"):
+                call()
+        assert len(admin.list_backups("nightly")) == 1
 
 
 def test_roles_and_patterns(start: StartServer, add: AddKey, keys_file: Path) -> None:

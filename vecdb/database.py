@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from . import disk, folder
+from .backed_up import BackedUp
 from .builder import Builder
 from .collection import Collection
 from .collection_files import sweep_files
@@ -45,7 +46,7 @@ def open(path: str | os.PathLike[str], *, read_only: bool = False, **settings: A
     return Database(Path(path), read_only=read_only, settings=settings)
 
 
-class Database:
+class Database(BackedUp):
     """An open database; a context manager. Any thread may use it. Not usable after a fork.
 
     Locks are taken in this order: `_changes` (one change of names at a time), then the lock of a
@@ -326,13 +327,16 @@ class Database:
         return info if info.name == name else dataclasses.replace(info, name=name)
 
     def _collection(self, name: str, token: str) -> Collection:
+        return Collection(self._core(name, token), self._builder)
+
+    def _core(self, name: str, token: str) -> Core:
         core = self._cores.get(token)
         if core is None:
             core = self._open_core(name, token)
         if core.info.name != name:
             # Renamed by the writer, and we read beside it.
             core.info = dataclasses.replace(core.info, name=name)
-        return Collection(core, self._builder)
+        return core
 
     def _open_core(self, name: str, token: str) -> Core:
         """Loads a collection. Others go on meanwhile; those who want the same one wait for us."""

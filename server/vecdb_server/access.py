@@ -13,7 +13,7 @@ from typing import Any
 import vecdb
 from vecdb.errors import CollectionNotFound, PermissionDenied
 
-from .keys import ROLES, Key
+from .keys import ROLES, Grant, Key
 
 ROLE_OF = {
     "GetServerInfo": "",
@@ -40,6 +40,11 @@ ROLE_OF = {
     "BuildIndex": "admin",
     "CancelBuild": "admin",
     "Compact": "admin",
+    "BackupDatabase": "admin",
+    "ListBackups": "admin",
+    "VerifyBackups": "admin",
+    "RestoreBackup": "admin",
+    "PruneBackups": "admin",
 }
 """Role that a call needs on the collections it names; empty: any key, and it is shown what it may read."""
 
@@ -78,9 +83,27 @@ class Caller:
                     role=role,
                 )
 
+    def require_everything(self) -> None:
+        """PermissionDenied unless the key is an admin's of all collections, those to come included."""
+        if self.key is None or any(g == Grant("admin", "*") for g in self.key.grants):
+            return
+        raise PermissionDenied(
+            f"key {self.key.id} is not an admin's of all collections, which {self.method} needs; ask the "
+            "operator for the grant admin:*",
+            key=self.key.id,
+            role="admin",
+        )
+
 
 CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
 """The caller of the call that this thread works on."""
+
+
+def require_everything() -> None:
+    """For calls that concern the whole database: `Caller.require_everything` of this thread's caller."""
+    caller = CALLER.get()
+    if caller is not None:
+        caller.require_everything()
 
 
 class GuardedDatabase:

@@ -7,7 +7,15 @@ from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import cli_collections, cli_downgrade, cli_keys, cli_records, cli_serve, cli_transfer
+from . import (
+    cli_backups,
+    cli_collections,
+    cli_downgrade,
+    cli_keys,
+    cli_records,
+    cli_serve,
+    cli_transfer,
+)
 from .cli_target import EXIT_CODES, Target
 
 Run = Callable[[argparse.Namespace, Target], int]
@@ -164,6 +172,7 @@ def build_parser(named: Container[str]) -> argparse.ArgumentParser:
     )
     cancel_build.add_argument("collection")
 
+    cli_backups.add_commands(command, _add_target)
     downgrade = command(
         "downgrade",
         cli_downgrade.run_downgrade,

@@ -104,6 +104,7 @@ class Server:
             ),
         )
         service: Any = Service(GuardedDatabase(database), limit, self._pools.read_threads)
+        service.backup_root = settings["backup_root"]
         add_service: Any = pb_grpc.add_VecdbServiceServicer_to_server
         add_service(service, self._grpc)
         add_health: Any = health_pb2_grpc.add_HealthServicer_to_server

@@ -19,6 +19,7 @@ from vecdb_client.v1 import vecdb_pb2 as pb
 
 from .access import GuardedDatabase
 from .scans import scan_messages
+from .service_backups import BackupHandlers
 from .service_collections import CollectionHandlers
 from .status import remaining_s
 
@@ -71,8 +72,8 @@ def _rarely_asked(request: Any) -> dict[str, Any]:
     return found
 
 
-class Service(CollectionHandlers):
-    """The whole service: what `CollectionHandlers` has, and the verbs of records."""
+class Service(CollectionHandlers, BackupHandlers):
+    """The whole service: what the other handlers have, and the verbs of records."""
 
     def __init__(
         self, database: vecdb.Database | GuardedDatabase, max_message_bytes: int, read_threads: int

@@ -30,7 +30,7 @@ SERVER: tuple[Setting, ...] = (
     Setting("max_message_bytes", int, 64 * MIB, "Largest message taken and given.", MIB, 2**31 - 1),
     Setting("worker_threads", int, 0, "Threads that answer reads; 0: one a core, at least 2. More than that was slower when measured.", 0, 1_024),
     Setting("write_threads", int, 8, "Threads that take writes. They mostly wait for the disk; writes that wait together share a commit.", 1, 1_024),
-    Setting("stream_threads", int, 16, "Scan, Ingest, Check, BuildIndex and Compact calls served at once; each takes a thread of its own.", 1, 1_024),
+    Setting("stream_threads", int, 16, "Scan, Ingest, Check, BuildIndex, Compact and backup calls served at once; each takes a thread of its own.", 1, 1_024),
     Setting("max_concurrent", int, 1_000, "Calls taken at once, waiting ones included; further ones are refused with RESOURCE_EXHAUSTED.", 1, 1_000_000),
     Setting("drain_timeout_s", float, 30.0, "Time that running calls get to end when the server is told to stop.", 0.0, 3_600.0),
     Setting("tls_cert", str, "", "PEM file of the server's certificate chain; set, only TLS is spoken. Read again when it changes."),
@@ -52,6 +52,7 @@ SERVER: tuple[Setting, ...] = (
     Setting("max_connections", int, 10_000, "Connections at once; further ones are closed as they come.", 1, 1_000_000),
     Setting("max_connections_per_peer", int, 1_000, "Connections of one host that may have calls under way at once.", 1, 1_000_000),
     Setting("max_streams_per_connection", int, 1_000, "Calls under way on one connection; its client holds further ones back.", 1, 1_000_000),
+    Setting("backup_root", str, "", "Folder, or URL such as s3://bucket/path, below which admins may have backups written and read; empty: not at all."),
     Setting("log_level", str, "info", "debug, info, warning or error. debug logs every call."),
     Setting("log_format", str, "text", "text for people or json for machines, one object a line; on standard error."),
 )  # fmt: skip

@@ -31,6 +31,7 @@ from .mapped import MappedBlocks
 from .purge import STEP_BYTES, Purger
 from .reader import Reader
 from .requests import Requests
+from .restoring import Restorer
 from .shape import Shape
 from .tables import Rows
 from .writer import Writer
@@ -242,12 +243,27 @@ class CollectionStore:
         self._fresh.follow(purger.keyed_rows, purger.next_row, ())
         return result
 
+    def restore(self, work: Callable[[Restorer], Result]) -> Result:
+        """Runs `work` in one durable transaction of a restore, on a store that nobody reads yet.
+
+        It may run twice, see Environment.write.
+        """
+        return self._env.write(
+            lambda transaction: work(Restorer(self._env, transaction, self._shape, self._fresh)),
+            "restore",
+        )
+
     def vacuum(self) -> tuple[int, int]:
         """Rewrites the file without free pages; (bytes in use before, after). See Environment.vacuum.
 
         The caller keeps writers out; readers wait only for the exchange of the files. About 3 s a GB.
         """
         return self._env.vacuum()
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the vectors of one row that has all of them."""
+        return sum(field.row_bytes for field in self._shape.fields)
 
     def has_metadata(self) -> bool:
         with self.read() as reader:

@@ -11,6 +11,14 @@
 """
 
 from . import errors, types
+from .backup_types import (
+    BackupCollection,
+    BackupInfo,
+    BackupProgress,
+    BackupReport,
+    RestoredCollection,
+    RestoreResult,
+)
 from .calls import ServerInfo
 from .client import Client, connect
 from .collection import Collection
@@ -36,6 +44,10 @@ from .types import (
 
 __all__ = [
     "AuditStats",
+    "BackupCollection",
+    "BackupInfo",
+    "BackupProgress",
+    "BackupReport",
     "CallReport",
     "CheckReport",
     "Client",
@@ -51,6 +63,8 @@ __all__ = [
     "QueryResult",
     "Record",
     "Records",
+    "RestoreResult",
+    "RestoredCollection",
     "ServerInfo",
     "Tls",
     "VectorSettings",

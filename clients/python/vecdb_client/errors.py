@@ -15,7 +15,8 @@ VecdbError                       the root; `reason` is a stable word that script
 ├── NotFound                     (also a LookupError)
 │   ├── CollectionNotFound
 │   ├── AliasNotFound
-│   └── RecordNotFound           update, or query by id, of an id that is not stored
+│   ├── RecordNotFound           update, or query by id, of an id that is not stored
+│   └── BackupNotFound           no such backup, or none that holds this collection at this moment
 ├── AlreadyExists
 │   ├── CollectionExists         the name is taken by a collection or an alias
 │   └── RecordExists             insert of an id that is stored
@@ -38,6 +39,7 @@ VecdbError                       the root; `reason` is a stable word that script
 ├── DeadlineExceeded             (also a TimeoutError) not done in time; a write may or may not have happened
 ├── Cancelled                    the caller cancelled
 ├── Corrupted                    stored data fails its own checks
+│   └── BackupDamaged            a backup is incomplete or altered, or the one before it is missing
 └── Internal                     a bug of ours
 
 A message says what was given, what was expected and what to do. `details` holds the same facts as
@@ -53,6 +55,8 @@ from collections.abc import Mapping
 __all__ = [
     "AliasNotFound",
     "AlreadyExists",
+    "BackupDamaged",
+    "BackupNotFound",
     "Cancelled",
     "Closed",
     "CollectionExists",
@@ -169,6 +173,10 @@ class RecordNotFound(NotFound):
     reason = "RECORD_NOT_FOUND"
 
 
+class BackupNotFound(NotFound):
+    reason = "BACKUP_NOT_FOUND"
+
+
 class AlreadyExists(VecdbError):
     reason = "ALREADY_EXISTS"
 
@@ -255,6 +263,10 @@ class Cancelled(VecdbError):
 
 class Corrupted(VecdbError):
     reason = "CORRUPTED"
+
+
+class BackupDamaged(Corrupted):
+    reason = "BACKUP_DAMAGED"
 
 
 class Internal(VecdbError):

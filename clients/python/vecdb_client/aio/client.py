@@ -13,11 +13,13 @@ What a verb sends and how its answer is read is in `vecdb_client.calls`; the ver
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import datetime as dt
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from .. import calls, transport
+from .. import backups, calls, transport
+from ..backup_types import BackupInfo, BackupKind, BackupReport, Progress, RestoreResult
 from ..calls import ServerInfo
 from ..credentials import Credentials, Tls, credentials
 from ..reports import OnCall
@@ -166,3 +168,68 @@ class Client:
     async def list_aliases(self, *, timeout_s: float | None = None) -> dict[str, str]:
         """All aliases and the collections they stand for."""
         return await self._connection.run(calls.list_aliases(), timeout_s)
+
+    # -- backups, kept below what the server's setting backup_root names; for admins
+
+    async def backup(
+        self,
+        target: str = "",
+        *,
+        collections: Iterable[str] | None = None,
+        kind: BackupKind = "auto",
+        verify: bool = True,
+        limit_bytes_s: float | None = None,
+        progress: Progress = lambda _: None,
+        timeout_s: float | None = None,
+    ) -> BackupInfo:
+        """Backs up collections (default: all) while the server serves; see `vecdb.Database.backup`.
+
+        `target` is the name of a folder below `backup_root`, empty for that itself. `timeout_s` None: no
+        limit. What `progress` raises ends the backup, and nothing of it is left.
+        """
+        call = backups.backup(target, collections, kind, verify, limit_bytes_s)
+        return await self._connection.watch(call, timeout_s, progress)
+
+    async def list_backups(
+        self, target: str = "", *, timeout_s: float | None = None
+    ) -> list[BackupInfo]:
+        """The complete backups of a target, oldest first."""
+        return await self._connection.run(backups.list_backups(target), timeout_s)
+
+    async def verify_backups(
+        self,
+        target: str = "",
+        *,
+        backup: str | None = None,
+        progress: Progress = lambda _: None,
+        timeout_s: float | None = None,
+    ) -> BackupReport:
+        """Reads all backups of a target, or one and those it goes back to, and says what is wrong."""
+        return await self._connection.watch(backups.verify(target, backup), timeout_s, progress)
+
+    async def restore(
+        self,
+        target: str = "",
+        *,
+        backup: str | None = None,
+        collections: Iterable[str] | Mapping[str, str] | None = None,
+        at: dt.datetime | None = None,
+        sequence: int | None = None,
+        progress: Progress = lambda _: None,
+        timeout_s: float | None = None,
+    ) -> RestoreResult:
+        """Makes collections on the server from a backup; see `vecdb.Database.restore`."""
+        call = backups.restore(target, backup, collections, at, sequence)
+        return await self._connection.watch(call, timeout_s, progress)
+
+    async def prune_backups(
+        self,
+        target: str = "",
+        *,
+        keep: int,
+        incomplete_older_than_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> list[str]:
+        """Removes all but the newest `keep` chains, and what was interrupted a day ago; ids removed."""
+        call = backups.prune(target, keep, incomplete_older_than_s)
+        return await self._connection.run(call, timeout_s)

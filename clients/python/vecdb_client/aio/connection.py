@@ -12,9 +12,11 @@ import grpc
 import grpc.aio
 
 from .. import reads, transport
+from ..backup_types import Progress
+from ..backups import Watched
 from ..calls import Call
 from ..credentials import Credentials
-from ..errors import Closed, VecdbError
+from ..errors import Closed, Internal, VecdbError
 from ..reports import Meter, OnCall
 from ..types import Records, WriteResult
 from ..v1 import vecdb_pb2_grpc as pb_grpc
@@ -104,6 +106,20 @@ class Connection:
                 await asyncio.sleep(pause_s)
         finally:
             meter.report()
+
+    async def watch(self, call: Watched[T], timeout_s: float | None, progress: Progress) -> T:
+        """A long call, sent once; `timeout_s` None: no limit. What `progress` raises ends it."""
+        limit_s = transport.checked_timeout(timeout_s, None)
+        stream = self.method(call.rpc)(call.request, timeout=limit_s)
+        try:
+            async for answer in stream:
+                if call.last(answer, progress):
+                    return call.read(answer)
+        except (grpc.RpcError, grpc.aio.UsageError) as error:
+            raise self.raised(error) from None
+        finally:
+            stream.cancel()
+        raise Internal(f"{call.rpc} ended without a result; report this")
 
     async def drive(
         self, steps: Generator[Call[WriteResult], WriteResult, WriteResult], timeout_s: float | None
