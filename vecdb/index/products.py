@@ -7,30 +7,44 @@ scores is said in the kernels.
 from __future__ import annotations
 
 import ctypes
+import logging
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ..device.card import Floats, Rows, padding
-from .driver import Driver, Kernel, Memory
+from .driver import Driver, Kernel, Memory, TileMap
 from .kernels import ptx, scores_of
+
+log = logging.getLogger("vecdb")
 
 MOST_K = 256
 LEAST_ROWS = 32_768
 LEAST_QUERIES = 5
 """Fewer are read by `scan.py` in less time."""
 _TILE = 128
+_TILE_ROWS = 256
 _THREADS = 256
-_SHARED_BYTES = 4 * (128 + 256) * 64
+_SHARED_BYTES = 4 * (_TILE + _TILE_ROWS) * 64
+_HOPPER = (9, 0)
+"""Cards that have kernels of their own: `kernels/hopper.cu`."""
+_HOPPER_THREADS = 384
+_HOPPER_COLUMNS = 64
+_HOPPER_SHARED_BYTES = 4 * (_TILE + _TILE_ROWS) * 2 * _HOPPER_COLUMNS + 1_024
 _STATE, _BINS = 8, 2_048
 _LEAST_SAMPLE = 16_384
 _ROOM = 2_048
 """Rows that may be as near as a threshold says, a query; a power of two."""
 _EXPECTED = _ROOM // 4
-"""Rows that are expected to be that near, of those compared at once: rows are in no order as to what is near, since
-sample and parts take every so-manieth."""
+"""Rows that are expected to be that near at most, of those compared at once: rows are in no order as to what is near,
+since sample and parts take every so-manieth."""
 _NOTHING = np.uint64(2**64 - 1)
 _U64, _U32, _INT = ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int
+_AFTER_ROWS = (_U64, _U64, _U64, _U64, _U64, _U64, _U32)
+"""Parameters of `sample` and `nearest` from `allowed` on."""
+_KINDS = ("sample_l2", "sample_ip", "nearest_l2", "nearest_ip")
 
 
 class Products:
@@ -43,15 +57,19 @@ class Products:
         self._units = driver.multiprocessors()
         self._sample_bytes = driver.scratch_bytes()
         """Scores of the sample, which are written: it has no more rows than this gives each query."""
-        rows = (
-            _U64, _U64, _U64, _U32, _INT, _U64, _INT, _U64, _U64, _U64, _U64, _U64, _U64, _U32,
-        )  # fmt: skip
-        self._kernels = {
-            name: self._kernel(self._module, name, *rows)
-            for name in ("sample_l2", "sample_ip", "nearest_l2", "nearest_ip")
-        }
-        for kernel in self._kernels.values():
-            kernel.allow_shared(_SHARED_BYTES)
+        rows = (_U64, _U64, _U64, _U32, _INT, _U64, _INT, *_AFTER_ROWS)
+        self._kernels = self._multiplying(self._module, _THREADS, _SHARED_BYTES, *rows)
+        self._hopper: dict[str, Kernel] = {}
+        """By names; empty where the card is another."""
+        if driver.capability() == _HOPPER:
+            rows = (TileMap, TileMap, _U64, _U64, _U32, _INT, _INT, *_AFTER_ROWS)
+            try:
+                module = driver.module(ptx("hopper"))
+                self._hopper = self._multiplying(
+                    module, _HOPPER_THREADS, _HOPPER_SHARED_BYTES, *rows
+                )
+            except (RuntimeError, AttributeError) as error:
+                log.warning("many queries are compared by the kernels for every card: %s", error)
         self._narrow = self._kernel(scan, "narrow", _U64, _U64, _U32, _INT, _U64, _U64)
         self._begin = self._kernel(self._module, "begin", _U64, _U32, _U32, _U32, _U64, _U64, _U64)
         self._keep = self._kernel(
@@ -86,7 +104,8 @@ class Products:
         padded = -(-asked // _TILE) * _TILE
         full, x = self._held("queries", queries.nbytes), self._held("halves", 2 * padded * d)
         most = max(_LEAST_SAMPLE, self._sample_bytes // (4 * padded))
-        stride = -(-rows // min(rows, most, max(_LEAST_SAMPLE, rows * k // _EXPECTED)))
+        expected = _expected(k)
+        stride = -(-rows // min(rows, most, max(_LEAST_SAMPLE, rows * k // expected)))
         sample = -(
             -rows // stride
         )  # to the last row: what lies there may be like nothing before it
@@ -102,16 +121,11 @@ class Products:
         overflow = lengths + 4 * padded
         metric = "ip" if squares is None else "l2"
 
-        def multiply(what: str, first: int, stride: int, count: int) -> None:
-            tiles = -(-count // 256) * (padded // _TILE)
-            self._kernels[f"{what}_{metric}"].launch(
-                min(self._units, tiles), 1, _SHARED_BYTES,
-                vectors.address, first, stride, count, d, x.address, padded // _TILE,
-                0 if squares is None else squares.address,
-                0 if allowed is None else allowed.address,
-                keys.address, thresholds.address, given.address, out.address, _ROOM,
-            )  # fmt: skip
-
+        after = (
+            0 if squares is None else squares.address, 0 if allowed is None else allowed.address,
+            keys.address, thresholds.address, given.address, out.address, _ROOM,
+        )  # fmt: skip
+        multiply = self._multiplier(vectors, x, padded, d, metric, after)
         full.write(0, queries, wait=False)
         self._halve.launch(padded, 1, 0, full.address, asked, d, x.address, lengths)
         multiply("sample", 0, stride, sample)
@@ -124,7 +138,7 @@ class Products:
             -(-padded // _THREADS), 1, 0, states.address, k, asked, padded, thresholds.address,
             given.address, overflow,
         )  # fmt: skip
-        parts = -(-rows // max(1, _EXPECTED * sample // k))
+        parts = -(-rows // max(1, expected * sample // k))
         for part in range(parts):
             multiply("nearest", part, parts, (rows - part + parts - 1) // parts)
             self._keep.launch(
@@ -143,6 +157,42 @@ class Products:
         positions = (packed & np.uint64(0xFFFFFFFF)).astype(np.int64)
         scores[missing], positions[missing] = padding(metric), -1
         return scores, positions
+
+    def _multiplier(
+        self, vectors: Memory, x: Memory, padded: int, d: int, metric: str, after: tuple[int, ...]
+    ) -> Callable[[str, int, int, int], None]:
+        """What starts `sample` or `nearest` over `count` rows, each `stride`-th from `first` on, by queries `x`."""
+        driver, query_tiles = self._driver, padded // _TILE
+        of_queries = None
+        if self._hopper:
+            of_queries = driver.tile_map(x.address, padded, d, 2 * d, (_TILE, _HOPPER_COLUMNS))
+
+        def multiply(what: str, first: int, stride: int, count: int) -> None:
+            name = f"{what}_{metric}"
+            blocks = min(self._units, -(-count // _TILE_ROWS) * query_tiles)
+            if of_queries is None:
+                self._kernels[name].launch(
+                    blocks, 1, _SHARED_BYTES, vectors.address, first, stride, count, d, x.address,
+                    query_tiles, *after,
+                )  # fmt: skip
+                return
+            of_rows = driver.tile_map(
+                vectors.address + 2 * d * first, count, d, 2 * d * stride, (_TILE_ROWS, _HOPPER_COLUMNS)
+            )  # fmt: skip
+            self._hopper[name].launch(
+                blocks, 1, _HOPPER_SHARED_BYTES, of_queries, of_rows, first, stride, count, d,
+                query_tiles, *after,
+            )  # fmt: skip
+
+        return multiply
+
+    def _multiplying(
+        self, module: Any, threads: int, shared: int, *types: Any
+    ) -> dict[str, Kernel]:
+        made = {name: self._driver.kernel(module, name, threads, *types) for name in _KINDS}
+        for kernel in made.values():
+            kernel.allow_shared(shared)
+        return made
 
     def _kernel(self, module: Any, name: str, *types: Any) -> Kernel:
         return self._driver.kernel(module, name, _THREADS, *types)
@@ -163,3 +213,9 @@ class Products:
             held = self._held(name, size)
             self._driver.clear(held.address, size)
         return held
+
+
+def _expected(k: int) -> int:
+    """`_EXPECTED`, or fewer for a small k: rows as near as the k-th of a sample are a sum of k numbers that vary as much as
+    they are large on average, which is above `_ROOM` once in a billion if the average is no more than this."""
+    return max(1, min(_EXPECTED, int(_ROOM * k / (k + 6.4 * math.sqrt(k) + 14))))
