@@ -51,6 +51,9 @@ class PaperCuda:
         self.synchronized += 1
         return 0
 
+    def cuStreamQuery(self, stream: Any) -> int:  # noqa: N802
+        return self.broken
+
     def cuMemGetInfo_v2(self, free: Any, total: Any) -> int:  # noqa: N802
         free._obj.value = self.total - sum(p.nbytes for p in self.pieces.values())
         total._obj.value = self.total

@@ -24,7 +24,7 @@ _TYPES: dict[str, tuple[Any, ...]] = {
     "nearest": _ROWS,
     "begin": (_U64, _U32, _U32, _U32, _U64, _U64, _U64),
     "halve": (_U64, _U32, _INT, _U64, _U64),
-    "keep": (_U64, _U32, _U32, _U64, _U64, _U64, _U64),
+    "keep": (_U64, _U32, _U32, _INT, _U64, _U64, _U64, _U64),
 }
 _NOT_ALLOWED = np.uint32(0xFFFFFFFF)
 _PREFIX, _LEFT, _ALLOWED = range(3)
@@ -179,7 +179,7 @@ def _halve(_: str, padded: int, shared: int, queries: int, asked: int, d: int, h
     _at(squares, (padded,), np.float32)[:] = (out.astype(np.float32) ** 2).sum(1)
 
 
-def _keep(_: str, asked: int, shared: int, out: int, room: int, k: int, thresholds: int, given: int, overflow: int, best: int) -> None:  # fmt: skip
+def _keep(_: str, asked: int, shared: int, out: int, room: int, k: int, forget: int, thresholds: int, given: int, overflow: int, best: int) -> None:  # fmt: skip
     assert shared == 8 * room
     counts = _at(given, (asked,), np.uint32)
     rows, kept = _at(out, (asked, room), np.uint64), _at(best, (asked, k), np.uint64)
@@ -189,6 +189,6 @@ def _keep(_: str, asked: int, shared: int, out: int, room: int, k: int, threshol
         some = np.sort(rows[q, : min(room, int(counts[q]))])[:k]
         kept[q] = 2**64 - 1
         kept[q, : some.size] = rows[q, : some.size] = some
-        counts[q] = some.size
+        counts[q] = 0 if forget else some.size
         if some.size == k:
             _at(thresholds, (asked,), np.float32)[q] = _score(np.uint32(some[-1] >> np.uint64(32)))

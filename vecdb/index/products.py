@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..device.card import Floats, Rows, padding
-from .driver import Driver, Kernel, Memory, TileMap
+from .driver import Driver, Kernel, Memory, Pinned, TileMap
 from .kernels import ptx, scores_of
 
 log = logging.getLogger("vecdb")
@@ -34,12 +34,18 @@ _HOPPER_THREADS = 384
 _HOPPER_COLUMNS = 64
 _HOPPER_SHARED_BYTES = 4 * (_TILE + _TILE_ROWS) * 2 * _HOPPER_COLUMNS + 1_024
 _STATE, _BINS = 8, 2_048
-_LEAST_SAMPLE = 16_384
+_LEAST_SAMPLE = 4_096
+_SAMPLES_APART = 4
+"""A second sample has so many times the rows of the first, or there is none."""
 _ROOM = 2_048
 """Rows that may be as near as a threshold says, a query; a power of two."""
 _EXPECTED = _ROOM // 4
 """Rows that are expected to be that near at most, of those compared at once: rows are in no order as to what is near,
 since sample and parts take every so-manieth."""
+_GIVEN = 20
+"""Rows that are given for each answer, but for those of a small or large k: fewer cost a larger sample."""
+_SAMPLED = 16
+"""A sample has at most one row in so many."""
 _NOTHING = np.uint64(2**64 - 1)
 _U64, _U32, _INT = ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int
 _AFTER_ROWS = (_U64, _U64, _U64, _U64, _U64, _U64, _U32)
@@ -53,30 +59,26 @@ class Products:
     def __init__(self, driver: Driver, scan: ctypes.c_void_p) -> None:
         """`scan` is the module of `Scanner`, whose `narrow` chooses here too. RuntimeError where the driver does not take the kernels, as for cards before compute capability 8.0."""
         self._driver = driver
-        self._module = driver.module(ptx("products"))
         self._units = driver.multiprocessors()
         self._sample_bytes = driver.scratch_bytes()
         """Scores of the sample, which are written: it has no more rows than this gives each query."""
-        rows = (_U64, _U64, _U64, _U32, _INT, _U64, _INT, *_AFTER_ROWS)
-        self._kernels = self._multiplying(self._module, _THREADS, _SHARED_BYTES, *rows)
-        self._hopper: dict[str, Kernel] = {}
-        """By names; empty where the card is another."""
-        if driver.capability() == _HOPPER:
-            rows = (TileMap, TileMap, _U64, _U64, _U32, _INT, _INT, *_AFTER_ROWS)
+        best = driver.module(ptx("best"))
+        self._hopper = driver.capability() == _HOPPER
+        """Whether the kernels are those of hopper.cu."""
+        if self._hopper:
             try:
-                module = driver.module(ptx("hopper"))
-                self._hopper = self._multiplying(
-                    module, _HOPPER_THREADS, _HOPPER_SHARED_BYTES, *rows
-                )
+                self._kernels = self._multiplying()
             except (RuntimeError, AttributeError) as error:
                 log.warning("many queries are compared by the kernels for every card: %s", error)
+                self._hopper = False
+        if not self._hopper:
+            self._kernels = self._multiplying()
         self._narrow = self._kernel(scan, "narrow", _U64, _U64, _U32, _INT, _U64, _U64)
-        self._begin = self._kernel(self._module, "begin", _U64, _U32, _U32, _U32, _U64, _U64, _U64)
-        self._keep = self._kernel(
-            self._module, "keep_best", _U64, _U32, _U32, _U64, _U64, _U64, _U64
-        )
-        self._halve = self._kernel(self._module, "halve", _U64, _U32, _INT, _U64, _U64)
+        self._begin = self._kernel(best, "begin", _U64, _U32, _U32, _U32, _U64, _U64, _U64)
+        self._keep = self._kernel(best, "keep_best", _U64, _U32, _U32, _INT, _U64, _U64, _U64, _U64)
+        self._halve = self._kernel(best, "halve", _U64, _U32, _INT, _U64, _U64)
         self._scratch: dict[str, Memory] = {}
+        self._answer: Pinned | None = None
 
     def takes(self, dimension: int, rows: int, queries: int, k: int) -> bool:
         """Whether such a search is one for these kernels."""
@@ -103,20 +105,18 @@ class Products:
         asked, d = queries.shape
         padded = -(-asked // _TILE) * _TILE
         full, x = self._held("queries", queries.nbytes), self._held("halves", 2 * padded * d)
-        most = max(_LEAST_SAMPLE, self._sample_bytes // (4 * padded))
-        expected = _expected(k)
-        stride = -(-rows // min(rows, most, max(_LEAST_SAMPLE, rows * k // expected)))
-        sample = -(
-            -rows // stride
-        )  # to the last row: what lies there may be like nothing before it
+        samples = _samples(rows, k, max(_LEAST_SAMPLE, self._sample_bytes // (4 * padded)))
+        strides = [-(-rows // size) for size in samples]
+        # To the last row: what lies there may be like nothing before it.
+        sample, reached = (-(-rows // stride) for stride in (strides[0], strides[-1]))
         keys = self._held("keys", 4 * padded * sample)
         bins = self._zeros("bins", 4 * _BINS * padded)
         states = self._zeros("states", 4 * _STATE * padded)
         thresholds = self._held("thresholds", 4 * padded)
         given = self._held("given", 4 * padded)
         out = self._held("out", 8 * _ROOM * padded)
-        # What is read in the end, at once: the answers, the squared lengths of queries, and whether it went well.
-        answer = self._held("answer", (8 * k + 4) * padded + 4)
+        # What is read in the end: the answers, the squared lengths of queries, and whether it went well.
+        answer = self._read_from((8 * k + 4) * padded + 4)
         lengths = answer.address + 8 * k * padded
         overflow = lengths + 4 * padded
         metric = "ip" if squares is None else "l2"
@@ -128,7 +128,7 @@ class Products:
         multiply = self._multiplier(vectors, x, padded, d, metric, after)
         full.write(0, queries, wait=False)
         self._halve.launch(padded, 1, 0, full.address, asked, d, x.address, lengths)
-        multiply("sample", 0, stride, sample)
+        multiply("sample", 0, strides[0], sample)
         blocks = max(1, min(8, sample // (16 * _THREADS)))
         for step in (0, 1):
             self._narrow.launch(
@@ -138,14 +138,22 @@ class Products:
             -(-padded // _THREADS), 1, 0, states.address, k, asked, padded, thresholds.address,
             given.address, overflow,
         )  # fmt: skip
-        parts = -(-rows // max(1, expected * sample // k))
+
+        def keep(forget: int) -> None:
+            self._keep.launch(
+                asked, 1, 8 * _ROOM, out.address, _ROOM, k, forget, thresholds.address,
+                given.address, overflow, answer.address,
+            )  # fmt: skip
+
+        if len(strides) > 1:
+            multiply("nearest", 0, strides[1], reached)
+            keep(1)
+        parts = -(-rows // max(1, _expected(k) * reached // k))
         for part in range(parts):
             multiply("nearest", part, parts, (rows - part + parts - 1) // parts)
-            self._keep.launch(
-                asked, 1, 8 * _ROOM, out.address, _ROOM, k, thresholds.address, given.address,
-                overflow, answer.address,
-            )  # fmt: skip
-        read = answer.read(np.empty((8 * k + 4) * padded + 4, np.uint8))
+            keep(0)
+        self._driver.wait()
+        read = answer.bytes[: (8 * k + 4) * padded + 4]
         if read[-4:].any():
             return None
         packed = read[: 8 * k * asked].view(np.uint64).reshape(asked, k)
@@ -179,20 +187,32 @@ class Products:
             of_rows = driver.tile_map(
                 vectors.address + 2 * d * first, count, d, 2 * d * stride, (_TILE_ROWS, _HOPPER_COLUMNS)
             )  # fmt: skip
-            self._hopper[name].launch(
+            self._kernels[name].launch(
                 blocks, 1, _HOPPER_SHARED_BYTES, of_queries, of_rows, first, stride, count, d,
                 query_tiles, *after,
             )  # fmt: skip
 
         return multiply
 
-    def _multiplying(
-        self, module: Any, threads: int, shared: int, *types: Any
-    ) -> dict[str, Kernel]:
-        made = {name: self._driver.kernel(module, name, threads, *types) for name in _KINDS}
+    def _multiplying(self) -> dict[str, Kernel]:
+        """`sample` and `nearest` by their names, for this card or, where that is no Hopper, for every card."""
+        threads, shared, name = _THREADS, _SHARED_BYTES, "products"
+        types: tuple[Any, ...] = (_U64, _U64, _U64, _U32, _INT, _U64, _INT, *_AFTER_ROWS)
+        if self._hopper:
+            threads, shared, name = _HOPPER_THREADS, _HOPPER_SHARED_BYTES, "hopper"
+            types = (TileMap, TileMap, _U64, _U64, _U32, _INT, _INT, *_AFTER_ROWS)
+        module = self._driver.module(ptx(name))
+        made = {kind: self._driver.kernel(module, kind, threads, *types) for kind in _KINDS}
         for kernel in made.values():
             kernel.allow_shared(shared)
         return made
+
+    def _read_from(self, size: int) -> Pinned:
+        held = self._answer
+        if held is None or held.size < size:
+            self._answer = None  # given back before there is another
+            held = self._answer = self._driver.pinned(size)
+        return held
 
     def _kernel(self, module: Any, name: str, *types: Any) -> Kernel:
         return self._driver.kernel(module, name, _THREADS, *types)
@@ -219,3 +239,12 @@ def _expected(k: int) -> int:
     """`_EXPECTED`, or fewer for a small k: rows as near as the k-th of a sample are a sum of k numbers that vary as much as
     they are large on average, which is above `_ROOM` once in a billion if the average is no more than this."""
     return max(1, min(_EXPECTED, int(_ROOM * k / (k + 6.4 * math.sqrt(k) + 14))))
+
+
+def _samples(rows: int, k: int, most: int) -> list[int]:
+    """Rows of the samples: one whose scores are written, `most` at most, and where that is worth it a larger one, of which
+    again only what is near is kept. The larger it is, the fewer rows of all are given only to be left out."""
+    wanted = min(max(rows * k // min(_expected(k), _GIVEN * k), _LEAST_SAMPLE), rows // _SAMPLED)
+    first = min(max(_LEAST_SAMPLE, wanted * k // _expected(k)), most, rows)
+    second = min(wanted, first * _expected(k) // k)
+    return [first, second] if second >= _SAMPLES_APART * first else [max(first, min(wanted, most))]

@@ -15,7 +15,7 @@ const int TEAM = 128, TEAMS = TILE_Q / 64;  // threads that multiply together, a
 const int ALL = (TEAMS + 1) * TEAM;
 // Registers of a thread, of the 168 that each has at first: who asks for tiles leaves its own to who multiplies.
 const int FEW = 24, MANY = 240;
-const int GROUPS = 4, IN_GROUP = TILE_R / 8 / GROUPS;  // columns are looked at in groups, most of which hold nothing near
+const int OWN = TILE_R / 4;  // scores of a query that a thread has: columns 0 and 1 of eight in each eight, 2 and 3, ...
 
 // How the copy engine finds a tile: a CUtensorMap of the driver's.
 struct alignas(64) Map {
@@ -74,6 +74,18 @@ __device__ __forceinline__ void multiply(float (&sums)[128], u64 a, u64 b, int m
 // What is compared: -q.x, or |x|^2 - 2 q.x, in which only |q|^2 is missing. Smaller is nearer.
 template <bool L2> __device__ __forceinline__ float compared(float product, float square) {
     return L2 ? fmaf(-2.0f, product, square) : -product;
+}
+
+// Number i of N in registers, which have no index: halves are chosen from halves.
+template <int N> __device__ __forceinline__ float picked(const float (&some)[N], int i) {
+    if constexpr (N == 1) {
+        return some[0];
+    } else {
+        float half[N / 2];
+#pragma unroll
+        for (int j = 0; j < N / 2; j++) half[j] = i & (N / 2) ? some[j + N / 2] : some[j];
+        return picked<N / 2>(half, i);
+    }
 }
 
 // As `products` in products.cu. `queries` (query_tiles x 128, dimension) and `rows` (count, dimension) are maps; row p of
@@ -166,44 +178,73 @@ __device__ __forceinline__ void products(
             for (int i = 0; i < TILE_R / TEAM; i++) held[team][i * TEAM + in_team] = square[i];
             asm volatile("bar.sync %0, %1;" ::"r"(team + 1), "n"(TEAM) : "memory");
         }
+        // The number of score i of this thread's OWN among all columns, and what it is to be compared by.
         const u32 column = tile_r * TILE_R + in_eight;
-#pragma unroll
-        for (int group = 0; group < GROUPS; group++) {
-            float near[IN_GROUP][2][2];
-#pragma unroll
-            for (int j = 0; j < IN_GROUP; j++) {
-                const int eight = group * IN_GROUP + j;
-                float2 both = make_float2(0.0f, 0.0f);
-                if (L2) both = *reinterpret_cast<const float2*>(&held[team][eight * 8 + in_eight]);
-#pragma unroll
-                for (int lower = 0; lower < 2; lower++) {
-                    near[j][lower][0] = compared<L2>(sums[eight * 4 + lower * 2], both.x);
-                    near[j][lower][1] = compared<L2>(sums[eight * 4 + lower * 2 + 1], both.y);
-                }
-            }
+        auto place_of = [&](int i) { return column + (i >> 1) * 8 + (i & 1); };
+        auto square_of = [&](int i) { return L2 ? held[team][in_eight + (i >> 1) * 8 + (i & 1)] : 0.0f; };
+        // Whether an answer may be the row in this place; few are asked about but in samples.
+        auto good = [&](u32 p) {
+            if (p >= count) return false;
+            const u64 row = first + p * stride;
+            return !allowed || (allowed[row >> 5] >> (row & 31) & 1) != 0;
+        };
+        if (SAMPLE) {
+            u64 may = 0;
+#pragma unroll 1
+            for (int i = 0; i < OWN; i++) may |= static_cast<u64>(good(place_of(i))) << i;
 #pragma unroll
             for (int lower = 0; lower < 2; lower++) {
-                const u32 q = first_q + 8 * lower;
-                float least = fminf(near[0][lower][0], near[0][lower][1]);
+                u32* own = keys + static_cast<u64>(first_q + 8 * lower) * count + column;
 #pragma unroll
-                for (int j = 1; j < IN_GROUP; j++) least = fminf(least, fminf(near[j][lower][0], near[j][lower][1]));
-                if (!SAMPLE && !(least <= limits[lower])) continue;
+                for (int i = 0; i < OWN; i++) {
+                    const float value = compared<L2>(sums[(i >> 1) * 4 + lower * 2 + (i & 1)], square_of(i));
+                    if (place_of(i) < count) own[(i >> 1) * 8 + (i & 1)] = may >> i & 1 ? key_of(value) : NOT_ALLOWED;
+                }
+            }
+            continue;
+        }
+        u64 near[2] = {0, 0};
 #pragma unroll
-                for (int j = 0; j < IN_GROUP; j++) {
+        for (int lower = 0; lower < 2; lower++) {
+            float least = compared<L2>(sums[lower * 2], square_of(0));
 #pragma unroll
-                    for (int e = 0; e < 2; e++) {
-                        const u32 p = column + (group * IN_GROUP + j) * 8 + e;
-                        const float value = near[j][lower][e];
-                        if (p >= count || (!SAMPLE && !(value <= limits[lower]))) continue;
-                        const u64 row = first + p * stride;
-                        const bool good = !allowed || allowed[row >> 5] >> (row & 31) & 1;
-                        if (SAMPLE) {
-                            keys[static_cast<u64>(q) * count + p] = good ? key_of(value) : NOT_ALLOWED;
-                        } else if (good) {
-                            const u32 at = atomicAdd(&given[q], 1u);
-                            if (at < room) out[static_cast<u64>(q) * room + at] = static_cast<u64>(key_of(value)) << 32 | row;
-                        }
-                    }
+            for (int i = 1; i < OWN; i++) {
+                least = fminf(least, compared<L2>(sums[(i >> 1) * 4 + lower * 2 + (i & 1)], square_of(i)));
+            }
+            if (!(least <= limits[lower])) continue;
+            u32 halves[2] = {0, 0};
+#pragma unroll
+            for (int i = 0; i < OWN; i++) {
+                const float value = compared<L2>(sums[(i >> 1) * 4 + lower * 2 + (i & 1)], square_of(i));
+                if (value <= limits[lower]) halves[i >> 5] |= 1u << (i & 31);
+            }
+            near[lower] = static_cast<u64>(halves[1]) << 32 | halves[0];
+            for (u64 left = near[lower]; left; left &= left - 1) {
+                const int i = __ffsll(left) - 1;
+                if (!good(place_of(i))) near[lower] &= ~(1ull << i);
+            }
+        }
+        // Room for all that a thread gives, asked for both queries at once: the answer takes as long as many products. And one
+        // piece of code for all scores: a copy for each would be more than the card keeps at hand.
+        u32 at[2];
+#pragma unroll
+        for (int lower = 0; lower < 2; lower++) {
+            if (near[lower]) at[lower] = atomicAdd(&given[first_q + 8 * lower], static_cast<u32>(__popcll(near[lower])));
+        }
+#pragma unroll
+        for (int lower = 0; lower < 2; lower++) {
+            for (u64 left = near[lower]; left; left &= left - 1, at[lower]++) {
+                const int i = __ffsll(left) - 1;
+                float half[OWN / 2];
+#pragma unroll
+                for (int j = 0; j < OWN / 2; j++) {
+                    const int low = (j >> 1) * 4 + lower * 2 + (j & 1);
+                    half[j] = i & (OWN / 2) ? sums[low + OWN] : sums[low];
+                }
+                const float value = compared<L2>(picked(half, i), square_of(i));
+                const u64 row = first + static_cast<u64>(place_of(i)) * stride;
+                if (at[lower] < room) {
+                    out[static_cast<u64>(first_q + 8 * lower) * room + at[lower]] = static_cast<u64>(key_of(value)) << 32 | row;
                 }
             }
         }
