@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="what makes data and right answers; default: torch or CuPy on the card")  # fmt: skip
     parser.add_argument("--seconds", type=float, default=450.0,
                         help="time for all parts; the largest sizes come last and are left out first")  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--only", choices=tuple(PARTS), action="append", help="this part; may be given again"

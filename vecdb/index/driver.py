@@ -318,9 +318,8 @@ class Pinned:
         self.address = address
         """Where kernels find it."""
         self.size = size
-        self.bytes: NDArray[np.uint8] = np.frombuffer(
-            (ctypes.c_uint8 * size).from_address(place), np.uint8
-        )
+        held = memoryview((ctypes.c_uint8 * size).from_address(place)).cast("B")
+        self.bytes: NDArray[np.uint8] = np.frombuffer(held, np.uint8)
 
     def free(self) -> None:
         """Nobody may hold a part of `bytes` any more."""
