@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from bench import __main__ as commands
+from bench import measure
 from bench.gpu import (
     backend,
     bounds,
@@ -358,6 +359,12 @@ def test_a_line_that_was_cut_off_does_not_hide_the_others(tmp_path: Path) -> Non
     path = Path(context.task.lines)
     path.write_text(path.read_text() + '{"part": "exact", "ki')
     assert [one["case"] for one in plan.read(path)] == ["whole"]
+
+
+def test_a_round_without_time_makes_one_call() -> None:
+    """A rate is never one of no calls, however short its round and slow the machine."""
+    seen = measure.rate(lambda _: None, 10, budget_s=-1.0)
+    assert seen.queries_per_s > 0
 
 
 def test_timing_counts_the_calls_that_its_numbers_come_from() -> None:

@@ -23,7 +23,14 @@ _EFS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _SETTINGS = {"lists": _PROBES, "graph": _ITOPK, "hnsw": _EFS}
 _CANDIDATES = {"float32": (1,), "sq8": (1, 2), "pq8": (2, 4, 8, 16, 32)}
 """As multiples of k, by the code of lists; those of lossy ones are ranked again by float32, as the engine does."""
-_NEEDED_S = {"float32": 35.0, "sq8": 35.0, "pq8": 45.0, "CAGRA": 35.0, "joined": 35.0, "HNSW": 50.0}
+_NEEDED_S = {
+    "float32": 40.0,
+    "sq8": 40.0,
+    "pq8": 45.0,
+    "CAGRA": 45.0,
+    "joined": 85.0,
+    "HNSW": 60.0,
+}
 
 
 @dataclass(slots=True)
@@ -46,6 +53,10 @@ def run(ctx: Context) -> None:
     bound = backend.arrays.best(held.queries, placed, K)[0][:, -1]
     del placed
     asked = Set(held.vectors, held.queries, bound, Maker(backend.own(), held.vectors))
+    for code in _CANDIDATES:
+        if _fits(ctx, code):
+            with ctx.attempt(f"lists, {code}"):
+                _lists(ctx, asked, code)
     if not backend.own().card.info().graphs:
         ctx.put("left out", name="CAGRA", why="this FAISS has no cuVS (extra gpu-cuvs)")
     else:
@@ -53,10 +64,6 @@ def run(ctx: Context) -> None:
             if _fits(ctx, name):
                 with ctx.attempt(name):
                     work(ctx, asked)
-    for code in _CANDIDATES:
-        if _fits(ctx, code):
-            with ctx.attempt(f"lists, {code}"):
-                _lists(ctx, asked, code)
     if _fits(ctx, "HNSW"):
         with ctx.attempt("HNSW"):
             made = asked.maker.graph(joined=False)[1]

@@ -21,7 +21,7 @@ from vecdb.index.host_lists import serialized
 from vecdb.index.joined import DEGREE, JoinedMaker
 from vecdb.index.main import Main
 from vecdb.index.makers import GraphMaker, ListsMaker
-from vecdb.index.source import true_keys
+from vecdb.index.source import VectorSource, true_keys
 
 from .answers import Floats, Rows
 from .own import Own
@@ -116,7 +116,7 @@ class _Job:
     """A collection of unit vectors without a store."""
 
     dimension: int
-    source: _Source
+    source: VectorSource
     on_device: Any
     metric: str = _METRIC
     storage: str = "float32"

@@ -34,11 +34,11 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 PARTS: dict[str, tuple[ModuleType, float]] = {
     "limits": (limits, 20),
-    "exact": (exact, 140),
-    "insert": (insert, 35),
-    "filters": (filters, 130),
-    "kmeans": (kmeans, 35),
-    "kinds": (kinds, 190),
+    "exact": (exact, 150),
+    "insert": (insert, 15),
+    "filters": (filters, 80),
+    "kmeans": (kmeans, 25),
+    "kinds": (kinds, 260),
 }
 """In the order they run, with their shares of the time; `page` of each shows its lines."""
 
