@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import threading
@@ -122,6 +123,7 @@ class Environment:
         if (folder / DATA_FILE).is_file():
             size = max(size, (folder / DATA_FILE).stat().st_size)
         with in_our_words(folder):
+            self._reserve_locks(folder)
             env = lmdb.open(
                 str(folder),
                 map_size=size,
@@ -154,6 +156,14 @@ class Environment:
                 env.close()
                 raise
         return env, tables
+
+    def _reserve_locks(self, folder: Path) -> None:
+        try:
+            vacuum.reserve_locks(folder, _MAX_READERS)
+        except OSError as error:
+            # Where nothing can be written LMDB reads without locks.
+            if not (self.read_only and error.errno == errno.EROFS):
+                raise
 
     def table(self, name: str) -> Any:
         """Handle of a table; None if the file is of a format that lacks it."""
@@ -322,7 +332,9 @@ class Environment:
         try:
             with self.read() as transaction:
                 size = int(self._env.info()["map_size"])
-                vacuum.copy_tables(transaction, self._tables, aside, size + _SPARE_BYTES)
+                vacuum.copy_tables(
+                    transaction, self._tables, aside, size + _SPARE_BYTES, _MAX_READERS
+                )
             env, tables = self._open_in(aside, create=False)
         except BaseException:
             disk.remove_tree(aside, "vacuum")
