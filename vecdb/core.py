@@ -70,7 +70,7 @@ class Core:
         self._matched: tuple[Filter | None, FilterMasks, Selection | None]
         self._matched = None, self.masks, None
         self.closed: str | None = None
-        self._lane = Lane(store, self._publish, lambda vectors: self.index.ahead(vectors))
+        self._lane = Lane(store, self._publish, self._prepare)
         self._news = threading.Condition()
         self._columns_lock = threading.Lock()
         self._stale = False
@@ -210,6 +210,15 @@ class Core:
             for field in self.all_fields:
                 field.index.kill(commit.died)
             self.deaths.extend(commit.died, commit.sequence)
+
+    def _prepare(self, applied: Applied) -> None:
+        """What `_publish` of this write can be spared, in a thread beside the commit that the lane waits for."""
+        if self._stale:
+            return
+        if applied.vectors is not None:
+            self.index.ahead(applied.vectors)
+        if self._columns_ready and applied.columns is not None:
+            self.columns.prepare(applied.columns)
 
     def _publish(self, applied: Sequence[Applied], sequence: int) -> None:
         """Follows a commit with all copies; called in the lane.
