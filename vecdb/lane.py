@@ -199,9 +199,9 @@ class Lane:
         def beside_the_disk() -> None:
             wait(preparing)  # of an attempt for which the map was too small
             first = next((o for o in outcomes if isinstance(o, Applied)), None)
-            if first is not None and first.vectors is not None:
-                if first.vectors.nbytes >= _AHEAD_BYTES:
-                    preparing.append(self._beside.submit(self._prepare, first))
+            vectors = None if first is None else first.vectors
+            if first is not None and vectors is not None and vectors.nbytes >= _AHEAD_BYTES:
+                preparing.append(self._beside.submit(self._prepare, first))
 
         try:
             try:
