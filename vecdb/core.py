@@ -104,16 +104,9 @@ class Core:
         names = self.assigned.names
         asked_for = self.info.device not in ("auto", "cpu")
         on_devices = (placements, names, asked_for) if placements is not None and names else None
+        store, options = self.store, self.options
         fields = tuple(
-            Field(
-                self.store,
-                number,
-                name,
-                settings[name],
-                self.options,
-                before.get(number),
-                on_devices,
-            )
+            Field(store, number, name, settings[name], options, before.get(number), on_devices)
             for number, name in zip(numbers, settings, strict=True)
         )
         with self.store.read() as reader:
@@ -212,13 +205,11 @@ class Core:
             self.deaths.extend(commit.died, commit.sequence)
 
     def _prepare(self, applied: Applied) -> None:
-        """What `_publish` of this write can be spared, in a thread beside the commit that the lane waits for."""
-        if self._stale:
-            return
-        if applied.vectors is not None:
+        """What `_publish` of this write can be spared; beside the commit, in a thread the lane waits for."""
+        if not self._stale and applied.vectors is not None:
             self.index.ahead(applied.vectors)
-        if self._columns_ready and applied.columns is not None:
-            self.columns.prepare(applied.columns)
+            if self._columns_ready and applied.columns is not None:
+                self.columns.prepare(applied.columns)
 
     def _publish(self, applied: Sequence[Applied], sequence: int) -> None:
         """Follows a commit with all copies; called in the lane.

@@ -21,7 +21,7 @@ class _Texts:
     """Ids as texts, of those rows that large answers have named; any thread."""
 
     def __init__(self, capacity: int) -> None:
-        self.texts = np.empty(capacity, object)
+        self.texts: NDArray[np.object_] = np.empty(capacity, object)
         self.there = np.zeros(capacity, np.bool_)
         self.n = 0
         """About how many are there: two threads may count at once."""
@@ -45,6 +45,7 @@ class Ids:
 
     def __init__(self) -> None:
         self.n_rows = 0
+        self._kept = _Texts(0)
         self._texts = _memory(_FIRST_BYTES)
         self._hold_ends(np.zeros(_FIRST_ROWS + 1, np.int64))
 
