@@ -225,7 +225,7 @@ def test_a_commit_that_fails_on_the_disk_leaves_nothing(data_folder, monkeypatch
     def metadata(name, rows):
         return [{"who": f"{name}{row % 7}", "row": row} for row in rows]
 
-    def fails(self, work):
+    def fails(self, work, what):
         transaction = self._env.begin(write=True)
         work(transaction)
         transaction.abort()
