@@ -200,10 +200,6 @@ class Once:
     def alone(self) -> bool:
         return self.write.alone
 
-    @property
-    def ahead(self) -> NDArray[Any] | None:
-        return self.write.ahead
-
     def apply(self, writer: Writer, sequence: int, before: Sequence[ColumnBatch]) -> Applied:
         fingerprint = self.write.fingerprint
         known = writer.remembered(self.request_id)
