@@ -237,7 +237,7 @@ def test_a_commit_that_fails_on_the_disk_leaves_nothing(data_folder, monkeypatch
         docs.insert([f"a{n}" for n in first], vectors[:1_000], metadata=metadata("first", first))
         with monkeypatch.context() as patch:
             patch.setattr(Environment, "_try_write", fails)
-            with pytest.raises(OSError, match="the disk is gone"):
+            with pytest.raises(errors.Internal, match="the disk is gone"):
                 docs.insert(
                     [f"b{n}" for n in lost], vectors[1_000:2_000], metadata=metadata("lost", lost)
                 )
