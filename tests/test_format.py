@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
+import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -12,7 +16,7 @@ import pytest
 import store_rows
 
 import vecdb
-from vecdb import layout
+from vecdb import failpoints, layout
 from vecdb.store import Shape, collection_store
 
 DATA = Path(__file__).parent / "data"
@@ -148,3 +152,20 @@ def test_making_the_present_format_is_one_commit(tmp_path, monkeypatch):
     assert formats(folder) == {1}
     with vecdb.open(folder, auto_build=False) as db:
         assert db.get_collection("docs").check().ok
+
+
+@pytest.mark.parametrize("point", ["before", "after"])
+def test_killed_while_it_makes_the_present_format(point, tmp_path):
+    """SIGKILL right before or after the commit of an upgrade: the file is of one format or of the other, whole."""
+    folder = unpacked(SAVED[0], tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import vecdb; vecdb.open({str(folder)!r}).get_collection('docs')"],
+        env=os.environ | {failpoints.VARIABLE: f"upgrade.commit.{point}=kill"},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    # Of two collections the one that was opened is brought to the present format.
+    assert formats(folder) == ({1} if point == "before" else {1, layout.COLLECTION_FORMAT})
+    with vecdb.open(folder, auto_build=False) as db:
+        docs = db.get_collection("docs")
+        assert (docs.count(), docs.check().ok) == (1_199, True)

@@ -24,7 +24,17 @@ def main() -> int:
     parser.add_argument("--cuts", type=float, default=0.3, help="share that are power cuts")
     parser.add_argument("--folder", type=Path, help="where the database lies; default: a new one")
     parser.add_argument("--save", type=Path, help="add the tally to this JSON file")
+    parser.add_argument(
+        "--sum",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="kill nothing: the table of saved tallies",
+    )
     asked = parser.parse_args()
+    if asked.sum:
+        print(table(_summed(asked.sum)))
+        return 0
     seed = int.from_bytes(os.urandom(4), "little") if asked.seed is None else asked.seed
     parent = Path(tempfile.mkdtemp(prefix="vecdb-crash-", dir=asked.folder))
     ways = WAYS if asked.way == "both" else (asked.way,)
@@ -63,7 +73,7 @@ def table(tally: Tally) -> str:
         *(f"| kills, {way} | {n:,} |" for way, n in sorted(tally.kills.items())),
         f"| writes acknowledged by those who were killed | {tally.acknowledged:,} |",
         f"| comparisons with the journal | {tally.compared:,} |",
-        f"| pages lost in power cuts | {tally.left_out_pages:,} |",
+        f"| pages of 4 KiB lost in power cuts | {tally.left_out_pages:,} |",
         f"| names not as they were in power cuts | {tally.left_out_names:,} |",
         f"| failures | {len(tally.failures)} |",
         "",
@@ -75,6 +85,18 @@ def table(tally: Tally) -> str:
             f"| {name} | {tally.hits[name]:,} | {tally.points[name]} | {tally.cut_points[name]} |"
         )
     return "\n".join(lines)
+
+
+def _summed(paths: list[Path]) -> Tally:
+    """All runs of all files together."""
+    total = Tally()
+    for run in (run for path in paths for run in json.loads(path.read_text())):
+        for name in ("kills", "points", "hits", "cut_points"):
+            getattr(total, name).update(run[name])
+        for name in ("acknowledged", "compared", "left_out_pages", "left_out_names"):
+            setattr(total, name, getattr(total, name) + run[name])
+        total.failures += run["failures"]
+    return total
 
 
 def _add(path: Path, tally: Tally, command: str) -> None:
