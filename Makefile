@@ -8,7 +8,7 @@ TESTS  ?= tests
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test crash check format stubs bench bench-gpu clean FORCE
+.PHONY: help venv demo test crash histories check format stubs bench bench-gpu clean FORCE
 
 help: ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -45,6 +45,9 @@ test: $(STAMP) ## Run the tests, in two processes. Some only, in one: make test 
 
 crash: $(STAMP) ## Kill a writer of every verb again and again: make crash ARGS='--kills 2000 --seed 1'
 	@PYTHONPATH=tests $(BIN)/python -m crash $(ARGS)
+
+histories: $(STAMP) ## Play and judge histories of concurrent calls. Longer, or again: make histories ARGS='--seconds 600 --seed 7'
+	@PYTHONPATH=tests $(BIN)/python tests/history_ways.py $(ARGS)
 
 check: $(STAMP) ## Format, lint, types, contract, generated files, house rules.
 	$(BIN)/ruff format --check .

@@ -20,7 +20,7 @@ from .collection_info import check_info, check_name, from_json, shape_of, to_jso
 from .core import Core
 from .device.choice import parse as parse_device
 from .device.devices import Devices, must_be_there, open_devices
-from .errors import Closed, CollectionExists, DatabaseLocked, ReadOnly
+from .errors import Closed, CollectionExists, DatabaseLocked, ReadOnly, VecdbError
 from .index.card import count_gpus
 from .layout import COLLECTIONS_FOLDER, DATA_FILE, UNNAMED_FILE
 from .settings import ENGINE, resolve
@@ -223,7 +223,10 @@ class Database:
     # -- the end
 
     def close(self) -> None:
-        """Stops builds, waits for running calls, releases the folder. May be called again."""
+        """Stops builds, waits for running calls, releases the folder. May be called again.
+
+        Raises ReadOnly, when all is closed, if the last commits of a collection could not be synced.
+        """
         with self._changes:
             with self._lock:
                 if self._closed:
@@ -234,12 +237,18 @@ class Database:
                 with lock:
                     pass  # whoever was opening a collection has seen that we are closed
             self._builder.close()
+            failed: VecdbError | None = None
             for core in self._cores.values():
-                core.close("the database is closed; open it again")
+                try:
+                    core.close("the database is closed; open it again")
+                except VecdbError as error:
+                    failed = error
             if self.devices is not None:
                 self.devices.close()
             self._catalog.close()
             self._release()
+            if failed is not None:
+                raise failed
 
     def _release(self) -> None:
         _open_here.pop(self._key, None)

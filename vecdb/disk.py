@@ -41,6 +41,13 @@ def sync_file(file: BinaryIO, path: Path, what: str) -> None:
     reach(f"{what}.sync.after", path)
 
 
+def sync_data(descriptor: int, path: Path, what: str) -> None:
+    """Makes durable what a file holds and how long it is, whoever wrote it; not when it was changed."""
+    reach(f"{what}.sync.before", path)
+    os.fdatasync(descriptor)
+    reach(f"{what}.sync.after", path)
+
+
 def sync_folder(path: Path, what: str) -> None:
     """Makes the names in a folder durable, not only what the files hold."""
     reach(f"{what}.sync-folder.before", path)

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from crash.campaign import WAYS, Campaign, Failed, Tally
+from crash.campaign import SETTINGS, WAYS, Campaign, Failed, Tally
 
 
 def main() -> int:
@@ -22,6 +22,10 @@ def main() -> int:
     parser.add_argument("--way", choices=[*WAYS, "both"], default="both")
     parser.add_argument("--aim", type=float, default=0.6, help="share aimed at failpoints")
     parser.add_argument("--cuts", type=float, default=0.3, help="share that are power cuts")
+    parser.add_argument(
+        "--durability", choices=["commit", "interval"], default="commit",
+        help="level; at `interval` nobody cuts the power, see tests/test_durability.py",
+    )  # fmt: skip
     parser.add_argument("--folder", type=Path, help="where the database lies; default: a new one")
     parser.add_argument("--save", type=Path, help="add the tally to this JSON file")
     parser.add_argument(
@@ -35,12 +39,16 @@ def main() -> int:
     if asked.sum:
         print(table(_summed(asked.sum)))
         return 0
+    SETTINGS["durability"] = asked.durability
+    if asked.durability == "interval":
+        asked.cuts = 0.0
     seed = int.from_bytes(os.urandom(4), "little") if asked.seed is None else asked.seed
     parent = Path(tempfile.mkdtemp(prefix="vecdb-crash-", dir=asked.folder))
     ways = WAYS if asked.way == "both" else (asked.way,)
     campaign = Campaign(parent / "data", ways, asked.aim, asked.cuts)
     repeat = (
-        f"python -m crash --seed {seed} --way {asked.way} --aim {asked.aim} --cuts {asked.cuts}"
+        f"python -m crash --seed {seed} --way {asked.way} --aim {asked.aim} --cuts {asked.cuts} "
+        f"--durability {asked.durability}"
     )
     print(f"seed {seed}; repeat with: {repeat} --kills {asked.kills}", flush=True)
     end = time.monotonic() + (asked.minutes * 60 or float("inf"))

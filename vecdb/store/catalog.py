@@ -65,7 +65,7 @@ class Catalog:
             if found != CATALOG_FORMAT:
                 raise FormatMismatch(
                     f"{root} has catalog format {found}, this version reads {CATALOG_FORMAT}; open it "
-                    "with the version of vecdb that wrote it",
+                    "with the version of vecdb that wrote it, or a later one",
                     given=found,
                     expected=CATALOG_FORMAT,
                 )
