@@ -21,6 +21,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="default: another one each time")
     parser.add_argument("--way", choices=[*WAYS, "both"], default="both")
     parser.add_argument("--aim", type=float, default=0.6, help="share aimed at failpoints")
+    parser.add_argument(
+        "--points", default="", help="aim at these, by commas; default: all reached"
+    )
     parser.add_argument("--cuts", type=float, default=0.3, help="share that are power cuts")
     parser.add_argument(
         "--durability", choices=["commit", "interval"], default="commit",
@@ -45,10 +48,12 @@ def main() -> int:
     seed = int.from_bytes(os.urandom(4), "little") if asked.seed is None else asked.seed
     parent = Path(tempfile.mkdtemp(prefix="vecdb-crash-", dir=asked.folder))
     ways = WAYS if asked.way == "both" else (asked.way,)
-    campaign = Campaign(parent / "data", ways, asked.aim, asked.cuts)
+    campaign = Campaign(
+        parent / "data", ways, asked.aim, asked.cuts, tuple(filter(None, asked.points.split(",")))
+    )
     repeat = (
         f"python -m crash --seed {seed} --way {asked.way} --aim {asked.aim} --cuts {asked.cuts} "
-        f"--durability {asked.durability}"
+        f"--durability {asked.durability}" + f" --points {asked.points}" * bool(asked.points)
     )
     print(f"seed {seed}; repeat with: {repeat} --kills {asked.kills}", flush=True)
     end = time.monotonic() + (asked.minutes * 60 or float("inf"))
