@@ -262,7 +262,7 @@ class Campaign:
             return
 
         def client(send: Callable[[Any], None]) -> None:
-            with connect(address, timeout_s=PATIENCE_S) as database:
+            with connect(address, timeout_s=PATIENCE_S, retry_s=0) as database:
                 work.run(work.Writer(database, model.copy(), case.seed, send, case.point))
 
         writing = Child(client)
