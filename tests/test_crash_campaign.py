@@ -78,6 +78,23 @@ def test_a_planted_fault_is_found(tmp_path, fault, cuts):
     assert done.stdout.startswith("found")
 
 
+def test_a_power_cut_in_the_first_commits_of_all(tmp_path):
+    """Whatever a power cut leaves of the first pages of a catalog, the folder opens as an empty database."""
+    code = """
+        import random, sys
+        from pathlib import Path
+        from crash.campaign import Campaign, Case
+        for seed in range(25):
+            campaign = Campaign(Path(sys.argv[1]) / str(seed), ("embedded",), 1.0, 1.0)
+            case = Case(0, "embedded", seed, "tables.commit.before", 1, True)
+            campaign._embedded(case, random.Random(seed))
+            assert case.died_at, case
+            campaign.finish()
+    """
+    done = in_a_process(tmp_path, "-c", textwrap.dedent(code), str(tmp_path))
+    assert done.returncode == 0
+
+
 def written(folder, seed=3, steps=40):
     """A database that a writer has worked on, with the model of it."""
     database = vecdb.open(folder, auto_build=False, device="cpu")

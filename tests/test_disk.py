@@ -115,11 +115,11 @@ def test_armed_by_the_environment(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "data")],
         env=os.environ
-        | {failpoints.VARIABLE: f"*=record:{tmp_path / 'names'},catalog.commit.after=kill@2"},
+        | {failpoints.VARIABLE: f"*=record:{tmp_path / 'names'},catalog.commit.after=kill@3"},
         check=False,
     )
     assert done.returncode == -signal.SIGKILL
     names = (tmp_path / "names").read_text().split()
     assert names[-1] == "catalog.commit.after"
-    assert names.count("catalog.commit.after") == 2
+    assert names.count("catalog.commit.after") == 3
     assert {"create.mkdir.before", "create.touch.after", "create.commit.before"} <= set(names)

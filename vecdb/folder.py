@@ -10,7 +10,7 @@ from typing import Any
 
 from . import disk
 from .errors import Corrupted, DatabaseLocked, DatabaseNotFound
-from .layout import CATALOG_FOLDER, COLLECTIONS_FOLDER, DATA_FILE, LOCK_FILE
+from .layout import CATALOG_ASIDE, CATALOG_FOLDER, COLLECTIONS_FOLDER, DATA_FILE, LOCK_FILE
 
 _WHAT = "database"
 
@@ -37,7 +37,12 @@ def prepare(path: Path, read_only: bool) -> bool:
             "backup. Nothing was changed"
         )
     # What an interrupted first opening leaves is ours too.
-    strangers = {p.name for p in path.iterdir()} - {LOCK_FILE, CATALOG_FOLDER, COLLECTIONS_FOLDER}
+    strangers = {p.name for p in path.iterdir()} - {
+        LOCK_FILE,
+        CATALOG_FOLDER,
+        CATALOG_ASIDE,
+        COLLECTIONS_FOLDER,
+    }
     if strangers and not catalog:
         raise Corrupted(
             f"{path} holds other files ({sorted(strangers)[0]!r}) and no vecdb database; give an empty "

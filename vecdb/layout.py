@@ -2,7 +2,7 @@
 
 Folder of a database
     vecdb.lock             flock'ed by the one process that writes; holds its pid for people
-    catalog/               LMDB: which collections and aliases exist
+    catalog/               LMDB: which collections and aliases exist; `catalog-new` until it is durable
     collections/<token>/   one LMDB environment a collection, with its index files beside it
 
 A collection has an environment of its own because LMDB has one writer and one map limit per
@@ -91,6 +91,7 @@ COLLECTION_FORMAT = 2
 
 LOCK_FILE = "vecdb.lock"
 CATALOG_FOLDER = "catalog"
+CATALOG_ASIDE = "catalog-new"
 COLLECTIONS_FOLDER = "collections"
 DATA_FILE = "data.mdb"
 LMDB_LOCK_FILE = "lock.mdb"

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from crash.campaign import WAYS, Campaign, Failed, Tally
+from crash.campaign import SETTINGS, WAYS, Campaign, Failed, Tally
 
 
 def main() -> int:
@@ -21,16 +21,39 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="default: another one each time")
     parser.add_argument("--way", choices=[*WAYS, "both"], default="both")
     parser.add_argument("--aim", type=float, default=0.6, help="share aimed at failpoints")
+    parser.add_argument(
+        "--points", default="", help="aim at these, by commas; default: all reached"
+    )
     parser.add_argument("--cuts", type=float, default=0.3, help="share that are power cuts")
+    parser.add_argument(
+        "--durability", choices=["commit", "interval"], default="commit",
+        help="level; at `interval` nobody cuts the power, see tests/test_durability.py",
+    )  # fmt: skip
     parser.add_argument("--folder", type=Path, help="where the database lies; default: a new one")
     parser.add_argument("--save", type=Path, help="add the tally to this JSON file")
+    parser.add_argument(
+        "--sum",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="kill nothing: the table of saved tallies",
+    )
     asked = parser.parse_args()
+    if asked.sum:
+        print(table(_summed(asked.sum)))
+        return 0
+    SETTINGS["durability"] = asked.durability
+    if asked.durability == "interval":
+        asked.cuts = 0.0
     seed = int.from_bytes(os.urandom(4), "little") if asked.seed is None else asked.seed
     parent = Path(tempfile.mkdtemp(prefix="vecdb-crash-", dir=asked.folder))
     ways = WAYS if asked.way == "both" else (asked.way,)
-    campaign = Campaign(parent / "data", ways, asked.aim, asked.cuts)
+    campaign = Campaign(
+        parent / "data", ways, asked.aim, asked.cuts, tuple(filter(None, asked.points.split(",")))
+    )
     repeat = (
-        f"python -m crash --seed {seed} --way {asked.way} --aim {asked.aim} --cuts {asked.cuts}"
+        f"python -m crash --seed {seed} --way {asked.way} --aim {asked.aim} --cuts {asked.cuts} "
+        f"--durability {asked.durability}" + f" --points {asked.points}" * bool(asked.points)
     )
     print(f"seed {seed}; repeat with: {repeat} --kills {asked.kills}", flush=True)
     end = time.monotonic() + (asked.minutes * 60 or float("inf"))
@@ -63,7 +86,7 @@ def table(tally: Tally) -> str:
         *(f"| kills, {way} | {n:,} |" for way, n in sorted(tally.kills.items())),
         f"| writes acknowledged by those who were killed | {tally.acknowledged:,} |",
         f"| comparisons with the journal | {tally.compared:,} |",
-        f"| pages lost in power cuts | {tally.left_out_pages:,} |",
+        f"| pages of 4 KiB lost in power cuts | {tally.left_out_pages:,} |",
         f"| names not as they were in power cuts | {tally.left_out_names:,} |",
         f"| failures | {len(tally.failures)} |",
         "",
@@ -75,6 +98,18 @@ def table(tally: Tally) -> str:
             f"| {name} | {tally.hits[name]:,} | {tally.points[name]} | {tally.cut_points[name]} |"
         )
     return "\n".join(lines)
+
+
+def _summed(paths: list[Path]) -> Tally:
+    """All runs of all files together."""
+    total = Tally()
+    for run in (run for path in paths for run in json.loads(path.read_text())):
+        for name in ("kills", "points", "hits", "cut_points"):
+            getattr(total, name).update(run[name])
+        for name in ("acknowledged", "compared", "left_out_pages", "left_out_names"):
+            setattr(total, name, getattr(total, name) + run[name])
+        total.failures += run["failures"]
+    return total
 
 
 def _add(path: Path, tally: Tally, command: str) -> None:

@@ -39,6 +39,8 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 WAYS = ("embedded", "server")
 PATIENCE_S = 60.0
+FIRST = ("database.", "catalog.mkdir", "catalog.r", "catalog.sync-folder")
+"""Points that are reached when a database is made: for these it is made anew."""
 LIVES = 60
 """Kills after which the database is made anew, so that its first steps are met too."""
 
@@ -143,10 +145,17 @@ class Campaign:
     """One database in `folder`, killed again and again; the model goes from child to child.
 
     `aim` is the share of kills that are aimed at a failpoint, the one with the fewest so far; `cuts` the
-    share of the embedded ones that are power cuts.
+    share of the embedded ones that are power cuts. `points` are those to aim at; none: all that were reached.
     """
 
-    def __init__(self, folder: Path, ways: tuple[str, ...], aim: float, cuts: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ways: tuple[str, ...],
+        aim: float,
+        cuts: float,
+        points: tuple[str, ...] = (),
+    ) -> None:
         self.folder = folder
         self.tally = Tally()
         self._ways = ways
@@ -154,6 +163,7 @@ class Campaign:
         self._cuts = cuts
         self._model = Model()
         self._life = 0
+        self._points = points
         self._tried: Counter[tuple[str, bool]] = Counter()
         """Kills aimed at each failpoint, by whether they were power cuts."""
 
@@ -162,15 +172,15 @@ class Campaign:
         rng = random.Random(f"{seed} {number}")
         case = Case(number, rng.choice(self._ways), rng.randrange(1 << 30))
         case.power_cut = case.way == "embedded" and rng.random() < self._cuts
-        if rng.random() < self._aim and self.tally.hits:
+        if rng.random() < self._aim and (self._points or self.tally.hits):
             tried = self._tried
             case.point = min(
-                sorted(self.tally.hits),
+                sorted(self._points or self.tally.hits),
                 key=lambda name: (tried[name, case.power_cut], rng.random()),
             )
             tried[case.point, case.power_cut] += 1
-            case.hit = rng.choice([1, 1, 1, 2, 3, 5])
-        first = case.point.startswith("database.") and self._life
+            case.hit = 1 if case.point.startswith(FIRST) else rng.choice([1, 1, 1, 2, 3, 5])
+        first = case.point.startswith(FIRST) and self._life
         if self._life >= LIVES or first:
             self.finish()
             self._life, self._model = 0, Model()
@@ -252,7 +262,7 @@ class Campaign:
             return
 
         def client(send: Callable[[Any], None]) -> None:
-            with connect(address, timeout_s=PATIENCE_S) as database:
+            with connect(address, timeout_s=PATIENCE_S, retry_s=0) as database:
                 work.run(work.Writer(database, model.copy(), case.seed, send, case.point))
 
         writing = Child(client)

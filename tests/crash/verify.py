@@ -204,6 +204,7 @@ def _compare_folders(database: Any, found: Model) -> None:
             core.store.folder: {
                 layout.DATA_FILE,
                 layout.LMDB_LOCK_FILE,
+                layout.SYNC_POINT_FILE,
                 *(f for field in core.all_fields if field.record for f in field.record.files()),
             }
             for core in cores

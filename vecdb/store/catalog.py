@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .. import disk
 from ..errors import AliasNotFound, CollectionExists, CollectionNotFound, FormatMismatch
-from ..layout import CATALOG_FOLDER, CATALOG_FORMAT, CATALOG_TABLES, LMDB_MAX_KEY_BYTES, META_FORMAT
+from ..layout import (
+    CATALOG_ASIDE,
+    CATALOG_FOLDER,
+    CATALOG_FORMAT,
+    CATALOG_TABLES,
+    DATA_FILE,
+    LMDB_MAX_KEY_BYTES,
+    META_FORMAT,
+)
 from .environment import Environment
 
 Result = TypeVar("Result")
@@ -39,21 +49,16 @@ class Catalog:
     """Every change is one durable commit. Reads from any thread; changes from one at a time."""
 
     def __init__(self, root: Path, *, create: bool, read_only: bool) -> None:
-        self._env = Environment(
-            root / CATALOG_FOLDER,
-            CATALOG_TABLES,
-            create=create,
-            read_only=read_only,
-            map_initial_bytes=_MAP_BYTES,
-            map_limit_bytes=1 << 40,
-        )
+        if create and not (root / CATALOG_FOLDER / DATA_FILE).is_file():
+            _make(root)
+        self._env = _open(root / CATALOG_FOLDER, create=create, read_only=read_only)
         self._read_only = read_only
         self._lock = threading.Lock()
         self._last = -1
         self._names: Names | None = None
         try:
             if create:
-                self._env.write(self._stamp, _WHAT)
+                self._env.write(partial(_stamp, self._env), _WHAT)
             with self._env.read() as transaction:
                 raw = transaction.get(META_FORMAT, db=self._env.table("meta"))
                 found = 0 if raw is None else int(bytes(raw))
@@ -178,10 +183,41 @@ class Catalog:
             if transaction.get(name.encode(), db=self._env.table(table)) is not None:
                 raise taken(name)
 
-    def _stamp(self, transaction: Any) -> None:
-        meta = self._env.table("meta")
-        if transaction.get(META_FORMAT, db=meta) is None:
-            transaction.put(META_FORMAT, str(CATALOG_FORMAT).encode(), db=meta)
+
+def _open(folder: Path, *, create: bool, read_only: bool) -> Environment:
+    return Environment(
+        folder,
+        CATALOG_TABLES,
+        create=create,
+        read_only=read_only,
+        map_initial_bytes=_MAP_BYTES,
+        map_limit_bytes=1 << 40,
+    )
+
+
+def _make(root: Path) -> None:
+    """Makes an empty catalog under another name and renames it when it is durable.
+
+    LMDB writes the first pages of a new file without a sync: a power cut might leave a file that it
+    takes for a damaged one, and the folder could not be opened any more.
+    """
+    aside = root / CATALOG_ASIDE
+    disk.remove_tree(aside, _WHAT)
+    disk.make_folder(aside, _WHAT)
+    made = _open(aside, create=True, read_only=False)
+    try:
+        made.write(partial(_stamp, made), _WHAT)
+    finally:
+        made.close()
+    disk.sync_folder(aside, _WHAT)
+    disk.remove_tree(root / CATALOG_FOLDER, _WHAT)
+    disk.rename(aside, root / CATALOG_FOLDER, _WHAT)
+
+
+def _stamp(environment: Environment, transaction: Any) -> None:
+    meta = environment.table("meta")
+    if transaction.get(META_FORMAT, db=meta) is None:
+        transaction.put(META_FORMAT, str(CATALOG_FORMAT).encode(), db=meta)
 
 
 def _is_name(name: object) -> bool:
