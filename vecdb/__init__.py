@@ -14,6 +14,7 @@ Start here:
 from . import errors
 from .collection import Collection
 from .database import Database, open
+from .downgrading import Downgraded, discard_kept, downgrade
 from .errors import VecdbError
 from .types import (
     AuditStats,
@@ -45,6 +46,7 @@ __all__ = [
     "Content",
     "CurvePoint",
     "Database",
+    "Downgraded",
     "Explain",
     "Hit",
     "IndexStats",
@@ -54,6 +56,8 @@ __all__ = [
     "VecdbError",
     "VectorSettings",
     "WriteResult",
+    "discard_kept",
+    "downgrade",
     "errors",
     "open",
 ]
