@@ -5,6 +5,7 @@ from .check import problems
 from .collection_store import CollectionStore
 from .reader import Commit, Reader
 from .shape import FieldShape, Shape
+from .sums import must_be_whole
 from .tables import State
 from .writer import EncodedRows, Writer, checksums
 
@@ -19,6 +20,7 @@ __all__ = [
     "State",
     "Writer",
     "checksums",
+    "must_be_whole",
     "not_found",
     "problems",
     "taken",

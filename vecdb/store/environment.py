@@ -16,8 +16,8 @@ import lmdb
 from .. import disk
 from ..errors import Closed, Corrupted, FormatMismatch, Internal, StorageFull
 from ..layout import COMPACTING_PREFIX, DATA_FILE, META_FORMAT
-from . import sync_point, vacuum
-from .faults import MapFull, in_our_words
+from . import pages, sync_point, vacuum
+from .faults import MapFull, in_our_words, refuse_damaged
 from .lazy_sync import LazySync
 
 Result = TypeVar("Result")
@@ -118,6 +118,8 @@ class Environment:
         size = min(self._map_initial_bytes, self.map_limit_bytes)
         if (folder / DATA_FILE).is_file():
             size = max(size, (folder / DATA_FILE).stat().st_size)
+            if not create:
+                refuse_damaged(folder, pages.bounds_faults(folder / DATA_FILE))
         with in_our_words(folder):
             env = lmdb.open(
                 str(folder),
@@ -136,6 +138,10 @@ class Environment:
                 # A reader that was killed keeps its slot, and LMDB the pages it saw, until someone
                 # looks.
                 env.reader_check()
+                if not create:
+                    # LMDB trusts its pages: a damaged one would end the process, or read what is elsewhere.
+                    with env.begin() as seen:
+                        refuse_damaged(folder, pages.file_faults(folder / DATA_FILE, seen.id()))
                 if create:
                     vacuum.make_tables(env, self._names, folder, "tables")
                 for name in self._names:
@@ -151,6 +157,10 @@ class Environment:
                 env.close()
                 raise
         return env, tables
+
+    def page_faults(self, transaction: Any) -> list[str]:
+        """What `pages.file_faults` finds in the moment of a transaction of ours."""
+        return pages.file_faults(self.folder / DATA_FILE, transaction.id())
 
     def table(self, name: str) -> Any:
         """Handle of a table; None if the file is of a format that lacks it."""

@@ -84,3 +84,13 @@ def _room_bytes(folder: Path) -> int:
     if limit != resource.RLIM_INFINITY:
         room = min(room, limit - (folder / DATA_FILE).stat().st_size)
     return room
+
+
+def refuse_damaged(folder: Path, faults: list[str]) -> None:
+    """Corrupted when there are any, before LMDB reads what they name."""
+    if faults:
+        more = f" and {len(faults) - 1} more faults" if len(faults) > 1 else ""
+        raise Corrupted(
+            f"{folder / DATA_FILE} is damaged: {faults[0]}{more}. Nothing was changed; restore a backup",
+            faults=faults[:100],
+        )

@@ -36,6 +36,7 @@ NODE_BYTES = 8
 _MAGIC, _VERSION, _INTEGER_KEYS = 0xBEEFC0DE, 1, 8
 _NOWHERE = (1 << 64) - 1
 _MOST_DEPTH = 32
+_LOOKS = 3
 _MOST_NAMED = 20
 """Faults of one kind that are named one by one."""
 
@@ -102,7 +103,7 @@ class PageFile:
     def __init__(self, path: Path) -> None:
         """OSError when it cannot be read."""
         self.size = path.stat().st_size
-        self.raw: NDArray[np.uint8] = (
+        self.raw: Any = (
             np.memmap(path, np.uint8, "r", shape=(self.size,))
             if self.size
             else np.empty(0, np.uint8)
@@ -148,9 +149,6 @@ class PageFile:
             faults.append("has flags that vecdb never sets")
         if map_size >= 1 << 48 or last_page >= 1 << 36:
             faults.append("has impossible sizes")
-        # Both are written with 0, then in turns.
-        if transaction and transaction % 2 != number:
-            faults.append(f"is of transaction {transaction}, which belongs into the other")
         return Meta(number, pad, map_size, free, main, last_page, transaction, tuple(faults))
 
     def meta_faults(self) -> list[str]:
@@ -160,8 +158,17 @@ class PageFile:
         metas = self.metas()
         faults = [f"page {m.number} (meta) {fault}" for m in metas for fault in m.faults]
         first, second = (m.transaction for m in metas)
+        # They are written in turns; both are of one transaction in a new file, and after `sync_point.recover`.
+        if not faults and first != second:
+            faults += [
+                f"page {m.number} (meta) is of transaction {m.transaction}, which belongs into the other"
+                for m in metas
+                if m.transaction % 2 != m.number
+            ]
         if not faults and first - second > 1:
-            faults.append(f"the metas are of transactions {second} and {first}, which do not follow")
+            faults.append(
+                f"the metas are of transactions {second} and {first}, which do not follow"
+            )
         return faults
 
     # -- trees
@@ -257,9 +264,7 @@ class PageFile:
         value = words[at].astype(np.int64) | words[at + 1].astype(np.int64) << 16
         return key_size, np.where(words[at + 2] & BIG, 8, value)
 
-    def _children(
-        self, level: Numbers, name: str, faults: list[str], lost: list[int]
-    ) -> Numbers:
+    def _children(self, level: Numbers, name: str, faults: list[str], lost: list[int]) -> Numbers:
         lower = self._words[level * (self.page_size // 2) + 6].astype(np.int64)
         _, nodes = self._nodes(level, lower)
         words, at = self._words, nodes // 2
@@ -326,19 +331,21 @@ class PageFile:
         heads[np.arange(8) >= found.key_sizes[:, None]] = 0
         order = heads.view("<u8" if name == FREE else ">u8").reshape(-1)
         wrong = np.flatnonzero(order[1:] < order[:-1])
-        for n in wrong[:_MOST_NAMED].tolist():
-            faults.append(f"page {found.pages[n + 1]} (a leaf of table {name}) has keys out of order")
+        faults += [
+            f"page {page} (a leaf of table {name}) has keys out of order"
+            for page in found.pages[wrong[:_MOST_NAMED] + 1].tolist()
+        ]
 
     # -- what is stored
 
     def key(self, entries: Entries, n: int) -> bytes:
         at = int(entries.keys[n])
-        return self.raw[at : at + int(entries.key_sizes[n])].tobytes()
+        return bytes(self.raw[at : at + int(entries.key_sizes[n])])
 
     def value(self, entries: Entries, n: int) -> memoryview:
         """The bytes of a value, in the map of the file."""
         at = int(entries.values[n])
-        return self.raw[at : at + int(entries.sizes[n])].data
+        return memoryview(self.raw[at : at + int(entries.sizes[n])])
 
     def items(self, entries: Entries) -> Iterator[tuple[bytes, memoryview]]:
         for n in range(len(entries.keys)):
@@ -361,7 +368,12 @@ class PageFile:
             # A list may end before its value does.
             count = int(words[0]) if len(words) else 1 << 32
             pages = words[1 : 1 + min(count, len(words))].astype(np.int64)
-            if count >= len(words) or len(key) != 8 or (pages < 2).any() or (np.diff(pages) >= 0).any():
+            if (
+                count >= len(words)
+                or len(key) != 8
+                or (pages < 2).any()
+                or (np.diff(pages) >= 0).any()
+            ):
                 faults.append("a list of free pages is damaged")
                 continue
             lists.append(pages)
@@ -389,19 +401,28 @@ def _tell(
         faults.append(f"{len(wrong) - _MOST_NAMED} more such pages: {what}")
 
 
-def file_faults(
-    path: Path, tables: tuple[str, ...], transaction: int | None = None, *, later: tuple[str, ...] = ()
-) -> list[str]:
+def bounds_faults(path: Path) -> list[str]:
+    """What is wrong with the two pages that a file begins with; reads nothing else, so it is quick.
+
+    Beside a process that writes, both are looked at again before anything is said.
+    """
+    for _ in range(_LOOKS):
+        faults = PageFile(path).meta_faults()
+        if not faults:
+            break
+    return faults
+
+
+def file_faults(path: Path, transaction: int | None = None) -> list[str]:
     """One sentence for each page of a file that cannot be trusted; empty when all can.
 
     Of the moment that commit `transaction` has left, which the caller keeps open, else of the newest.
-    `tables` are those that must be there, but for `later`. Values are not looked into: that is for
-    whoever knows them.
+    Values are not looked into: that is for whoever knows them. OSError when it cannot be read.
     """
-    file = PageFile(path)
-    faults = file.meta_faults()
+    faults = bounds_faults(path)
     if faults:
         return faults
+    file = PageFile(path)
     metas = [m for m in file.metas() if transaction is None or m.transaction == transaction]
     if not metas:
         return []  # Whoever writes beside us has gone on twice; the next look is at another moment.
@@ -410,11 +431,6 @@ def file_faults(
     main = file.walk(meta.main, MAIN)
     faults += free.faults + main.faults
     trees = file.subtrees(main.entries)
-    if not main.faults:
-        missing = [name for name in tables if name not in trees and name not in later]
-        faults += [f"table {name} is missing" for name in missing]
-        faults += [f"there is a table {name}, of which vecdb knows nothing" for name in trees
-                   if name not in tables]  # fmt: skip
     for name, tree in trees.items():
         if tree.flags:
             faults.append(f"table {name} has flags that vecdb never sets")

@@ -61,6 +61,10 @@ class Tables:
         self._shape = shape
         self._n_rows = -1
 
+    def page_faults(self) -> list[str]:
+        """What is wrong with the pages of this moment, by a look at the file without LMDB."""
+        return self._env.page_faults(self._txn)
+
     # -- what stands in `meta`
 
     def format(self) -> int:
