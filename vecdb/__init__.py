@@ -12,10 +12,20 @@ Start here:
 """
 
 from . import errors
+from .backup import list_backups, prune_backups, verify_backups
+from .backup_types import (
+    BackupCollection,
+    BackupInfo,
+    BackupProgress,
+    BackupReport,
+    RestoredCollection,
+    RestoreResult,
+)
 from .collection import Collection
 from .database import Database, open
 from .downgrading import Downgraded, discard_kept, downgrade
 from .errors import VecdbError
+from .restored import restore
 from .types import (
     AuditStats,
     CheckReport,
@@ -38,6 +48,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AuditStats",
+    "BackupCollection",
+    "BackupInfo",
+    "BackupProgress",
+    "BackupReport",
     "CheckReport",
     "Collection",
     "CollectionInfo",
@@ -53,11 +67,17 @@ __all__ = [
     "QueryResult",
     "Record",
     "Records",
+    "RestoreResult",
+    "RestoredCollection",
     "VecdbError",
     "VectorSettings",
     "WriteResult",
     "discard_kept",
     "downgrade",
     "errors",
+    "list_backups",
     "open",
+    "prune_backups",
+    "restore",
+    "verify_backups",
 ]

@@ -3,7 +3,9 @@
 from .catalog import Catalog, not_found, taken
 from .check import problems
 from .collection_store import CollectionStore
+from .copying import LogPiece, StoredRows, copy_deaths, copy_log, copy_rows
 from .reader import Commit, Reader
+from .restoring import Restorer
 from .shape import FieldShape, Shape
 from .sums import must_be_whole
 from .tables import State
@@ -15,11 +17,17 @@ __all__ = [
     "Commit",
     "EncodedRows",
     "FieldShape",
+    "LogPiece",
     "Reader",
+    "Restorer",
     "Shape",
     "State",
+    "StoredRows",
     "Writer",
     "checksums",
+    "copy_deaths",
+    "copy_log",
+    "copy_rows",
     "must_be_whole",
     "not_found",
     "problems",
