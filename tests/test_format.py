@@ -211,8 +211,11 @@ def test_going_back_loses_what_was_written_since_and_says_how_much(old):
     assert content(old)["docs"] == before["docs"]
     with vecdb.open(old, auto_build=False) as db:
         docs = db.get_collection("docs")
-        assert (docs.count(), docs.check().ok) == (1_199, True)
+        assert docs.count() == 1_199
+        # The files of the index from before went when the newer format built its own.
+        assert all("index file" in problem for problem in docs.check().problems)
         assert docs.build_index().indexed_rows >= 1_199
+        assert docs.check().ok
 
 
 def test_kept_files_can_be_given_up_or_never_made(old, tmp_path):

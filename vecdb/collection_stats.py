@@ -8,6 +8,7 @@ from .core import Core
 from .durability import synced_sequence
 from .errors import Corrupted
 from .field import Field
+from .index import file_faults
 from .recall_audit import Audit
 from .store import problems
 from .types import AuditStats, CheckReport, CollectionStats, CurvePoint, IndexStats
@@ -90,4 +91,20 @@ def check(core: Core) -> CheckReport:
                     break
         except Corrupted as error:
             found.append(error.message)
-    return CheckReport(not found, state.live, tuple(found))
+    found += _index_faults(core)
+    return CheckReport(not found, state.live, tuple(found[:_MAX_PROBLEMS]))
+
+
+def _index_faults(core: Core) -> list[str]:
+    """What is wrong with saved indexes: files that fail their checksums, and those that could not be used."""
+    found = []
+    for field in core.all_fields:
+        record = field.record
+        faults = [] if record is None else file_faults(record, core.store.folder)
+        if field.record is not record:
+            continue  # A build has put new files into the place of these, and has read them.
+        if not faults and field.raw_record is not None and record is None:
+            faults = [field.last_error]
+        where = f"vector field {field.name!r}: " if field.name else ""
+        found += [f"{where}{fault}; the index is made again from the store" for fault in faults]
+    return found

@@ -14,7 +14,7 @@ from . import metadata as meta
 from .collection_info import from_json
 from .errors import InvalidCursor, InvalidQuery, LimitExceeded
 from .layout import unpack_content
-from .store import Reader
+from .store import Reader, must_be_whole
 from .types import INCLUDABLE, CollectionInfo, Content
 from .vectors import Space, width_of
 
@@ -69,7 +69,9 @@ def fetch(
     About 0.7 us a row and column, and 1.5 us for vectors. When the included parts have more than
     `max_bytes` together, nothing is copied: LimitExceeded, or with `cut` only the first rows that fit,
     at least one. With `cut` the rows may be of a moment that is past: InvalidCursor when a
-    compaction has taken any of them since.
+    compaction has taken any of them since; and their checksums are compared when anything is included:
+    Corrupted names the records. A checksum takes all that is stored of a record, so where a collection
+    holds contents, which may be large, that is done only when these are included.
     """
     if cut:
         _must_be_there(reader, rows)
@@ -86,8 +88,12 @@ def fetch(
         rows, ids = rows[:fitting], ids[:fitting]
         held = {part: views[:fitting] for part, views in held.items()}
     vectors, named, present = None, None, None
-    if "vector" in include:
-        vectors = _readable(reader.vectors(rows), info_of(reader).storage)
+    stored = reader.vectors(rows) if "vector" in include else None
+    if cut and include and ("content" in include or not reader.entries("contents")):
+        views = {_TABLES[part]: found for part, found in held.items()}
+        must_be_whole(reader, rows, [i.encode() for i in ids], views, stored)
+    if stored is not None:
+        vectors = _readable(stored, info_of(reader).storage)
     if "named_vectors" in include:
         named, present = _named(reader, rows)
     metadata: list[Any] | None = None

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .errors import Corrupted
+
 _FIRST_ROWS = 1_024
 _FIRST_BYTES = 1 << 14
 _MANY_ROWS = 64
@@ -73,7 +75,10 @@ class Ids:
 
     def take(self, rows: NDArray[np.int64]) -> list[str]:
         """Ids of rows, in their order; 1 us and about 0.1 us each, 0.2 to 0.3 where they lie far apart and
-        the processor's caches hold other things. Of many rows those that were asked for before take a third."""
+        the processor's caches hold other things. Of many rows those that were asked for before take a third.
+
+        Corrupted for bytes that are no text.
+        """
         if len(rows) < _MANY_ROWS:
             return self._made(rows)
         texts: list[str] = self._texts_of(rows)[rows].tolist()
@@ -100,7 +105,12 @@ class Ids:
         # Ends first: texts that are read after them hold all that they point to.
         starts, stops = self._starts[rows].tolist(), self._stops[rows].tolist()
         texts = self._texts
-        return [texts[a:b].decode() for a, b in zip(starts, stops, strict=True)]
+        try:
+            return [texts[a:b].decode() for a, b in zip(starts, stops, strict=True)]
+        except UnicodeDecodeError as error:
+            raise Corrupted(
+                f"a stored id is not what was written ({error}); `check` names its row, restore a backup"
+            ) from error
 
     @property
     def nbytes(self) -> int:

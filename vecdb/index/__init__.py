@@ -8,7 +8,7 @@ from .calibrate import Curve
 from .distance import distances
 from .door import device, give_memory_back
 from .figures import IndexFigures
-from .files import IndexRecord, of_same_files
+from .files import IndexRecord, file_faults, of_same_files
 from .found import Found
 from .index import Index
 from .main import BuiltIndex
@@ -30,6 +30,7 @@ __all__ = [
     "View",
     "device",
     "distances",
+    "file_faults",
     "give_memory_back",
     "of_same_files",
 ]

@@ -243,6 +243,17 @@ def _verify(folder: Path, part: FilePart) -> Path:
     return path
 
 
+def file_faults(record: IndexRecord, folder: Path) -> list[str]:
+    """What is wrong with the files of a saved index, one sentence a file; reads them once."""
+    faults = []
+    for part in (record.graph, record.numbers, *([] if record.codes is None else [record.codes])):
+        try:
+            _verify(folder, part)
+        except Corrupted as error:
+            faults.append(error.message)
+    return faults
+
+
 def load(job: Job, record: IndexRecord, folder: Path) -> Main:
     """Verify, map and complete a saved index; Corrupted says in plain words why it cannot be.
 

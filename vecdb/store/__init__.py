@@ -7,6 +7,7 @@ from .copying import LogPiece, StoredRows, copy_deaths, copy_log, copy_rows
 from .reader import Commit, Reader
 from .restoring import Restorer
 from .shape import FieldShape, Shape
+from .sums import must_be_whole
 from .tables import State
 from .writer import EncodedRows, Writer, checksums
 
@@ -27,6 +28,7 @@ __all__ = [
     "copy_deaths",
     "copy_log",
     "copy_rows",
+    "must_be_whole",
     "not_found",
     "problems",
     "taken",

@@ -21,21 +21,27 @@ from ..layout import (
     unpack_content,
 )
 from .reader import Reader
+from .sums import BY_ROW, sums_of
 from .tables import Rows
 
 Mask = NDArray[np.bool_]
 
 _SLICE_ROWS = 4_096
-_BY_ROW = ("metadata", "documents", "contents", "uris")
 
 
 def problems(reader: Reader) -> Iterator[str]:
     """One sentence for each fault, in no promised order; about 3 us a record.
 
+    The pages come first, read without LMDB; where one is damaged, nothing else is looked at.
     Checks that every live row has an id that points back to it, that every checksum holds, that
     counts and row numbers agree, that no value belongs to a row that does not exist or is purged, and
     that the log has no gap behind the horizon.
     """
+    damaged = reader.page_faults()
+    if damaged:
+        # LMDB must not read such pages: what it would do is not known.
+        yield from damaged
+        return
     state, horizon = reader.state(), reader.horizon()
     n_rows = state.next_row
     dying, sequences = reader.dying()
@@ -100,7 +106,7 @@ def _rows(
     rows = np.arange(start, stop)
     try:
         sums = _stored_sums(reader, start, stop)
-        found = _sums(reader, rows, [record_id for record_id, _ in sums])
+        found = sums_of(reader, rows, [record_id for record_id, _ in sums])
     except Corrupted as error:
         yield error.message
         return
@@ -149,28 +155,6 @@ def _stored_sums(reader: Reader, start: int, stop: int) -> list[tuple[bytes, int
     return known
 
 
-def _sums(reader: Reader, rows: Rows, ids: list[bytes]) -> list[int]:
-    """The checksum of what is stored of each row; 0 where nothing is."""
-    sums = _with_vectors(reader, 0, rows, [zlib.crc32(i) for i in ids])
-    for table in _BY_ROW:
-        values = reader.views(table, rows)
-        sums = [s if v is None else zlib.crc32(v, s) for v, s in zip(values, sums, strict=True)]
-    for field in range(1, reader.n_fields):
-        sums = _with_vectors(reader, field, rows, sums)
-    return sums
-
-
-def _with_vectors(reader: Reader, field: int, rows: Rows, sums: list[int]) -> list[int]:
-    start, stop = int(rows[0]), int(rows[-1]) + 1
-    vectors = reader.vector_range(start, stop, field)
-    raw, width = vectors.reshape(-1).view(np.uint8).data, vectors[0].nbytes
-    for n in np.flatnonzero(
-        reader.present(rows, field) & ~reader.purged_mask(start, stop)
-    ).tolist():
-        sums[n] = zlib.crc32(raw[n * width : (n + 1) * width], sums[n])
-    return sums
-
-
 def _readable(content: bytes) -> bool:
     try:
         unpack_content(content)
@@ -182,7 +166,7 @@ def _readable(content: bytes) -> bool:
 def _orphans(reader: Reader, n_rows: int, purged: Mask) -> Iterator[str]:
     """Values of rows that do not exist, and blocks that should not be there or are not."""
     limit = keys_of_rows([n_rows])[0]
-    for table in _BY_ROW:
+    for table in BY_ROW:
         last = reader.last_key(table)
         if last is not None and last >= limit:
             yield f"table {table} holds row {int.from_bytes(last, 'big')}, which was never given out"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import threading
@@ -16,9 +15,9 @@ import lmdb
 
 from .. import disk
 from ..errors import Closed, Corrupted, FormatMismatch, Internal, StorageFull
-from ..layout import COMPACTING_PREFIX, DATA_FILE, META_FORMAT
-from . import sync_point, vacuum
-from .faults import MapFull, in_our_words
+from ..layout import COMPACTING_PREFIX, DATA_FILE
+from . import pages, sync_point, vacuum
+from .faults import MapFull, format_told, in_our_words, refuse_damaged
 from .lazy_sync import LazySync
 
 Result = TypeVar("Result")
@@ -122,8 +121,10 @@ class Environment:
         size = min(self._map_initial_bytes, self.map_limit_bytes)
         if (folder / DATA_FILE).is_file():
             size = max(size, (folder / DATA_FILE).stat().st_size)
+            if not create:
+                refuse_damaged(folder, pages.bounds_faults(folder / DATA_FILE))
         with in_our_words(folder):
-            self._reserve_locks(folder)
+            vacuum.reserve_locks(folder, _MAX_READERS, read_only=self.read_only)
             env = lmdb.open(
                 str(folder),
                 map_size=size,
@@ -141,6 +142,10 @@ class Environment:
                 # A reader that was killed keeps its slot, and LMDB the pages it saw, until someone
                 # looks.
                 env.reader_check()
+                if not create:
+                    # LMDB trusts its pages: a damaged one would end the process, or read what is elsewhere.
+                    with env.begin() as seen:
+                        refuse_damaged(folder, pages.file_faults(folder / DATA_FILE, seen.id()))
                 if create:
                     vacuum.make_tables(env, self._names, folder, "tables")
                 for name in self._names:
@@ -150,20 +155,12 @@ class Environment:
                         if name not in (*self._later_names, *self._optional_names):
                             raise FormatMismatch(
                                 f"{folder / DATA_FILE} is not a file of this version of vecdb: it has no "
-                                f"table {name!r}{_format_told(env)}. Open it with the version that wrote it"
+                                f"table {name!r}{format_told(env)}. Open it with the version that wrote it"
                             ) from None
             except BaseException:
                 env.close()
                 raise
         return env, tables
-
-    def _reserve_locks(self, folder: Path) -> None:
-        try:
-            vacuum.reserve_locks(folder, _MAX_READERS)
-        except OSError as error:
-            # Where nothing can be written LMDB reads without locks.
-            if not (self.read_only and error.errno == errno.EROFS):
-                raise
 
     def table(self, name: str) -> Any:
         """Handle of a table; None if the file is of a format that lacks it."""
@@ -450,12 +447,3 @@ class Environment:
                     self._keep_out = False
                     self._gate.notify_all()
             time.sleep(_PATIENCE_S)
-
-
-def _format_told(env: Any) -> str:
-    """What a file of another version says of its format."""
-    try:
-        with env.begin(db=env.open_db(b"meta", create=False)) as transaction:
-            return f", and says that its format is {int(transaction.get(META_FORMAT, b''))}"
-    except (lmdb.Error, ValueError):
-        return ""

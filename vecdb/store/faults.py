@@ -8,6 +8,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lmdb
 
@@ -21,7 +22,7 @@ from ..errors import (
     StorageFull,
     VecdbError,
 )
-from ..layout import DATA_FILE
+from ..layout import DATA_FILE, META_FORMAT
 
 _LITTLE_ROOM_BYTES = 16 << 20
 
@@ -99,3 +100,22 @@ def _room_bytes(folder: Path) -> int:
     if limit != resource.RLIM_INFINITY:
         room = min(room, limit - (folder / DATA_FILE).stat().st_size)
     return room
+
+
+def refuse_damaged(folder: Path, faults: list[str]) -> None:
+    """Corrupted when there are any, before LMDB reads what they name."""
+    if faults:
+        more = f" and {len(faults) - 1} more faults" if len(faults) > 1 else ""
+        raise Corrupted(
+            f"{folder / DATA_FILE} is damaged: {faults[0]}{more}. Nothing was changed; restore a backup",
+            faults=faults[:100],
+        )
+
+
+def format_told(env: Any) -> str:
+    """What a file of another version says of its format."""
+    try:
+        with env.begin(db=env.open_db(b"meta", create=False)) as transaction:
+            return f", and says that its format is {int(transaction.get(META_FORMAT, b''))}"
+    except (lmdb.Error, ValueError):
+        return ""

@@ -143,6 +143,14 @@ class Reader(VectorReader):
         rows = [(b"", 0) if purged >> n & 1 else next(kept) for n in range(count)]
         return [i for i, _ in rows], [s for _, s in rows]
 
+    def checksum_block(self, number: int) -> NDArray[np.uint32]:
+        """The checksums of `id_block` alone; 10 us a block that nothing was purged from."""
+        raw, purged = self._id_value(number)
+        if purged:
+            return np.array(self.id_block(number)[1], np.uint32)
+        with self._id_faults(number):
+            return np.frombuffer(raw, "<u4", id_count(raw), 4)
+
     def _id_value(self, number: int) -> tuple[Any, int]:
         """(a block of ids as stored, the rows it leaves out, bit n for its row n)."""
         raw = self._get("ids", ROW.pack(number))

@@ -12,6 +12,7 @@ from ..errors import Corrupted
 from ..layout import (
     BITMAP_ROWS,
     COLLECTION_FORMAT,
+    DATA_FILE,
     KEYED,
     META_FORMAT,
     META_HORIZON,
@@ -26,6 +27,7 @@ from ..layout import (
     unpack_bitmaps,
 )
 from .environment import Environment
+from .pages import file_faults
 from .shape import Shape
 
 Rows = NDArray[np.int64]
@@ -60,6 +62,10 @@ class Tables:
         self._txn = transaction
         self._shape = shape
         self._n_rows = -1
+
+    def page_faults(self) -> list[str]:
+        """What is wrong with the pages of this moment, by a look at the file without LMDB."""
+        return file_faults(self._env.folder / DATA_FILE, self._txn.id())
 
     # -- what stands in `meta`
 

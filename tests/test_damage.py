@@ -1,0 +1,246 @@
+"""Files whose bytes were changed: what is wrong is named, nobody dies, and no answer is wrong."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from seeds import RUN_SEED
+
+import vecdb
+from vecdb.errors import Corrupted, VecdbError
+from vecdb.store.pages import file_faults
+
+FLIPS = 150
+
+
+def make(folder):
+    """A database with dead, purged and live records of every kind; what it holds, by id."""
+    rng = np.random.default_rng(5)
+    with vecdb.open(folder, history_s=0) as db:
+        docs = db.create_collection("docs", dimension=16, vectors={"title": {"dimension": 4}})
+        for batch in range(8):
+            ids = [f"r{i}" for i in rng.choice(900, 150, replace=False)]
+            titles = [rng.random(4).tolist() if rng.random() < 0.5 else None for _ in ids]
+            docs.upsert(
+                ids,
+                rng.random((150, 16)),
+                metadata=[{"batch": batch, "name": i} for i in ids],
+                documents=[i * int(rng.integers(1, 90)) for i in ids],
+                contents=[i.encode() * 1_500 if i.endswith("77") else None for i in ids],
+                named_vectors={"title": titles},
+            )
+            docs.delete(ids[:20])
+        docs.compact()
+        docs.upsert(["last"], rng.random((1, 16)))
+        docs.delete(["last"])
+    return data_file(folder)
+
+
+def data_file(folder):
+    (collection,) = (folder / "collections").iterdir()
+    return collection / "data.mdb"
+
+
+# Opens, checks and reads everything; says what came of it. Damage may end this process, not the test's.
+READER = """
+    import sys, vecdb
+    from vecdb.errors import VecdbError
+    for folder in sys.stdin:
+        report = None
+        try:
+            with vecdb.open(folder.strip(), read_only=True) as db:
+                docs = db.get_collection("docs")
+                report = docs.check()
+                if not report.ok:
+                    print("named", report.problems[0], flush=True)
+                found = []
+                for batch in docs.scan(include=["vector", "metadata", "document", "content", "named_vectors"]):
+                    for n, i in enumerate(batch.ids):
+                        title = batch.named_vectors["title"][n].tobytes()
+                        content = batch.contents[n] and batch.contents[n].data
+                        found.append((i, batch.vectors[n].tobytes(), title, str(batch.metadata[n]),
+                                      batch.documents[n], content))
+                if report.ok:
+                    print("ok", hash_of(found), flush=True)
+        except VecdbError as error:
+            # Whatever check has named, a scan may refuse to read.
+            if report is None or report.ok:
+                print("refused", error.reason, str(error), flush=True)
+"""
+HASH = """
+    import hashlib
+    def hash_of(found):
+        return hashlib.sha256(repr(sorted(found)).encode()).hexdigest()
+"""
+
+
+class Reading:
+    """A process that reads damaged databases."""
+
+    def __init__(self):
+        code = textwrap.dedent(HASH) + textwrap.dedent(READER)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def ask(self, folder):
+        self.process.stdin.write(f"{folder}\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def close(self):
+        self.process.stdin.close()
+        return self.process.wait(60)
+
+
+@pytest.fixture
+def reading():
+    child = Reading()
+    yield child
+    assert child.close() == 0
+
+
+def test_a_sound_file_has_no_faults(tmp_path):
+    """The pages of files that were written, compacted and reopened are found to be in order."""
+    assert file_faults(make(tmp_path / "db")) == []
+    assert file_faults(tmp_path / "db" / "catalog" / "data.mdb") == []
+
+
+def test_a_flipped_bit_anywhere_in_a_collection(tmp_path, reading):
+    """After one flipped bit the file is refused, or the damage is named, or every record is as before."""
+    print(f"seed {RUN_SEED}")
+    rng = random.Random(RUN_SEED)
+    path = make(tmp_path / "db")
+    before = reading.ask(tmp_path / "db")
+    assert before.startswith("ok ")
+    outcomes = {"ok": 0, "named": 0, "refused": 0}
+    size = path.stat().st_size
+    for _ in range(FLIPS):
+        bit = rng.randrange(8 * size)
+        flip(path, bit)
+        found = reading.ask(tmp_path / "db")
+        outcomes[found.partition(" ")[0]] += 1
+        assert found == before or not found.startswith("ok"), (RUN_SEED, bit)
+        flip(path, bit)
+    assert reading.ask(tmp_path / "db") == before
+    assert min(outcomes["named"], outcomes["refused"]) > 0, outcomes
+
+
+def flip(path, bit):
+    with open(path, "r+b") as file:
+        file.seek(bit // 8)
+        byte = file.read(1)[0]
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ 1 << bit % 8]))
+
+
+def test_a_file_cut_off_anywhere_is_refused(tmp_path, reading):
+    """A data file of any shorter length is refused in words, whole or not: nobody dies of a missing page."""
+    print(f"seed {RUN_SEED}")
+    rng = random.Random(RUN_SEED)
+    path = make(tmp_path / "db")
+    whole = path.read_bytes()
+    before = reading.ask(tmp_path / "db")
+    lengths = [0, 1, 4_095, 4_096, 8_191, 8_192, *(rng.randrange(len(whole)) for _ in range(20))]
+    for length in sorted(lengths, reverse=True):
+        os.truncate(path, length)
+        found = reading.ask(tmp_path / "db")
+        assert found.startswith("refused") or found == before, (RUN_SEED, length, found)
+        assert not found.startswith("ok") or length > len(whole) // 2, (RUN_SEED, length)
+    path.write_bytes(whole)
+    assert reading.ask(tmp_path / "db") == before
+
+
+@pytest.mark.parametrize("part", ["vector", "metadata", "document", "content", "title"])
+def test_a_scan_names_the_damaged_record(data_folder, part):
+    """A flipped bit in any part of a record: check and scan name it, other records can still be read."""
+    title = np.array([[1.5, 2.5], [3.25, 4.75]], np.float32)
+    vectors = np.array([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]], np.float32)
+    with vecdb.open(data_folder) as db:
+        docs = db.create_collection(
+            "docs", dimension=4, metric="l2", vectors={"title": {"dimension": 2, "metric": "l2"}}
+        )
+        docs.insert(
+            ["whole", "hurt"], vectors, metadata=[{"n": "first"}, {"n": "second"}],
+            documents=["one text", "another text"], contents=[b"some bytes", b"more bytes"],
+            named_vectors={"title": title},
+        )  # fmt: skip
+    stored = {"vector": vectors[1].tobytes(), "metadata": b"second", "document": b"another text",
+              "content": b"more bytes", "title": title[1].tobytes()}[part]  # fmt: skip
+    path = data_file(data_folder)
+    raw = path.read_bytes()
+    places = [at for at in range(len(raw)) if raw.startswith(stored, at)]
+    assert places
+    for at in places:  # pages that are not in use any more hold it too
+        flip(path, 8 * at + 3)
+    with vecdb.open(data_folder) as db:
+        docs = db.get_collection("docs")
+        (problem,) = docs.check().problems
+        assert "'hurt' (row 1) fails its checksum" in problem
+        with pytest.raises(Corrupted, match="'hurt'") as raised:
+            list(docs.scan(include=["vector", "metadata", "document", "content", "named_vectors"]))
+        assert raised.value.details["ids"] == ["hurt"]
+        assert docs.get(["whole"], include=["document"]).documents == ["one text"]
+        docs.delete(["hurt"])
+        (batch,) = docs.scan(include=["content"])
+        assert batch.ids == ["whole"]
+
+
+@pytest.mark.parametrize("kind", ["faiss", "rows", "missing"])
+def test_a_damaged_index_file_is_named_and_made_again(data_folder, kind):
+    """A changed or missing index file: check names it, answers stay right, and it is built again."""
+    vectors = np.random.default_rng(3).random((3_000, 8), dtype=np.float32)
+    with vecdb.open(data_folder, auto_build=False) as db:
+        docs = db.create_collection("docs", dimension=8, index="hnsw")
+        docs.insert([f"r{n}" for n in range(3_000)], vectors)
+        docs.build_index()
+        assert docs.check().ok
+        folder = data_file(data_folder).parent
+        (path,) = folder.glob("*.rows" if kind == "rows" else "*.faiss")
+        if kind == "missing":
+            path.unlink()
+        else:
+            flip(path, 8 * (path.stat().st_size // 2))
+        (problem,) = docs.check().problems
+        assert path.name in problem
+    with vecdb.open(data_folder) as db:
+        docs = db.get_collection("docs")
+        assert docs.query(vectors[7], k=1).ids == [["r7"]]
+        docs.build_index()
+        assert docs.check().ok
+
+
+def test_a_damaged_page_is_named_where_it_is(tmp_path):
+    """The error of a damaged page says which page of which table, and carries all of them as details."""
+    path = make(tmp_path / "db")
+    size = 4_096
+    raw = bytearray(path.read_bytes())
+    leaf = next(
+        n for n in range(2, len(raw) // size)
+        if raw[n * size + 10] == 2 and int.from_bytes(raw[n * size : n * size + 8], "little") == n
+        and file_faults_with(path, raw, n * size + 14)
+    )  # fmt: skip
+    with (
+        pytest.raises(VecdbError, match=f"page {leaf} ") as raised,
+        vecdb.open(tmp_path / "db") as db,
+    ):
+        db.get_collection("docs")
+    assert raised.value.reason == "CORRUPTED"
+    assert raised.value.details["faults"]
+
+
+def file_faults_with(path, raw, at):
+    """Flips a bit at `at` in the file, and leaves it so if the page is in use."""
+    changed = bytearray(raw)
+    changed[at] ^= 1
+    path.write_bytes(changed)
+    if file_faults(path):
+        return True
+    path.write_bytes(raw)
+    return False
