@@ -23,6 +23,7 @@ from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 
 from . import logs
 from .pools import Pools
+from .query_stream import QueryStreams
 from .service_records import Service
 from .settings import check, is_loopback, split
 from .status import Border
@@ -75,11 +76,20 @@ class Server:
         workers = settings["worker_threads"]
         if not _pools_by_handler():
             # Without pools of their own, long calls must not be able to take all threads.
-            workers = settings["stream_threads"] + settings["write_threads"] + 8
+            workers = 8 + sum(
+                settings[n] for n in ("stream_threads", "write_threads", "query_streams")
+            )
             log.warning(
                 "this version of grpc serves all calls from one pool of %d threads", workers
             )
-        self._pools = Pools(workers, settings["write_threads"], settings["stream_threads"])
+        self._streams = QueryStreams()
+        self._pools = Pools(
+            workers,
+            settings["write_threads"],
+            settings["stream_threads"],
+            settings["query_streams"],
+            self._streams,
+        )
         self._health = health.HealthServicer(experimental_non_blocking=True)
         self._grpc = grpc.server(
             self._pools.reads,
@@ -95,7 +105,7 @@ class Server:
                 ("grpc.keepalive_timeout_ms", 20_000),
             ),
         )
-        service: Any = Service(database, limit, self._pools.read_threads)
+        service: Any = Service(database, limit, self._pools.read_threads, self._streams)
         add_service: Any = pb_grpc.add_VecdbServiceServicer_to_server
         add_service(service, self._grpc)
         add_health: Any = health_pb2_grpc.add_HealthServicer_to_server
@@ -132,10 +142,12 @@ class Server:
         """
         assert self._database is not None
         self._health.enter_graceful_shutdown()
+        self._streams.close()
         drained = self._grpc.stop(self.settings["drain_timeout_s"])
         while not drained.wait(0.02):
             if not self._pools.running():
-                # What is left open are watchers of the health service, which never end by themselves.
+                # What is left open never ends by itself: watchers of the health service, and streams of
+                # queries that have nothing to answer.
                 self._grpc.stop(0)
         ended = threading.Event()
 

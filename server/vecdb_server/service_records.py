@@ -17,6 +17,7 @@ from vecdb.types import MAX_K
 from vecdb_client import answers, messages, wire
 from vecdb_client.v1 import vecdb_pb2 as pb
 
+from .query_stream import QueryStreams
 from .scans import scan_messages
 from .service_collections import CollectionHandlers
 from .status import remaining_s
@@ -68,8 +69,15 @@ def _rarely_asked(request: Any) -> dict[str, Any]:
 class Service(CollectionHandlers):
     """The whole service: what `CollectionHandlers` has, and the verbs of records."""
 
-    def __init__(self, database: vecdb.Database, max_message_bytes: int, read_threads: int) -> None:
+    def __init__(
+        self,
+        database: vecdb.Database,
+        max_message_bytes: int,
+        read_threads: int,
+        streams: QueryStreams,
+    ) -> None:
         super().__init__(database, max_message_bytes)
+        self._streams = streams
         # One thread is always left for reads that need not wait.
         self._may_wait = threading.BoundedSemaphore(max(1, read_threads - 1))
 
@@ -156,6 +164,14 @@ class Service(CollectionHandlers):
         )
 
     def Query(self, request: Any, context: Any) -> Any:
+        return self._answer(request, remaining_s(context))
+
+    def QueryStream(self, requests: Any, context: Any) -> Iterator[Any]:
+        return self._streams.serve(
+            requests, context, self._database, self._answer, self._max_message_bytes
+        )
+
+    def _answer(self, request: Any, timeout_s: float | None) -> Any:
         collection = self._database.get_collection(request.collection)
         has = request.HasField
         with self._room_to_wait(collection, request.min_sequence):
@@ -169,7 +185,7 @@ class Service(CollectionHandlers):
                 target_recall=request.target_recall or None,
                 include=messages.decode_includes(request.include),
                 min_sequence=request.min_sequence or None,
-                timeout_s=remaining_s(context),
+                timeout_s=timeout_s,
                 raw_metadata=True,
                 max_bytes=self._max_message_bytes,
                 **_rarely_asked(request),

@@ -34,12 +34,14 @@ INGEST_WINDOW = 4
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One request. `is_read` says that repeating it does no harm."""
+    """One request. `is_read` says that repeating it does no harm, `streams` that it is a query that may
+    travel with others on a stream."""
 
     rpc: str
     request: Any
     read: Callable[[Any], T]
     is_read: bool
+    streams: bool = False
 
 
 @dataclass(frozen=True, slots=True)

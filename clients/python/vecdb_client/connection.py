@@ -11,6 +11,7 @@ import grpc
 from . import reads, transport
 from .calls import Call
 from .errors import Closed, VecdbError
+from .streams import QueryStreams
 from .types import Records, WriteResult
 from .v1 import vecdb_pb2_grpc as pb_grpc
 
@@ -27,11 +28,13 @@ class Connection:
         options = transport.channel_options(max_message_bytes)
         self._channel = grpc.insecure_channel(self.target, options=options)
         self._stub: Any = pb_grpc.VecdbServiceStub(self._channel)
+        self._streams = QueryStreams(self._stub.QueryStream)
         self._closed = False
 
     def close(self) -> None:
         """Ends the channel and whatever runs on it; later calls raise Closed."""
         self._closed = True
+        self._streams.close()
         self._channel.close()
 
     def method(self, rpc: str) -> Any:
@@ -55,8 +58,10 @@ class Connection:
         while True:
             left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
             try:
-                answer = method(call.request, timeout=left_s)
-            except (grpc.RpcError, ValueError) as error:
+                answer = self._streams.ask(call.request, left_s) if call.streams else None
+                if answer is None:
+                    answer = method(call.request, timeout=left_s)
+            except (grpc.RpcError, VecdbError, ValueError) as error:
                 raised = self.raised(error)
                 if not call.is_read:
                     raise raised from None
