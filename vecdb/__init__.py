@@ -15,6 +15,7 @@ from . import errors
 from .collection import Collection
 from .database import Database, open
 from .errors import VecdbError
+from .index import limit_threads as limit_search_threads
 from .types import (
     AuditStats,
     CheckReport,
@@ -55,5 +56,6 @@ __all__ = [
     "VectorSettings",
     "WriteResult",
     "errors",
+    "limit_search_threads",
     "open",
 ]

@@ -75,6 +75,9 @@ class QueryStreams:
         max_message_bytes: int,
     ) -> Iterator[Any]:
         """The answers to a stream of messages. InvalidQuery ends it for a message of none or too many."""
+        # Streams use all cores together. A search that shares its batch among threads waits for the last of
+        # them, which on busy cores takes tens of milliseconds.
+        vecdb.limit_search_threads(1)
         try:
             while not self._closing and (request := self._next(requests, context)) is not None:
                 with self._guard:

@@ -6,7 +6,7 @@ truth: whatever is in here can be made again from it.
 
 from .calibrate import Curve
 from .distance import distances
-from .door import device, give_memory_back
+from .door import device, give_memory_back, limit_threads
 from .figures import IndexFigures
 from .files import IndexRecord, of_same_files
 from .found import Found
@@ -31,5 +31,6 @@ __all__ = [
     "device",
     "distances",
     "give_memory_back",
+    "limit_threads",
     "of_same_files",
 ]

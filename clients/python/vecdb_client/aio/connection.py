@@ -15,6 +15,7 @@ from ..calls import Call
 from ..errors import Closed, VecdbError
 from ..types import Records, WriteResult
 from ..v1 import vecdb_pb2_grpc as pb_grpc
+from .streams import QueryStreams
 
 T = TypeVar("T")
 
@@ -29,12 +30,14 @@ class Connection:
         self._options = transport.channel_options(max_message_bytes)
         self._channel: Any = None
         self._stub: Any = None
+        self._streams: Any = None
         self._closed = False
 
     async def close(self) -> None:
         """Ends the channel and whatever runs on it; later calls raise Closed."""
         self._closed = True
         if self._channel is not None:
+            await self._streams.close()
             await self._channel.close()
 
     def method(self, rpc: str) -> Any:
@@ -44,6 +47,7 @@ class Connection:
             # grpc.aio binds a channel to the running loop, which `connect` need not have.
             self._channel = grpc.aio.insecure_channel(self.target, options=self._options)
             self._stub = pb_grpc.VecdbServiceStub(self._channel)
+            self._streams = QueryStreams(self._stub.QueryStream)
         return getattr(self._stub, rpc)
 
     def _after_close(self) -> Closed:
@@ -64,8 +68,10 @@ class Connection:
         while True:
             left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
             try:
-                answer = await method(call.request, timeout=left_s)
-            except (grpc.RpcError, grpc.aio.UsageError) as error:
+                answer = await self._streams.ask(call.request, left_s) if call.streams else None
+                if answer is None:
+                    answer = await method(call.request, timeout=left_s)
+            except (grpc.RpcError, grpc.aio.UsageError, VecdbError) as error:
                 raised = self.raised(error)
                 if not call.is_read:
                     raise raised from None
