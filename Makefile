@@ -8,7 +8,7 @@ TESTS  ?= tests
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check format stubs bench bench-gpu clean FORCE
+.PHONY: help venv demo test histories check format stubs bench bench-gpu clean FORCE
 
 help: ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -42,6 +42,9 @@ demo: $(STAMP) ## The main job on the sample: serve, load, query, update, restar
 # Files are dealt out whole: what a file sets up for all its tests is set up once.
 test: $(STAMP) ## Run the tests, in two processes. Some only, in one: make test TESTS=tests/test_cli.py ARGS='-n 0 -k import'
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile $(TESTS) $(ARGS)
+
+histories: $(STAMP) ## Play and judge histories of concurrent calls. Longer, or again: make histories ARGS='--seconds 600 --seed 7'
+	@PYTHONPATH=tests $(BIN)/python tests/history_ways.py $(ARGS)
 
 check: $(STAMP) ## Format, lint, types, contract, generated files, house rules.
 	$(BIN)/ruff format --check .

@@ -12,16 +12,15 @@ Plain Python and numpy: it knows nothing of the engine but the names of its verb
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
-from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
+from history_order import Newest, Window, apart
 from history_state import Space, State, Versions, Wrong, judge, judge_refusal
 
 WRITES = ("insert", "upsert", "update", "delete")
@@ -151,6 +150,8 @@ class Report:
     refusals: int = 0
     most_orders: int = 1
     """States that were carried along at once, because writes shared a commit."""
+    most_shared: int = 0
+    """Writes that shared one commit."""
     recalls: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def recall(self, name: str = "") -> float:
@@ -178,18 +179,18 @@ class _Judge:
         self._idle: dict[int, list[Call]] = defaultdict(list)
         """Deletes that found nothing; they name the commit that they saw."""
         self._named: dict[int, list[Call]] = defaultdict(list)
-        self._unnamed: dict[int, list[_Window]] = defaultdict(list)
+        self._unnamed: dict[int, list[Window]] = defaultdict(list)
         """By the earliest commit they may have seen."""
         done = [call for call in self.calls if call.verb in WRITES and not call.refusal]
         for call in done:
             (self._writes if call.answer.count else self._idle)[call.sequence].append(call)
-        self._ended = _Newest((call.end, call.sequence) for call in done)
-        self._begun = _Newest((call.start, call.sequence) for call in done if call.answer.count)
+        self._ended = Newest((call.end, call.sequence) for call in done)
+        self._begun = Newest((call.start, call.sequence) for call in done if call.answer.count)
 
     def run(self) -> Report:
         self._order()
         states = [State(self.versions, {})]
-        waiting: list[_Window] = []
+        waiting: list[Window] = []
         for commit in range(max(self._writes, default=0) + 1):
             if commit:
                 states = self._commit(commit, states)
@@ -210,7 +211,7 @@ class _Judge:
             acknowledged, newest = self._ended.before(call.start), self._begun.until(call.end)
             oldest = max(acknowledged, seen[call.thread], call.asked.get("min_sequence") or 0)
             if call.sequence is None:
-                self._unnamed[oldest].append(_Window(call, oldest, newest))
+                self._unnamed[oldest].append(Window(call, oldest, newest))
                 self.report.refusals += bool(call.refusal)
                 self.report.reads += not call.refusal
                 continue
@@ -236,34 +237,67 @@ class _Judge:
             self._fail(f"no write was told commit {commit}, though there are later ones", at=commit)
         self.report.commits += 1
         self.report.writes += len(group) + len(idle)
-        orders = [group]
-        if len(group) > 1 and (idle or not _apart(group)):
-            orders = [list(order) for order in itertools.permutations(group)]
         found: list[State] = []
         wrong: list[Wrong] = []
-        for state, order in itertools.product(states, orders):
-            try:
-                of = self._applied(state.of, order, idle)
-            except Wrong as error:
-                wrong.append(error)
-                continue
-            if all(of != other.of for other in found):
-                found.append(State(self.versions, of))
+        for state in states:
+            # Whoever shares nothing with the others can stand anywhere.
+            fixed = not idle and apart(group)
+            for of in self._orders(state.of, group, idle, wrong, fixed=fixed):
+                if all(of != other.of for other in found):
+                    found.append(State(self.versions, of))
         if not found:
             self._fail(str(wrong[0]), *group, *idle)
         if len(found) > _MOST_STATES:
             raise RuntimeError("too many orders to follow: reads must tell more of what is written")
         self.report.most_orders = max(self.report.most_orders, len(found))
+        self.report.most_shared = max(self.report.most_shared, len(group) + len(idle))
         return found
 
-    def _applied(self, of: dict[str, int], order: list[Call], idle: list[Call]) -> dict[str, int]:
-        idle = [call for call in idle if self._doomed(call, of)]
-        for call in order:
-            of = self._after(call, of)
-            idle = [call for call in idle if self._doomed(call, of)]
-        if idle:
-            raise Wrong(f"call {idle[0].number} deleted nothing, though what it names was stored")
-        return of
+    def _orders(
+        self,
+        of: dict[str, int],
+        group: list[Call],
+        idle: list[Call],
+        wrong: list[Wrong],
+        *,
+        fixed: bool,
+    ) -> list[dict[str, int]]:
+        """What the collection may hold after the writes of a commit, in every order that explains their counts.
+
+        Step by step: after some of the writes, in whatever order, only the different outcomes are kept.
+        """
+        nothing = {call.number: call for call in idle}
+        """Deletes that found nothing: such a moment must come for each."""
+
+        def unexplained(numbers: Iterable[int], held: dict[str, int]) -> tuple[int, ...]:
+            return tuple(n for n in numbers if self._doomed(nothing[n], held))
+
+        layer = {frozenset[int](): [(of, unexplained(nothing, of))]}
+        for step in range(len(group)):
+            after: dict[frozenset[int], list[tuple[dict[str, int], tuple[int, ...]]]] = defaultdict(
+                list
+            )
+            for done, outcomes in layer.items():
+                for place in [step] if fixed else set(range(len(group))) - done:
+                    for held, left in outcomes:
+                        try:
+                            new = self._after(group[place], held)
+                        except Wrong as error:
+                            wrong.append(error)
+                            continue
+                        outcome = new, unexplained(left, new)
+                        if outcome not in after[done | {place}]:
+                            after[done | {place}].append(outcome)
+            layer = after
+        found = []
+        for new, left in [outcome for outcomes in layer.values() for outcome in outcomes]:
+            if left:
+                wrong.append(
+                    Wrong(f"call {left[0]} deleted nothing, though what it names was stored")
+                )
+            else:
+                found.append(new)
+        return found
 
     def _after(self, call: Call, of: dict[str, int]) -> dict[str, int]:
         """Id to version after a write."""
@@ -337,7 +371,7 @@ class _Judge:
         self.report.recalls[call.asked.get("vector_name") or ""] += recalls[0]
         return fits
 
-    def _could_be(self, window: _Window, states: list[State], commit: int) -> bool:
+    def _could_be(self, window: Window, states: list[State], commit: int) -> bool:
         """Whether an answer that names no commit can be of this one; Violation if it was the last."""
         call, wrong = window.call, None
         beside = self._writes[commit] if commit > window.first else []
@@ -376,37 +410,6 @@ class _Judge:
                 ]
             )
         )
-
-
-class _Window(NamedTuple):
-    """An answer that names no commit, and the first and last commit that it may be of."""
-
-    call: Call
-    first: int
-    last: int
-
-
-class _Newest:
-    """The newest commit by a time."""
-
-    def __init__(self, at: Iterable[tuple[float, int]]) -> None:
-        pairs = sorted(at)
-        self._times = [time for time, _ in pairs]
-        self._commits = [0, *itertools.accumulate((commit for _, commit in pairs), max)]
-
-    def before(self, time: float) -> int:
-        return self._commits[bisect_left(self._times, time)]
-
-    def until(self, time: float) -> int:
-        return self._commits[bisect_right(self._times, time)]
-
-
-def _apart(group: list[Call]) -> bool:
-    """Whether these writes give the same in any order."""
-    if any(call.asked.get("filter") is not None for call in group):
-        return False
-    ids = [i for call in group for i in call.asked["ids"]]
-    return len(set(ids)) == len(ids)
 
 
 def _ids_of(answer: Any) -> Any:

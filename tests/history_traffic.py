@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import time
 import zlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +43,9 @@ class Plan:
     named: bool = False
     seconds: float = 2.0
     compacts: bool = False
+    renames: bool = False
+    writers: int = WRITERS
+    readers: int = READERS
     crowd: int = 0
     """Readers who all ask the same without pause, so that they are answered together."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -146,21 +151,38 @@ class Run:
     def go_on(self) -> bool:
         return not self.late or (not self.builds and time.monotonic() - self.begun < 20)
 
-    def play(self, docs: Any) -> None:
-        """Loads, indexes, and lets all threads loose."""
+    def play(
+        self,
+        docs: Any,
+        reach: Callable[[], AbstractContextManager[Any]] | None = None,
+        also: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        """Loads, indexes, and lets all threads loose; those of `also` too, while `go_on` is true.
+
+        Each reader and writer has the collection from a call of `reach`; without it all share `docs`.
+        """
         source = Source(self.plan, self.seed, "load")
         load = Recorder(docs, self.calls, "load")
-        for n in range(WRITERS):
-            load.call("insert", **source.records(self._ids(n)[: ROWS // WRITERS]))
+
+        def own(work: Callable[[Any, int], None], n: int) -> Callable[[], None]:
+            def run() -> None:
+                with nullcontext(docs) if reach is None else reach() as reached:
+                    work(reached, n)
+
+            return run
+
+        for n in range(self.plan.writers):
+            load.call("insert", **source.records(self._ids(n)[: ROWS // self.plan.writers]))
         load.call("insert", **source.records([f"hot{i}" for i in range(HOT)]))
         docs.build_index()
         self.begun = time.monotonic()
         run_all(
-            *[lambda n=n: self._write(docs, n) for n in range(WRITERS)],
-            *[lambda n=n: self._read(docs, n) for n in range(READERS)],
+            *[own(self._write, n) for n in range(self.plan.writers)],
+            *[own(self._read, n) for n in range(self.plan.readers)],
             *[lambda n=n: self._throng(docs, n) for n in range(self.plan.crowd)],
             lambda: self._care(docs),
             lambda: self._disturb(docs),
+            *also,
         )
         self.look(docs, "last")
 
@@ -178,15 +200,14 @@ class Run:
         assert self.builds, f"seed {self.seed}: no build was done in 20 s"
         return report
 
-    @staticmethod
-    def _ids(writer: int) -> list[str]:
-        return [f"w{writer}-{i}" for i in range(int(1.25 * ROWS / WRITERS))]
+    def _ids(self, writer: int) -> list[str]:
+        return [f"w{writer}-{i}" for i in range(int(1.25 * ROWS / self.plan.writers))]
 
     def _write(self, docs: Any, n: int) -> None:
         source = Source(self.plan, self.seed, f"writer-{n}")
         recorder = Recorder(docs, self.calls, f"writer-{n}", WRITE_REFUSALS)
         every, hot = self._ids(n), [f"hot{i}" for i in range(HOT)]
-        held = set(every[: ROWS // WRITERS])
+        held = set(every[: ROWS // self.plan.writers])
         while self.go_on():
             verb, asked = self._next_write(source, every, hot, held)
             answer = recorder.call(verb, **asked)

@@ -11,7 +11,13 @@ import numpy as np
 
 from vecdb.store import CollectionStore, EncodedRows, FieldShape, Shape, checksums, problems
 
-OPTIONS = {"map_initial_bytes": 1 << 26, "map_limit_bytes": 1 << 40}
+OPTIONS = {
+    "map_initial_bytes": 1 << 26,
+    "map_limit_bytes": 1 << 40,
+    "durability": "commit",
+    "durability_interval_ms": 100.0,
+    "keep_old_format": True,
+}
 PLAIN = Shape(8, "float32")
 NAMED = Shape(8, "float32", (FieldShape(24, "binary"), FieldShape(3, "float16")))
 
@@ -22,8 +28,9 @@ def create(folder, shape=PLAIN, **options):
     return CollectionStore.create(folder, b"{}", shape, {**OPTIONS, **options})
 
 
-def reopen(folder, shape=PLAIN, *, read_only=False):
-    return CollectionStore.open(folder, lambda _: shape, OPTIONS, read_only=read_only)
+def reopen(folder, shape=PLAIN, *, read_only=False, **options):
+    options = {**OPTIONS, **options}
+    return CollectionStore.open(folder, lambda _: shape, options, read_only=read_only)
 
 
 def row(number, shape=PLAIN):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import clusters, curves, datasets, first, measure, peers, sources, worker
+from bench import clusters, curves, datasets, durability, first, measure, peers, sources, worker
 from bench.children import Child, ChildFailed, Missing, Sampler
 from bench.index import kinds, run
 from bench.sources import Condition
@@ -30,6 +30,19 @@ def test_clusters_are_the_same_for_the_same_seed() -> None:
     assert not np.array_equal(one.vectors, other.vectors)
     assert np.allclose(np.linalg.norm(one.queries, axis=1), 1, atol=1e-5)
     assert len(set(one.ids)) == 300
+
+
+def test_the_price_of_durability_is_measured_and_written(tmp_path: Path) -> None:
+    """Every level, batch and number of writers has a rate in the file and a line on the page."""
+    arguments = ["--seconds", "0.02", "--rounds", "1", "--results", str(tmp_path)]
+    assert durability.main([*arguments, "--folder", str(tmp_path)]) == 0
+    (found,) = tmp_path.glob("*-durability.json")
+    results = json.loads(found.read_text())
+    measured = {(one["level"], one["batch"], one["writers"]) for one in results["cases"]}
+    assert len(measured) == len(results["cases"]) == 2 * 3 * 2 + 3
+    assert all(one["rows_per_s"] > 0 and one["writes_per_commit"] >= 1 for one in results["cases"])
+    text = found.with_suffix(".md").read_text()
+    assert len(re.findall(r"^\| [\d,]+ \|", text, re.MULTILINE)) == 6 + 5
 
 
 def test_recall_counts_ties_and_nothing_else() -> None:

@@ -57,6 +57,62 @@ def test_writers_that_wait_share_a_commit(docs):
     assert docs.check().ok
 
 
+def test_sixteen_writers_behind_a_slow_commit_share_the_next(docs, monkeypatch):
+    """However many writes have come while a commit was on its way to the disk, all of them are the next one."""
+    core = docs._core
+    reached, go_on = threading.Event(), threading.Event()
+    commit, commits = core.store.commit, []
+
+    def slow(work):
+        commits.append(1)
+        if len(commits) == 1:
+            reached.set()
+            assert go_on.wait(10)
+        return commit(work)
+
+    monkeypatch.setattr(core.store, "commit", slow)
+    sequences = []
+
+    def write(n):
+        sequences.append(docs.insert([f"r{n}"], [[1, 2, 3, n]]).sequence)
+
+    first = threading.Thread(target=write, args=(-1,))
+    first.start()
+    assert reached.wait(10)
+    others = [threading.Thread(target=write, args=(n,)) for n in range(16)]
+    for thread in others:
+        thread.start()
+    deadline = time.monotonic() + 10
+    while len(core._lane._waiting) < 16 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    go_on.set()
+    for thread in [first, *others]:
+        thread.join()
+    assert (sorted(sequences), len(commits)) == ([1, *[2] * 16], 2)
+    assert docs.count() == 17
+    assert docs.check().ok
+
+
+def test_writers_without_pause_share_commits(docs):
+    """Sixteen writers that write again as soon as they are answered have at least eight writes a commit."""
+    writers, each = 16, 60
+    write = [
+        lambda n=n: [docs.insert([f"{n}-{i}"], [[n, i, 0, 1]]) for i in range(each)]
+        for n in range(writers)
+    ]
+    commit, pause_s = docs._core.store.commit, 0.01
+
+    def slow(work):
+        # A disk as slow as many are: what this one takes must not decide.
+        time.sleep(pause_s)
+        return commit(work)
+
+    docs._core.store.commit = slow
+    run_all(*write)
+    assert docs.count() == writers * each
+    assert writers * each / docs.stats().sequence >= 8
+
+
 def test_one_refused_write_does_not_take_others_down(docs):
     """In a shared commit a write that is refused writes nothing, the others succeed."""
     outcomes, named = [], []

@@ -327,3 +327,21 @@ def test_a_build_can_be_cancelled(backend, rng):
     expect(docs.query(vectors[:2], k=5, exact=True), plain_distances(vectors[:2], vectors, "l2"), 5)
     assert docs.build_index().indexed_rows == 5_000
     assert docs.cancel_build() is False
+
+
+@pytest.mark.parametrize("level", ["commit", "interval"])
+@pytest.mark.parametrize("name", ALL_BACKENDS)
+def test_flush_answers_when_all_is_on_the_disk(name, level, data_folder):
+    """flush names the newest commit, stats the level and what is on the disk; both after any write."""
+    with open_backend(
+        name, data_folder, durability=level, durability_interval_ms=60_000.0
+    ) as backend:
+        docs = backend.db.create_collection("docs", dimension=2)
+        assert docs.flush() == 0
+        docs.insert(IDS, np.ones((N, 2)))
+        docs.delete(IDS[:3])
+        before = docs.stats()
+        assert (before.durability, before.sequence) == (level, 2)
+        assert before.synced_sequence == (2 if level == "commit" else 0)
+        assert docs.flush() == 2
+        assert docs.stats().synced_sequence == 2

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
+import os
+import shutil
+import signal
 import tarfile
 from pathlib import Path
 
@@ -12,8 +16,11 @@ import pytest
 import store_rows
 
 import vecdb
-from vecdb import layout
+from tools import save_database
+from vecdb import failpoints, layout
+from vecdb.index.files import FORMAT
 from vecdb.store import Shape, collection_store
+from vecdb_server import __main__ as command_line
 
 DATA = Path(__file__).parent / "data"
 SAVED = sorted(DATA.glob("format-*.tar.gz"))
@@ -148,3 +155,232 @@ def test_making_the_present_format_is_one_commit(tmp_path, monkeypatch):
     assert formats(folder) == {1}
     with vecdb.open(folder, auto_build=False) as db:
         assert db.get_collection("docs").check().ok
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A database of format 1."""
+    return unpacked(SAVED[0], tmp_path)
+
+
+def content(folder):
+    """All records of all collections, read without changing anything."""
+    with vecdb.open(folder, read_only=True) as db:
+        return {
+            info.name: [
+                (part.ids, part.metadata, part.documents, part.vectors.tolist())
+                for part in db.get_collection(info.name).scan()
+            ]
+            for info in db.list_collections()
+        }
+
+
+def upgraded(folder, **settings):
+    with vecdb.open(folder, auto_build=False, **settings) as db:
+        for info in db.list_collections():
+            assert db.get_collection(info.name).check().ok
+    assert formats(folder) == {layout.COLLECTION_FORMAT}
+
+
+def test_an_upgrade_can_be_undone_and_done_again(old):
+    """Upgraded, nothing written, gone back: the older format with all that was in it, as often as one likes."""
+    before = content(old)
+    for _ in range(2):
+        upgraded(old)
+        assert content(old) == before
+        done = vecdb.downgrade(old)
+        assert {(d.format_before, d.format) for d in done} == {(layout.COLLECTION_FORMAT, 1)}
+        assert all(d.sequence == d.sequence_before for d in done)
+        assert formats(old) == {1}
+        assert content(old) == before
+    assert {d.format for d in vecdb.downgrade(old)} == {1}
+
+
+def test_going_back_loses_what_was_written_since_and_says_how_much(old):
+    """Commits after the upgrade are gone, counted; the collection is as it was, and others keep their format."""
+    before = content(old)
+    with vecdb.open(old, auto_build=False) as db:
+        docs = db.get_collection("docs")
+        docs.delete(filter={})
+        docs.insert(["new"], [[1, 1, 1, 1]])
+        docs.compact()
+        docs.build_index()
+        db.create_collection("younger", dimension=2).insert(["a"], [[1, 1]])
+    told = {d.collection: (d.format, d.sequence_before - d.sequence) for d in vecdb.downgrade(old)}
+    assert told == {"docs": (1, 2), "half": (1, 0), "younger": (2, 0)}
+    assert content(old)["docs"] == before["docs"]
+    with vecdb.open(old, auto_build=False) as db:
+        docs = db.get_collection("docs")
+        assert (docs.count(), docs.check().ok) == (1_199, True)
+        assert docs.build_index().indexed_rows >= 1_199
+
+
+def test_kept_files_can_be_given_up_or_never_made(old, tmp_path):
+    """Without them there is nothing to go back to, and nothing is changed by trying."""
+    upgraded(old)
+    assert vecdb.discard_kept(old) > 0
+    assert vecdb.discard_kept(old) == 0
+    assert {d.format for d in vecdb.downgrade(old)} == {layout.COLLECTION_FORMAT}
+    other = unpacked(SAVED[0], tmp_path / "other")
+    upgraded(other, keep_old_format=False)
+    assert not [*other.rglob("data.format-*")]
+
+
+def test_without_room_for_the_copy_nothing_is_upgraded(old):
+    """The refusal says what to do, and the older format is as it was."""
+    failpoints.arm("keep.sync.before=error:ENOSPC@1+")
+    try:
+        with (
+            vecdb.open(old, auto_build=False) as db,
+            pytest.raises(vecdb.errors.StorageFull, match="keep_old_format=False"),
+        ):
+            db.get_collection("docs")
+    finally:
+        failpoints.arm("")
+    assert formats(old) == {1}
+    assert not [*old.rglob("data.format-*")]
+    upgraded(old)
+
+
+def test_an_open_database_is_not_downgraded(old):
+    """Nobody may have the folder open for writing."""
+    with vecdb.open(old, auto_build=False), pytest.raises(vecdb.errors.DatabaseLocked):
+        vecdb.downgrade(old)
+    with pytest.raises(vecdb.errors.DatabaseNotFound):
+        vecdb.downgrade(old.parent / "nowhere")
+
+
+@pytest.mark.parametrize("point", ["keep.*", "upgrade.*", "downgrade.*"])
+def test_killed_at_any_step_of_an_upgrade_or_of_the_way_back(old, point, tmp_path):
+    """Stopped before or after each durable step, all records are there, and both ways can be gone again."""
+    before = content(old)
+    names = tmp_path / "names"
+
+    def run(folder, rule):
+        """How a process ends that upgrades and goes back, with this failpoint."""
+        process = os.fork()
+        if process:
+            return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        try:
+            failpoints.arm(rule)
+            with vecdb.open(folder, auto_build=False) as db:
+                for info in db.list_collections():
+                    db.get_collection(info.name)
+            vecdb.downgrade(folder)
+            os._exit(0)
+        finally:
+            os._exit(1)
+
+    recorded = shutil.copytree(old, tmp_path / "recorded")
+    assert run(recorded, f"{point}=record:{names}") == 0
+    hits = len(names.read_text().splitlines())
+    assert hits >= 4
+    for hit in range(1, hits + 1):
+        folder = shutil.copytree(old, tmp_path / f"{hit}")
+        assert run(folder, f"{point}=kill@{hit}") == -signal.SIGKILL
+        assert content(folder) == before
+        upgraded(folder)
+        assert content(folder) == before
+        assert {d.format for d in vecdb.downgrade(folder)} == {1}
+        assert content(folder) == before
+
+
+def test_downgrade_on_the_command_line(old, capsys):
+    """`vecdb downgrade` says of each collection where it is now; --discard gives the way up; a folder in use is
+    exit code 3."""
+
+    def told(code, *words):
+        assert command_line.main(["downgrade", *words]) == code
+        output = capsys.readouterr()
+        return (output.out + output.err).splitlines()
+
+    with vecdb.open(old, auto_build=False) as db:
+        db.get_collection("docs").delete(["r5"])
+        assert "DATABASE_LOCKED" in told(3, "--data", str(old))[0]
+    assert told(0, "--data", str(old)) == [
+        "docs: format 2 -> 1, at commit 4; 1 later commits are gone",
+        "half: format 1, nothing to go back to",
+    ]
+    upgraded(old)
+    assert "no way back" in told(0, "--data", str(old), "--discard")[0]
+    assert json.loads(told(0, "--data", str(old), "--json")[0]) == {
+        "collection": "docs", "format_before": 2, "format": 2, "sequence_before": 4, "sequence": 4,
+    }  # fmt: skip
+    assert "--data" in told(2)[0]
+
+
+def raise_format(folder, number):
+    env = lmdb.open(str(folder), max_dbs=20)
+    with env, env.begin(write=True) as txn:
+        txn.put(layout.META_FORMAT, str(number).encode(), db=env.open_db(b"meta", txn=txn))
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+@pytest.mark.parametrize("what", ["collection", "catalog"])
+def test_a_newer_format_is_refused_with_both_numbers(tmp_path, what, read_only):
+    """FormatMismatch names the format that was found, those that are read, and what to do; nothing changes."""
+    folder = unpacked(SAVED[-1], tmp_path)
+    with vecdb.open(folder, read_only=True) as db:
+        held = db.get_collection("docs")._core.store.folder
+    raise_format(held if what == "collection" else folder / layout.CATALOG_FOLDER, 97)
+    seen = {p: p.read_bytes() for p in folder.rglob("data.mdb")}
+    with (
+        pytest.raises(vecdb.errors.FormatMismatch, match=r"format 97, .* reads .*version") as found,
+        vecdb.open(folder, auto_build=False, read_only=read_only) as db,
+    ):
+        db.get_collection("docs")
+    assert found.value.details["given"] == 97
+    assert {p: p.read_bytes() for p in folder.rglob("data.mdb")} == seen
+
+
+def test_a_newer_file_without_a_table_says_its_format(tmp_path):
+    """A format that has lost a table of ours is refused by its number too."""
+    folder = unpacked(SAVED[-1], tmp_path)
+    with vecdb.open(folder, read_only=True) as db:
+        held = db.get_collection("docs")._core.store.folder
+    raise_format(held, 98)
+    env = lmdb.open(str(held), max_dbs=20)
+    with env, env.begin(write=True) as txn:
+        txn.drop(env.open_db(b"keys", txn=txn))
+    with vecdb.open(folder) as db, pytest.raises(vecdb.errors.FormatMismatch, match="format is 98"):
+        db.get_collection("docs")
+
+
+def test_saved_indexes_are_served_as_they_were_built(tmp_path):
+    """A saved index of each kind, of the present format of records, serves at once without being built again."""
+    (saved,) = DATA.glob(f"indexes-{FORMAT}.tar.gz")
+    vectors = save_database.index_vectors()
+    rows = save_database.INDEX_ROWS
+    asked = [5, 500, rows - 1, rows]
+    with vecdb.open(unpacked(saved, tmp_path), auto_build=False) as db:
+        for name, kind in save_database.INDEXES.items():
+            docs = db.get_collection(name)
+            stats = docs.stats().index
+            held = (stats.kind, stats.quantization, stats.indexed_rows, stats.dead_rows)
+            assert held == (kind["index"], kind["quantization"], rows, 1), name
+            assert stats.last_error == ""
+            found = docs.query(vectors[asked], k=1, target_recall=0.9)
+            assert found.ids == [[f"i{n}"] for n in asked], name
+            assert docs.query(vectors[3], k=1).ids != [["i3"]]
+            assert docs.check().ok
+        named = db.get_collection("named")
+        assert named.stats().vectors["side"].indexed_rows == rows + 2
+        assert named.query(vectors[asked], vector_name="side", k=1).ids == [
+            [f"i{n}"] for n in asked
+        ]
+
+
+def test_an_index_of_a_newer_format_is_built_again(tmp_path):
+    """The index is a copy: one that is not understood is not read, says so, and is replaced by a build."""
+    folder = unpacked(SAVED[-1], tmp_path)
+    with vecdb.open(folder, auto_build=False) as db:
+        store = db.get_collection("docs")._core.store
+        with store.read() as reader:
+            record = json.loads(reader.index_record(0))
+        store.set_index_record(json.dumps(record | {"format": 99}).encode())
+    with vecdb.open(folder, auto_build=False) as db:
+        docs = db.get_collection("docs")
+        assert "format 99" in docs.stats().index.last_error
+        assert docs.stats().index.indexed_rows == 0
+        assert docs.count() == 1_199
+        assert docs.build_index().indexed_rows >= 1_199

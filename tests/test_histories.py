@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import serving
 from history import Call, Recorder, check
 from history_traffic import Plan, Run, Source
+from history_ways import embedded as in_threads
+from history_ways import served, stress
 from test_concurrency import run_all
 
 import vecdb
-import vecdb_client
 from vecdb.search_lane import LANE
 
 
@@ -59,13 +59,7 @@ def seed(request: pytest.FixtureRequest) -> str:
 def embedded(plan: Plan, seed: str, folder: Path, around: Any) -> Run:
     """Plays, closes, opens again, reads once more, and judges all of it."""
     run = Run(plan, seed)
-    with around, vecdb.open(folder, **plan.settings) as db:
-        docs = plan.create(db)
-        run.play(docs)
-        assert docs.check().problems == ()
-    with vecdb.open(folder) as db:
-        run.look(db.get_collection("docs"), "reopened")
-    run.judge()
+    in_threads(run, folder, around)
     return run
 
 
@@ -95,12 +89,20 @@ def test_answers_while_dead_records_are_purged(data_folder, seed):
     assert embedded(plan, seed, data_folder, nullcontext()).compactions
 
 
-def test_answers_of_a_server(data_folder, seed):
-    """The same over gRPC, where counts name no commit."""
-    run = Run(Plan({"metric": "l2", "index": "hnsw"}, seconds=1.5), seed)
-    with serving(data_folder) as address, vecdb_client.connect(address) as db:
-        run.play(run.plan.create(db))
-    run.judge()
+def test_answers_of_a_server_to_many_clients_under_stress(data_folder, tmp_path, seed):
+    """The same over sockets to a server process, where counts name no commit: ten clients, sync and asyncio, while
+    other processes take the cores and the disk, the collection is renamed, and others come and go."""
+    plan = Plan({"metric": "l2", "index": "hnsw"}, seconds=2.0, renames=True, writers=4, readers=6)
+    served(Run(plan, seed), data_folder, stress(tmp_path / "noise"))
+
+
+def test_answers_under_lazy_syncs_and_stress(data_folder, tmp_path, seed):
+    """The same of threads, with durability `interval`."""
+    settings = {"durability": "interval", "durability_interval_ms": 20.0}
+    plan = Plan(
+        {"metric": "l2", "index": "hnsw"}, renames=True, seconds=1.5, writers=4, settings=settings
+    )
+    in_threads(Run(plan, seed), data_folder, stress(tmp_path / "noise"))
 
 
 def test_no_read_is_ahead_of_the_others(data_folder, monkeypatch):

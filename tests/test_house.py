@@ -31,7 +31,7 @@ DOORS = {
 # Not part of the product: measured against, demonstrated with, or made by.
 OUTSIDE = ("bench/", "examples/", "tests/", "tools/")
 
-LEAVES = ("errors", "types", "settings", "layout")
+LEAVES = ("errors", "types", "settings", "layout", "failpoints", "disk")
 
 
 def tracked() -> list[Path]:
@@ -160,7 +160,7 @@ def test_engine_imports_make_no_loop() -> None:
 
 
 def test_leaves_know_only_leaves() -> None:
-    """errors, types, settings and layout import nothing of the engine but each other."""
+    """errors, types, settings, layout, failpoints and disk import nothing of the engine but each other."""
     graph = engine_graph()
     allowed = {"vecdb", *(f"vecdb.{leaf}" for leaf in LEAVES)}
     wrong = {leaf: graph.get(f"vecdb.{leaf}", set()) - allowed for leaf in LEAVES}
@@ -188,6 +188,55 @@ def test_layers_know_only_what_is_below() -> None:
         if within(target, forbidden)
     ]
     assert not wrong
+
+
+def test_durable_steps_have_one_door() -> None:
+    """No module of the engine but `disk` syncs, renames, removes, makes folders or commits to LMDB itself."""
+    found = [
+        f"{path}:{node.lineno} {ast.unparse(node.func)}"
+        for path in python_files()
+        if path.parts[0] == "vecdb" and path != Path("vecdb/disk.py")
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and changes_the_disk(node)
+    ]
+    assert not found, f"do it through vecdb.disk, with failpoints: {found}"
+
+
+def changes_the_disk(call: ast.Call) -> bool:
+    """Whether it looks like a call of the file system or of LMDB that `disk` has a function for.
+
+    Path.rename, Path.replace and Transaction.commit share their names with methods of ours and of
+    `str`, which take other numbers of arguments.
+    """
+    if not isinstance(call.func, ast.Attribute):
+        return False
+    owner, name, given = ast.unparse(call.func.value), call.func.attr, len(call.args)
+    if owner in ("disk", "dataclasses") or (call.func.attr == "replace" and owner == "self._tail"):
+        return False
+    always = {"fsync", "fdatasync", "unlink", "rmdir", "rmtree", "mkdir", "makedirs", "renames"}
+    always |= {"touch", "write_bytes", "write_text", "copytree", "copyfile", "copy2", "move"}
+    return (
+        name in always
+        or (
+            owner == "os" and name in ("rename", "replace", "remove", "truncate", "link", "symlink")
+        )
+        or (name in ("rename", "replace") and given == 1 and not call.keywords)
+        or (name == "commit" and given == 0)
+        or (name == "sync" and given <= 1)
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("os.fsync(n)", "os.replace(a, b)", "path.replace(b)", "path.rename(b)", "path.unlink()"),
+        *("shutil.rmtree(p)", "txn.commit()", "env.sync(True)", "p.mkdir()", "p.touch()"),
+    ],
+)
+def test_the_door_of_durable_steps_is_watched(text: str) -> None:
+    """The rule above sees each way of going round the door."""
+    (call,) = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    assert changes_the_disk(call)
 
 
 def within(name: str, roots: tuple[str, ...]) -> bool:

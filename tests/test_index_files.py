@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from index_rows import Rows, build, check_index, filled, make_index
 
+from vecdb import disk
 from vecdb.errors import Corrupted, StorageFull
 from vecdb.index import IndexRecord, codes, files
 from vecdb.index import index as index_module
@@ -404,7 +405,7 @@ def test_a_full_disk_leaves_no_litter(
     def opened(path, mode):
         return FullDisk(io.FileIO(path, mode)) if "w" in mode else open(path, mode)
 
-    monkeypatch.setattr(files, "open", opened, raising=False)
+    monkeypatch.setattr(disk, "open", opened, raising=False)
     with pytest.raises(StorageFull, match="no space left"):
         index.save(built, tmp_path)
     assert os.listdir(tmp_path) == []

@@ -155,6 +155,8 @@ device_stats = st.builds(DeviceStats, *[texts] * 3, *[st.integers(0, 2**63)] * 8
         vectors=st.dictionaries(texts, index_stats, max_size=2),
         purged_rows=st.integers(0, 2**63),
         devices=st.lists(device_stats, max_size=2).map(tuple),
+        durability=texts,
+        synced_sequence=st.integers(0, 2**63),
     )
 )
 def test_stats_round_trip(stats: CollectionStats) -> None:

@@ -7,21 +7,20 @@ import random
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import store_rows
 from seeds import RUN_SEED
 from store_rows import ask, child, files, filled, reader_beside
 
-from vecdb import layout
+from vecdb import failpoints, layout
 from vecdb.store import vacuum
 
 
 def vacuum_until(folder, steps):
     """A vacuum in a process that kills itself before the given step; whether it came to its end.
 
-    Steps are: each change of a name, each sync, and each transaction of the copy.
+    Steps are the failpoints before and after each change of a name, each sync, and each commit of the copy.
     """
     process = os.fork()
     if process:
@@ -30,23 +29,14 @@ def vacuum_until(folder, steps):
         return status == 0
     left = [steps]
 
-    def deadly(owner, name):
-        real = getattr(owner, name)
-
-        def call(*args, **kwargs):
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args, **kwargs)
-
-        setattr(owner, name, call)
+    def deadly(name, path):
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     try:
         store = store_rows.reopen(folder)
-        for name in ("mkdir", "rename", "replace", "rmdir"):
-            deadly(Path, name)
-        deadly(os, "fsync")
-        deadly(vacuum, "_chunk")
+        failpoints.install(deadly)
         store.vacuum()
         os._exit(0)
     finally:
@@ -77,7 +67,7 @@ def test_killed_at_any_step_the_file_is_whole(tmp_path, monkeypatch):
         assert ask(beside, "r1", "after") == ["2", "8", "xx"]
         store.close()
         step += 1
-    assert step > 20
+    assert step > 40
     beside.communicate()
 
 

@@ -1,8 +1,9 @@
 """Saves a small database for `tests/data`, one a format version; they are opened by tests for ever.
 
     python tools/save_database.py tests/data/format-2.tar.gz
+    python tools/save_database.py tests/data/indexes-4.tar.gz
 
-Run it once when a format is new, never again for the same version.
+The second holds a saved index of each kind, named after the format of their records. Run it once when a format is new, never again for the same version.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -88,10 +90,52 @@ def fill_fields(db: vecdb.Database) -> None:
     fields.upsert(["f2"], np.array([[0, 255]], np.uint8), named_vectors={"title": [[7, 7]]})
 
 
+INDEXES: dict[str, dict[str, Any]] = {
+    "graph": {"index": "hnsw", "quantization": "none"},
+    "graph_half": {"index": "hnsw", "quantization": "float16"},
+    "graph_codes": {"index": "hnsw", "quantization": "sq8"},
+    "graph_small": {"index": "hnsw", "quantization": "sq4"},
+    "lists": {"index": "ivf", "quantization": "none"},
+    "lists_codes": {"index": "ivf", "quantization": "sq8"},
+    "lists_small": {"index": "ivf", "quantization": "pq4"},
+    "lists_card": {"index": "ivf", "quantization": "pq8"},
+}
+"""Collections of INDEX_ROWS records i<n> with the vectors of `index_vectors`, i3 deleted after the build, and i<n> new
+ones behind it; `named` has a graph for its field too."""
+INDEX_ROWS, INDEX_DIMENSION = 1_100, 16
+
+
+def index_vectors() -> np.ndarray:
+    """(INDEX_ROWS + 2, INDEX_DIMENSION) float32 of whole numbers, the same on every machine."""
+    n = np.arange((INDEX_ROWS + 2) * INDEX_DIMENSION, dtype=np.float64)
+    whole: np.ndarray = np.rint(np.sin(n**1.37) * 40)
+    return whole.reshape(-1, INDEX_DIMENSION).astype(np.float32)
+
+
+def fill_indexes(folder: Path) -> None:
+    """A collection for each of INDEXES, and `named`."""
+    vectors = index_vectors()
+    ids = [f"i{n}" for n in range(len(vectors))]
+    with vecdb.open(folder, auto_build=False, map_initial_bytes=1 << 20) as db:
+        for name, kind in INDEXES.items():
+            made = db.create_collection(name, dimension=INDEX_DIMENSION, metric="l2", **kind)
+            made.insert(ids[:INDEX_ROWS], vectors[:INDEX_ROWS])
+            made.build_index()
+            made.delete(["i3"])
+            made.insert(ids[INDEX_ROWS:], vectors[INDEX_ROWS:])
+        side = {"side": {"dimension": INDEX_DIMENSION, "metric": "l2", "index": "hnsw"}}
+        made = db.create_collection("named", dimension=2, metric="l2", vectors=side)
+        made.insert(ids, np.ones((len(ids), 2)), named_vectors={"side": [*vectors]})
+        made.build_index()
+
+
 def main(target: str) -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "data"
-        fill(folder)
+        if Path(target).name.startswith("indexes-"):
+            fill_indexes(folder)
+        else:
+            fill(folder)
         with tarfile.open(target, "w:gz") as archive:
             for path in sorted(folder.rglob("*")):
                 if path.is_file() and path.name != "lock.mdb":

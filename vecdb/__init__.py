@@ -14,6 +14,7 @@ Start here:
 from . import errors
 from .collection import Collection
 from .database import Database, open
+from .downgrading import Downgraded, discard_kept, downgrade
 from .errors import VecdbError
 from .index import limit_threads as limit_search_threads
 from .types import (
@@ -46,6 +47,7 @@ __all__ = [
     "Content",
     "CurvePoint",
     "Database",
+    "Downgraded",
     "Explain",
     "Hit",
     "IndexStats",
@@ -55,6 +57,8 @@ __all__ = [
     "VecdbError",
     "VectorSettings",
     "WriteResult",
+    "discard_kept",
+    "downgrade",
     "errors",
     "limit_search_threads",
     "open",

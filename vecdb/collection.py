@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from . import collection_stats, paging, searching
+from . import collection_stats, durability, paging, searching
 from .batch import check_columns, check_ids, check_patch
 from .builder import Builder
 from .core import Core, deadline
@@ -37,7 +37,8 @@ _CLEARABLE = ("metadata", "document", "content", "uri")
 class Collection:
     """Records of one dimension and metric. Get it from a `Database`; any thread may use it.
 
-    Writes are atomic for each call, durable when they return, and visible to every later read. Reads
+    Writes are atomic for each call, durable when they return (with durability `interval` soon after, see
+    `flush`), and visible to every later read. Reads
     see one moment and wait for nobody. Filters are explained in README.md, section "Filters".
     Every method raises Closed once the collection was dropped or the database closed.
     """
@@ -393,6 +394,14 @@ class Collection:
         Returns when they have let go; what served before goes on serving. Raises ReadOnly.
         """
         return self._builder.cancel_build(self._core)
+
+    def flush(self) -> int:
+        """Returns when every write acknowledged so far is on the disk; the newest commit of them.
+
+        With durability `commit` that is so at once. Raises ReadOnly when the disk has failed, or the
+        database is read-only.
+        """
+        return durability.flush(self._core)
 
     def compact(self, *, wait: bool = True, timeout_s: float | None = None) -> CompactResult:
         """Gives back the space of dead records that no scan can still want, and of free pages.

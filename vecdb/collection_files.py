@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from . import disk
 from .core import Core
-from .layout import DATA_FILE, LMDB_LOCK_FILE
+from .layout import DATA_FILE, LMDB_LOCK_FILE, SYNC_POINT_FILE
+from .store import kept
 
 
 def sweep_files(core: Core) -> None:
     """Removes index files that the store does not name: replaced ones, and what a crash left behind."""
-    keep = {DATA_FILE, LMDB_LOCK_FILE}
+    keep = {DATA_FILE, LMDB_LOCK_FILE, SYNC_POINT_FILE}
     for field in core.all_fields:
         keep.update(() if field.record is None else field.record.files())
+    keep.update(path.name for path in kept.kept(core.store.folder).values())
     for path in core.store.folder.iterdir():
         if path.name not in keep and not path.is_dir():
-            path.unlink(missing_ok=True)
+            disk.remove(path, "sweep")
 
 
 def folder_bytes(folder: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .builder import Builder
 from .collection_files import folder_bytes
 from .core import Core
+from .durability import synced_sequence
 from .errors import Corrupted
 from .field import Field
 from .recall_audit import Audit
@@ -33,6 +34,8 @@ def collection_stats(core: Core, builder: Builder, audit: Audit | None) -> Colle
         },
         purged_rows=core.purged_rows,
         devices=() if core.devices is None else core.devices.stats(),
+        durability="" if core.read_only else core.options["durability"],
+        synced_sequence=synced_sequence(core, view.sequence),
     )
 
 

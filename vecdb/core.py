@@ -412,18 +412,23 @@ class Core:
         return self.store.read()
 
     def close(self, why: str) -> None:
-        """Waits for the writer in the lane; later calls raise Closed with `why`."""
+        """Waits for the writer in the lane; later calls raise Closed with `why`.
+
+        Raises ReadOnly, when all is closed, if the last commits could not be synced.
+        """
         with self._lane.exclusive():
             if self.closed is not None:
                 return
             self.closed = why
-            self.store.close()
-            for field in self.all_fields:
-                if field.index.on_device is not None:
-                    field.index.on_device.leave()
-        self._lane.close()
-        with self._news:
-            self._news.notify_all()
+            try:
+                self.store.close()
+            finally:
+                for field in self.all_fields:
+                    if field.index.on_device is not None:
+                        field.index.on_device.leave()
+                self._lane.close()
+                with self._news:
+                    self._news.notify_all()
 
 
 def deadline(timeout_s: float | None) -> Interrupt:

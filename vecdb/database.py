@@ -6,14 +6,13 @@ import dataclasses
 import logging
 import os
 import secrets
-import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from . import folder
+from . import disk, folder
 from .builder import Builder
 from .collection import Collection
 from .collection_files import sweep_files
@@ -21,7 +20,7 @@ from .collection_info import check_info, check_name, from_json, shape_of, to_jso
 from .core import Core
 from .device.choice import parse as parse_device
 from .device.devices import Devices, must_be_there, open_devices
-from .errors import Closed, CollectionExists, DatabaseLocked, ReadOnly
+from .errors import Closed, CollectionExists, DatabaseLocked, ReadOnly, VecdbError
 from .index.card import count_gpus
 from .layout import COLLECTIONS_FOLDER, DATA_FILE, UNNAMED_FILE
 from .settings import ENGINE, resolve
@@ -157,7 +156,7 @@ class Database:
                 self._catalog.add(name, token)
             except BaseException:
                 if token not in self._catalog.names().of:
-                    shutil.rmtree(self._folder(token), ignore_errors=True)
+                    self._remove(token, "create")
                 raise
             return self._collection(name, token)
 
@@ -183,7 +182,7 @@ class Database:
             token = self._catalog.names().collections.get(name)
             if token is None:
                 raise not_found(name)
-            self._mark_unnamed(token)
+            self._mark_unnamed(token, "drop")
             self._catalog.remove(name)
             with self._collection_lock(token):
                 with self._lock:
@@ -192,7 +191,7 @@ class Database:
                 if core is not None:
                     self._builder.cancel(core)
                     core.close(f"collection {name!r} was dropped")
-                shutil.rmtree(self._folder(token), ignore_errors=True)
+                self._remove(token, "drop")
 
     def rename_collection(self, name: str, new_name: str) -> None:
         """Renames; aliases follow, open handles go on. Raises CollectionExists, CollectionNotFound."""
@@ -224,7 +223,10 @@ class Database:
     # -- the end
 
     def close(self) -> None:
-        """Stops builds, waits for running calls, releases the folder. May be called again."""
+        """Stops builds, waits for running calls, releases the folder. May be called again.
+
+        Raises ReadOnly, when all is closed, if the last commits of a collection could not be synced.
+        """
         with self._changes:
             with self._lock:
                 if self._closed:
@@ -235,12 +237,18 @@ class Database:
                 with lock:
                     pass  # whoever was opening a collection has seen that we are closed
             self._builder.close()
+            failed: VecdbError | None = None
             for core in self._cores.values():
-                core.close("the database is closed; open it again")
+                try:
+                    core.close("the database is closed; open it again")
+                except VecdbError as error:
+                    failed = error
             if self.devices is not None:
                 self.devices.close()
             self._catalog.close()
             self._release()
+            if failed is not None:
+                raise failed
 
     def _release(self) -> None:
         _open_here.pop(self._key, None)
@@ -272,17 +280,21 @@ class Database:
     def _make_folder(self, token: str, info: CollectionInfo) -> None:
         """A complete and durable collection folder that nothing points to yet."""
         made = self._folder(token)
-        made.mkdir(parents=True)
-        self._mark_unnamed(token)
+        disk.make_folder(made, "create", parents=True)
+        self._mark_unnamed(token, "create")
         settings = to_json(info)
         CollectionStore.create(made, settings, shape_of(settings), self._options).close()
         for path in (made, made.parent, self.path):
-            folder.sync(path)
+            disk.sync_folder(path, "create")
 
-    def _mark_unnamed(self, token: str) -> None:
+    def _mark_unnamed(self, token: str, what: str) -> None:
         """Says durably that the folder is litter unless the catalog names it."""
-        (self._folder(token) / UNNAMED_FILE).touch()
-        folder.sync(self._folder(token))
+        disk.make_empty(self._folder(token) / UNNAMED_FILE, what)
+        disk.sync_folder(self._folder(token), what)
+
+    def _remove(self, token: str, what: str) -> None:
+        """Removes the folder of a collection, the mark last: stopped half-way, the rest is litter still."""
+        disk.remove_tree(self._folder(token), what, last=UNNAMED_FILE)
 
     def _open_store(self, name: str, token: str) -> CollectionStore:
         path = self._folder(token)
@@ -358,7 +370,7 @@ class Database:
             if path.name in known:
                 continue
             if (path / UNNAMED_FILE).exists() or not (path / DATA_FILE).exists():
-                shutil.rmtree(path, ignore_errors=True)
+                self._remove(path.name, "sweep")
             else:
                 log.warning(
                     "%s is a collection that the catalog does not name; left as it is", path

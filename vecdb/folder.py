@@ -8,8 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+from . import disk
 from .errors import Corrupted, DatabaseLocked, DatabaseNotFound
 from .layout import CATALOG_FOLDER, COLLECTIONS_FOLDER, DATA_FILE, LOCK_FILE
+
+_WHAT = "database"
 
 
 def prepare(path: Path, read_only: bool) -> bool:
@@ -25,7 +28,7 @@ def prepare(path: Path, read_only: bool) -> bool:
                 f"{path} holds no vecdb database; open it for writing once to make one"
             )
         return False
-    path.mkdir(parents=True, exist_ok=True)
+    disk.make_folder(path, _WHAT, parents=True, exist_ok=True)
     made = path / COLLECTIONS_FOLDER
     collections = made.is_dir() and any(made.iterdir())
     if collections and not catalog:
@@ -40,14 +43,14 @@ def prepare(path: Path, read_only: bool) -> bool:
             f"{path} holds other files ({sorted(strangers)[0]!r}) and no vecdb database; give an empty "
             "folder or a new one"
         )
-    (path / CATALOG_FOLDER).mkdir(exist_ok=True)
+    disk.make_folder(path / CATALOG_FOLDER, _WHAT, exist_ok=True)
     return not collections
 
 
 def sync_catalog(path: Path) -> None:
     """Makes the folders and names of a new catalog durable."""
     for folder in (path / CATALOG_FOLDER, path, path.parent):
-        sync(folder)
+        disk.sync_folder(folder, _WHAT)
 
 
 def take_lock(path: Path) -> Any:
@@ -70,12 +73,3 @@ def take_lock(path: Path) -> Any:
     file.write(str(os.getpid()))
     file.flush()
     return file
-
-
-def sync(path: Path) -> None:
-    """Makes the names in a folder durable, not only what the files hold."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

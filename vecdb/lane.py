@@ -1,8 +1,8 @@
 """The writer lane of a collection: writers that wait share the next commit.
 
-LMDB has one writer, and a durable commit costs an fsync. Whoever gets the lane commits for all who
-wait behind it; they find their work done when their turn comes. So the rate of small writes grows
-with the number of writers, and nobody waits for longer than one commit plus its own.
+LMDB has one writer, and a durable commit costs an fsync. Whoever comes while nobody leads commits for all
+who wait, wakes them, and hands the lead to the first of those who have come meanwhile. So the rate of small
+writes grows with the number of writers, and nobody waits for longer than one commit plus its own.
 
 Ctrl-C reaches the main thread only, between any two steps of it. So the main thread never commits:
 it hands its write to a thread of the lane and waits. Interrupted, it leaves; the write is still done
@@ -65,12 +65,21 @@ class Write(Protocol):
         """
 
 
+def _closed_lock() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 @dataclass(slots=True)
 class _Entry:
     write: Write
     applied: Applied | None = None
     sequence: int = 0
     error: BaseException | None = None
+    woken: threading.Lock = field(default_factory=_closed_lock)
+    """Opened when it is done, or has to lead. Were all to wait for the lane itself, those whose work is done
+    would stand in each other's way, and commits would be shared by few."""
 
     @property
     def done(self) -> bool:
@@ -96,6 +105,8 @@ class Lane:
         self._lane = threading.RLock()
         self._mutex = threading.Lock()
         self._waiting: list[_Entry] = []
+        self._led = False
+        """Whether a thread commits for those who wait."""
         self._for_main = ThreadPoolExecutor(1, thread_name_prefix="vecdb-lane")
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="vecdb-ahead")
 
@@ -129,9 +140,30 @@ class Lane:
     def _finish(self, entry: _Entry) -> None:
         with self._mutex:
             self._waiting.append(entry)
-        with self._lane:
+            leads, self._led = not self._led, True
+        if not leads:
+            entry.woken.acquire()
+            if entry.done:
+                return
+        try:
             while not entry.done:
-                self._commit(self._take_group())
+                with self._lane:
+                    group = self._take_group()
+                    try:
+                        self._commit(group)
+                    except BaseException as error:
+                        # Not one may wait for ever.
+                        for each in group:
+                            each.error = each.error or (None if each.done else error)
+                for other in group:
+                    if other is not entry:
+                        other.woken.release()
+        finally:
+            with self._mutex:
+                after = self._waiting[0] if self._waiting else None
+                self._led = after is not None
+            if after is not None:
+                after.woken.release()
 
     def _take_group(self) -> list[_Entry]:
         with self._mutex:

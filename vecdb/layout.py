@@ -56,12 +56,19 @@ Keys are big-endian, so that LMDB's byte order is number order and appends fill 
 Values are little-endian, so that numpy reads them in place.
 
 Format 1 had no tables `absent` and `purged`, and all rows in `keys`. It becomes format 2 in place when it
-is opened for writing: two empty tables and two entries of `meta`.
+is opened for writing: two empty tables and two entries of `meta`. Before that the LMDB file is copied to
+`data.format-1.mdb` beside it, which `vecdb downgrade` puts back.
 
 A vacuum writes the tables into a file without free pages, in a folder `compacting-<token>` beside the old
 one, which is renamed to `compacted` when it is complete and durable: from then on it is the truth. Its
 two files are renamed over the old ones, the locks first; whoever opens for writing finishes what a crash
 has left undone.
+
+A file `sync.point` stands beside the LMDB file while durability `interval` may have commits in it that are
+not on the disk. It has two slots of 4 KiB, written in turn, each with SYNC_POINT and its CRC-32: a mark, the
+number of the point, whether a later sync failed, the run of the kernel (`boot_id`), and of a commit that is
+wholly on the disk the transaction and LMDB's meta, LMDB_META, of which we read its mark, the size of a page
+and the transaction.
 """
 
 from __future__ import annotations
@@ -85,6 +92,9 @@ LMDB_LOCK_FILE = "lock.mdb"
 UNNAMED_FILE = "unnamed"
 COMPACTING_PREFIX = "compacting-"
 COMPACTED_FOLDER = "compacted"
+SYNC_POINT_FILE = "sync.point"
+KEPT_FILE = "data.format-{}.mdb"
+BOOT_FILE = "/proc/sys/kernel/random/boot_id"
 
 CATALOG_TABLES = ("meta", "collections", "aliases")
 COLLECTION_TABLES = (
@@ -109,6 +119,9 @@ SEQUENCE_VALUE = struct.Struct("<Q")
 VECTOR_KEY = struct.Struct(">HQ")
 LOG = struct.Struct("<qQQ")
 KEYED = struct.Struct("<QQ")
+LMDB_META = struct.Struct("<II16xI92xQQ")
+SYNC_POINT_MAGIC = b"vecdbsyn"
+SYNC_POINT = struct.Struct("<8sQ?40sQ136s")
 
 DEFAULT_FIELD = 0
 ID_BLOCK_ROWS = 256

@@ -27,6 +27,8 @@ class Setting:
     doc: str
     low: float | None = None
     high: float | None = None
+    choices: tuple[str, ...] = ()
+    """Texts that it may be; any, if there are none."""
 
     def check(self, value: Any) -> SettingValue:
         """`value` in this setting's type; InvalidSetting says what is wrong with it."""
@@ -45,6 +47,11 @@ class Setting:
             high = "any" if self.high is None else f"{self.high:,}"
             raise InvalidSetting(
                 f"setting {self.name!r} must be from {low} to {high}, given {given!r}",
+                setting=self.name,
+            )
+        if self.choices and value not in self.choices:
+            raise InvalidSetting(
+                f"setting {self.name!r} must be {' or '.join(self.choices)}, given {given!r}",
                 setting=self.name,
             )
         return value
@@ -87,6 +94,9 @@ GIB = 1024**3
 ENGINE: tuple[Setting, ...] = (
     Setting("map_initial_bytes", int, GIB // 4, "Size a new collection's LMDB map starts with. The file is sparse: it takes only what is written.", 1 << 20, 1 << 46),
     Setting("map_limit_bytes", int, 1 << 42, "Size the LMDB map of one collection may grow to; beyond it writes answer STORAGE_FULL.", 1 << 20, 1 << 46),
+    Setting("durability", str, "commit", "When a write is acknowledged: `commit`, when it is on the disk; `interval`, when the kernel has it, and it is on the disk soon after: see docs/durability.md.", choices=("commit", "interval")),
+    Setting("durability_interval_ms", float, 100.0, "With `interval`: writes wait as soon as one that was acknowledged so long ago is not on the disk, so that a power cut takes what was acknowledged in such a time at most.", 1.0, 60_000.0),
+    Setting("keep_old_format", bool, True, "Before a collection of an older format is upgraded, its file is copied, so that `vecdb downgrade` can go back."),
     Setting("exact_max_scalars", int, 8_000_000, "An `auto` collection is searched exactly while rows x dimension stays at or below this.", 0, 1 << 40),
     Setting("index_tail_share", float, 0.05, "A build starts when fresh rows exceed this share of the indexed ones (and 10,000 rows).", 0.01, 10.0),
     Setting("index_dead_share", float, 0.25, "The main index is built anew when this share of its rows is dead.", 0.01, 1.0),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import cli_collections, cli_records, cli_serve, cli_transfer
+from . import cli_collections, cli_downgrade, cli_records, cli_serve, cli_transfer
 from .cli_target import EXIT_CODES, Target
 
 Run = Callable[[argparse.Namespace, Target], int]
@@ -164,8 +164,17 @@ def build_parser(named: Container[str]) -> argparse.ArgumentParser:
     )
     cancel_build.add_argument("collection")
 
+    downgrade = command(
+        "downgrade",
+        cli_downgrade.run_downgrade,
+        "put the files back that an upgrade of the format has kept, for the version before",
+        "  vecdb downgrade --data ./data             what was written since the upgrade is lost\n"
+        "  vecdb downgrade --data ./data --discard   removes the kept files: no way back then",
+    )
+    downgrade.add_argument("--discard", action="store_true", help="remove the kept files instead")
+
     for one in (create, list_, drop, rename, alias, import_, export, query, get, delete, count,
-                stats, check, compact, cancel_build):  # fmt: skip
+                stats, check, compact, cancel_build, downgrade):  # fmt: skip
         _add_target(one)
     return parser
 

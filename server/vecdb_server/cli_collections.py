@@ -133,6 +133,9 @@ def run_stats(args: argparse.Namespace, target: Target) -> int:
             "rows ever written": stats.rows,
             "rows given back": stats.purged_rows,
             "sequence": stats.sequence,
+            "durability": f"{stats.durability}, commit {stats.synced_sequence} is on the disk"
+            if stats.durability
+            else "as the process that writes was told",
             "on disk": size(stats.disk_bytes),
             "map used": f"{size(stats.map_used_bytes)} of {size(stats.map_limit_bytes)}",
         }

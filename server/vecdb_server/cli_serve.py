@@ -14,8 +14,8 @@ from pathlib import Path
 from .cli_target import EXIT_USAGE, CommandFailed, Target
 
 _METAVARS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
-# Read by the other commands, so not a setting that somebody misspelt.
-_OTHER_VARIABLES = {"VECDB_SERVER"}
+# Read by the other commands and by tests, so not settings that somebody misspelt.
+_OTHER_VARIABLES = {"VECDB_SERVER", "VECDB_FAILPOINTS"}
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

@@ -25,6 +25,7 @@ _WRITES = frozenset(
         "Upsert",
         "Update",
         "Delete",
+        "Flush",
     )
 )
 _LONG = frozenset(("Scan", "Ingest", "Check", "BuildIndex", "Compact"))

@@ -88,6 +88,10 @@ class CollectionHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unu
         collection = self._database.get_collection(request.collection)
         return pb.CancelBuildResponse(cancelled=collection.cancel_build())
 
+    def Flush(self, request: Any, context: Any) -> Any:
+        collection = self._database.get_collection(request.collection)
+        return pb.FlushResponse(sequence=collection.flush())
+
     def Compact(self, request: Any, context: Any) -> Any:
         collection = self._database.get_collection(request.collection)
         result = collection.compact(wait=request.wait, timeout_s=remaining_s(context))

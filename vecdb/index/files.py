@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from .. import disk
 from ..errors import Corrupted, StorageFull
 from .arena import Arena
 from .blocks import Block, FloatBlock
@@ -35,6 +36,7 @@ from .source import READ_ROWS
 
 _CLASSES = {"hnsw": faiss.IndexHNSW, "ivf": faiss.IndexIVF, "flat": faiss.IndexScalarQuantizer}
 
+_WHAT = "index"
 _FORM, _PART_BYTES = "sha256/16M:", 16 << 20
 
 FORMAT = 4
@@ -145,10 +147,10 @@ def save(job: Job, main: Main, folder: Path) -> IndexRecord:
         graph = _write(folder, names[0], write_graph)
         numbers = _write(folder, names[1], write_numbers)
         codes = _write(folder, names[2], write_codes) if apart else None
-        _sync_folder(folder)
+        disk.sync_folder(folder, _WHAT)
     except BaseException:
         for name in names:
-            (folder / name).unlink(missing_ok=True)
+            disk.remove(folder / name, _WHAT)
         raise
     return IndexRecord(
         kind=main.kind,
@@ -170,18 +172,13 @@ def save(job: Job, main: Main, folder: Path) -> IndexRecord:
 
 
 def _write(folder: Path, name: str, write: Callable[[BinaryIO], None]) -> FilePart:
-    """Write aside, fsync, rename; nothing is left behind when it fails."""
-    aside = folder / f"{name}.tmp"
+    """Write aside, fsync, rename; what is left behind when it fails has the name `name`."""
     try:
-        with open(aside, "w+b") as file:
+        with disk.written_aside(folder / name, _WHAT) as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
             size = file.seek(0, os.SEEK_END)
-        checksum = _checksum(aside, size, _FORM)
-        os.replace(aside, folder / name)
+        checksum = _checksum(folder / name, size, _FORM)
     except BaseException as error:
-        aside.unlink(missing_ok=True)
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left" in str(error):  # inside FAISS the error loses its type
             raise StorageFull(
@@ -222,14 +219,6 @@ def _checksum(path: Path, size: int, form: str) -> str:
         with ThreadPoolExecutor(CORES, thread_name_prefix="vecdb-checksum") as threads:
             parts = list(threads.map(part, starts))
     return _FORM + hashlib.sha256(b"".join(parts)).hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _verify(folder: Path, part: FilePart) -> Path:

@@ -13,6 +13,7 @@ from .environment import Environment
 
 Result = TypeVar("Result")
 
+_WHAT = "catalog"
 _MAP_BYTES = 1 << 28
 
 
@@ -52,14 +53,14 @@ class Catalog:
         self._names: Names | None = None
         try:
             if create:
-                self._env.write(self._stamp)
+                self._env.write(self._stamp, _WHAT)
             with self._env.read() as transaction:
                 raw = transaction.get(META_FORMAT, db=self._env.table("meta"))
                 found = 0 if raw is None else int(bytes(raw))
             if found != CATALOG_FORMAT:
                 raise FormatMismatch(
                     f"{root} has catalog format {found}, this version reads {CATALOG_FORMAT}; open it "
-                    "with the version of vecdb that wrote it",
+                    "with the version of vecdb that wrote it, or a later one",
                     given=found,
                     expected=CATALOG_FORMAT,
                 )
@@ -89,7 +90,7 @@ class Catalog:
     def _change(self, work: Callable[[Any], Result]) -> Result:
         with self._lock:
             self._names = None
-            return self._env.write(work)
+            return self._env.write(work, _WHAT)
 
     def add(self, name: str, token: str) -> None:
         def work(transaction: Any) -> None:

@@ -25,6 +25,7 @@ from ..layout import (
 )
 from .environment import Environment
 from .fresh import FreshIds
+from .kept import keep
 from .mapped import MappedBlocks
 from .purge import STEP_BYTES, Purger
 from .reader import Reader
@@ -56,7 +57,8 @@ class CollectionStore:
         cls, folder: Path, settings: bytes, shape: Shape, options: Mapping[str, Any]
     ) -> CollectionStore:
         """Makes a complete, durable, empty store in a folder that exists and is empty."""
-        environment = _open(folder, options, create=True, read_only=False)
+        eager = {**options, "durability": "commit"}
+        environment = _open(folder, eager, create=True, read_only=False)
 
         def describe(transaction: Any) -> None:
             meta = environment.table("meta")
@@ -64,7 +66,7 @@ class CollectionStore:
             transaction.put(META_SETTINGS, settings, db=meta)
             transaction.put(META_KEYED, KEYED.pack(0, 0), db=meta)
 
-        environment.write(describe)
+        environment.write(describe, "create")
         return cls(folder, shape, environment, settings)
 
     @classmethod
@@ -78,7 +80,8 @@ class CollectionStore:
     ) -> CollectionStore:
         """Opens an existing store. Raises FormatMismatch or Corrupted when it cannot be read.
 
-        One of an older format is brought to the present one, unless it is opened read-only.
+        One of an older format is brought to the present one, unless it is opened read-only; a copy is kept
+        before, see `kept`.
         """
         environment = _open(folder, options, create=False, read_only=read_only)
         try:
@@ -87,12 +90,16 @@ class CollectionStore:
                 if not 1 <= reader.format() <= COLLECTION_FORMAT:
                     raise FormatMismatch(
                         f"{folder} has collection format {reader.format()}, this version reads 1 to "
-                        f"{COLLECTION_FORMAT}; open it with the version of vecdb that wrote it",
+                        f"{COLLECTION_FORMAT}; open it with the version of vecdb that wrote it, or a later "
+                        "one. If that one has upgraded it, its `vecdb downgrade` may go back",
                         given=reader.format(),
                         expected=COLLECTION_FORMAT,
                     )
                 settings, older = reader.settings(), reader.format() < COLLECTION_FORMAT
+                found = reader.format()
             if older and not read_only:
+                if options["keep_old_format"]:
+                    keep(environment, found)
                 _upgrade(environment)
             return cls(folder, shape_of(settings), environment, settings)
         except BaseException:
@@ -161,15 +168,18 @@ class CollectionStore:
             writer.finish(sequence, time.time_ns() // 1000)
             return result, writer, sequence
 
-        result, writer, sequence = self._env.write(run)
+        result, writer, sequence = self._env.write(run, "rows")
         self._fresh.follow(writer.keyed_rows, writer.before.next_row, writer.appended)
         return result, sequence
 
     def set_index_record(self, record: bytes | None, field: int = DEFAULT_FIELD) -> None:
-        """Names the saved index of a field; no commit of rows, so no sequence number."""
+        """Names the saved index of a field, durably; no commit of rows, so no sequence number."""
         self._env.write(
-            lambda transaction: self._writer(transaction).set_index_record(record, field)
+            lambda transaction: self._writer(transaction).set_index_record(record, field),
+            "index",
         )
+        # Files that the record before named are removed next.
+        self._env.flush()
 
     def _writer(self, transaction: Any) -> Writer:
         return Writer(self._env, transaction, self._shape, self._fresh)
@@ -216,7 +226,7 @@ class CollectionStore:
             return work(purger), purger
 
         try:
-            result, purger = self._env.write(run)
+            result, purger = self._env.write(run, "purge")
         finally:
             # Whatever became of it: blocks may lie elsewhere from this transaction on.
             self._forget_blocks(last)
@@ -234,6 +244,15 @@ class CollectionStore:
         with self.read() as reader:
             return reader.entries("metadata") > 0
 
+    def flush(self) -> None:
+        """Returns when every commit so far is on the disk; ReadOnly when one cannot be brought there."""
+        self._env.flush()
+
+    @property
+    def synced_sequence(self) -> int | None:
+        """The newest commit that is surely on the disk; None when all are, as always with `commit`."""
+        return self._env.synced
+
     def map_bytes(self) -> tuple[int, int]:
         """(bytes of the LMDB map in use, bytes it may grow to)."""
         return self._env.map_bytes()
@@ -245,7 +264,8 @@ class CollectionStore:
 def _open(
     folder: Path, options: Mapping[str, Any], *, create: bool, read_only: bool
 ) -> Environment:
-    return Environment(
+    lazy = options["durability"] == "interval"
+    environment = Environment(
         folder,
         COLLECTION_TABLES,
         create=create,
@@ -253,7 +273,11 @@ def _open(
         later_tables=LATER_TABLES,
         map_initial_bytes=options["map_initial_bytes"],
         map_limit_bytes=options["map_limit_bytes"],
+        sync_interval_s=options["durability_interval_ms"] / 1_000 if lazy else None,
     )
+    shape = Shape(1, "float32")
+    environment.sequence_of = lambda seen: Reader(environment, seen, shape).state().sequence
+    return environment
 
 
 def _upgrade(environment: Environment) -> None:
@@ -266,4 +290,4 @@ def _upgrade(environment: Environment) -> None:
         transaction.put(META_KEYED, KEYED.pack(rows, rows), db=meta)
         transaction.put(META_FORMAT, str(COLLECTION_FORMAT).encode(), db=meta)
 
-    environment.write(work)
+    environment.write(work, "upgrade")

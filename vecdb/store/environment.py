@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lmdb
 
+from .. import disk
 from ..errors import Closed, Corrupted, FormatMismatch, Internal, StorageFull
-from ..layout import COMPACTING_PREFIX, DATA_FILE
-from . import vacuum
+from ..layout import COMPACTING_PREFIX, DATA_FILE, META_FORMAT
+from . import sync_point, vacuum
 from .faults import MapFull, in_our_words
+from .lazy_sync import LazySync
 
 Result = TypeVar("Result")
 
@@ -45,8 +46,12 @@ class Environment:
         map_initial_bytes: int,
         map_limit_bytes: int,
         later_tables: tuple[str, ...] = (),
+        sync_interval_s: float | None = None,
     ) -> None:
-        """`later_tables` are those of `tables` that a file of an older format may lack."""
+        """`later_tables` are those of `tables` that a file of an older format may lack.
+
+        With `sync_interval_s` commits do not wait for the disk, see `LazySync`.
+        """
         self.folder = folder
         self.map_limit_bytes = map_limit_bytes
         self._names = tables
@@ -54,6 +59,8 @@ class Environment:
         self.read_only = read_only
         self.on_move: Callable[[], None] = lambda: None
         """Called when the map has moved or another file is in its place, before anyone reads it."""
+        self.sequence_of: Callable[[Any], int] = lambda _: 0
+        """Which commit of rows a transaction shows."""
         self._map_initial_bytes = map_initial_bytes
         self._pid = os.getpid()
         self._gate = threading.Condition()
@@ -63,6 +70,8 @@ class Environment:
         self._closed = False
         self._commits = 0
         self._env: Any = None
+        self._lazy: LazySync | None = None
+        self._sync_interval_s = None if read_only else sync_interval_s
         self._tables: dict[str, Any] = {}
         self._file_number = 0
         self._data_file = str(folder / DATA_FILE)
@@ -71,19 +80,32 @@ class Environment:
         if read_only:
             self._open_newest()
             return
+        sync_point.recover(folder)
         whole = vacuum.whole_copy(folder)
         self._env, self._tables = self._open_in(whole or folder, create=create)
         try:
             if whole is not None:
                 vacuum.move_in(folder)
             vacuum.sweep(folder)
+            self._sync_lazily()
         except BaseException:
             self._env.close()
             raise
 
+    def _sync_lazily(self) -> None:
+        """Begins to watch over the file that is open, if commits do not wait for the disk."""
+        if self._sync_interval_s is not None:
+            self._lazy = LazySync(
+                self.folder,
+                self._sync_interval_s,
+                lambda: self._env.begin(),
+                lambda seen: self.sequence_of(seen),
+            )
+
     def _open_newest(self) -> None:
         """Opens the file that stands in the folder when it is open, not one replaced meanwhile."""
         while True:
+            sync_point.refuse_unsafe(self.folder)
             number = os.stat(self._data_file).st_ino
             env, tables = self._open_in(self.folder, create=False)
             if number == os.stat(self._data_file).st_ino:
@@ -104,6 +126,7 @@ class Environment:
                 max_readers=_MAX_READERS,
                 readonly=self.read_only,
                 create=create,
+                sync=self._sync_interval_s is None,
                 meminit=False,
                 # The kernel's read-ahead doubles the memory of random reads of single records.
                 readahead=False,
@@ -113,14 +136,16 @@ class Environment:
                 # A reader that was killed keeps its slot, and LMDB the pages it saw, until someone
                 # looks.
                 env.reader_check()
+                if create:
+                    vacuum.make_tables(env, self._names, folder, "tables")
                 for name in self._names:
                     try:
-                        tables[name] = env.open_db(name.encode(), create=create)
+                        tables[name] = env.open_db(name.encode(), create=False)
                     except lmdb.NotFoundError:
                         if name not in self._later_names:
                             raise FormatMismatch(
-                                f"{folder / DATA_FILE} is not a file of this version of vecdb: a "
-                                "table is missing"
+                                f"{folder / DATA_FILE} is not a file of this version of vecdb: it has no "
+                                f"table {name!r}{_format_told(env)}. Open it with the version that wrote it"
                             ) from None
             except BaseException:
                 env.close()
@@ -175,20 +200,25 @@ class Environment:
                 self._leave()
                 raise
 
-    def write(self, work: Callable[[Any], Result]) -> Result:
-        """Runs `work(transaction)` and commits durably; if it raises, nothing is written.
+    def write(self, work: Callable[[Any], Result], what: str) -> Result:
+        """Runs `work(transaction)` and commits, durably unless syncs are lazy; if it raises, nothing is written.
+
+        `what` it is for names the failpoints of the commit, see `vecdb.disk`.
 
         `work` runs again from the start when the map had to grow, so it must keep its results to
         itself until it returns. Raises StorageFull when the disk or the map limit is reached.
         """
         self._commits += 1
         while True:
+            if self._lazy is not None:
+                with in_our_words(self.folder):
+                    self._lazy.before_write()
             self._enter()
             try:
                 if self._commits % _COMMITS_A_READER_CHECK == 0:
                     self._env.reader_check()
                 with in_our_words(self.folder):
-                    return self._try_write(work)
+                    return self._try_write(work, what)
             except MapFull:
                 pass
             finally:
@@ -200,9 +230,12 @@ class Environment:
                     "written. Raise the setting map_limit_bytes",
                     limit_bytes=size,
                 )
+            if self._lazy is not None:
+                # Moving the map ends all transactions, that on the synced commit too.
+                self._lazy.settle()
             self._resize(min(2 * size, self.map_limit_bytes))
 
-    def _try_write(self, work: Callable[[Any], Result]) -> Result:
+    def _try_write(self, work: Callable[[Any], Result], what: str) -> Result:
         transaction = self._env.begin(write=True)
         try:
             result = work(transaction)
@@ -219,8 +252,27 @@ class Environment:
                     self._keep_out = False
                     self._gate.notify_all()
             raise
-        transaction.commit()
+        with nullcontext() if self._lazy is None else self._lazy.committing():
+            disk.commit(transaction, self.folder, what)
         return result
+
+    def flush(self) -> None:
+        """Returns when every commit so far is on the disk; ReadOnly when one cannot be brought there."""
+        if self._lazy is not None:
+            self._lazy.flush()
+
+    @property
+    def synced(self) -> int | None:
+        """The newest commit of rows that is surely on the disk; None when all are."""
+        return None if self._lazy is None else self._lazy.synced
+
+    def copy_to(self, descriptor: int) -> None:
+        """Writes the file as it is now, free pages too, to an open file."""
+        self._enter()
+        try:
+            self._opened().copyfd(descriptor)
+        finally:
+            self._leave()
 
     def map_bytes(self) -> tuple[int, int]:
         """(bytes of the map in use, bytes it may grow to)."""
@@ -248,6 +300,9 @@ class Environment:
         right when it is opened again.
         """
         before = self.map_bytes()[0]
+        if self._lazy is not None:
+            # What the file of sync points says is of the old file, and must not be found beside the new one.
+            self._lazy.settle()
         aside = self.folder / (COMPACTING_PREFIX + secrets.token_hex(8))
         try:
             with self.read() as transaction:
@@ -255,7 +310,7 @@ class Environment:
                 vacuum.copy_tables(transaction, self._tables, aside, size + _SPARE_BYTES)
             env, tables = self._open_in(aside, create=False)
         except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
+            disk.remove_tree(aside, "vacuum")
             raise
         old = self._env
         try:
@@ -274,6 +329,9 @@ class Environment:
                 f"the compacted file of {self.folder} could not be put in its place ({error}); nothing "
                 "is lost, open the database again"
             ) from error
+        if self._lazy is not None:
+            self._lazy.close()
+            self._sync_lazily()
         old.close()
         return before, self.map_bytes()[0]
 
@@ -305,12 +363,19 @@ class Environment:
         return self._env
 
     def close(self) -> None:
-        """Waits for running transactions, then closes. Later calls raise Closed."""
+        """Waits for running transactions, syncs, and closes. Later calls raise Closed.
+
+        ReadOnly, when it is closed, if the last commits could not be synced.
+        """
         with self._gate:
             if self._closed:
                 return
             self._closed = True
             self._gate.wait_for(lambda: self._open_transactions == 0)
+        try:
+            if self._lazy is not None:
+                self._lazy.close()
+        finally:
             if self._env is not None:
                 self._env.close()
 
@@ -358,3 +423,12 @@ class Environment:
                     self._keep_out = False
                     self._gate.notify_all()
             time.sleep(_PATIENCE_S)
+
+
+def _format_told(env: Any) -> str:
+    """What a file of another version says of its format."""
+    try:
+        with env.begin(db=env.open_db(b"meta", create=False)) as transaction:
+            return f", and says that its format is {int(transaction.get(META_FORMAT, b''))}"
+    except (lmdb.Error, ValueError):
+        return ""

@@ -11,7 +11,15 @@ from pathlib import Path
 
 import lmdb
 
-from ..errors import Corrupted, FormatMismatch, Internal, LimitExceeded, StorageFull, VecdbError
+from ..errors import (
+    Closed,
+    Corrupted,
+    FormatMismatch,
+    Internal,
+    LimitExceeded,
+    StorageFull,
+    VecdbError,
+)
 from ..layout import DATA_FILE
 
 _LITTLE_ROOM_BYTES = 16 << 20
@@ -30,19 +38,26 @@ def in_our_words(folder: Path) -> Iterator[None]:
         raise
     except lmdb.MapFullError:
         raise MapFull from None
-    except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError) as error:
+    except lmdb.PanicError as error:
+        # LMDB could not write its meta page, and does not know what of it is on the disk.
+        raise Closed(
+            f"writing to {folder / DATA_FILE} failed, and it is not used any more; mend the disk, then open "
+            "the database again. What was acknowledged is there"
+        ) from error
+    except (lmdb.CorruptedError, lmdb.PageNotFoundError) as error:
         raise Corrupted(f"{folder / DATA_FILE} is damaged ({error}); restore a backup") from error
     except (lmdb.VersionMismatchError, lmdb.InvalidError) as error:
         raise FormatMismatch(
             f"{folder / DATA_FILE} is not a file of this LMDB version ({error})"
         ) from error
     except lmdb.DiskError as error:
-        raise _full_or_internal(folder, str(error)) from error
+        raise full_or_internal(folder, str(error)) from error
     except lmdb.Error as error:
-        raise _full_or_internal(folder, str(error)) from error
+        raise full_or_internal(folder, str(error)) from error
 
 
-def _full_or_internal(folder: Path, text: str) -> VecdbError:
+def full_or_internal(folder: Path, text: str) -> VecdbError:
+    """The error that a message of LMDB or the system stands for."""
     full = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), os.strerror(errno.EFBIG))
     if os.strerror(errno.EMFILE) in text or os.strerror(errno.ENFILE) in text:
         return LimitExceeded(
@@ -58,7 +73,7 @@ def _full_or_internal(folder: Path, text: str) -> VecdbError:
     cut_short = os.strerror(errno.EIO) in text and _room_bytes(folder) < _LITTLE_ROOM_BYTES
     if cut_short or any(words in text for words in full):
         return StorageFull(f"no space left for {folder}; nothing was written. Free some and repeat")
-    return Internal(f"LMDB refused: {text} ({folder})")
+    return Internal(f"LMDB or the disk refused: {text} ({folder})")
 
 
 def _room_bytes(folder: Path) -> int:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import lmdb
 
+from .. import disk
 from ..layout import COMPACTED_FOLDER, COMPACTING_PREFIX, DATA_FILE, LMDB_LOCK_FILE
 
+_WHAT = "vacuum"
 _CHUNK_BYTES = 32 << 20
 """Written in one transaction: pages wait in memory until it ends."""
 _ENTRY_BYTES = 32
@@ -26,7 +26,7 @@ def copy_tables(
     Entries are appended in the order of their keys, so that every page is full, which a copy of the
     pages would not give: at random ids those of `keys` are two thirds full.
     """
-    folder.mkdir()
+    disk.make_folder(folder, _WHAT)
     environment = lmdb.open(
         str(folder),
         map_size=map_size_bytes,
@@ -37,18 +37,36 @@ def copy_tables(
         readahead=False,
     )
     try:
+        make_tables(environment, tables, folder, _WHAT)
         for name, table in tables.items():
-            target = environment.open_db(name.encode())
+            target = environment.open_db(name.encode(), create=False)
             source = transaction.cursor(db=table)
             more = source.first()
             while more:
-                with environment.begin(write=True) as writing:
+                writing = environment.begin(write=True)
+                try:
                     writing.cursor(db=target).putmulti(_chunk(source), append=True)
+                except BaseException:
+                    writing.abort()
+                    raise
+                disk.commit(writing, folder, _WHAT)
                 more = bool(source.key())
-        environment.sync(True)
+        disk.sync_environment(environment, folder, _WHAT)
     finally:
         environment.close()
-    sync_folder(folder)
+    disk.sync_folder(folder, _WHAT)
+
+
+def make_tables(environment: Any, names: Iterable[str], folder: Path, what: str) -> None:
+    """Makes those of the named tables that are not there, in one commit: LMDB by itself makes one for each."""
+    transaction = environment.begin(write=True)
+    try:
+        for name in names:
+            environment.open_db(name.encode(), txn=transaction)
+    except BaseException:
+        transaction.abort()
+        raise
+    disk.commit(transaction, folder, what)
 
 
 def _chunk(cursor: Any) -> Iterator[tuple[Any, Any]]:
@@ -64,8 +82,8 @@ def _chunk(cursor: Any) -> Iterator[tuple[Any, Any]]:
 
 def declare_whole(folder: Path, aside: Path) -> None:
     """From here on the copy `aside` is the truth, whatever happens next."""
-    aside.rename(folder / COMPACTED_FOLDER)
-    sync_folder(folder)
+    disk.rename(aside, folder / COMPACTED_FOLDER, _WHAT)
+    disk.sync_folder(folder, _WHAT)
 
 
 def whole_copy(folder: Path) -> Path | None:
@@ -82,22 +100,14 @@ def move_in(folder: Path) -> None:
     it would have the new data without being seen by the writer.
     """
     made = folder / COMPACTED_FOLDER
-    (made / LMDB_LOCK_FILE).replace(folder / LMDB_LOCK_FILE)
-    (made / DATA_FILE).replace(folder / DATA_FILE)
-    made.rmdir()
-    sync_folder(folder)
+    disk.rename(made / LMDB_LOCK_FILE, folder / LMDB_LOCK_FILE, _WHAT)
+    disk.rename(made / DATA_FILE, folder / DATA_FILE, _WHAT)
+    disk.remove_folder(made, _WHAT)
+    disk.sync_folder(folder, _WHAT)
 
 
 def sweep(folder: Path) -> None:
     """Removes what an interrupted copy has left; not to be called while there is a whole one."""
     for path in [*folder.glob(COMPACTING_PREFIX + "*"), folder / COMPACTED_FOLDER]:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def sync_folder(path: Path) -> None:
-    """Makes the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        if path.exists():
+            disk.remove_tree(path, _WHAT)

@@ -308,6 +308,10 @@ def cancel_build(collection: str) -> Call[bool]:
     return Call("CancelBuild", request, lambda a: bool(a.cancelled), False)
 
 
+def flush(collection: str) -> Call[int]:
+    return Call("Flush", pb.FlushRequest(collection=collection), lambda a: int(a.sequence), True)
+
+
 def compact(collection: str, wait: bool) -> Call[CompactResult]:
     request = pb.CompactRequest(
         collection=collection, wait=arguments.flag("wait", wait, InvalidArgument)

@@ -293,6 +293,13 @@ class Collection:
         """Stops the build of the index that runs or is queued; False when there is none."""
         return self._connection.run(calls.cancel_build(self.name), timeout_s)
 
+    def flush(self, *, timeout_s: float | None = None) -> int:
+        """Returns when every write acknowledged so far is on the disk; the newest commit of them.
+
+        With the server's durability `commit` that is so at once. Raises ReadOnly when its disk has failed.
+        """
+        return self._connection.run(calls.flush(self.name), timeout_s)
+
     def compact(self, *, wait: bool = True, timeout_s: float | None = None) -> CompactResult:
         """Gives the space of dead rows back. `wait` False: answers once that is queued."""
         return self._connection.run(calls.compact(self.name, wait), timeout_s)

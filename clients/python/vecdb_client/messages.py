@@ -310,6 +310,8 @@ _STATS_FIELDS = (
     "map_used_bytes",
     "map_limit_bytes",
     "purged_rows",
+    "durability",
+    "synced_sequence",
 )
 _DEVICE_FIELDS = tuple(DeviceStats.__slots__)
 _COMPACT_FIELDS = ("purged_rows", "bytes_before", "bytes_after")

@@ -413,6 +413,11 @@ class CollectionStats:
     """Dead rows whose space was given back."""
     devices: Sequence[DeviceStats] = ()
     """The GPUs that the engine uses, for all collections together; empty where the CPU serves alone."""
+    durability: str = "commit"
+    """When a write is acknowledged: commit, interval; empty in a process that only reads."""
+    synced_sequence: int = 0
+    """Newest commit that is known to be on the disk; `sequence` itself with durability `commit`, 0 in a process
+    that only reads."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -257,6 +257,10 @@ class Collection:
         """Stops the build of the index that runs or is queued; False when there is none."""
         return await self._connection.run(calls.cancel_build(self.name), timeout_s)
 
+    async def flush(self, *, timeout_s: float | None = None) -> int:
+        """Returns when every write acknowledged so far is on the disk; the newest commit of them."""
+        return await self._connection.run(calls.flush(self.name), timeout_s)
+
     async def compact(self, *, wait: bool = True, timeout_s: float | None = None) -> CompactResult:
         """Gives the space of dead rows back. `wait` False: answers once that is queued."""
         return await self._connection.run(calls.compact(self.name, wait), timeout_s)

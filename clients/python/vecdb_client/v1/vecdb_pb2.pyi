@@ -726,7 +726,7 @@ class DeviceStats(_message.Message):
     def __init__(self, name: _Optional[str] = ..., card: _Optional[str] = ..., state: _Optional[str] = ..., total_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., placements: _Optional[int] = ..., queued: _Optional[int] = ..., batches: _Optional[int] = ..., queries: _Optional[int] = ..., restarts: _Optional[int] = ..., last_error: _Optional[str] = ...) -> None: ...
 
 class GetStatsResponse(_message.Message):
-    __slots__ = ("name", "sequence", "count", "rows", "disk_bytes", "map_used_bytes", "map_limit_bytes", "fields", "index", "vectors", "purged_rows", "devices")
+    __slots__ = ("name", "sequence", "count", "rows", "disk_bytes", "map_used_bytes", "map_limit_bytes", "fields", "index", "vectors", "purged_rows", "devices", "durability", "synced_sequence")
     class FieldsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -753,6 +753,8 @@ class GetStatsResponse(_message.Message):
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     PURGED_ROWS_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
+    DURABILITY_FIELD_NUMBER: _ClassVar[int]
+    SYNCED_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     name: str
     sequence: int
     count: int
@@ -765,7 +767,9 @@ class GetStatsResponse(_message.Message):
     vectors: _containers.MessageMap[str, IndexStats]
     purged_rows: int
     devices: _containers.RepeatedCompositeFieldContainer[DeviceStats]
-    def __init__(self, name: _Optional[str] = ..., sequence: _Optional[int] = ..., count: _Optional[int] = ..., rows: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., map_used_bytes: _Optional[int] = ..., map_limit_bytes: _Optional[int] = ..., fields: _Optional[_Mapping[str, int]] = ..., index: _Optional[_Union[IndexStats, _Mapping]] = ..., vectors: _Optional[_Mapping[str, IndexStats]] = ..., purged_rows: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStats, _Mapping]]] = ...) -> None: ...
+    durability: str
+    synced_sequence: int
+    def __init__(self, name: _Optional[str] = ..., sequence: _Optional[int] = ..., count: _Optional[int] = ..., rows: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., map_used_bytes: _Optional[int] = ..., map_limit_bytes: _Optional[int] = ..., fields: _Optional[_Mapping[str, int]] = ..., index: _Optional[_Union[IndexStats, _Mapping]] = ..., vectors: _Optional[_Mapping[str, IndexStats]] = ..., purged_rows: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStats, _Mapping]]] = ..., durability: _Optional[str] = ..., synced_sequence: _Optional[int] = ...) -> None: ...
 
 class CheckRequest(_message.Message):
     __slots__ = ("collection",)
@@ -808,6 +812,18 @@ class CancelBuildResponse(_message.Message):
     CANCELLED_FIELD_NUMBER: _ClassVar[int]
     cancelled: bool
     def __init__(self, cancelled: _Optional[bool] = ...) -> None: ...
+
+class FlushRequest(_message.Message):
+    __slots__ = ("collection",)
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    def __init__(self, collection: _Optional[str] = ...) -> None: ...
+
+class FlushResponse(_message.Message):
+    __slots__ = ("sequence",)
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    def __init__(self, sequence: _Optional[int] = ...) -> None: ...
 
 class CompactRequest(_message.Message):
     __slots__ = ("collection", "wait")

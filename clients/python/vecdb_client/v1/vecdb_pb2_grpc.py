@@ -150,6 +150,11 @@ class VecdbServiceStub:
                 request_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.CancelBuildRequest.SerializeToString,
                 response_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.CancelBuildResponse.FromString,
                 _registered_method=True)
+        self.Flush = channel.unary_unary(
+                '/vecdb.v1.VecdbService/Flush',
+                request_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.FlushRequest.SerializeToString,
+                response_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.FlushResponse.FromString,
+                _registered_method=True)
         self.Compact = channel.unary_unary(
                 '/vecdb.v1.VecdbService/Compact',
                 request_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.CompactRequest.SerializeToString,
@@ -336,6 +341,13 @@ class VecdbServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Flush(self, request, context):
+        """Answers when every write acknowledged so far is on the disk.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Compact(self, request, context):
         """Gives the space of deleted and replaced records back to the file system.
         """
@@ -460,6 +472,11 @@ def add_VecdbServiceServicer_to_server(servicer, server):
                     servicer.CancelBuild,
                     request_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.CancelBuildRequest.FromString,
                     response_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.CancelBuildResponse.SerializeToString,
+            ),
+            'Flush': grpc.unary_unary_rpc_method_handler(
+                    servicer.Flush,
+                    request_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.FlushRequest.FromString,
+                    response_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.FlushResponse.SerializeToString,
             ),
             'Compact': grpc.unary_unary_rpc_method_handler(
                     servicer.Compact,
@@ -1089,6 +1106,33 @@ class VecdbService:
             '/vecdb.v1.VecdbService/CancelBuild',
             vecdb__client_dot_v1_dot_vecdb__pb2.CancelBuildRequest.SerializeToString,
             vecdb__client_dot_v1_dot_vecdb__pb2.CancelBuildResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Flush(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vecdb.v1.VecdbService/Flush',
+            vecdb__client_dot_v1_dot_vecdb__pb2.FlushRequest.SerializeToString,
+            vecdb__client_dot_v1_dot_vecdb__pb2.FlushResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,98 @@
+"""What a database must hold: everything that was acknowledged, and of what was under way any whole part.
+
+The journal has two kinds of entries: an operation that begins, as a list of parts, and the acknowledgement
+of a part. A part is done as a whole or not at all. Parts are plain JSON:
+
+    {"do": "put", "in": token, "ids": [...], "v": version}     insert, upsert, one batch of a stream
+    {"do": "tag", "in": token, "ids": [...], "v": version}     update of the metadata only
+    {"do": "gone", "in": token, "ids": [...]}                  delete by ids or by filter
+    {"do": "create", "in": token, "name": n, "shape": s}       {"do": "drop", "name": n}
+    {"do": "rename", "name": n, "to": m}
+    {"do": "alias", "name": a, "to": n}                        {"do": "unalias", "name": a}
+
+`token` is the model's own name of a collection, which a rename does not change.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Part = dict[str, Any]
+
+
+@dataclass
+class Held:
+    """One collection: its shape, and of each record the versions of what it holds and of its metadata."""
+
+    shape: str
+    records: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass
+class Model:
+    """The acknowledged state, and the parts of the operation that was under way."""
+
+    collections: dict[str, Held] = field(default_factory=dict)
+    """By token."""
+    names: dict[str, str] = field(default_factory=dict)
+    """Name to token."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Alias to token."""
+    pending: list[Part] = field(default_factory=list)
+    in_order: bool = False
+    """Whether a pending part may be there only if those before it are: a stream."""
+    version: int = 0
+    """The highest that was given out."""
+
+    def begin(self, parts: Iterable[Part], *, in_order: bool = False) -> None:
+        """An operation begins; the one before has ended, whatever of it was acknowledged."""
+        self.pending = list(parts)
+        self.in_order = in_order
+        self.version = max([self.version, *(part.get("v", 0) for part in self.pending)])
+
+    def acknowledge(self, part: Part) -> None:
+        self.pending.remove(part)
+        self.apply(part)
+
+    def apply(self, part: Part) -> None:
+        verb = part["do"]
+        if verb in ("put", "tag", "gone"):
+            held = self.collections[part["in"]].records
+            held.update(after(held, part))
+            for number in part["ids"] if verb == "gone" else ():
+                held.pop(number, None)
+        elif verb == "create":
+            self.collections[part["in"]] = Held(part["shape"])
+            self.names[part["name"]] = part["in"]
+        elif verb == "drop":
+            token = self.names.pop(part["name"])
+            del self.collections[token]
+            self.aliases = {a: t for a, t in self.aliases.items() if t != token}
+        elif verb == "rename":
+            self.names[part["to"]] = self.names.pop(part["name"])
+        elif verb == "alias":
+            self.aliases[part["name"]] = self.names[part["to"]]
+        else:
+            del self.aliases[part["name"]]
+
+    def name_of(self, token: str) -> str:
+        return next(name for name, held in self.names.items() if held == token)
+
+    def alias_names(self) -> dict[str, str]:
+        """Alias to the name of its collection."""
+        return {alias: self.name_of(token) for alias, token in self.aliases.items()}
+
+    def copy(self) -> Model:
+        return copy.deepcopy(self)
+
+
+def after(held: Mapping[int, tuple[int, int]], part: Part) -> dict[int, tuple[int, int]]:
+    """Versions of the records that a put or a tag leaves, of those it is about."""
+    if part["do"] == "put":
+        return dict.fromkeys(part["ids"], (part["v"], part["v"]))
+    if part["do"] == "tag":
+        return {n: (held[n][0], part["v"]) for n in part["ids"]}
+    return {}

@@ -1,0 +1,200 @@
+"""The crash campaign in short, and proof that it would find what it looks for."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from crash import cut, records
+from crash.model import Model
+from crash.verify import Wrong, verify
+from crash.work import Writer
+from seeds import RUN_SEED
+
+import vecdb
+from vecdb import layout
+
+ROOT = Path(__file__).resolve().parent.parent
+KILLS = 24
+
+# Kills until a fault that is planted before them is found, at most some hundred.
+FAULTY = """
+    import sys
+    from pathlib import Path
+    from crash.campaign import Campaign, Failed
+    from vecdb import disk
+    real = disk.commit
+    {fault}
+    campaign = Campaign(Path(sys.argv[1]), ("embedded",), aim=0.5, cuts={cuts})
+    try:
+        for number in range(200):
+            campaign.run(number, 5)
+    except Failed as error:
+        print("found", number, error)
+"""
+
+
+def in_a_process(folder, *arguments):
+    """What a Python process prints; it has forked nothing and opened nothing before."""
+    path = [ROOT / "tests", ROOT, ROOT / "server", ROOT / "clients" / "python"]
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path)), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environ, cwd=folder, capture_output=True, text=True,
+        timeout=280, check=False,
+    )  # fmt: skip
+    print(done.stdout, done.stderr)
+    return done
+
+
+def test_a_short_campaign(tmp_path):
+    """Killed at random moments, at named points and by power cuts, embedded and through a server, a database
+    keeps everything that was acknowledged and has nothing in part."""
+    arguments = ["--kills", str(KILLS), "--seed", str(RUN_SEED), "--folder", str(tmp_path)]
+    done = in_a_process(tmp_path, "-m", "crash", *arguments)
+    assert done.returncode == 0
+    assert "| failures | 0 |" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "cuts"),
+    [
+        ("disk.sync_folder = lambda path, what: None", 1.0),
+        # Known as that of the copy a vacuum makes, which syncs nothing.
+        ("disk.commit = lambda t, folder, what: real(t, folder, 'vacuum')", 1.0),
+        ("disk.commit = lambda t, folder, what: t.abort() if what == 'rows' else real(t, folder, what)", 0.0),
+    ],
+    ids=["folders are not synced", "commits are not synced", "commits are not made"],
+)  # fmt: skip
+def test_a_planted_fault_is_found(tmp_path, fault, cuts):
+    """A campaign fails where something was acknowledged that is not durable, or is not there at all."""
+    code = textwrap.dedent(FAULTY).format(fault=fault, cuts=cuts)
+    done = in_a_process(tmp_path, "-c", code, str(tmp_path / "data"))
+    assert done.returncode == 0
+    assert done.stdout.startswith("found")
+
+
+def written(folder, seed=3, steps=40):
+    """A database that a writer has worked on, with the model of it."""
+    database = vecdb.open(folder, auto_build=False, device="cpu")
+    writer = Writer(database, Model(), seed, lambda line: None, "")
+    for _ in range(steps):
+        writer.step()
+    model = writer._model
+    model.pending = []
+    return database, model
+
+
+def test_a_comparison_finds_each_difference(data_folder):
+    """One record too few, too many, or of another version, a name or an alias that should not be there: each
+    is found."""
+    database, model = written(data_folder)
+    rng = random.Random(1)
+    with database:
+        verify(database, model)
+        token = max(model.collections, key=lambda t: len(model.collections[t].records))
+        number = rng.choice(sorted(model.collections[token].records))
+
+        def without(m):
+            del m.collections[token].records[number]
+
+        def more(m):
+            m.collections[token].records[99_999] = (1, 1)
+
+        def older(m):
+            version, tags = m.collections[token].records[number]
+            m.collections[token].records[number] = (version - 1, tags)
+
+        def other_tags(m):
+            version, tags = m.collections[token].records[number]
+            m.collections[token].records[number] = (version, tags + 1)
+
+        def renamed(m):
+            m.names["other"] = m.names.pop(m.name_of(token))
+
+        def another_alias(m):
+            m.aliases["other"] = token
+
+        for change in (without, more, older, other_tags, renamed, another_alias):
+            changed = model.copy()
+            change(changed)
+            with pytest.raises(Wrong):
+                verify(database, changed)
+
+
+def test_half_of_what_was_under_way_is_found(data_folder):
+    """A batch that is there in part, and a batch of a stream whose predecessor is missing, are found."""
+    with vecdb.open(data_folder, auto_build=False, device="cpu") as database:
+        database.create_collection("a", **records.SHAPES["graph"])
+        database.get_collection("a").upsert(**records.columns([1, 2], 1, "graph"))
+        model = Model()
+        model.apply({"do": "create", "in": "t", "name": "a", "shape": "graph"})
+
+        def part(*ids):
+            return {"do": "put", "in": "t", "ids": [*ids], "v": 1}
+
+        model.begin([part(1, 2)])
+        assert verify(database, model).collections["t"].records == {1: (1, 1), 2: (1, 1)}
+        model.begin([part(1, 2, 3)])
+        with pytest.raises(Wrong, match="in part"):
+            verify(database, model)
+        model.begin([part(5), part(1, 2)], in_order=True)
+        with pytest.raises(Wrong, match="stream"):
+            verify(database, model)
+        model.begin([part(5), part(1, 2)])
+        verify(database, model)
+
+
+def test_what_a_power_cut_leaves(tmp_path):
+    """What was synced is always there; of what was not, each page and each name is there at times."""
+    seen = set()
+    for seed in range(60):
+        root = tmp_path / str(seed)
+        root.mkdir()
+        old, new, data = root / "old", root / "new", root / layout.DATA_FILE
+        old.write_bytes(b"o" * 8192)
+        data.write_bytes(b"m" * 16_384)
+        simulated = cut.Disk(root, seed)
+        with open(new, "wb", buffering=0) as file:
+            file.write(b"n" * 4096)
+            simulated.reached("x.sync.before", new)
+            os.fsync(file.fileno())
+            simulated.reached("x.sync.after", new)
+            file.write(b"u" * 4096)
+        os.replace(new, old)
+        data.write_bytes(b"M" * 4096 + b"m" * 4096 + b"d" * 8192)
+        simulated.cut(tmp_path / "left")
+        left = tmp_path / "left"
+        content = (left / "old").read_bytes()
+        # A file replaced by a rename that is not durable: the old one, or the new one with what was synced.
+        assert content == b"o" * 8192 or content[:4096] == b"n" * 4096
+        assert not (left / "new").exists()
+        pages = (left / layout.DATA_FILE).read_bytes()
+        # The meta page is never newer than a page of data.
+        assert pages[:1] == b"m" or pages[8192:] == b"d" * 8192
+        seen.add((content[:1], content[4096:4097]))
+        seen.add(pages[::4096])
+        left.rename(tmp_path / f"left-{seed}")
+    assert {(b"o", b"o"), (b"n", b"u"), (b"n", b"")} <= seen
+    assert {b"mmmm", b"mmdm", b"mmmd", b"mmdd", b"Mmdd"} <= seen
+
+
+def test_names_are_durable_once_their_folder_is_synced(tmp_path):
+    """After an fsync of the folder a rename stands in every cut, also from one folder to another."""
+    for seed in range(30):
+        root = tmp_path / str(seed)
+        (root / "from").mkdir(parents=True)
+        (root / "from" / "a").write_bytes(b"content")
+        simulated = cut.Disk(root, seed)
+        os.replace(root / "from" / "a", root / "b")
+        (root / "from" / "unsynced").touch()
+        simulated.reached("x.sync-folder.after", root)
+        simulated.cut(tmp_path / "left")
+        left = tmp_path / "left"
+        assert (left / "b").read_bytes() == b"content"
+        assert not (left / "from" / "a").exists()
+        left.rename(tmp_path / f"left-{seed}")

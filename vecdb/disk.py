@@ -1,0 +1,144 @@
+"""Changes of files that must outlive the process: the only door to fsync, renames, removals and commits.
+
+Whoever changes files says for what (`rows`, `catalog`, `index`, ...), in one word. Each step reaches two
+failpoints, `WHAT.STEP.before` and `WHAT.STEP.after` (`vecdb.failpoints`). No step makes a name durable
+by itself: after names have changed, `sync_folder` does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .failpoints import reach
+
+ASIDE_SUFFIX = ".tmp"
+"""Ends the name of a file that is not complete yet."""
+
+
+def make_folder(path: Path, what: str, *, parents: bool = False, exist_ok: bool = False) -> None:
+    """Makes a folder; with `parents` those above it too. FileExistsError unless `exist_ok`."""
+    reach(f"{what}.mkdir.before", path)
+    path.mkdir(parents=parents, exist_ok=exist_ok)
+    reach(f"{what}.mkdir.after", path)
+
+
+def make_empty(path: Path, what: str) -> None:
+    """Makes an empty file, if there is none of this name."""
+    reach(f"{what}.touch.before", path)
+    path.touch()
+    reach(f"{what}.touch.after", path)
+
+
+def sync_file(file: BinaryIO, path: Path, what: str) -> None:
+    """Makes all that was written to an open file durable."""
+    file.flush()
+    reach(f"{what}.sync.before", path)
+    os.fsync(file.fileno())
+    reach(f"{what}.sync.after", path)
+
+
+def sync_data(descriptor: int, path: Path, what: str) -> None:
+    """Makes durable what a file holds and how long it is, whoever wrote it; not when it was changed."""
+    reach(f"{what}.sync.before", path)
+    os.fdatasync(descriptor)
+    reach(f"{what}.sync.after", path)
+
+
+def sync_folder(path: Path, what: str) -> None:
+    """Makes the names in a folder durable, not only what the files hold."""
+    reach(f"{what}.sync-folder.before", path)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    reach(f"{what}.sync-folder.after", path)
+
+
+def rename(source: Path, target: Path, what: str) -> None:
+    """Gives a file or folder another name on the same disk, in place of the file that has it."""
+    reach(f"{what}.rename.before", target)
+    os.replace(source, target)
+    reach(f"{what}.rename.after", target)
+
+
+def remove(path: Path, what: str) -> None:
+    """Removes a file, if it is there."""
+    reach(f"{what}.remove.before", path)
+    path.unlink(missing_ok=True)
+    reach(f"{what}.remove.after", path)
+
+
+def remove_folder(path: Path, what: str) -> None:
+    """Removes an empty folder."""
+    reach(f"{what}.rmdir.before", path)
+    path.rmdir()
+    reach(f"{what}.rmdir.after", path)
+
+
+def remove_tree(path: Path, what: str, *, last: str | None = None) -> None:
+    """Removes a folder with all in it, as far as it can: what stays is left to the next who sweeps.
+
+    Errors of the operating system are of no account. The file named `last` is there until all else is
+    gone, durably: it tells a later opening what the rest is.
+    """
+    with suppress(OSError):
+        for inner in sorted(path.iterdir()):
+            if inner.name == last:
+                continue
+            if inner.is_dir() and not inner.is_symlink():
+                remove_tree(inner, what)
+            else:
+                with suppress(OSError):
+                    remove(inner, what)
+        if last is not None and (path / last).exists():
+            if any(inner.name != last for inner in path.iterdir()):
+                return
+            sync_folder(path, what)
+            remove(path / last, what)
+        remove_folder(path, what)
+
+
+@contextmanager
+def written_aside(path: Path, what: str) -> Iterator[BinaryIO]:
+    """A file to write and read, which has the name `path` when the body has ended without an error.
+
+    It is durable then, its name not before `sync_folder`. After an error nothing is left of it.
+    """
+    aside = path.with_name(path.name + ASIDE_SUFFIX)
+    try:
+        reach(f"{what}.write.before", aside)
+        with open(aside, "w+b") as file:
+            yield file
+            reach(f"{what}.write.after", aside)
+            sync_file(file, aside, what)
+        rename(aside, path, what)
+    except BaseException:
+        with suppress(OSError):
+            remove(aside, what)
+        raise
+
+
+def commit(transaction: Any, folder: Path, what: str) -> None:
+    """Commits an LMDB transaction of the environment in `folder`; as durable as that was opened.
+
+    When the point before it raises, the transaction is undone.
+    """
+    try:
+        reach(f"{what}.commit.before", folder)
+    except BaseException:
+        transaction.abort()
+        raise
+    transaction.commit()
+    reach(f"{what}.commit.after", folder)
+
+
+def sync_environment(environment: Any, folder: Path, what: str) -> None:
+    """Makes all commits of an LMDB environment durable that does not sync by itself."""
+    reach(f"{what}.sync.before", folder)
+    environment.sync(True)
+    reach(f"{what}.sync.after", folder)

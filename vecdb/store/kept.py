@@ -1,0 +1,66 @@
+"""Files of an older format, kept beside those that were made of them: the way back from an upgrade."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import lmdb
+
+from .. import disk
+from ..errors import StorageFull, VecdbError
+from ..layout import DATA_FILE, KEPT_FILE, LMDB_LOCK_FILE
+from .environment import Environment
+from .faults import full_or_internal
+
+_NAME = re.compile(re.escape(KEPT_FILE).replace(r"\{\}", r"(\d+)"))
+
+
+def keep(environment: Environment, old_format: int) -> None:
+    """Copies the file before it is upgraded; durable on return. Takes as much room as it has pages in use."""
+    folder = environment.folder
+    path = folder / KEPT_FILE.format(old_format)
+    try:
+        with disk.written_aside(path, "keep") as file:
+            environment.copy_to(file.fileno())
+        disk.sync_folder(folder, "keep")
+    except (OSError, lmdb.Error) as error:
+        found: VecdbError = full_or_internal(folder, str(error))
+        if isinstance(found, StorageFull):
+            found = StorageFull(
+                f"no room to keep {folder} in format {old_format} while it is upgraded; nothing was "
+                "changed. Free some, open it with read_only=True, or open it with "
+                "keep_old_format=False where you will not want to go back"
+            )
+        raise found from error
+
+
+def kept(folder: Path) -> dict[int, Path]:
+    """Format to file, the newest last."""
+    found = {}
+    for path in folder.iterdir():
+        match = _NAME.fullmatch(path.name)
+        if match:
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def put_back(folder: Path, old_format: int) -> None:
+    """Puts a kept file in the place of the present one, which nobody has open for writing.
+
+    Killed in between, all is as before or as after. Kept files of later formats are left.
+    """
+    disk.remove(folder / LMDB_LOCK_FILE, "downgrade")
+    disk.rename(folder / KEPT_FILE.format(old_format), folder / DATA_FILE, "downgrade")
+    disk.sync_folder(folder, "downgrade")
+
+
+def discard(folder: Path) -> int:
+    """Removes all kept files; how many bytes they took."""
+    taken = 0
+    for path in kept(folder).values():
+        taken += path.stat().st_size
+        disk.remove(path, "downgrade")
+    if taken:
+        disk.sync_folder(folder, "downgrade")
+    return taken

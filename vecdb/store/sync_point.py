@@ -1,0 +1,171 @@
+"""The file that says which commit of an LMDB file is whole on the disk, and going back to that commit.
+
+LMDB without fsync is safe when a process dies, since what it wrote is with the kernel. A power cut is
+another matter: the kernel writes pages in any order, so the newest meta page may be on the disk without the
+pages that it names. But the pages of an earlier commit are never written to as long as a reader stands on it
+(see `lazy_sync`), so with the meta page of that commit put back the file is what it was then.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import disk
+from ..errors import Corrupted, ReadOnly
+from ..layout import BOOT_FILE, DATA_FILE, LMDB_META, SYNC_POINT, SYNC_POINT_FILE, SYNC_POINT_MAGIC
+from .faults import full_or_internal
+
+log = logging.getLogger("vecdb")
+
+_SLOT_BYTES = 4_096
+"""Two slots are written in turn, each in a page of its own: what tears one leaves the other."""
+_CHECKSUM = struct.Struct("<I")
+_LMDB_MAGIC = 0xBEEFC0DE
+_PAGE_HEADER_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class SyncPoint:
+    """A commit that is on the disk. `meta` is LMDB's meta of it, as it stands in its page."""
+
+    number: int
+    """Grows with each point of a file."""
+    failed: bool
+    """A later sync failed: what came after this point must not be trusted."""
+    boot: bytes
+    """The run of the kernel that holds what is not on the disk."""
+    transaction: int
+    meta: bytes
+
+    @property
+    def needs_return(self) -> bool:
+        """Whether later commits may be there in part only: the machine went down, or its disk failed."""
+        return self.failed or self.boot != boot_id()
+
+
+def boot_id() -> bytes:
+    """Another one after each start of the kernel; random where the kernel does not tell."""
+    try:
+        return Path(BOOT_FILE).read_bytes().strip()[:40]
+    except OSError:
+        return os.urandom(20).hex().encode()
+
+
+def read_meta(data_file: int, transaction: int) -> bytes:
+    """LMDB's meta of its newest commit. Nobody commits meanwhile, and `transaction` is that commit."""
+    first = os.pread(data_file, LMDB_META.size, _PAGE_HEADER_BYTES)
+    at = _PAGE_HEADER_BYTES + (transaction & 1) * LMDB_META.unpack(first)[2]
+    meta = os.pread(data_file, LMDB_META.size, at)
+    magic, _, _, _, found = LMDB_META.unpack(meta)
+    if (magic, found) != (_LMDB_MAGIC, transaction):
+        raise Corrupted(
+            f"the meta page of an LMDB file holds commit {found}, not {transaction}; run check"
+        )
+    return meta
+
+
+def make(folder: Path) -> int:
+    """A descriptor of a new file without a point, in which points find their room however full the disk."""
+    file = os.open(folder / SYNC_POINT_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        os.pwrite(file, bytes(2 * _SLOT_BYTES), 0)
+        disk.sync_folder(folder, "point")
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def write_slot(file: int, point: SyncPoint) -> None:
+    """Puts a point in place of the one before the last; durable once the file is synced."""
+    packed = SYNC_POINT.pack(
+        SYNC_POINT_MAGIC, point.number, point.failed, point.boot, point.transaction, point.meta
+    )
+    at = (point.number & 1) * _SLOT_BYTES
+    os.pwrite(file, packed + _CHECKSUM.pack(zlib.crc32(packed)), at)
+
+
+def newest(folder: Path) -> SyncPoint | None:
+    """The newest whole point of a folder; None when it has none, as after each orderly end."""
+    try:
+        data = (folder / SYNC_POINT_FILE).read_bytes()
+    except FileNotFoundError:
+        return None
+    points = [_unpacked(data[at:]) for at in (0, _SLOT_BYTES)]
+    return max((p for p in points if p is not None), key=lambda p: p.number, default=None)
+
+
+def _unpacked(slot: bytes) -> SyncPoint | None:
+    packed, rest = slot[: SYNC_POINT.size], slot[SYNC_POINT.size :]
+    if len(rest) < _CHECKSUM.size or zlib.crc32(packed) != _CHECKSUM.unpack_from(rest)[0]:
+        return None
+    magic, number, failed, boot, transaction, meta = SYNC_POINT.unpack(packed)
+    if magic != SYNC_POINT_MAGIC:
+        return None
+    return SyncPoint(number, failed, boot.rstrip(b"\0"), transaction, meta)
+
+
+def refuse_unsafe(folder: Path) -> None:
+    """ReadOnly when a folder has to be opened for writing before anyone may read it."""
+    try:
+        point = newest(folder)
+    except OSError as error:
+        raise full_or_internal(folder, str(error)) from error
+    if point is not None and point.needs_return:
+        raise ReadOnly(
+            f"{folder} was not closed before the machine or its disk failed; open the database for "
+            "writing once, which brings it back to its last synced commit"
+        )
+
+
+def recover(folder: Path) -> None:
+    """Makes durable what is there, or goes back to the sync point; before LMDB opens for writing.
+
+    After the death of a process the kernel has all of it. Killed in between, it is done again.
+    """
+    path = folder / SYNC_POINT_FILE
+    if not path.exists():
+        return
+    point = newest(folder)
+    # A torn first point is one that nothing was committed after.
+    if point is not None:
+        file = os.open(folder / DATA_FILE, os.O_RDWR)
+        try:
+            if point.needs_return or not _synced(file, folder):
+                _go_back(file, folder, point)
+                log.warning(
+                    "%s: the machine or its disk failed before the last commits were synced; back at "
+                    "LMDB transaction %d, the last one that was on the disk",
+                    folder,
+                    point.transaction,
+                )
+        finally:
+            os.close(file)
+    forget(folder)
+
+
+def forget(folder: Path) -> None:
+    """Removes the file: all commits are on the disk."""
+    disk.remove(folder / SYNC_POINT_FILE, "point")
+    disk.sync_folder(folder, "point")
+
+
+def _synced(file: int, folder: Path) -> bool:
+    try:
+        disk.sync_data(file, folder / DATA_FILE, "recover")
+    except OSError:
+        return False
+    return True
+
+
+def _go_back(file: int, folder: Path, point: SyncPoint) -> None:
+    page_bytes = LMDB_META.unpack(point.meta)[2]
+    # Its own place first: until the other is overwritten, it may be the newer and the broken one.
+    for slot in (point.transaction & 1, 1 - (point.transaction & 1)):
+        os.pwrite(file, point.meta, slot * page_bytes + _PAGE_HEADER_BYTES)
+    disk.sync_data(file, folder / DATA_FILE, "recover")
