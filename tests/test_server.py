@@ -22,6 +22,7 @@ from vecdb_client.transport import read_error
 from vecdb_client.v1 import vecdb_pb2 as pb
 from vecdb_server import status
 from vecdb_server.pools import Pools
+from vecdb_server.query_stream import QueryStreams
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 1024 * 1024
@@ -50,7 +51,7 @@ class LateContext:
 
 def test_a_late_call_is_not_executed() -> None:
     """A call that waited past its deadline is refused without running."""
-    border = status.Border(Pools(1, 1, 1), MIB)
+    border = status.Border(Pools(1, 1, 1, 1, QueryStreams()), MIB)
     ran: list[Any] = []
     for wrap in (border._unary, border._stream):
         context = LateContext()
