@@ -8,7 +8,7 @@ TESTS  ?= tests
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test histories check format stubs bench bench-gpu clean FORCE
+.PHONY: help venv demo test histories fuzz audit check format stubs bench bench-gpu clean FORCE
 
 help: ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -45,6 +45,14 @@ test: $(STAMP) ## Run the tests, in two processes. Some only, in one: make test 
 
 histories: $(STAMP) ## Play and judge histories of concurrent calls. Longer, or again: make histories ARGS='--seconds 600 --seed 7'
 	@PYTHONPATH=tests $(BIN)/python tests/history_ways.py $(ARGS)
+
+fuzz: $(STAMP) ## Strange input for the wire and the filters: make fuzz MINUTES=30. SEED=n replays.
+	@PYTHONPATH=.:server:clients/python:tests MINUTES=$(MINUTES) SEED=$(SEED) $(BIN)/python tests/fuzzing.py
+
+audit: $(STAMP) ## bandit over the code, and known faults of the packages in constraints.txt.
+	@$(PIP) --no-build-isolation -e '.[audit]'
+	$(BIN)/bandit -q -r -c pyproject.toml vecdb server/vecdb_server clients/python/vecdb_client tools
+	$(BIN)/pip-audit --skip-editable
 
 check: $(STAMP) ## Format, lint, types, contract, generated files, house rules.
 	$(BIN)/ruff format --check .

@@ -68,7 +68,7 @@ def rate(
 ) -> Rate:
     """Runs `call(i)` for i in 0..count-1 from `callers` threads; each call is `weight` queries.
 
-    Calls that have not begun after `budget_s` are left out.
+    Calls that have not begun after `budget_s` are left out, but for the first.
     """
     taken_s = np.zeros(count)
     numbers = iter(range(count))
@@ -79,7 +79,7 @@ def rate(
             with lock:
                 number = next(numbers, None)
             begun_s = time.perf_counter()
-            if number is None or begun_s > end_s:
+            if number is None or (number and begun_s > end_s):
                 return
             call(number)
             taken_s[number] = time.perf_counter() - begun_s

@@ -17,12 +17,18 @@ from vecdb.index.host_lists import joined, read_lists
 
 D = 24
 MEMORY = 64 << 20
-KINDS = ["stand-in", "paper", "old paper", pytest.param("gpu", marks=pytest.mark.gpu)]
+KINDS = [
+    "stand-in",
+    "paper",
+    "other paper",
+    "old paper",
+    pytest.param("gpu", marks=pytest.mark.gpu),
+]
 
 
 def some_card(kind: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """One of `KINDS`: the stand-in, FAISS's GPU classes and our kernels over a GPU on paper, the same with a driver that
-    is too old for the kernels, or the GPU."""
+    """One of `KINDS`: the stand-in, FAISS's GPU classes and our kernels over a GPU on paper, the same with a GPU that has
+    no kernels of its own (compute capability 8.0), with a driver that is too old for the kernels, or the GPU."""
     if kind == "stand-in":
         limits = Limits(scan_k=32_768)
         return StandInCard(MEMORY, limits=limits, read_lists=read_lists, join=joined)
@@ -30,7 +36,9 @@ def some_card(kind: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         paper = PaperFaiss()
         monkeypatch.setattr(card_module, "faiss", paper)
         monkeypatch.setattr(flat_there, "faiss", paper)
-        return FaissCard(Driver(0, PaperCuda(MEMORY, old=kind == "old paper")))
+        capability = 80 if kind == "other paper" else 90
+        cuda = PaperCuda(MEMORY, old=kind == "old paper", capability=capability)
+        return FaissCard(Driver(0, cuda))
     if not count_gpus():
         pytest.skip("FAISS sees no GPU here")
     return FaissCard()

@@ -375,3 +375,31 @@ def devices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     from on_devices import using
 
     return using(request.param, monkeypatch)
+
+
+AddKey = Callable[..., str]
+
+
+@pytest.fixture
+def keys_file(tmp_path: Path) -> Path:
+    return tmp_path / "keys.json"
+
+
+@pytest.fixture
+def add(keys_file: Path) -> AddKey:
+    """Makes a key with some grants; its text."""
+
+    from vecdb_server import keys
+
+    def add_one(*grants: str, ends_in_s: float | None = None) -> str:
+        end = None if ends_in_s is None else time.time() + ends_in_s
+        return keys.add(keys_file, tuple(map(keys.parse_grant, grants)), "", time.time(), end)[1]
+
+    return add_one
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Any:
+    from authority import Authority
+
+    return Authority(tmp_path)

@@ -12,30 +12,48 @@ import numpy as np
 
 _U64, _U32, _INT = ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int
 _SCAN = (_U64, _U64, _INT, _U64, _U64, _U64, _U64)
-_ROWS = (_U64, _U64, _U64, _U32, _INT, _U64, _INT, _U64, _U64, _U64, _U64, _U64, _U64, _U32)
+_AFTER_ROWS = (_U64, _U64, _U64, _U64, _U64, _U64, _U32)
+_ROWS = (_U64, _U64, _U64, _U32, _INT, _U64, _INT, *_AFTER_ROWS)
+_MAP = ctypes.c_uint64 * 16
+_BY_MAPS = (_MAP, _MAP, _U64, _U64, _U32, _INT, _INT, *_AFTER_ROWS)
 _TYPES: dict[str, tuple[Any, ...]] = {
     "scan": _SCAN,
     "narrow": (_U64, _U64, _U32, _INT, _U64, _U64),
-    "give": (_U64, _U64, _INT, _U32, _U64, _U64),
+    "choose": (_U64, _U64, _U32, _INT, _INT, _U32, _U64, _U64, _U64, _U64),
     "sample": _ROWS,
     "nearest": _ROWS,
     "begin": (_U64, _U32, _U32, _U32, _U64, _U64, _U64),
     "halve": (_U64, _U32, _INT, _U64, _U64),
-    "keep": (_U64, _U32, _U32, _U64, _U64, _U64, _U64),
+    "keep": (_U64, _U32, _U32, _INT, _U64, _U64, _U64, _U64),
 }
 _NOT_ALLOWED = np.uint32(0xFFFFFFFF)
-_PREFIX, _LEFT, _ALLOWED, _TICKET, _GIVEN = range(5)
+_PREFIX, _LEFT, _ALLOWED = range(3)
 
 
 def launched(name: str, blocks: tuple[int, int], threads: int, shared: int, places: Any) -> None:
-    """A kernel with the arguments that `places` points to."""
+    """A kernel with the arguments that `places` points to. 384 threads are those of hopper.cu."""
     kind = name.partition("_")[0]
-    values = [t.from_address(at).value for t, at in zip(_TYPES[kind], places, strict=True) if at]
-    assert threads == 256
+    by_maps = threads == 384
+    types = _BY_MAPS if by_maps else _TYPES[kind]
+    held = [t.from_address(at) for t, at in zip(types, places, strict=True) if at]
+    values = [one if isinstance(one, _MAP) else one.value for one in held]
+    assert threads in (256, 384)
     assert blocks[0] >= 1
+    if by_maps:
+        values = _without_maps(*values)
+        assert shared == 4 * (128 + 256) * 128 + 1024
     globals()[f"_{kind}"](
-        name, blocks[1] if kind in ("narrow", "give") else blocks[0], shared, *values
+        name, blocks[1] if kind in ("narrow", "choose") else blocks[0], shared, *values
     )
+
+
+def _without_maps(x: Any, y: Any, first: int, stride: int, count: int, d: int, query_tiles: int, *after: int) -> list[int]:  # fmt: skip
+    """The parameters of the kernels of products.cu, by what the maps say."""
+    queries, padded, columns, apart, box = x[:5]
+    assert (padded, columns, apart, box) == (128 * query_tiles, d, 2 * d, 64 << 32 | 128)
+    rows, there, columns, apart, box = y[:5]
+    assert (there, columns, apart, box) == (count, d, 2 * d * stride, 64 << 32 | 256)
+    return [rows - 2 * d * first, first, stride, count, d, queries, query_tiles, *after]
 
 
 def _at(address: int, shape: tuple[int, ...], kind: Any) -> np.ndarray:
@@ -93,22 +111,24 @@ def _narrow(_: str, q: int, __: int, keys: int, n: int, k: int, step: int, state
         state[_PREFIX] = (0 if step == 0 else int(state[_PREFIX]) * (mask + 1)) + found
 
 
-def _give(_: str, q: int, __: int, keys: int, n: int, step: int, room: int, states: int, out: int) -> None:  # fmt: skip
-    given = _at(out, (q, room), np.uint64)
+def _choose(_: str, q: int, shared: int, keys: int, n: int, k: int, start: int, stop: int, room: int, states: int, bins: int, out: int, counts: int) -> None:  # fmt: skip
+    for step in range(start, stop + 1):
+        _narrow("", q, shared, keys, n, k, step, states, bins)
+    given, held = _at(out, (q, room), np.uint64), _at(counts, (q,), np.uint32)
     for i, (own, state) in enumerate(
         zip(_at(keys, (q, n), np.uint32), _at(states, (q, 8), np.uint32), strict=True)
     ):
+        border, held[i] = state[_PREFIX], 0
         if not state[_ALLOWED]:
             continue
-        border = state[_PREFIX]
-        if step == 1:
+        if stop == 1:
             rows = np.flatnonzero((own >> np.uint32(10) <= border) & (own != _NOT_ALLOWED))
         else:
             equal = np.flatnonzero(own == border)[: int(state[_LEFT])]
             rows = np.concatenate([np.flatnonzero(own < border), equal])
         packed = own[rows].astype(np.uint64) << np.uint64(32) | rows.astype(np.uint64)
         given[i, : min(room, rows.size)] = packed[::-1][:room]
-        state[_GIVEN] += rows.size
+        held[i] = rows.size
 
 
 def _compared(name: str, vectors: int, first: int, stride: int, count: int, d: int, queries: int, tiles: int, squares: int, allowed: int) -> tuple[Any, Any, Any]:  # fmt: skip
@@ -159,7 +179,7 @@ def _halve(_: str, padded: int, shared: int, queries: int, asked: int, d: int, h
     _at(squares, (padded,), np.float32)[:] = (out.astype(np.float32) ** 2).sum(1)
 
 
-def _keep(_: str, asked: int, shared: int, out: int, room: int, k: int, thresholds: int, given: int, overflow: int, best: int) -> None:  # fmt: skip
+def _keep(_: str, asked: int, shared: int, out: int, room: int, k: int, forget: int, thresholds: int, given: int, overflow: int, best: int) -> None:  # fmt: skip
     assert shared == 8 * room
     counts = _at(given, (asked,), np.uint32)
     rows, kept = _at(out, (asked, room), np.uint64), _at(best, (asked, k), np.uint64)
@@ -169,6 +189,6 @@ def _keep(_: str, asked: int, shared: int, out: int, room: int, k: int, threshol
         some = np.sort(rows[q, : min(room, int(counts[q]))])[:k]
         kept[q] = 2**64 - 1
         kept[q, : some.size] = rows[q, : some.size] = some
-        counts[q] = some.size
+        counts[q] = 0 if forget else some.size
         if some.size == k:
             _at(thresholds, (asked,), np.float32)[q] = _score(np.uint32(some[-1] >> np.uint64(32)))

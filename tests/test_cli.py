@@ -220,7 +220,8 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
     (actions,) = [a for a in parser._actions if hasattr(a, "choices") and a.dest == "command"]
     assert set(actions.choices or ()) == {
         "serve", "create", "list", "drop", "rename", "alias", "import", "export", "query", "get",
-        "delete", "count", "stats", "check", "compact", "cancel-build", "downgrade",
+        "delete", "count", "stats", "check", "compact", "cancel-build", "downgrade", "keys",
+        "backup", "backups", "restore", "verify", "prune",
     }  # fmt: skip
     for name in actions.choices or ():
         with pytest.raises(SystemExit) as stop:

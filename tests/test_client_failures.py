@@ -1,4 +1,4 @@
-"""What the clients do when a server fails: repeat reads, send writes once, keep to deadlines."""
+"""What the clients do when a server fails: repeat calls, keep to deadlines."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class Flaky(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-ignore]
         self.failures = 0
         self.calls = 0
         self.full = False
+        self.request_ids: list[str] = []
 
     def _fail(self, context: Any) -> None:
         self.calls += 1
@@ -44,6 +45,7 @@ class Flaky(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-ignore]
         return pb.CountResponse(count=5)
 
     def Insert(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.request_ids.append(request.request_id)
         self._fail(context)
         return pb.InsertResponse(sequence=1, count=1)
 
@@ -82,7 +84,7 @@ def flaky() -> Iterator[Any]:
 
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "retry_pauses_s", lambda: iter([0.01] * 4))
+    monkeypatch.setattr(transport, "retry_pauses_s", lambda *_: iter([0.01] * 4))
 
 
 @pytest.mark.usefixtures("no_pauses")
@@ -100,15 +102,29 @@ def test_a_read_is_repeated_while_the_server_is_away(flaky: Any) -> None:
 
 
 @pytest.mark.usefixtures("no_pauses")
-def test_a_write_is_sent_once(flaky: Any) -> None:
-    """A write is never repeated: its first answer may only have been lost."""
+def test_a_write_of_records_is_repeated_with_its_id(flaky: Any) -> None:
+    """A write is repeated as a read is, with the id that it had the first time; with `retry_s=0` it is not."""
     servicer, address = flaky
     with connect(address) as client:
         docs = client.get_collection("docs")
-        servicer.failures = 1
-        with pytest.raises(errors.Unavailable):
-            docs.insert(["a"], [[1, 2, 3, 4]])
-        assert servicer.calls == 1
+        servicer.failures = 4
+        assert docs.insert(["a"], [[1, 2, 3, 4]]).count == 1
+        assert servicer.calls == 5
+        docs.insert(["b"], [[1, 2, 3, 4]])
+        assert len(servicer.request_ids[0]) == 32
+        assert len(set(servicer.request_ids)) == 2
+
+
+def test_nothing_is_repeated_where_that_is_not_wanted(flaky: Any) -> None:
+    """With `retry_s=0` each call is sent once."""
+    servicer, address = flaky
+    with connect(address, retry_s=0) as client:
+        docs = client.get_collection("docs")
+        servicer.failures = 2
+        for call in (docs.count, lambda: docs.insert(["a"], [[1, 2, 3, 4]])):
+            with pytest.raises(errors.Unavailable):
+                call()
+        assert servicer.calls == 2
 
 
 @pytest.mark.usefixtures("no_pauses")
@@ -178,7 +194,7 @@ def test_a_call_ends_at_its_deadline(flaky: Any) -> None:
 
 @pytest.mark.usefixtures("no_pauses")
 def test_asyncio_retries_and_errors(flaky: Any) -> None:
-    """The asyncio client repeats reads and scans, sends writes once, and raises the same errors."""
+    """The asyncio client repeats reads, writes and scans, and raises the same errors."""
     servicer, address = flaky
 
     async def work() -> None:
@@ -187,9 +203,8 @@ def test_asyncio_retries_and_errors(flaky: Any) -> None:
             servicer.failures = 4
             assert await docs.count() == 5
             servicer.failures, servicer.calls = 1, 0
-            with pytest.raises(errors.Unavailable):
-                await docs.insert(["a"], [[1, 2, 3, 4]])
-            assert servicer.calls == 1
+            assert (await docs.insert(["a"], [[1, 2, 3, 4]])).count == 1
+            assert servicer.calls == 2
             servicer.failures = 1
             found = [i async for page in docs.scan(include=()) for i in page.ids]
             assert found == [f"r{i}" for i in range(6)]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from typing import Any
 
 import numpy as np
 import pytest
-from cards_here import KINDS, D, assert_nearest, some_card, vectors
+from cards_here import KINDS, MEMORY, D, assert_nearest, some_card, vectors
+from paper_gpu import PaperCuda
 
 from vecdb.device import CardRefused
-from vecdb.index import products
+from vecdb.index import driver, products
+from vecdb.index.driver import Driver
+from vecdb.index.flat_there import scan_queries
+from vecdb.index.products import Products
+from vecdb.index.scan import Scanner
 
 
 @pytest.fixture(params=KINDS)
@@ -97,3 +103,68 @@ def test_equal_vectors_are_told_apart(card: Any) -> None:
         assert (positions[:, :near] % 10_000 == 0).all()
         np.testing.assert_allclose(scores[:, :near], 0.0, atol=1e-5)
         np.testing.assert_allclose(scores[:, near:], 8.0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("capability", "refused"), [(90, b""), (90, b"sm_90a"), (80, b"sm_90a")])
+def test_kernels_for_one_card_are_left_out_in_the_open(
+    capability: int, refused: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A card of capability 9.0 has its own; where the driver refuses them, those for every card answer and the log says so."""
+    cuda = PaperCuda(MEMORY, capability=capability)
+    cuda.refused = refused
+    card = Driver(0, cuda)
+    with caplog.at_level(logging.WARNING, "vecdb"):
+        made = Products(card, Scanner(card).module)
+    own = any(b".target sm_90a" in ptx for ptx in cuda.modules)
+    assert own == (capability == 90 and not refused)
+    assert ("the kernels for every card" in caplog.text) == (capability == 90 and bool(refused))
+    y, x = vectors(40_000, 1, 16).astype(np.float16), vectors(9, 2, 16).astype(np.float16)
+    held = card.allocate(y.nbytes)
+    held.write(0, y)
+    found = made.search(held, None, len(y), x.astype(np.float32), 10)
+    assert found is not None
+    assert_nearest(found, x, y, 10, "ip", 5e-3)
+
+
+def test_waiting_is_asking_and_then_sleeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done is seen without a call that sleeps, what takes long is waited for, and what failed is an error."""
+    monkeypatch.setattr(driver, "_POLLED_S", 0.001)
+    cuda = PaperCuda(MEMORY)
+    card = Driver(0, cuda)
+    card.wait()
+    assert cuda.synchronized == 0
+    cuda.busy = True
+    card.wait()
+    assert cuda.synchronized == 1
+    cuda.busy, cuda.broken = False, 700
+    with pytest.raises(RuntimeError, match="700: an illegal memory access"):
+        card.wait()
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 10, 64, 256])
+def test_what_a_sample_lets_through_has_room(k: int) -> None:
+    """Rows as near as the k-th of a sample are about a gamma distribution: of a million queries none has too many."""
+    seed = 7_000 + k
+    print("seed", seed)
+    drawn = np.random.default_rng(seed).gamma(k, products._expected(k) / k, 1_000_000)
+    assert drawn.max() <= products._ROOM
+
+
+@pytest.mark.parametrize("rows", [32_768, 1_000_000, 10_000_000, 2**32 - 1])
+@pytest.mark.parametrize("k", [1, 10, 100, 256])
+@pytest.mark.parametrize("most", [4_096, 131_072, 1 << 24])
+def test_samples_fit_their_memory_and_say_enough(rows: int, k: int, most: int) -> None:
+    """The first is no larger than its memory and than all, and lets no more of the second through than there is room for."""
+    samples = products._samples(rows, k, most)
+    assert 1 <= len(samples) <= 2
+    assert k <= samples[0] <= min(rows, most)
+    if len(samples) == 2:
+        assert 4 * samples[0] <= samples[1] <= rows // 16
+        assert samples[1] * k / samples[0] <= products._expected(k)
+
+
+def test_the_wider_vectors_are_the_fewer_queries_read_them() -> None:
+    """Whole readings for eight queries each, five at most and one at least, and fewer for more dimensions."""
+    found = [scan_queries(d) for d in (8, 384, 768, 1_536, 12_288)]
+    assert found == sorted(found, reverse=True)
+    assert (found[0], found[1], found[3], found[-1]) == (40, 40, 16, 8)

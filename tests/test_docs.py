@@ -146,6 +146,8 @@ def test_all_errors_are_documented():
 def test_paths_in_the_docs_exist(text):
     """Whatever looks like a path of the project is one."""
     for path in set(
-        re.findall(r"`((?:vecdb|proto|clients|server|tests|bench|examples|tools)/[\w./-]*)`", text)
+        re.findall(
+            r"`((?:vecdb|proto|clients|server|tests|bench|docs|examples|tools)/[\w./-]*)`", text
+        )
     ):
         assert (ROOT / path).exists(), path

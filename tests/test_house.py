@@ -23,6 +23,7 @@ DOORS = {
     "lmdb": ("vecdb/store/",),
     "faiss": ("vecdb/index/",),
     "grpc": ("server/", "clients/python/"),
+    "obstore": ("vecdb/backup/",),
     "re2": ("vecdb/",),
     "msgspec": ("vecdb/", "server/"),
     "vecdb_client": ("clients/python/", "server/"),
@@ -31,7 +32,7 @@ DOORS = {
 # Not part of the product: measured against, demonstrated with, or made by.
 OUTSIDE = ("bench/", "examples/", "tests/", "tools/")
 
-LEAVES = ("errors", "types", "settings", "layout", "failpoints", "disk")
+LEAVES = ("errors", "types", "backup_types", "settings", "layout", "failpoints", "disk")
 
 
 def tracked() -> list[Path]:
@@ -160,7 +161,7 @@ def test_engine_imports_make_no_loop() -> None:
 
 
 def test_leaves_know_only_leaves() -> None:
-    """errors, types, settings, layout, failpoints and disk import nothing of the engine but each other."""
+    """errors, types, backup_types, settings, layout, failpoints and disk import of the engine only each other."""
     graph = engine_graph()
     allowed = {"vecdb", *(f"vecdb.{leaf}" for leaf in LEAVES)}
     wrong = {leaf: graph.get(f"vecdb.{leaf}", set()) - allowed for leaf in LEAVES}
@@ -177,6 +178,7 @@ def test_layers_know_only_what_is_below() -> None:
         "vecdb.filters": ("vecdb.index", "vecdb.store", *above),
         "vecdb.columns": ("vecdb.index", "vecdb.filters", *above),
         "vecdb.metadata": ("vecdb.index", "vecdb.store", "vecdb.filters", "vecdb.columns", *above),
+        "vecdb.backup": ("vecdb.index", "vecdb.filters", "vecdb.device", *above),
         "vecdb.collection": ("vecdb.database",),
     }
     wrong = [
@@ -298,8 +300,8 @@ def normal(name: str) -> str:
 
 
 def test_client_copies_are_fresh() -> None:
-    """errors.py and types.py of the client are the engine's, line by line, under one line of header."""
-    for name in ("errors.py", "types.py"):
+    """errors.py, types.py and backup_types.py of the client are the engine's, line by line, under one line of header."""
+    for name in ("errors.py", "types.py", "backup_types.py"):
         source = (ROOT / "vecdb" / name).read_text(encoding="utf-8")
         copy = (ROOT / "clients/python/vecdb_client" / name).read_text(encoding="utf-8")
         header, _, rest = copy.partition("\n")

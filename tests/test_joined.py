@@ -176,6 +176,30 @@ def test_a_graph_grows_by_the_cpu_until_much_is_new(tmp_path, devices, graphs):
             check(collection, vectors, "l2", part=5)
 
 
+def test_rows_that_are_added_cost_no_recall_at_the_same_setting():
+    """A curve is kept while a graph grows by a tenth, so a joined graph must stay as good as it was."""
+    print("seed", SEED)
+    vectors, queries = rows_of("float32"), rows_of("float32", 400, SEED + 1)
+    before = ROWS * 9 // 10
+    graph = joined.empty_graph(DIMENSION, "l2")
+    joined.attach(graph, joined.new_codes("float32", DIMENSION, "l2"))
+    graph.init_level0 = False
+    graph.add(vectors[:before])
+    near = joined.faiss.knn(vectors[:before], vectors[:before], joined.DEGREE + 1)[1]
+    joined.set_links(graph, near[:, 1:].astype(np.int32))
+    graph.init_level0 = True
+    graph.hnsw.efSearch = 24
+
+    def recall(rows):
+        found = graph.search(queries, 10)[1]
+        right = truth(queries, vectors[:rows], "l2", np.ones(rows, np.bool_))
+        return np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, right, strict=True)])
+
+    first = recall(before)
+    graph.add(vectors[before:])
+    assert recall(ROWS) > first - 0.01
+
+
 @pytest.mark.parametrize("why", ["asked for the CPU", "too few rows", "too small a device"])
 def test_the_cpu_builds_what_no_device_is_for(tmp_path, devices, graphs, monkeypatch, why):
     """Nothing is asked of a device that would not do."""

@@ -365,9 +365,7 @@ def test_messages_that_no_client_of_ours_sends(start: StartServer) -> None:
             with pytest.raises(grpc.RpcError) as refused:
                 raw(client, [message])
             assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        [response] = raw(
-            client, [pb.QueryStreamRequest(queries=[pb.StreamedQuery(query=query)])]
-        )
+        [response] = raw(client, [pb.QueryStreamRequest(queries=[pb.StreamedQuery(query=query)])])
         outcome = streaming.outcome_of(response.answers[0])
         assert isinstance(outcome, errors.InvalidQuery)
         assert "min_sequence" in outcome.message

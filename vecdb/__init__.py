@@ -12,11 +12,21 @@ Start here:
 """
 
 from . import errors
+from .backup import list_backups, prune_backups, verify_backups
+from .backup_types import (
+    BackupCollection,
+    BackupInfo,
+    BackupProgress,
+    BackupReport,
+    RestoredCollection,
+    RestoreResult,
+)
 from .collection import Collection
 from .database import Database, open
 from .downgrading import Downgraded, discard_kept, downgrade
 from .errors import VecdbError
 from .index import limit_threads as limit_search_threads
+from .restored import restore
 from .types import (
     AuditStats,
     CheckReport,
@@ -39,6 +49,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AuditStats",
+    "BackupCollection",
+    "BackupInfo",
+    "BackupProgress",
+    "BackupReport",
     "CheckReport",
     "Collection",
     "CollectionInfo",
@@ -54,6 +68,8 @@ __all__ = [
     "QueryResult",
     "Record",
     "Records",
+    "RestoreResult",
+    "RestoredCollection",
     "VecdbError",
     "VectorSettings",
     "WriteResult",
@@ -61,5 +77,9 @@ __all__ = [
     "downgrade",
     "errors",
     "limit_search_threads",
+    "list_backups",
     "open",
+    "prune_backups",
+    "restore",
+    "verify_backups",
 ]

@@ -21,6 +21,7 @@ from .types import (
     MAX_DOCUMENT_BYTES,
     MAX_ID_BYTES,
     MAX_MEDIA_TYPE_BYTES,
+    MAX_REQUEST_ID_BYTES,
     MAX_URI_BYTES,
     CollectionInfo,
     Content,
@@ -277,3 +278,14 @@ def _contents(column: Any, ids: Sequence[bytes]) -> list[bytes | None] | None:
             )
         encoded.append(pack_content(media_type, entry.data))
     return encoded
+
+
+def check_request_id(given: Any) -> bytes:
+    """The id that a caller gives a write, as UTF-8. InvalidBatch."""
+    raw = given.encode(errors="replace") if isinstance(given, str) else b""
+    if not 0 < len(raw) <= MAX_REQUEST_ID_BYTES:
+        raise InvalidBatch(
+            f"a request_id is a text of 1 to {MAX_REQUEST_ID_BYTES} bytes, given {given!r:.80}; take a "
+            "random one, such as uuid.uuid4().hex"
+        )
+    return raw

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import collection_stats, durability, paging, searching
-from .batch import check_columns, check_ids, check_patch
+from .batch import check_columns, check_ids, check_patch, check_request_id
 from .builder import Builder
 from .core import Core, deadline
 from .errors import InvalidBatch, InvalidQuery
@@ -27,7 +27,7 @@ from .types import (
     Records,
     WriteResult,
 )
-from .writes import Delete, Put, Update
+from .writes import Delete, Once, Put, Update
 
 NamedVectors = Mapping[str, Any] | None
 """Name of a vector field to an array (n, d), or to a list of n vectors with None where a record has none."""
@@ -72,6 +72,7 @@ class Collection:
         contents: Sequence[Content | tuple[bytes, str] | bytes | None] | None = None,
         uris: Sequence[str | None] | None = None,
         named_vectors: NamedVectors = None,
+        request_id: str | None = None,
     ) -> WriteResult:
         """Adds records; all columns have one entry an id.
 
@@ -81,9 +82,19 @@ class Collection:
         maps names of vector fields to the same, or to lists with None. At most 100,000 records.
         Raises RecordExists (naming the ids) if one is stored; InvalidBatch, InvalidId,
         InvalidVector, InvalidMetadata naming the record; StorageFull. Then nothing is written.
+        With a `request_id`, a text of 1 to 64 bytes that no other write has, a repetition is answered as
+        the first time and not done again, also after a crash: for an hour, or 100,000 further ones.
         """
         return self._put(
-            ids, vectors, metadata, documents, contents, uris, named_vectors, replace=False
+            ids,
+            vectors,
+            metadata,
+            documents,
+            contents,
+            uris,
+            named_vectors,
+            request_id,
+            replace=False,
         )
 
     def upsert(
@@ -96,10 +107,19 @@ class Collection:
         contents: Sequence[Content | tuple[bytes, str] | bytes | None] | None = None,
         uris: Sequence[str | None] | None = None,
         named_vectors: NamedVectors = None,
+        request_id: str | None = None,
     ) -> WriteResult:
         """Adds records, replacing as a whole those whose ids are stored. Otherwise like `insert`."""
         return self._put(
-            ids, vectors, metadata, documents, contents, uris, named_vectors, replace=True
+            ids,
+            vectors,
+            metadata,
+            documents,
+            contents,
+            uris,
+            named_vectors,
+            request_id,
+            replace=True,
         )
 
     def _put(
@@ -111,6 +131,7 @@ class Collection:
         contents: Any,
         uris: Any,
         named_vectors: Any,
+        request_id: str | None,
         *,
         replace: bool,
     ) -> WriteResult:
@@ -118,7 +139,7 @@ class Collection:
         batch = check_columns(
             core.info, ids, vectors, metadata, documents, contents, uris, named_vectors
         )
-        return self._write(Put(batch, core.ready_columns(), replace=replace))
+        return self._write(Put(batch, core.ready_columns(), replace=replace), request_id)
 
     def update(
         self,
@@ -131,6 +152,7 @@ class Collection:
         uris: Sequence[str | None] | None = None,
         named_vectors: NamedVectors = None,
         clear: Iterable[str] | None = (),
+        request_id: str | None = None,
     ) -> WriteResult:
         """Changes parts of stored records; what is not given, or None for a record, stays.
 
@@ -146,9 +168,15 @@ class Collection:
         batch = check_patch(
             core.info, ids, vectors, metadata, documents, contents, uris, named_vectors
         )
-        return self._write(Update(batch, core.info, core.ready_columns(), cleared))
+        return self._write(Update(batch, core.info, core.ready_columns(), cleared), request_id)
 
-    def delete(self, ids: Iterable[str] | None = None, *, filter: FilterLike = None) -> WriteResult:
+    def delete(
+        self,
+        ids: Iterable[str] | None = None,
+        *,
+        filter: FilterLike = None,
+        request_id: str | None = None,
+    ) -> WriteResult:
         """Deletes by ids, by filter, or what is in both; `count` says how many.
 
         Ids that are not stored are passed over. Raises InvalidBatch when neither is given: an empty
@@ -170,10 +198,13 @@ class Collection:
         if expression is not None:
             core.ready_columns()
         asked = None if expression is None else matching
-        return self._write(Delete(names, asked, lambda rows: core.ids.take(rows)))
+        text = "" if expression is None else expression.text
+        write = Delete(names, asked, lambda rows: core.ids.take(rows), text)
+        return self._write(write, request_id)
 
-    def _write(self, write: Put | Update | Delete) -> WriteResult:
-        applied, sequence = self._core.write(write)
+    def _write(self, write: Put | Update | Delete, request_id: str | None) -> WriteResult:
+        once = write if request_id is None else Once(write, check_request_id(request_id))
+        applied, sequence = self._core.write(once)
         self._builder.consider(self._core)
         return WriteResult(sequence, applied.count)
 

@@ -1,8 +1,8 @@
 """Giving back the space of dead rows: which of them are ripe, and the steps that purge them.
 
 A row is ripe when no moment that shows it can be read any more: it died so long ago that no cursor
-is kept good for it (setting `history_s`), before every view that a running read holds, and no saved index
-has it among its rows, since a graph is walked over its dead rows too.
+is kept good for it (setting `history_s`), before every view that a running read holds and every moment that
+a backup still copies, and no saved index has it among its rows, since a graph is walked over its dead rows too.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def horizon(core: Core) -> int:
                 low = middle
             else:
                 high = middle - 1
-    return min(low, *(field.oldest_in_use() for field in core.all_fields))
+    in_use = (field.oldest_in_use() for field in core.all_fields)
+    return min(low, core.pins.oldest(low), *in_use)
 
 
 def fields_in_the_way(core: Core) -> list[int]:

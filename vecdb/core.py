@@ -27,6 +27,7 @@ from .ids import Ids
 from .index import BuiltIndex, IndexRecord, View
 from .lane import Applied, Lane, Write
 from .masks import Deaths, FilterMasks, Moment, StoredTexts, rows_at
+from .pins import Pins
 from .selection import Selection
 from .store import CollectionStore, Reader, State
 from .stored_columns import StoredColumns
@@ -59,18 +60,15 @@ class Core:
         self.store = store
         self.options = options
         self.read_only = read_only
+        self.pins = Pins()
         self.devices = devices
         """Those of the database; None where the CPU serves alone."""
         self.assigned = assigned(info.device, devices)
+        # No query came yet: a process that only reads lets nothing be placed on devices before.
         self.unasked = read_only
-        """No query came yet. A process that only reads lets nothing be placed on devices before."""
-        """What the collection gets of them, and why not what it asks for."""
         self.masks = FilterMasks(options["filter_cache_entries"])
-        self._matched: tuple[Filter | None, FilterMasks, Selection | None] = (
-            None,
-            self.masks,
-            None,
-        )
+        self._matched: tuple[Filter | None, FilterMasks, Selection | None]
+        self._matched = None, self.masks, None
         self.closed: str | None = None
         self._lane = Lane(store, self._publish, lambda vectors: self.index.ahead(vectors))
         self._news = threading.Condition()

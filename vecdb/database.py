@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from . import disk, folder
+from .backed_up import BackedUp
 from .builder import Builder
 from .collection import Collection
 from .collection_files import sweep_files
@@ -20,7 +21,7 @@ from .collection_info import check_info, check_name, from_json, shape_of, to_jso
 from .core import Core
 from .device.choice import parse as parse_device
 from .device.devices import Devices, must_be_there, open_devices
-from .errors import Closed, CollectionExists, DatabaseLocked, ReadOnly, VecdbError
+from .errors import Closed, CollectionExists, DatabaseLocked, LimitExceeded, ReadOnly, VecdbError
 from .index.card import count_gpus
 from .layout import COLLECTIONS_FOLDER, DATA_FILE, UNNAMED_FILE
 from .settings import ENGINE, resolve
@@ -45,7 +46,7 @@ def open(path: str | os.PathLike[str], *, read_only: bool = False, **settings: A
     return Database(Path(path), read_only=read_only, settings=settings)
 
 
-class Database:
+class Database(BackedUp):
     """An open database; a context manager. Any thread may use it. Not usable after a fork.
 
     Locks are taken in this order: `_changes` (one change of names at a time), then the lock of a
@@ -149,6 +150,14 @@ class Database:
                 return self._collection(name, held)
             if held is not None or name in names.aliases:
                 raise taken(name)
+            limit = int(self._options["max_collections"])
+            if len(names.collections) >= limit:
+                raise LimitExceeded(
+                    f"the database has {len(names.collections):,} collections, at most {limit:,} are "
+                    "allowed; drop one, keep more than one kind of record in a collection, or raise the "
+                    "setting max_collections",
+                    limit=limit,
+                )
             must_be_there(name, info.device, self.devices, str(self._options["device"]))
             token = secrets.token_hex(8)
             try:
@@ -318,13 +327,16 @@ class Database:
         return info if info.name == name else dataclasses.replace(info, name=name)
 
     def _collection(self, name: str, token: str) -> Collection:
+        return Collection(self._core(name, token), self._builder)
+
+    def _core(self, name: str, token: str) -> Core:
         core = self._cores.get(token)
         if core is None:
             core = self._open_core(name, token)
         if core.info.name != name:
             # Renamed by the writer, and we read beside it.
             core.info = dataclasses.replace(core.info, name=name)
-        return Collection(core, self._builder)
+        return core
 
     def _open_core(self, name: str, token: str) -> Core:
         """Loads a collection. Others go on meanwhile; those who want the same one wait for us."""

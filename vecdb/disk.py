@@ -17,6 +17,8 @@ from .failpoints import reach
 
 ASIDE_SUFFIX = ".tmp"
 """Ends the name of a file that is not complete yet."""
+_BLOCK_BYTES = 512
+"""The unit of `st_blocks`, whatever the blocks of the disk are."""
 
 
 def make_folder(path: Path, what: str, *, parents: bool = False, exist_ok: bool = False) -> None:
@@ -31,6 +33,23 @@ def make_empty(path: Path, what: str) -> None:
     reach(f"{what}.touch.before", path)
     path.touch()
     reach(f"{what}.touch.after", path)
+
+
+def reserve(path: Path, size_bytes: int, what: str) -> None:
+    """Makes a file of at least this size, if it is not there, all of whose bytes have their place on the disk.
+
+    A file that is mapped must not have holes: on a full disk, whoever writes into one is killed (SIGBUS). Not
+    for a file on which this process holds record locks, which would be lost.
+    """
+    reach(f"{what}.reserve.before", path)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        found = os.fstat(descriptor)
+        if found.st_size < size_bytes or found.st_blocks * _BLOCK_BYTES < found.st_size:
+            os.posix_fallocate(descriptor, 0, max(size_bytes, found.st_size))
+    finally:
+        os.close(descriptor)
+    reach(f"{what}.reserve.after", path)
 
 
 def sync_file(file: BinaryIO, path: Path, what: str) -> None:

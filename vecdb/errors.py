@@ -14,7 +14,8 @@ VecdbError                       the root; `reason` is a stable word that script
 ├── NotFound                     (also a LookupError)
 │   ├── CollectionNotFound
 │   ├── AliasNotFound
-│   └── RecordNotFound           update, or query by id, of an id that is not stored
+│   ├── RecordNotFound           update, or query by id, of an id that is not stored
+│   └── BackupNotFound           no such backup, or none that holds this collection at this moment
 ├── AlreadyExists
 │   ├── CollectionExists         the name is taken by a collection or an alias
 │   └── RecordExists             insert of an id that is stored
@@ -30,11 +31,14 @@ VecdbError                       the root; `reason` is a stable word that script
 │   ├── StorageFull              disk full, or the map limit is reached
 │   ├── LimitExceeded            a message, a value or a queue is larger than the stated limit
 │   └── DeviceFull               a GPU has too little memory left for this call
+├── Unauthenticated              the server wants a valid API key, and none came with the call
+├── PermissionDenied             the API key of the call does not allow it
 ├── Unavailable                  no server answers, or it is shutting down; repeating later may help
 │   └── DeviceLost               the process that drives a GPU died, and what was on the GPU with it
 ├── DeadlineExceeded             (also a TimeoutError) not done in time; a write may or may not have happened
 ├── Cancelled                    the caller cancelled
 ├── Corrupted                    stored data fails its own checks
+│   └── BackupDamaged            a backup is incomplete or altered, or the one before it is missing
 └── Internal                     a bug of ours
 
 A message says what was given, what was expected and what to do. `details` holds the same facts as
@@ -50,6 +54,8 @@ from collections.abc import Mapping
 __all__ = [
     "AliasNotFound",
     "AlreadyExists",
+    "BackupDamaged",
+    "BackupNotFound",
     "Cancelled",
     "Closed",
     "CollectionExists",
@@ -77,11 +83,13 @@ __all__ = [
     "LimitExceeded",
     "MissingDependency",
     "NotFound",
+    "PermissionDenied",
     "ReadOnly",
     "RecordExists",
     "RecordNotFound",
     "ResourceExhausted",
     "StorageFull",
+    "Unauthenticated",
     "Unavailable",
     "VecdbError",
     "by_reason",
@@ -164,6 +172,10 @@ class RecordNotFound(NotFound):
     reason = "RECORD_NOT_FOUND"
 
 
+class BackupNotFound(NotFound):
+    reason = "BACKUP_NOT_FOUND"
+
+
 class AlreadyExists(VecdbError):
     reason = "ALREADY_EXISTS"
 
@@ -224,6 +236,14 @@ class DeviceFull(ResourceExhausted):
     reason = "DEVICE_FULL"
 
 
+class Unauthenticated(VecdbError):
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(VecdbError):
+    reason = "PERMISSION_DENIED"
+
+
 class Unavailable(VecdbError):
     reason = "UNAVAILABLE"
 
@@ -242,6 +262,10 @@ class Cancelled(VecdbError):
 
 class Corrupted(VecdbError):
     reason = "CORRUPTED"
+
+
+class BackupDamaged(Corrupted):
+    reason = "BACKUP_DAMAGED"
 
 
 class Internal(VecdbError):

@@ -72,6 +72,12 @@ class Filter:
     uses_id: bool
     uses_document: bool
     tree: Node
+    depth: int = 1
+    """Filter objects inside each other, the outermost included."""
+    n_patterns: int = 0
+    """`$regex` operators."""
+    pattern_bytes: int = 0
+    """Bytes of the longest pattern of these."""
 
 
 def parse(expression: str | bytes | Mapping[str, Any]) -> Filter:
@@ -88,7 +94,10 @@ def parse(expression: str | bytes | Mapping[str, Any]) -> Filter:
     text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     if len(text.encode()) > MAX_TEXT_BYTES:
         raise _too_long(len(text.encode()))
-    return Filter(text, parser.uses_id, parser.uses_document, node)
+    return Filter(
+        text, parser.uses_id, parser.uses_document, node, parser.depth, parser.n_patterns,
+        parser.pattern_bytes,
+    )  # fmt: skip
 
 
 def select(
@@ -158,13 +167,16 @@ class _Parser:
     def __init__(self) -> None:
         self.uses_id = False
         self.uses_document = False
-        self._n_patterns = 0
+        self.depth = 0
+        self.n_patterns = 0
+        self.pattern_bytes = 0
 
     def filter(self, given: Any, path: str, depth: int) -> tuple[Node, dict[str, Any]]:
         if not isinstance(given, Mapping):
             raise _wrong(path, f"a filter is an object such as {{'year': {{'$gte': 2020}}}}, given {shown(given)}")  # fmt: skip
         if depth > MAX_DEPTH:
             raise _wrong(path, f"filters nest at most {MAX_DEPTH} deep")
+        self.depth = max(self.depth, depth)
         nodes: list[Node] = []
         canonical: dict[str, Any] = {}
         for name, condition in given.items():
@@ -274,8 +286,9 @@ class _Parser:
         if positive == "$regex":
             if not isinstance(value, str):
                 raise _wrong(path, f"$regex takes a pattern as text, given {shown(value)}")
-            self._n_patterns += 1
-            if self._n_patterns > MAX_PATTERNS:
+            self.n_patterns += 1
+            self.pattern_bytes = max(self.pattern_bytes, len(value.encode()))
+            if self.n_patterns > MAX_PATTERNS:
                 # Each costs some milliseconds and 100 KiB to compile, before any deadline is looked at.
                 raise _wrong(
                     path, f"a filter has at most {MAX_PATTERNS} patterns; join them with |"

@@ -45,6 +45,8 @@ class Applied:
     vectors: NDArray[Any] | None = None
     columns: ColumnBatch | None = None
     named: Mapping[int, NamedColumn] = field(default_factory=dict)
+    sequence: int | None = None
+    """The commit that did it, where that was an earlier one."""
 
 
 class Write(Protocol):
@@ -217,7 +219,8 @@ class Lane:
             return
         self._publish([o for o in outcomes if isinstance(o, Applied)], sequence)
         for entry, outcome in zip(group, outcomes, strict=True):
-            entry.sequence = sequence
+            earlier = getattr(outcome, "sequence", None)
+            entry.sequence = sequence if earlier is None else earlier
             if isinstance(outcome, VecdbError):
                 entry.error = outcome
             else:

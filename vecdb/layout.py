@@ -52,6 +52,11 @@ that died at or before the horizon may be purged: nothing is left of it but its 
     purged       ROW (of a block of 256 rows) -> BITMAP of the purged rows; no entry where there are none
     log          SEQUENCE -> LOG (time, first row, end row) + ROW_VALUE for each row that died; entries up
                  to the horizon may be gone, the oldest first
+    requests     ROW (a number that only grows) -> REQUEST (sequence, count, time, checksum of the request)
+                 and the id that the caller gave a write. The newest ones: so a write that is repeated
+                 because its answer was lost is answered again and not done again. A file of format 2 may
+                 lack this table: it is made when it is opened for writing, and versions that do not
+                 know it pass it over.
 Keys are big-endian, so that LMDB's byte order is number order and appends fill pages to the end.
 Values are little-endian, so that numpy reads them in place.
 
@@ -99,10 +104,12 @@ BOOT_FILE = "/proc/sys/kernel/random/boot_id"
 CATALOG_TABLES = ("meta", "collections", "aliases")
 COLLECTION_TABLES = (
     "meta", "vectors", "ids", "keys", "metadata", "documents", "contents", "uris", "dead", "log",
-    "absent", "purged",
+    "absent", "purged", "requests",
 )  # fmt: skip
 LATER_TABLES = ("absent", "purged")
 """Those that format 1 lacks."""
+OPTIONAL_TABLES = ("requests",)
+"""Those that any file may lack until it is opened for writing."""
 
 META_FORMAT = b"format"
 META_SETTINGS = b"settings"

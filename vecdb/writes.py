@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from . import metadata as meta
 from .batch import CheckedBatch, where
 from .columns import ColumnBatch, Columns
-from .errors import RecordExists, RecordNotFound
+from .errors import InvalidBatch, RecordExists, RecordNotFound
 from .lane import Applied
 from .store import EncodedRows, Writer, checksums
 from .types import CollectionInfo
@@ -41,6 +43,7 @@ class Put:
         )
         self._columns = columns
         self._replace = replace
+        self.fingerprint = zlib.crc32(np.array(self._checksums, "<u4").tobytes(), int(replace))
 
     def apply(self, writer: Writer, sequence: int, before: Sequence[ColumnBatch]) -> Applied:
         held = writer.rows_of_ids(self._ids)
@@ -65,6 +68,14 @@ class Update:
     clear: frozenset[str]
     alone: bool = False
     ahead: None = None
+
+    @property
+    def fingerprint(self) -> int:
+        """Tells it from other writes by the ids and the sizes of what is given; not by every byte."""
+        sizes = [len(m) for m in (self.batch.metadata_values or ())]
+        return zlib.crc32(
+            repr((sizes, sorted(self.clear))).encode(), _crc_of_ids(self.batch.ids, 2)
+        )
 
     def apply(self, writer: Writer, sequence: int, before: Sequence[ColumnBatch]) -> Applied:
         batch = self.batch
@@ -148,7 +159,13 @@ class Delete:
     ids: Sequence[bytes] | None
     matching: Callable[[], NDArray[np.int64]] | None
     ids_of: Callable[[NDArray[np.int64]], list[str]]
+    filter_text: str = ""
     ahead: None = None
+
+    @property
+    def fingerprint(self) -> int:
+        """Tells it from other writes by its ids and its filter."""
+        return zlib.crc32(self.filter_text.encode(), _crc_of_ids(self.ids or (), 3))
 
     @property
     def alone(self) -> bool:
@@ -169,6 +186,49 @@ class Delete:
         writer.forget(names)
         writer.kill(rows, sequence)
         return Applied(len(rows), rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """A write with an id of its caller: done the first time, and answered alike every further time.
+
+    So a caller that lost an answer may send the write again. Ids are remembered as long as
+    `store.requests` says. InvalidBatch when the id came with another write.
+    """
+
+    write: Put | Update | Delete
+    request_id: bytes
+
+    @property
+    def alone(self) -> bool:
+        return self.write.alone
+
+    @property
+    def ahead(self) -> NDArray[Any] | None:
+        return self.write.ahead
+
+    def apply(self, writer: Writer, sequence: int, before: Sequence[ColumnBatch]) -> Applied:
+        fingerprint = self.write.fingerprint
+        known = writer.remembered(self.request_id)
+        if known is not None:
+            if known.fingerprint != fingerprint:
+                raise InvalidBatch(
+                    f"request id {self.request_id.decode()!r} came with another write before; give each "
+                    "write an id of its own",
+                    sequence=known.sequence,
+                )
+            return Applied(known.records, sequence=known.sequence)
+        applied = self.write.apply(writer, sequence, before)
+        # What changes no row takes no sequence number, unless others of its commit do.
+        changed = len(applied.killed) > 0 or len(applied.ids) > 0
+        number = sequence if changed else sequence - 1
+        now_us = time.time_ns() // 1000
+        writer.remember(self.request_id, number, applied.count, now_us, fingerprint)
+        return applied
+
+
+def _crc_of_ids(ids: Sequence[bytes], kind: int) -> int:
+    return zlib.crc32(b"\0".join(ids), kind)
 
 
 def _exists(ids: Sequence[bytes], stored: NDArray[np.bool_]) -> RecordExists:

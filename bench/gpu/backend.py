@@ -26,10 +26,9 @@ class NoCard(Exception):
 
 
 class Placed:
-    """An index that can be searched: `kind` flat | lists | graph | hnsw says what its setting is.
+    """An index that can be searched: `kind` flat | graph | hnsw says what its setting is.
 
-    The setting is the number of lists probed, itopk of a CAGRA graph, efSearch of a CPU graph, nothing for
-    flat vectors.
+    The setting is itopk of a CAGRA graph, efSearch of a CPU graph, nothing for flat vectors.
     """
 
     def __init__(self, faiss: Any, index: Any, kind: str, keep: Any = None) -> None:
@@ -41,9 +40,6 @@ class Placed:
     @property
     def rows(self) -> int:
         return int(self.index.ntotal)
-
-    def train(self, sample: Floats) -> None:
-        self.index.train(np.ascontiguousarray(sample, np.float32))
 
     def add(self, vectors: Floats) -> None:
         self.index.add(np.ascontiguousarray(vectors, np.float32))
@@ -66,7 +62,6 @@ class Placed:
     def _params(self, setting: int, allowed: Any) -> Any:
         faiss = self._faiss
         kinds = {
-            "lists": lambda: faiss.SearchParametersIVF(nprobe=setting),
             "hnsw": lambda: faiss.SearchParametersHNSW(efSearch=setting),
             "graph": lambda: faiss.SearchParametersCagra(),
         }
@@ -92,19 +87,7 @@ class Backend(Protocol):
     def own(self) -> Own:
         """The engine's own card: made once, as it holds scratch memory."""
 
-    def lists(self, dimension: int, spec: str, lists: int) -> Placed:
-        """IVF, empty and untrained; `spec` as FAISS writes it: Flat, SQ8, PQ64."""
-
     def graph(self, vectors: Floats) -> Placed: ...
-    def as_hnsw(self, graph: Placed) -> Placed:
-        """The graph as an HNSW index that the CPU searches."""
-
-    def hnsw(self, dimension: int) -> Placed:
-        """HNSW over float32 of the CPU, empty: M = 16, efConstruction = 100."""
-
-    def on_cpu(self, lists: Placed) -> Placed:
-        """A copy of lists that the CPU searches."""
-
     def compare(self, queries: Floats, vectors: Floats, k: int) -> Rows:
         """The k best of host vectors that are not placed, exactly."""
 
@@ -153,32 +136,11 @@ class Cpu:
             self._own = Own(gpu=self.name == "gpu")
         return self._own
 
-    def _lists(self, dimension: int, spec: str, lists: int) -> Any:
-        index = self.faiss.index_factory(dimension, f"IVF{lists},{spec}", self.metric)
-        index.cp.niter, index.cp.spherical = 10, True
-        if spec.startswith("PQ"):
-            # An order of the codes that nothing here uses, and that takes longer than all else.
-            index.do_polysemous_training = False
-        return index
-
-    def lists(self, dimension: int, spec: str, lists: int) -> Placed:
-        return Placed(self.faiss, self._lists(dimension, spec, lists), "lists")
-
     def graph(self, vectors: Floats) -> Placed:
-        made = self.hnsw(vectors.shape[1])
-        made.add(vectors)
-        return made
-
-    def hnsw(self, dimension: int) -> Placed:
-        index = self.faiss.IndexHNSWFlat(dimension, 16, self.metric)
+        index = self.faiss.IndexHNSWFlat(vectors.shape[1], 16, self.metric)
         index.hnsw.efConstruction = 100
+        index.add(vectors)
         return Placed(self.faiss, index, "hnsw")
-
-    def as_hnsw(self, graph: Placed) -> Placed:
-        return graph
-
-    def on_cpu(self, lists: Placed) -> Placed:
-        return lists
 
     def compare(self, queries: Floats, vectors: Floats, k: int) -> Rows:
         rows: Rows = self.faiss.knn(queries, vectors, k, metric=self.metric)[1]
@@ -237,16 +199,6 @@ class Gpu(Cpu):
         index = self.faiss.GpuIndexFlat(self.resources, dimension, self.metric, config)
         return self._placed(index, "flat")
 
-    def lists(self, dimension: int, spec: str, lists: int) -> Placed:
-        options = self.faiss.GpuClonerOptions()
-        # Tables of 64 parts in float32 do not fit the shared memory of a multiprocessor.
-        options.useFloat16 = spec.startswith("PQ")
-        options.use_cuvs = False
-        empty = self._lists(dimension, spec, lists)
-        index = self.faiss.index_cpu_to_gpu(self.resources, 0, empty, options)
-        index.cp.niter, index.cp.spherical = 10, True
-        return self._placed(index, "lists")
-
     def graph(self, vectors: Floats) -> Placed:
         """By L2, which has the same order as the inner product of unit vectors."""
         config = self.faiss.GpuIndexCagraConfig()
@@ -257,14 +209,6 @@ class Gpu(Cpu):
         index = self.faiss.GpuIndexCagra(self.resources, dimension, metric, config)
         index.train(np.ascontiguousarray(vectors, np.float32))
         return self._placed(index, "graph")
-
-    def as_hnsw(self, graph: Placed) -> Placed:
-        made = self.faiss.IndexHNSWCagra()
-        graph.index.copyTo(made)
-        return Placed(self.faiss, made, "hnsw")
-
-    def on_cpu(self, lists: Placed) -> Placed:
-        return Placed(self.faiss, self.faiss.index_gpu_to_cpu(lists.index), "lists")
 
     def compare(self, queries: Floats, vectors: Floats, k: int) -> Rows:
         rows: Rows = self.faiss.knn_gpu(

@@ -17,7 +17,7 @@ Search = Callable[[Floats, int], tuple[Floats, Rows]]
 """(queries, k) to scores and rows."""
 _SAMPLE = 64
 _CANDIDATES = 2 * K
-_S_A_MILLION_NUMBERS = 5e-3
+_S_A_MILLION_NUMBERS = 1e-2
 """Making, placing twice and checking; with what the cells take, the estimate of a size."""
 
 

@@ -24,8 +24,9 @@ class Own:
             self.card = FaissCard()
         else:
             from vecdb.device import StandInCard
+            from vecdb.index.host_lists import joined, read_lists
 
-            self.card = StandInCard()
+            self.card = StandInCard(4 << 30, read_lists=read_lists, join=joined)
 
     @property
     def masks(self) -> bool:

@@ -26,9 +26,6 @@ class Sizes:
     kmeans: tuple[tuple[int, int, int], ...]  # rows, lists, rounds
     clustered: int
     queries: int
-    hnsw: int  # rows of the CPU's graph where all would take too long
-    lists: int
-    pq: int
     product: int  # side of the largest matrix products
     copy_bytes: int
     batches: tuple[int, ...]
@@ -41,9 +38,6 @@ FULL = Sizes(
     kmeans=((262_144, 4_096, 10), (1_000_000, 16_384, 5)),
     clustered=1_000_000,
     queries=1_024,
-    hnsw=200_000,
-    lists=4_096,
-    pq=64,
     product=8_192,
     copy_bytes=8 << 30,
     batches=BATCHES,
@@ -55,9 +49,6 @@ TINY = Sizes(
     kmeans=((2_000, 16, 3), (3_000, 32, 2)),
     clustered=3_000,
     queries=32,
-    hnsw=1_000,
-    lists=16,
-    pq=16,
     product=128,
     copy_bytes=1 << 20,
     batches=(1, 8, 32),

@@ -34,11 +34,11 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 PARTS: dict[str, tuple[ModuleType, float]] = {
     "limits": (limits, 20),
-    "exact": (exact, 140),
-    "insert": (insert, 35),
-    "filters": (filters, 130),
-    "kmeans": (kmeans, 35),
-    "kinds": (kinds, 190),
+    "exact": (exact, 150),
+    "insert": (insert, 15),
+    "filters": (filters, 80),
+    "kmeans": (kmeans, 25),
+    "kinds": (kinds, 260),
 }
 """In the order they run, with their shares of the time; `page` of each shows its lines."""
 
@@ -121,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
                         help="what makes data and right answers; default: torch or CuPy on the card")  # fmt: skip
     parser.add_argument("--seconds", type=float, default=450.0,
                         help="time for all parts; the largest sizes come last and are left out first")  # fmt: skip
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--only", choices=tuple(PARTS), action="append", help="this part; may be given again"

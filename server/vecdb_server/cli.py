@@ -7,7 +7,15 @@ from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from . import cli_collections, cli_downgrade, cli_records, cli_serve, cli_transfer
+from . import (
+    cli_backups,
+    cli_collections,
+    cli_downgrade,
+    cli_keys,
+    cli_records,
+    cli_serve,
+    cli_transfer,
+)
 from .cli_target import EXIT_CODES, Target
 
 Run = Callable[[argparse.Namespace, Target], int]
@@ -164,6 +172,7 @@ def build_parser(named: Container[str]) -> argparse.ArgumentParser:
     )
     cancel_build.add_argument("collection")
 
+    cli_backups.add_commands(command, _add_target)
     downgrade = command(
         "downgrade",
         cli_downgrade.run_downgrade,
@@ -172,6 +181,17 @@ def build_parser(named: Container[str]) -> argparse.ArgumentParser:
         "  vecdb downgrade --data ./data --discard   removes the kept files: no way back then",
     )
     downgrade.add_argument("--discard", action="store_true", help="remove the kept files instead")
+
+    keys = command(
+        "keys",
+        cli_keys.run_keys,
+        "add, list, rotate and revoke the API keys of a server",
+        "  vecdb keys add --grant read:docs-* --grant write:docs-new --note 'web shop' --days 365\n"
+        "  vecdb keys list\n"
+        "  vecdb keys rotate k3v8abcd --overlap-hours 24\n"
+        "  vecdb keys revoke k3v8abcd",
+    )
+    cli_keys.add_arguments(keys)
 
     for one in (create, list_, drop, rename, alias, import_, export, query, get, delete, count,
                 stats, check, compact, cancel_build, downgrade):  # fmt: skip
@@ -192,6 +212,17 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
         default=30.0,
         help="seconds a call to the server may take; default 30",
     )
+    group.add_argument(
+        "--api-key-file",
+        metavar="FILE",
+        help="file with the API key; else it is that of the variable VECDB_API_KEY",
+    )
+    group.add_argument("--tls", action="store_true", help="encrypt, with the usual authorities")
+    group.add_argument(
+        "--tls-ca", metavar="FILE", help="PEM of the server's authority (VECDB_TLS_CA); encrypts"
+    )
+    group.add_argument("--tls-cert", metavar="FILE", help="PEM of the client's own certificate")
+    group.add_argument("--tls-key", metavar="FILE", help="PEM of its key")
     parser.add_argument("--json", action="store_true", help="for machines: one JSON object a line")
 
 

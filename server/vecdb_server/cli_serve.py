@@ -15,7 +15,7 @@ from .cli_target import EXIT_USAGE, CommandFailed, Target
 
 _METAVARS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 # Read by the other commands and by tests, so not settings that somebody misspelt.
-_OTHER_VARIABLES = {"VECDB_SERVER", "VECDB_FAILPOINTS"}
+_OTHER_VARIABLES = {"VECDB_SERVER", "VECDB_API_KEY", "VECDB_TLS_CA", "VECDB_FAILPOINTS"}
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:

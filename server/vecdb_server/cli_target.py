@@ -7,9 +7,9 @@ become messages and exit codes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ class Target:
     address: str
     data: Path | None = None
     timeout_s: float = 30.0
+    connecting: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of `connect`: API key and TLS."""
 
     @property
     def no_limit_s(self) -> float | None:
@@ -68,6 +70,22 @@ def failed(error: Any) -> CommandFailed:
     return CommandFailed(f"{error.reason}: {error.message}", code)
 
 
+def connection(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `connect` from those of the command line. CommandFailed for a file that cannot be read."""
+    from vecdb_client import Tls
+
+    found: dict[str, Any] = {}
+    if given.get("api_key_file"):
+        try:
+            found["api_key"] = Path(given["api_key_file"]).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CommandFailed(f"cannot read the API key: {error}", EXIT_USAGE) from error
+    files = {name: given.get(f"tls_{name}") or None for name in ("ca", "cert", "key")}
+    if given.get("tls") or any(files.values()):
+        found["tls"] = Tls(**files)
+    return found
+
+
 @contextmanager
 def opened(target: Target, *, write: bool = False) -> Iterator[Any]:
     """The database, closed at the end. `write` matters for a folder: reading needs no lock.
@@ -81,7 +99,9 @@ def opened(target: Target, *, write: bool = False) -> Iterator[Any]:
         from vecdb_client.errors import VecdbError as ClientError
 
         try:
-            connected = connect(target.address, timeout_s=target.timeout_s)
+            connected = connect(
+                target.address, timeout_s=target.timeout_s, **connection(target.connecting)
+            )
         except InvalidArgument as error:
             raise CommandFailed(error.message, EXIT_USAGE) from error
         try:

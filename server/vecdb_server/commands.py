@@ -31,6 +31,13 @@ def run(argv: list[str]) -> int:
         address=getattr(args, "server", None) or os.environ.get("VECDB_SERVER") or DEFAULT_SERVER,
         data=Path(args.data) if getattr(args, "data", None) else None,
         timeout_s=getattr(args, "timeout_s", 30.0),
+        connecting={
+            "api_key_file": getattr(args, "api_key_file", None),
+            "tls": getattr(args, "tls", False),
+            "tls_ca": getattr(args, "tls_ca", None) or os.environ.get("VECDB_TLS_CA"),
+            "tls_cert": getattr(args, "tls_cert", None),
+            "tls_key": getattr(args, "tls_key", None),
+        },
     )
     try:
         code: int = args.run(args, target)

@@ -28,7 +28,9 @@ _WRITES = frozenset(
         "Flush",
     )
 )
-_LONG = frozenset(("Scan", "Ingest", "Check", "BuildIndex", "Compact"))
+_LONG = frozenset(
+    ("Scan", "Ingest", "Check", "BuildIndex", "Compact", "ListBackups", "PruneBackups")
+)
 
 
 class CountedPool(ThreadPoolExecutor):

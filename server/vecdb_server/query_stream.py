@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import vecdb
-from vecdb.errors import DeadlineExceeded, InvalidQuery
+from vecdb.errors import DeadlineExceeded, InvalidQuery, PermissionDenied
 from vecdb_client import answers, messages, wire
 from vecdb_client.v1 import vecdb_pb2 as pb
 
@@ -70,7 +70,7 @@ class QueryStreams:
         self,
         requests: Iterator[Any],
         context: Any,
-        database: vecdb.Database,
+        database: Any,
         answer: Answer,
         max_message_bytes: int,
     ) -> Iterator[Any]:
@@ -102,7 +102,7 @@ class QueryStreams:
 
 
 def _answers(
-    queries: Sequence[Any], database: vecdb.Database, answer: Answer, max_message_bytes: int
+    queries: Sequence[Any], database: Any, answer: Answer, max_message_bytes: int
 ) -> Iterator[Any]:
     """Messages with the answers to one message."""
     arrived = time.monotonic()
@@ -159,6 +159,9 @@ def _alone(answer: Answer, streamed: Any, arrived: float) -> Any:
         return pb.StreamedAnswer(
             answer=answer(streamed.query, _left_s(streamed.timeout_s, arrived))
         )
+    except PermissionDenied:
+        # It ends the stream, so that the audit log has it as it has that of a call.
+        raise
     except Exception as error:
         return _failed(error)
 
@@ -178,9 +181,7 @@ def _left_s(timeout_s: float, arrived: float) -> float | None:
     return left
 
 
-def _searched(
-    database: vecdb.Database, group: Sequence[Any], arrived: float, max_bytes: int
-) -> list[Any]:
+def _searched(database: Any, group: Sequence[Any], arrived: float, max_bytes: int) -> list[Any]:
     """The answers to queries that agree in everything but the vector, by one call of the engine."""
     first = group[0].query
     # The deadline of one must not end the search of others: the most patient decides.

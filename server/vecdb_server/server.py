@@ -22,10 +22,12 @@ from vecdb_client.v1 import vecdb_pb2 as pb
 from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 
 from . import logs
+from .access import GuardedDatabase
 from .pools import Pools
 from .query_stream import QueryStreams
+from .security import Security
 from .service_records import Service
-from .settings import check, is_loopback, split
+from .settings import check, split
 from .status import Border
 
 log = logging.getLogger("vecdb.server")
@@ -56,19 +58,23 @@ class Server:
         cannot be listened on.
         """
         settings = self.settings
-        if not is_loopback(settings["host"]):
-            log.warning(
-                "listening on %s without encryption and without authentication: whoever reaches "
-                "this port can read and change everything",
-                settings["host"],
-            )
-        self._database = vecdb.open(settings["data"], **self._engine_settings)
+        self._security = Security(settings)
+        try:
+            self._database = vecdb.open(settings["data"], **self._engine_settings)
+        except BaseException:
+            self._security.close()
+            raise
         try:
             _tell_of_devices(self._database, str(self._engine_settings["device"]))
             self._listen(self._database)
         except BaseException:
             self._database.close()
+            self._security.close()
             raise
+
+    def reload(self) -> list[str]:
+        """Takes up changed keys and certificates at once; see `Security.reload`."""
+        return self._security.reload()
 
     def _listen(self, database: vecdb.Database) -> None:
         settings = self.settings
@@ -93,11 +99,13 @@ class Server:
         self._health = health.HealthServicer(experimental_non_blocking=True)
         self._grpc = grpc.server(
             self._pools.reads,
-            interceptors=[Border(self._pools, limit)],
+            interceptors=[Border(self._pools, limit, self._security.guard)],
             maximum_concurrent_rpcs=settings["max_concurrent"],
             options=(
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
+                ("grpc.max_concurrent_streams", settings["max_streams_per_connection"]),
+                ("grpc.max_allowed_incoming_connections", settings["max_connections"]),
                 # Two servers on one port would each get some of the calls.
                 ("grpc.so_reuseport", 0),
                 ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
@@ -105,7 +113,10 @@ class Server:
                 ("grpc.keepalive_timeout_ms", 20_000),
             ),
         )
-        service: Any = Service(database, limit, self._pools.read_threads, self._streams)
+        service: Any = Service(
+            GuardedDatabase(database), limit, self._pools.read_threads, self._streams
+        )
+        service.backup_root = settings["backup_root"]
         add_service: Any = pb_grpc.add_VecdbServiceServicer_to_server
         add_service(service, self._grpc)
         add_health: Any = health_pb2_grpc.add_HealthServicer_to_server
@@ -118,16 +129,13 @@ class Server:
 
     def _bind(self) -> int:
         address = _address(self.settings["host"], self.settings["port"])
-        try:
-            port = self._grpc.add_insecure_port(address)
-        except RuntimeError:
-            port = 0
+        port = self._security.bind(self._grpc, address)
         if not port:
             raise InvalidSetting(
                 f"cannot listen on {address}: {_why_not(self.settings['host'], self.settings['port'])}",
                 setting="port",
             )
-        return int(port)
+        return port
 
     @property
     def address(self) -> str:
@@ -161,6 +169,7 @@ class Server:
             log.error("calls are still running; leaving without closing the database")
             return False
         self._database.close()
+        self._security.close()
         return True
 
 

@@ -11,13 +11,14 @@ from vecdb_client import messages
 from vecdb_client.v1 import vecdb_pb2 as pb
 from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 
+from .access import GuardedDatabase
 from .status import remaining_s
 
 
 class CollectionHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-ignore]
     """The part of the service that works on collections as a whole."""
 
-    def __init__(self, database: vecdb.Database, max_message_bytes: int) -> None:
+    def __init__(self, database: vecdb.Database | GuardedDatabase, max_message_bytes: int) -> None:
         self._database = database
         self._max_message_bytes = max_message_bytes
 
@@ -29,6 +30,8 @@ class CollectionHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unu
         )
 
     def CreateCollection(self, request: Any, context: Any) -> Any:
+        # Ours to say; and a stranger's may be a moment that no calendar has.
+        request.collection.ClearField("created_at_us")
         info = messages.decode_info(request.collection)
         collection = self._database.create_collection(
             info.name,

@@ -17,8 +17,10 @@ from vecdb.types import MAX_K
 from vecdb_client import answers, messages, wire
 from vecdb_client.v1 import vecdb_pb2 as pb
 
+from .access import GuardedDatabase
 from .query_stream import QueryStreams
 from .scans import scan_messages
+from .service_backups import BackupHandlers
 from .service_collections import CollectionHandlers
 from .status import remaining_s
 
@@ -33,6 +35,11 @@ def _columns(batch: Any) -> dict[str, Any]:
             for name, named in columns.named_vectors.items()
         }
     return found
+
+
+def _once(request: Any) -> dict[str, Any]:
+    """Keyword arguments of a write that its caller has given an id."""
+    return {"request_id": request.request_id} if request.request_id else {}
 
 
 def _spread(rows: Any, present: Any) -> list[Any]:
@@ -66,12 +73,12 @@ def _rarely_asked(request: Any) -> dict[str, Any]:
     return found
 
 
-class Service(CollectionHandlers):
-    """The whole service: what `CollectionHandlers` has, and the verbs of records."""
+class Service(CollectionHandlers, BackupHandlers):
+    """The whole service: what the other handlers have, and the verbs of records."""
 
     def __init__(
         self,
-        database: vecdb.Database,
+        database: vecdb.Database | GuardedDatabase,
         max_message_bytes: int,
         read_threads: int,
         streams: QueryStreams,
@@ -101,23 +108,25 @@ class Service(CollectionHandlers):
 
     def Insert(self, request: Any, context: Any) -> Any:
         collection = self._database.get_collection(request.collection)
-        result = collection.insert(**_columns(request.records))
+        result = collection.insert(**_columns(request.records), **_once(request))
         return pb.InsertResponse(sequence=result.sequence, count=result.count)
 
     def Upsert(self, request: Any, context: Any) -> Any:
         collection = self._database.get_collection(request.collection)
-        result = collection.upsert(**_columns(request.records))
+        result = collection.upsert(**_columns(request.records), **_once(request))
         return pb.UpsertResponse(sequence=result.sequence, count=result.count)
 
     def Update(self, request: Any, context: Any) -> Any:
         collection = self._database.get_collection(request.collection)
         clear = messages.decode_includes(request.clear, "clear")
-        result = collection.update(**_columns(request.records), clear=clear)
+        result = collection.update(**_columns(request.records), clear=clear, **_once(request))
         return pb.UpdateResponse(sequence=result.sequence, count=result.count)
 
     def Delete(self, request: Any, context: Any) -> Any:
         collection = self._database.get_collection(request.collection)
-        result = collection.delete(list(request.ids) or None, filter=request.filter or None)
+        result = collection.delete(
+            list(request.ids) or None, filter=request.filter or None, **_once(request)
+        )
         return pb.DeleteResponse(sequence=result.sequence, count=result.count)
 
     def Ingest(self, requests: Any, context: Any) -> Iterator[Any]:

@@ -13,24 +13,47 @@ from pathlib import Path
 from typing import Any
 
 from vecdb.errors import InvalidSetting
+from vecdb.filters import MAX_DEPTH, MAX_PATTERNS, MAX_TEXT_BYTES
 from vecdb.settings import ENGINE, Setting, SettingValue, resolve
+from vecdb.types import MAX_BATCH_ROWS, MAX_K, MAX_METADATA_BYTES
 
 __all__ = ["ENV_PREFIX", "SERVER", "SETTINGS", "is_loopback", "load", "split", "unknown_variables"]
 
 ENV_PREFIX = "VECDB_"
 MIB = 1024 * 1024
+MAX_NAME_CHARS = 128
 
 SERVER: tuple[Setting, ...] = (
     Setting("data", str, "./data", "Folder of the database; made when it does not exist."),
-    Setting("host", str, "127.0.0.1", "Address to listen on. There is no encryption and no authentication: other than loopback only in a network you trust."),
+    Setting("host", str, "127.0.0.1", "Address to listen on. Other than loopback needs `tls_cert` and `keys_file` (or `tls_client_ca`), or `insecure_listen_on_the_network`."),
     Setting("port", int, 7700, "Port to listen on; 0: any free one, which the first line of output names.", 0, 65_535),
     Setting("max_message_bytes", int, 64 * MIB, "Largest message taken and given.", MIB, 2**31 - 1),
     Setting("worker_threads", int, 0, "Threads that answer reads; 0: one a core, at least 2. More than that was slower when measured.", 0, 1_024),
     Setting("write_threads", int, 8, "Threads that take writes. They mostly wait for the disk; writes that wait together share a commit.", 1, 1_024),
-    Setting("stream_threads", int, 16, "Scan, Ingest, Check, BuildIndex and Compact calls served at once; each takes a thread of its own.", 1, 1_024),
+    Setting("stream_threads", int, 16, "Scan, Ingest, Check, BuildIndex, Compact and backup calls served at once; each takes a thread of its own.", 1, 1_024),
     Setting("query_streams", int, 64, "Clients that may send their queries on a stream at once, each with up to two; each stream takes a thread. Streams that are silent make room, other clients send calls.", 1, 4_096),
     Setting("max_concurrent", int, 1_000, "Calls taken at once, waiting ones included; further ones are refused with RESOURCE_EXHAUSTED.", 1, 1_000_000),
     Setting("drain_timeout_s", float, 30.0, "Time that running calls get to end when the server is told to stop.", 0.0, 3_600.0),
+    Setting("tls_cert", str, "", "PEM file of the server's certificate chain; set, only TLS is spoken. Read again when it changes."),
+    Setting("tls_key", str, "", "PEM file of its private key, not encrypted."),
+    Setting("tls_client_ca", str, "", "PEM file of authorities; set, clients must have a certificate of one of them (mutual TLS)."),
+    Setting("keys_file", str, "", "File of API keys that `vecdb keys` writes; set, every call needs a key. Read again when it changes."),
+    Setting("insecure_listen_on_the_network", bool, False, "Listen beyond loopback although encryption or authentication is missing."),
+    Setting("audit_log", str, "", "File that every change and every refused call is written to, one JSON object a line; empty: none."),
+    Setting("audit_log_max_bytes", int, 64 * MIB, "Size at which a new audit log is begun.", 65_536, 1 << 40),
+    Setting("audit_log_files", int, 10, "Audit logs kept, the newest included.", 1, 1_000),
+    Setting("max_batch_records", int, MAX_BATCH_ROWS, "Records that one message may write.", 1, MAX_BATCH_ROWS),
+    Setting("max_k", int, MAX_K, "Largest k, and mmr_candidates, that a query may ask for.", 1, MAX_K),
+    Setting("max_filter_bytes", int, MAX_TEXT_BYTES, "Longest filter.", 2, MAX_TEXT_BYTES),
+    Setting("max_filter_depth", int, MAX_DEPTH, "Filters inside each other.", 1, MAX_DEPTH),
+    Setting("max_regex_patterns", int, MAX_PATTERNS, "`$regex` operators of one filter; 0: none are taken. RE2 takes time linear in the text.", 0, MAX_PATTERNS),
+    Setting("max_regex_bytes", int, 4_096, "Longest pattern of `$regex`.", 1, MAX_TEXT_BYTES),
+    Setting("max_metadata_bytes", int, MAX_METADATA_BYTES, "Largest metadata of a record, as JSON.", 2, MAX_METADATA_BYTES),
+    Setting("max_name_chars", int, MAX_NAME_CHARS, "Longest new name of a collection or alias.", 1, MAX_NAME_CHARS),
+    Setting("max_connections", int, 10_000, "Connections at once; further ones are closed as they come.", 1, 1_000_000),
+    Setting("max_connections_per_peer", int, 1_000, "Connections of one host that may have calls under way at once.", 1, 1_000_000),
+    Setting("max_streams_per_connection", int, 1_000, "Calls under way on one connection; its client holds further ones back.", 1, 1_000_000),
+    Setting("backup_root", str, "", "Folder, or URL such as s3://bucket/path, below which admins may have backups written and read; empty: not at all."),
     Setting("log_level", str, "info", "debug, info, warning or error. debug logs every call."),
     Setting("log_format", str, "text", "text for people or json for machines, one object a line; on standard error."),
 )  # fmt: skip

@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import grpc
 
@@ -23,6 +23,7 @@ from .pools import CountedPool, Pools
 log = logging.getLogger("vecdb.server")
 
 PREFIX = "/vecdb.v1.VecdbService/"
+_REFLECTION = "/grpc.reflection."
 
 STATUS: dict[type[errors.VecdbError], grpc.StatusCode] = {
     errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
@@ -30,6 +31,8 @@ STATUS: dict[type[errors.VecdbError], grpc.StatusCode] = {
     errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
     errors.FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ResourceExhausted: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.Cancelled: grpc.StatusCode.CANCELLED,
@@ -132,11 +135,28 @@ def _refuse_late(context: grpc.ServicerContext) -> None:
         )
 
 
+class Guarding(Protocol):
+    """What stands before every handler of ours; `guard.py`."""
+
+    def refusal(self, metadata: Any) -> errors.VecdbError | None:
+        """Why a call cannot be taken, known before its request is read."""
+
+    def refused(self, method: str, context: Any, error: Exception) -> None:
+        """Is told of a call that `refusal` has stopped."""
+
+    def unary(self, method: str, behavior: Any) -> Any:
+        """The handler, guarded."""
+
+    def stream(self, method: str, behavior: Any) -> Any:
+        """The handler of a stream of answers, guarded."""
+
+
 class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
     """Wraps every handler of ours once; gives each call the thread pool it belongs to."""
 
-    def __init__(self, pools: Pools, max_message_bytes: int) -> None:
+    def __init__(self, pools: Pools, max_message_bytes: int, guard: Guarding) -> None:
         self._pools = pools
+        self._guard = guard
         self._max_message_bytes = max_message_bytes
         self._wrapped: dict[str, Any] = {}
 
@@ -145,6 +165,10 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
         handler = continuation(handler_call_details)
         if handler is None:
             return None
+        if method.startswith((PREFIX, _REFLECTION)):
+            refusal = self._guard.refusal(handler_call_details.invocation_metadata)
+            if refusal is not None:
+                return self._refusing(method, handler, refusal)
         wrapped = self._wrapped.get(method)
         if wrapped is None:
             wrapped = self._wrapped[method] = self._wrap(method, handler)
@@ -159,9 +183,10 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
             return _moved(handler, pool)
         name = method.removeprefix(PREFIX)
         if handler.response_streaming:
-            behavior = handler.stream_stream or handler.unary_stream
+            behavior = self._guard.stream(name, handler.stream_stream or handler.unary_stream)
             return self._handler(handler, _in_pool(self._stream(name, behavior), pool))
-        return self._handler(handler, _in_pool(self._unary(name, handler.unary_unary), pool))
+        behavior = self._guard.unary(name, handler.unary_unary)
+        return self._handler(handler, _in_pool(self._unary(name, behavior), pool))
 
     def _handler(self, handler: Any, behavior: Any) -> Any:
         kinds = {
@@ -223,6 +248,21 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
             _fail(name, context, failure, started_s)
 
         return answers
+
+    def _refusing(self, method: str, handler: Any, error: errors.VecdbError) -> Any:
+        """Answers a call without looking at its request."""
+
+        def refuse(request: Any, context: grpc.ServicerContext) -> NoReturn:
+            self._guard.refused(method.removeprefix(PREFIX), context, error)
+            _fail(method.removeprefix(PREFIX), context, error, time.perf_counter())
+
+        kinds = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }
+        make: Any = kinds[(handler.request_streaming, handler.response_streaming)]
+        return make(_in_pool(refuse, self._pools.quick))
 
     def _full(self, method: str, handler: Any, pool: CountedPool) -> Any:
         def refuse(request: Any, context: grpc.ServicerContext) -> NoReturn:

@@ -14,6 +14,7 @@ all calls.
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,8 +23,10 @@ from numpy.typing import NDArray
 
 from ..device.card import CardFull
 
-_OUT_OF_MEMORY = 2
-"""CUDA_ERROR_OUT_OF_MEMORY; every other error is an end."""
+_OUT_OF_MEMORY, _NOT_READY = 2, 600
+"""CUDA_ERROR_OUT_OF_MEMORY, CUDA_ERROR_NOT_READY; every other error is an end."""
+_POLLED_S = 0.02
+"""A search that takes longer need not be seen to end at once."""
 _size, _int, _address = ctypes.c_size_t, ctypes.c_int, ctypes.c_uint64
 _SIGNATURES: dict[str, list[Any]] = {
     "cuInit": [ctypes.c_uint],
@@ -47,9 +50,26 @@ _SIGNATURES: dict[str, list[Any]] = {
     ],
     "cuFuncSetAttribute": [ctypes.c_void_p, _int, _int],
     "cuLaunchKernel": [ctypes.c_void_p, *[ctypes.c_uint] * 7, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p],
+    "cuLaunchCooperativeKernel": [ctypes.c_void_p, *[ctypes.c_uint] * 7, ctypes.c_void_p, ctypes.c_void_p],
+    "cuMemHostAlloc": [ctypes.POINTER(ctypes.c_void_p), _size, ctypes.c_uint],
+    "cuMemHostGetDevicePointer_v2": [ctypes.POINTER(_address), ctypes.c_void_p, ctypes.c_uint],
+    "cuMemFreeHost": [ctypes.c_void_p],
+    "cuMemcpyHtoDAsync_v2": [_address, ctypes.c_void_p, _size, ctypes.c_void_p],
+    "cuStreamQuery": [ctypes.c_void_p],
 }  # fmt: skip
+_MAP_SIGNATURE = [
+    ctypes.c_void_p, _int, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p,
+    ctypes.c_void_p, _int, _int, _int, _int,
+]  # fmt: skip
 _MULTIPROCESSORS = 16
 """CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT."""
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR."""
+_HOST_MAPPED = 2
+"""CU_MEMHOSTALLOC_DEVICEMAP."""
+_MAP_BYTES, _MAP_ALIGNED = 128, 64
+_MAP_FLOAT16, _MAP_SWIZZLE_128, _MAP_PROMOTE_256 = 6, 3, 3
+"""Of cuTensorMapEncodeTiled."""
 _DYNAMIC_SHARED = 8
 """CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES."""
 
@@ -61,6 +81,10 @@ def load_driver() -> Any:
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, _int
     return library
+
+
+TileMap = ctypes.c_uint8 * _MAP_BYTES
+"""A CUtensorMap: how the copy engine of a card finds a tile of a matrix. A parameter of kernels, by value."""
 
 
 class Driver:
@@ -116,14 +140,66 @@ class Driver:
         self.clear(made.address, size)
         return made
 
+    def pinned(self, size: int) -> Pinned:
+        """Memory of the host that kernels read and write where it lies. CardFull when there is not so much."""
+        place, address = ctypes.c_void_p(), _address()
+        self._call("cuMemHostAlloc", ctypes.byref(place), max(1, size), _HOST_MAPPED)
+        self._call("cuMemHostGetDevicePointer_v2", ctypes.byref(address), place, 0)
+        return Pinned(self, int(place.value or 0), address.value, size)
+
+    def free_pinned(self, place: int) -> None:
+        self._call("cuMemFreeHost", place)
+
+    def write_pinned(self, address: int, pinned: Pinned, size: int) -> None:
+        """Copies the first bytes of `pinned`, before whatever is launched next; until that is done they must stay."""
+        self._call("cuMemcpyHtoDAsync_v2", address, pinned.place, size, None)
+
+    def wait(self) -> None:
+        """Until everything that was launched is done; RuntimeError where it failed.
+
+        Asked for again and again at first: where the driver sleeps until the card wakes it, that takes 0.1 ms, a third of
+        a search of a million vectors.
+        """
+        until_s = time.perf_counter() + _POLLED_S
+        while self._library.cuStreamQuery(None) == _NOT_READY:
+            if time.perf_counter() > until_s:
+                break
+        else:
+            self._call("cuStreamQuery", None)
+            return
+        self._call("cuCtxSynchronize")
+
+    def tile_map(
+        self, address: int, rows: int, columns: int, row_bytes: int, box: tuple[int, int]
+    ) -> Any:
+        """A TileMap of float16 numbers (rows, columns) at `address`, both multiples of 16 bytes apart, in tiles of `box`
+        (rows, 64 columns), which are swizzled by 128 bytes. What a tile has beyond the matrix is zero."""
+        room = (ctypes.c_uint8 * (_MAP_BYTES + _MAP_ALIGNED))()
+        place = -(-ctypes.addressof(room) // _MAP_ALIGNED) * _MAP_ALIGNED
+        function = self._library.cuTensorMapEncodeTiled
+        function.argtypes, function.restype = _MAP_SIGNATURE, _int
+        self._call(
+            "cuTensorMapEncodeTiled", place, _MAP_FLOAT16, 2, address, (_size * 2)(columns, rows),
+            (_size * 1)(row_bytes), (ctypes.c_uint32 * 2)(box[1], box[0]), (ctypes.c_uint32 * 2)(1, 1), 0,
+            _MAP_SWIZZLE_128, _MAP_PROMOTE_256, 0,
+        )  # fmt: skip
+        return TileMap.from_buffer_copy((ctypes.c_uint8 * _MAP_BYTES).from_address(place))
+
     def scratch_bytes(self) -> int:
         """Memory that a kind of search may hold for itself; what is placed is counted without it."""
         return min(512 << 20, self.memory()[1] // 64)
 
     def multiprocessors(self) -> int:
-        count = _int()
-        self._call("cuDeviceGetAttribute", ctypes.byref(count), _MULTIPROCESSORS, self._device)
-        return count.value
+        return self._attribute(_MULTIPROCESSORS)
+
+    def capability(self) -> tuple[int, int]:
+        """The compute capability, as (9, 0)."""
+        return self._attribute(_CAPABILITY_MAJOR), self._attribute(_CAPABILITY_MINOR)
+
+    def _attribute(self, which: int) -> int:
+        value = _int()
+        self._call("cuDeviceGetAttribute", ctypes.byref(value), which, self._device)
+        return value.value
 
     def module(self, ptx: bytes) -> ctypes.c_void_p:
         """Kernels compiled for this device; RuntimeError where the driver does not understand them."""
@@ -178,14 +254,28 @@ class Kernel:
         """Lets a block have so much shared memory, beyond the 48 KiB that each may have."""
         self._driver._call("cuFuncSetAttribute", self._function, _DYNAMIC_SHARED, size)
 
-    def launch(self, blocks: int, lines: int, shared: int, *values: int) -> None:
+    def launch(self, blocks: int, lines: int, shared: int, *values: Any) -> None:
         """Starts `blocks` x `lines` blocks with these arguments, which are copied."""
-        for held, value in zip(self._values, values, strict=True):
-            held.value = value
+        self._set(values)
         self._driver._call(
             "cuLaunchKernel", self._function, blocks, lines, 1, self._threads, 1, 1, shared, None,
             self._places, None,
         )  # fmt: skip
+
+    def launch_together(self, blocks: int, lines: int, *values: Any) -> None:
+        """`launch` of blocks that wait for each other: not more than run at once."""
+        self._set(values)
+        self._driver._call(
+            "cuLaunchCooperativeKernel", self._function, blocks, lines, 1, self._threads, 1, 1, 0, None,
+            self._places,
+        )  # fmt: skip
+
+    def _set(self, values: Sequence[Any]) -> None:
+        for held, value in zip(self._values, values, strict=True):
+            if isinstance(held, TileMap):
+                ctypes.memmove(held, value, _MAP_BYTES)
+            else:
+                held.value = value
 
 
 class Memory:
@@ -214,6 +304,28 @@ class Memory:
         address, self.address, self.size = self.address, 0, 0
         if address:
             self._driver.free(address)
+
+    def __del__(self) -> None:
+        self.free()
+
+
+class Pinned:
+    """Memory of the host that a device sees; given back when nobody knows it any more."""
+
+    def __init__(self, driver: Driver, place: int, address: int, size: int) -> None:
+        self._driver = driver
+        self.place = place
+        self.address = address
+        """Where kernels find it."""
+        self.size = size
+        held = memoryview((ctypes.c_uint8 * size).from_address(place)).cast("B")
+        self.bytes: NDArray[np.uint8] = np.frombuffer(held, np.uint8)
+
+    def free(self) -> None:
+        """Nobody may hold a part of `bytes` any more."""
+        place, self.place, self.size = self.place, 0, 0
+        if place:
+            self._driver.free_pinned(place)
 
     def __del__(self) -> None:
         self.free()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..device.card import Floats, Rows, padding
-from .driver import Driver, Kernel, Memory
+from .driver import Driver, Kernel, Memory, Pinned
 from .kernels import ptx, scores_of
 
 _U64, _U32, _INT = ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int
@@ -25,8 +25,9 @@ _TOGETHER = (1, 4, 8)
 _SHARED_BYTES = 48 << 10
 _THREADS = 256
 _STATE = 8
-_GIVEN = 4
-"""Of `State` in the kernels."""
+"""Numbers of `State` in the kernels."""
+_AHEAD = 8
+"""Keys that a thread reads at once."""
 _BINS = 2_048
 _ROOM = 1_024
 """Answers beyond k that there is room for: rows that share the first 22 bits of the k-th key. Where there are more,
@@ -44,10 +45,30 @@ class Scanner:
         self._keys_bytes = driver.scratch_bytes()
         self._kernels: dict[str, Kernel] = {}
         self._bins = driver.zeros(4 * _BINS * _TOGETHER[-1])
-        self._queries: Memory | None = None
+        self._states = driver.zeros(4 * _STATE * _TOGETHER[-1])
+        self._queries = driver.allocate(_SHARED_BYTES)
         self._keys: Memory | None = None
         """Of `_keys_bytes` at most, but for those of one query."""
-        self._out: Memory | None = None
+        # A search is a copy, two kernels and one waiting: queries are told and answers are read in memory of the host.
+        self._asked = driver.pinned(_SHARED_BYTES)
+        self._out: Pinned | None = None
+        self._choose = driver.kernel(
+            self.module,
+            "choose",
+            _THREADS,
+            _U64,
+            _U64,
+            _U32,
+            _INT,
+            _INT,
+            _U32,
+            _U64,
+            _U64,
+            _U64,
+            _U64,
+        )
+        self._most_blocks = self._units * max(1, self._choose.resident(0))
+        """Of `choose`, which wait for each other."""
 
     def search(
         self,
@@ -97,50 +118,40 @@ class Scanner:
     ) -> list[Any]:
         """For each of `together` queries its best, at most k, in order: key and position in one uint64."""
         d = queries.shape[1]
-        if len(queries) < together:
-            queries = np.concatenate([queries, np.repeat(queries[-1:], together - len(queries), 0)])
+        asked = self._asked.bytes[: 4 * together * d].view(np.float32).reshape(together, d)
+        asked[: len(queries)] = queries
+        asked[len(queries) :] = queries[-1]
         room = min(rows, k + _ROOM)
-        keys = self._keys = self._at_least(self._keys, 4 * rows * together)
-        # What has been given, and behind it the states: read at once.
-        out = self._out = self._at_least(self._out, (8 * room + 4 * _STATE) * together)
-        states = out.address + 8 * room * together
-        asked = self._queries = self._at_least(self._queries, queries.nbytes)
-        asked.write(0, queries, wait=False)
-        width = "slim" if d % 4 else "wide"
-        scan = self._kernel(f"scan_{code}_{width}_{metric}_{together}", *_SCAN_TYPES)
         shared = 4 * together * d
+        keys = self._keys = self._at_least(self._keys, 4 * rows * together)
+        self._driver.write_pinned(self._queries.address, self._asked, shared)
+        width = "slim" if d % 4 else "wide"
+        scan = self._kernel(f"scan_{code}_{width}_{metric}_{together}")
         scan.launch(
             self._units * max(1, scan.resident(shared)), 1, shared, vectors.address, rows, d,
-            asked.address, 0 if allowed is None else allowed.address, keys.address, states,
+            self._queries.address, 0 if allowed is None else allowed.address, keys.address,
+            self._states.address,
         )  # fmt: skip
-        blocks = max(1, min(2 * self._units, rows // (8 * _THREADS)))
-        narrow = self._kernel("narrow", _U64, _U64, _U32, _INT, _U64, _U64)
-        give = self._kernel("give", _U64, _U64, _INT, _U32, _U64, _U64)
+        blocks = min(-(-rows // (_AHEAD * _THREADS)), self._most_blocks // together)
+        size = 8 * room * together
+        out = self._out
+        if out is None or out.size < size + 4 * together:
+            self._out = None  # given back before there is another
+            out = self._out = self._driver.pinned(size + 4 * together)
+        given = out.bytes[size : size + 4 * together].view(np.uint32)
+        found = out.bytes[:size].view(np.uint64).reshape(together, room)
 
-        def narrowed(step: int) -> None:
-            narrow.launch(
-                blocks, together, 0, keys.address, rows, k, step, states, self._bins.address
-            )
+        def chosen(start: int, stop: int) -> None:
+            self._choose.launch_together(
+                blocks, together, keys.address, rows, k, start, stop, room, self._states.address,
+                self._bins.address, out.address, out.address + size,
+            )  # fmt: skip
+            self._driver.wait()
 
-        def given(step: int) -> tuple[Any, Any]:
-            give.launch(blocks, together, 0, keys.address, rows, step, room, states, out.address)
-            read = out.read(np.empty((8 * room + 4 * _STATE) * together, np.uint8))
-            border = 8 * room * together
-            return (
-                read[:border].view(np.uint64).reshape(together, room),
-                read[border:].view(np.uint32).reshape(together, _STATE),
-            )
-
-        narrowed(0)
-        narrowed(1)
-        found, state = given(1)
-        if (state[:, _GIVEN] > room).any():
-            again = state.copy()
-            again[:, _GIVEN] = 0
-            self._driver.write(states, again, wait=False)
-            narrowed(2)
-            found, state = given(2)
-        return [np.sort(found[i, : state[i, _GIVEN]])[:k] for i in range(together)]
+        chosen(0, 1)
+        if int(given.max()) > room:
+            chosen(2, 2)
+        return [np.sort(found[i, : given[i]])[:k] for i in range(together)]
 
     def _at_least(self, held: Memory | None, size: int) -> Memory:
         if held is not None and held.size >= size:
@@ -149,8 +160,9 @@ class Scanner:
             held.free()
         return self._driver.allocate(size)
 
-    def _kernel(self, name: str, *types: Any) -> Kernel:
+    def _kernel(self, name: str) -> Kernel:
         known = self._kernels.get(name)
         if known is None:
-            known = self._kernels[name] = self._driver.kernel(self.module, name, _THREADS, *types)
+            known = self._driver.kernel(self.module, name, _THREADS, *_SCAN_TYPES)
+            self._kernels[name] = known
         return known

@@ -3,7 +3,9 @@
 from .catalog import Catalog, not_found, taken
 from .check import problems
 from .collection_store import CollectionStore
+from .copying import LogPiece, StoredRows, copy_deaths, copy_log, copy_rows
 from .reader import Commit, Reader
+from .restoring import Restorer
 from .shape import FieldShape, Shape
 from .tables import State
 from .writer import EncodedRows, Writer, checksums
@@ -14,11 +16,17 @@ __all__ = [
     "Commit",
     "EncodedRows",
     "FieldShape",
+    "LogPiece",
     "Reader",
+    "Restorer",
     "Shape",
     "State",
+    "StoredRows",
     "Writer",
     "checksums",
+    "copy_deaths",
+    "copy_log",
+    "copy_rows",
     "not_found",
     "problems",
     "taken",

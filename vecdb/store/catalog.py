@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,9 +93,19 @@ class Catalog:
             return self._env.write(work, _WHAT)
 
     def add(self, name: str, token: str) -> None:
+        self.add_all({name: token}, {})
+
+    def add_all(self, tokens: Mapping[str, str], aliases: Mapping[str, str]) -> None:
+        """Names collections, and aliases by the name of their collection, all of them or none."""
+
         def work(transaction: Any) -> None:
-            self._refuse_taken(transaction, name)
-            transaction.put(name.encode(), token.encode(), db=self._env.table("collections"))
+            for table, given in (
+                ("collections", tokens),
+                ("aliases", {alias: tokens[name] for alias, name in aliases.items()}),
+            ):
+                for name, token in given.items():
+                    self._refuse_taken(transaction, name)
+                    transaction.put(name.encode(), token.encode(), db=self._env.table(table))
 
         self._change(work)
 

@@ -21,6 +21,7 @@ from ..layout import (
     META_FORMAT,
     META_KEYED,
     META_SETTINGS,
+    OPTIONAL_TABLES,
     SEQUENCE,
 )
 from .environment import Environment
@@ -29,6 +30,8 @@ from .kept import keep
 from .mapped import MappedBlocks
 from .purge import STEP_BYTES, Purger
 from .reader import Reader
+from .requests import Requests
+from .restoring import Restorer
 from .shape import Shape
 from .tables import Rows
 from .writer import Writer
@@ -48,9 +51,13 @@ class CollectionStore:
         self._env = environment
         self._fresh = FreshIds()
         self._mapped: tuple[MappedBlocks, ...] = ()
+        self._requests = Requests()
         if not environment.read_only:
             self._mapped = tuple(MappedBlocks(field) for field in shape.fields)
             environment.on_move = self._forget_blocks
+            with environment.read() as transaction:
+                reader = Reader(environment, transaction, shape)
+                self._requests = Requests(reader.items("requests"))
 
     @classmethod
     def create(
@@ -101,6 +108,8 @@ class CollectionStore:
                 if options["keep_old_format"]:
                     keep(environment, found)
                 _upgrade(environment)
+            if not read_only:
+                environment.make_optional_tables()
             return cls(folder, shape_of(settings), environment, settings)
         except BaseException:
             environment.close()
@@ -170,6 +179,7 @@ class CollectionStore:
 
         result, writer, sequence = self._env.write(run, "rows")
         self._fresh.follow(writer.keyed_rows, writer.before.next_row, writer.appended)
+        self._requests.follow(writer.remembered_now, writer.forgotten)
         return result, sequence
 
     def set_index_record(self, record: bytes | None, field: int = DEFAULT_FIELD) -> None:
@@ -182,7 +192,7 @@ class CollectionStore:
         self._env.flush()
 
     def _writer(self, transaction: Any) -> Writer:
-        return Writer(self._env, transaction, self._shape, self._fresh)
+        return Writer(self._env, transaction, self._shape, self._fresh, self._requests)
 
     def purge(self, horizon: int, *, step_bytes: int = STEP_BYTES) -> Iterator[int]:
         """Takes back the space of the rows that died in commit `horizon` or before.
@@ -233,12 +243,27 @@ class CollectionStore:
         self._fresh.follow(purger.keyed_rows, purger.next_row, ())
         return result
 
+    def restore(self, work: Callable[[Restorer], Result]) -> Result:
+        """Runs `work` in one durable transaction of a restore, on a store that nobody reads yet.
+
+        It may run twice, see Environment.write.
+        """
+        return self._env.write(
+            lambda transaction: work(Restorer(self._env, transaction, self._shape, self._fresh)),
+            "restore",
+        )
+
     def vacuum(self) -> tuple[int, int]:
         """Rewrites the file without free pages; (bytes in use before, after). See Environment.vacuum.
 
         The caller keeps writers out; readers wait only for the exchange of the files. About 3 s a GB.
         """
         return self._env.vacuum()
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the vectors of one row that has all of them."""
+        return sum(field.row_bytes for field in self._shape.fields)
 
     def has_metadata(self) -> bool:
         with self.read() as reader:
@@ -271,6 +296,7 @@ def _open(
         create=create,
         read_only=read_only,
         later_tables=LATER_TABLES,
+        optional_tables=OPTIONAL_TABLES,
         map_initial_bytes=options["map_initial_bytes"],
         map_limit_bytes=options["map_limit_bytes"],
         sync_interval_s=options["durability_interval_ms"] / 1_000 if lazy else None,

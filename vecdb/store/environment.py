@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import threading
@@ -46,9 +47,11 @@ class Environment:
         map_initial_bytes: int,
         map_limit_bytes: int,
         later_tables: tuple[str, ...] = (),
+        optional_tables: tuple[str, ...] = (),
         sync_interval_s: float | None = None,
     ) -> None:
-        """`later_tables` are those of `tables` that a file of an older format may lack.
+        """`later_tables` are those of `tables` that a file of an older format may lack, `optional_tables`
+        those that one of this format may; `make_optional_tables` adds them.
 
         With `sync_interval_s` commits do not wait for the disk, see `LazySync`.
         """
@@ -56,6 +59,7 @@ class Environment:
         self.map_limit_bytes = map_limit_bytes
         self._names = tables
         self._later_names = later_tables
+        self._optional_names = optional_tables
         self.read_only = read_only
         self.on_move: Callable[[], None] = lambda: None
         """Called when the map has moved or another file is in its place, before anyone reads it."""
@@ -119,6 +123,7 @@ class Environment:
         if (folder / DATA_FILE).is_file():
             size = max(size, (folder / DATA_FILE).stat().st_size)
         with in_our_words(folder):
+            self._reserve_locks(folder)
             env = lmdb.open(
                 str(folder),
                 map_size=size,
@@ -142,7 +147,7 @@ class Environment:
                     try:
                         tables[name] = env.open_db(name.encode(), create=False)
                     except lmdb.NotFoundError:
-                        if name not in self._later_names:
+                        if name not in (*self._later_names, *self._optional_names):
                             raise FormatMismatch(
                                 f"{folder / DATA_FILE} is not a file of this version of vecdb: it has no "
                                 f"table {name!r}{_format_told(env)}. Open it with the version that wrote it"
@@ -152,6 +157,14 @@ class Environment:
                 raise
         return env, tables
 
+    def _reserve_locks(self, folder: Path) -> None:
+        try:
+            vacuum.reserve_locks(folder, _MAX_READERS)
+        except OSError as error:
+            # Where nothing can be written LMDB reads without locks.
+            if not (self.read_only and error.errno == errno.EROFS):
+                raise
+
     def table(self, name: str) -> Any:
         """Handle of a table; None if the file is of a format that lacks it."""
         return self._tables.get(name)
@@ -159,12 +172,24 @@ class Environment:
     @property
     def lacks_tables(self) -> bool:
         """Whether the file is of an older format, as far as this process has seen."""
-        return len(self._tables) < len(self._names)
+        return any(name not in self._tables for name in self._later_names)
 
     def make_tables(self, transaction: Any) -> None:
         """Adds the tables that an older format lacks; part of a `write`."""
         for name in self._later_names:
             self._tables[name] = self._env.open_db(name.encode(), txn=transaction)
+
+    def make_optional_tables(self) -> None:
+        """Adds the optional tables that the file lacks, in a commit of its own. Once the format is known to
+        be ours: a file of another one must not be changed."""
+        missing = [name for name in self._optional_names if name not in self._tables]
+
+        def work(transaction: Any) -> None:
+            for name in missing:
+                self._tables[name] = self._env.open_db(name.encode(), txn=transaction)
+
+        if missing:
+            self.write(work, "tables")
 
     @contextmanager
     def read(self) -> Iterator[Any]:
@@ -307,7 +332,9 @@ class Environment:
         try:
             with self.read() as transaction:
                 size = int(self._env.info()["map_size"])
-                vacuum.copy_tables(transaction, self._tables, aside, size + _SPARE_BYTES)
+                vacuum.copy_tables(
+                    transaction, self._tables, aside, size + _SPARE_BYTES, _MAX_READERS
+                )
             env, tables = self._open_in(aside, create=False)
         except BaseException:
             disk.remove_tree(aside, "vacuum")

@@ -17,6 +17,7 @@ from ..errors import (
     FormatMismatch,
     Internal,
     LimitExceeded,
+    ReadOnly,
     StorageFull,
     VecdbError,
 )
@@ -50,9 +51,18 @@ def in_our_words(folder: Path) -> Iterator[None]:
         raise FormatMismatch(
             f"{folder / DATA_FILE} is not a file of this LMDB version ({error})"
         ) from error
-    except lmdb.DiskError as error:
+    except (lmdb.Error, OSError) as error:
         raise full_or_internal(folder, str(error)) from error
-    except lmdb.Error as error:
+
+
+@contextmanager
+def system_in_our_words(folder: Path) -> Iterator[None]:
+    """Errors of the operating system, met at files in `folder`, as those of `vecdb.errors`."""
+    try:
+        yield
+    except VecdbError:
+        raise
+    except OSError as error:
         raise full_or_internal(folder, str(error)) from error
 
 
@@ -68,6 +78,11 @@ def full_or_internal(folder: Path, text: str) -> VecdbError:
         return LimitExceeded(
             f"not enough memory or address space to map {folder}; lift the limit (ulimit -v), or open "
             "with a smaller map_initial_bytes"
+        )
+    if any(os.strerror(number) in text for number in (errno.EROFS, errno.EACCES, errno.EPERM)):
+        return ReadOnly(
+            f"{folder} may not be written: {text}. Give this process the permission, or mount the disk for "
+            "writing, and repeat; nothing was changed"
         )
     # LMDB reports a write that was cut short as EIO, whatever cut it.
     cut_short = os.strerror(errno.EIO) in text and _room_bytes(folder) < _LITTLE_ROOM_BYTES

@@ -173,7 +173,7 @@ class Reader(VectorReader):
 
     def metadata_range(self, start: int, stop: int) -> Iterator[tuple[int, memoryview]]:
         """(row, JSON) of the rows in [start, stop) that have metadata; buffers into the map."""
-        return self._range("metadata", start, stop)
+        return self.table_range("metadata", start, stop)
 
     def documents(self, rows: Rows | Sequence[int]) -> list[str | None]:
         return [None if v is None else str(v, "utf-8") for v in self._get_many("documents", rows)]
@@ -223,7 +223,8 @@ class Reader(VectorReader):
             died = np.frombuffer(value[LOG.size :], "<u8").astype(np.int64)
             yield Commit(SEQUENCE.unpack(key)[0], time_us, first_row, end_row, died)
 
-    def _range(self, table: str, start: int, stop: int) -> Iterator[tuple[int, memoryview]]:
+    def table_range(self, table: str, start: int, stop: int) -> Iterator[tuple[int, memoryview]]:
+        """(row, value) of the rows in [start, stop) that one of the tables keyed by row holds; buffers."""
         cursor = self._txn.cursor(db=self._env.table(table))
         if not cursor.set_range(keys_of_rows([start])[0]):
             return

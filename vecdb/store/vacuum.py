@@ -16,10 +16,20 @@ _CHUNK_BYTES = 32 << 20
 """Written in one transaction: pages wait in memory until it ends."""
 _ENTRY_BYTES = 32
 """What an entry takes beside its value, near enough."""
+_READER_BYTES, _LOCK_HEADER_BYTES = 64, 4_096
+"""Of LMDB's lock file: a slot (MDB_reader, a line of the cache), and more than what stands before (MDB_txninfo)."""
+
+
+def reserve_locks(folder: Path, readers: int) -> None:
+    """Gives LMDB's lock file its place on the disk before LMDB maps it, which leaves it a hole.
+
+    Not for a folder that this process has open.
+    """
+    disk.reserve(folder / LMDB_LOCK_FILE, readers * _READER_BYTES + _LOCK_HEADER_BYTES, "locks")
 
 
 def copy_tables(
-    transaction: Any, tables: Mapping[str, Any], folder: Path, map_size_bytes: int
+    transaction: Any, tables: Mapping[str, Any], folder: Path, map_size_bytes: int, readers: int
 ) -> None:
     """Writes the tables, as `transaction` sees them, into a new environment; durable on return.
 
@@ -27,9 +37,11 @@ def copy_tables(
     pages would not give: at random ids those of `keys` are two thirds full.
     """
     disk.make_folder(folder, _WHAT)
+    reserve_locks(folder, readers)
     environment = lmdb.open(
         str(folder),
         map_size=map_size_bytes,
+        max_readers=readers,
         max_dbs=len(tables),
         sync=False,
         # Pages are not left as memory was: something deleted long ago might come back in them.

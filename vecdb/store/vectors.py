@@ -113,6 +113,14 @@ class VectorReader(Tables):
         """Vector fields, the record's own included."""
         return len(self._shape.fields)
 
+    def absent_mask(self, field: int, start: int, stop: int) -> NDArray[np.bool_]:
+        """Which of the rows [start, stop) lack the vector of a named field."""
+        return self._mask("absent", _prefix(field), start, stop)
+
+    def row_bytes(self, field: int) -> int:
+        """Bytes that one vector takes."""
+        return self._shape.fields[field].row_bytes
+
     def rows_per_block(self, field: int) -> int:
         return self._shape.fields[field].rows_per_block
 

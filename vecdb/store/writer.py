@@ -39,6 +39,7 @@ from ..layout import (
 from .environment import Environment
 from .fresh import FreshIds, fresh_limit
 from .reader import Reader
+from .requests import Remembered, Requests
 from .shape import Shape
 from .tables import Keyed, Rows, State
 
@@ -104,8 +105,14 @@ class Writer(Reader):
         transaction: Any,
         shape: Shape,
         fresh: FreshIds | None = None,
+        requests: Requests | None = None,
     ) -> None:
         super().__init__(environment, transaction, shape, fresh)
+        self._requests = Requests() if requests is None else requests
+        self.remembered_now: dict[bytes, Remembered] = {}
+        """Writes with an id that this transaction has done."""
+        self.forgotten = 0
+        """How many of the oldest entries of `requests` it has removed."""
         self.before = self.state()
         self.next_row = self.before.next_row
         self.live = self.before.live
@@ -179,6 +186,25 @@ class Writer(Reader):
         delete, db = self._txn.delete, self._env.table("keys")
         for record_id in ids:
             delete(id_key(record_id), db=db)
+
+    def remembered(self, request_id: bytes) -> Remembered | None:
+        """What a write of this id was answered, if it was done lately, here or in an earlier commit."""
+        return self.remembered_now.get(request_id) or self._requests.find(request_id)
+
+    def remember(
+        self, request_id: bytes, sequence: int, count: int, time_us: int, fingerprint: int
+    ) -> None:
+        """Keeps the answer of a write under its id; durable with the write itself."""
+        db = self._env.table("requests")
+        entry = Remembered(sequence, count, time_us, fingerprint)
+        if not self.remembered_now:
+            first = self._requests.first
+            self.forgotten = self._requests.too_old(time_us)
+            for key in row_keys(first, self.forgotten):
+                self._txn.delete(key, db=db)
+        number = self._requests.next + len(self.remembered_now)
+        self._txn.put(ROW.pack(number), entry.packed(request_id), db=db, append=True)
+        self.remembered_now[request_id] = entry
 
     def fresh_rows(self, ids: Sequence[bytes]) -> list[int]:
         first, stop = self.keyed_rows, self.before.next_row

@@ -11,9 +11,19 @@
 """
 
 from . import errors, types
+from .backup_types import (
+    BackupCollection,
+    BackupInfo,
+    BackupProgress,
+    BackupReport,
+    RestoredCollection,
+    RestoreResult,
+)
 from .calls import ServerInfo
 from .client import Client, connect
 from .collection import Collection
+from .credentials import Tls
+from .reports import CallReport
 from .types import (
     AuditStats,
     CheckReport,
@@ -34,6 +44,11 @@ from .types import (
 
 __all__ = [
     "AuditStats",
+    "BackupCollection",
+    "BackupInfo",
+    "BackupProgress",
+    "BackupReport",
+    "CallReport",
     "CheckReport",
     "Client",
     "Collection",
@@ -48,7 +63,10 @@ __all__ = [
     "QueryResult",
     "Record",
     "Records",
+    "RestoreResult",
+    "RestoredCollection",
     "ServerInfo",
+    "Tls",
     "VectorSettings",
     "WriteResult",
     "connect",

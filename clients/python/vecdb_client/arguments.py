@@ -7,14 +7,18 @@ the same error as the engine's. The engine judges everything else.
 from __future__ import annotations
 
 import operator
+import uuid
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from .errors import InvalidArgument, InvalidName, InvalidQuery
+from .errors import InvalidArgument, InvalidBatch, InvalidName, InvalidQuery
+from .types import MAX_REQUEST_ID_BYTES
 
 UINT64_MAX = 2**64 - 1
+_NUMBER_BYTES = 12
+"""Room behind a request id for the number of a message."""
 
 
 def text(what: str, value: Any, kind: type[InvalidArgument] = InvalidName) -> str:
@@ -46,6 +50,18 @@ def whole(
 
 def optional_whole(what: str, value: Any, low: int, high: int) -> int:
     return 0 if value is None else whole(what, value, low, high)
+
+
+def request_id(given: Any, number: int | None = None) -> str:
+    """The id of one message of a write: the caller's, with `number` behind it; a random one for None."""
+    if given is None:
+        return uuid.uuid4().hex
+    own = text("request_id", given, InvalidBatch)
+    if len(own.encode()) > MAX_REQUEST_ID_BYTES - _NUMBER_BYTES:
+        raise InvalidBatch(
+            f"request_id has at most {MAX_REQUEST_ID_BYTES - _NUMBER_BYTES} bytes, given {own!r:.80}"
+        )
+    return own if number is None else f"{own}/{number}"
 
 
 def number(what: str, value: Any, kind: type[InvalidArgument] = InvalidQuery) -> float:

@@ -34,13 +34,13 @@ INGEST_WINDOW = 4
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One request. `is_read` says that repeating it does no harm, `streams` that it is a query that may
-    travel with others on a stream."""
+    """One request. `may_repeat` says that repeating it does no harm: it only reads, or has a request id;
+    `streams` that it is a query that may travel with others on a stream."""
 
     rpc: str
     request: Any
     read: Callable[[Any], T]
-    is_read: bool
+    may_repeat: bool
     streams: bool = False
 
 
@@ -202,10 +202,12 @@ def write(
     batch_size: int | None,
     max_message_bytes: int,
     progress: bool,
+    request_id: str | None,
 ) -> Generator[Call[WriteResult], WriteResult, WriteResult]:
     """An insert or upsert in as many messages as it takes. Returns last sequence and total count.
 
-    When a message fails, those before it stay; the details of its error then say how many records
+    Each message carries a request id, `request_id` with its number where there are several, else a random
+    one. When a message fails, those before it stay; the details of its error then say how many records
     were `acknowledged` and the last `acknowledged_sequence`.
     """
     if batch_size is not None:
@@ -218,11 +220,12 @@ def write(
     bar = Progress(rpc.lower(), len(columns.ids)) if progress else None
     total = WriteResult(0, 0)
     try:
-        for start, stop in parts:
+        for number, (start, stop) in enumerate(parts):
+            own = arguments.request_id(request_id, number if len(parts) > 1 else None)
             records = wire.encode_columns(columns, start, stop)
-            request = _WRITES[rpc](collection=collection, records=records)
+            request = _WRITES[rpc](collection=collection, records=records, request_id=own)
             try:
-                result = yield Call(rpc, request, _written, False)
+                result = yield Call(rpc, request, _written, True)
             except VecdbError as error:
                 raise acknowledged(error, total) if len(parts) > 1 else error from None
             total = WriteResult(result.sequence, total.count + result.count)
@@ -234,22 +237,26 @@ def write(
     return total
 
 
-def update(collection: str, columns: wire.Columns, clear: Iterable[str]) -> Call[WriteResult]:
+def update(
+    collection: str, columns: wire.Columns, clear: Iterable[str], request_id: str | None
+) -> Call[WriteResult]:
     request = pb.UpdateRequest(
         collection=collection,
         records=wire.encode_columns(columns),
         clear=messages.encode_includes(clear, "clear"),
+        request_id=arguments.request_id(request_id),
     )
-    return Call("Update", request, _written, False)
+    return Call("Update", request, _written, True)
 
 
-def delete(collection: str, ids: Any, where: Any) -> Call[WriteResult]:
+def delete(collection: str, ids: Any, where: Any, request_id: str | None) -> Call[WriteResult]:
     request = pb.DeleteRequest(
         collection=collection,
         ids=[] if ids is None else batches.id_list(ids),
         filter=json_text.encode_filter(where),
+        request_id=arguments.request_id(request_id),
     )
-    return Call("Delete", request, _written, False)
+    return Call("Delete", request, _written, True)
 
 
 def ingest(

@@ -10,6 +10,7 @@ import grpc
 
 from . import batches, calls, reads, transport
 from .connection import Connection
+from .reports import Meter
 from .types import (
     CheckReport,
     CollectionInfo,
@@ -52,6 +53,7 @@ class Collection:
         named_vectors: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         progress: bool = False,
+        request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> WriteResult:
         """Adds records. RecordExists names ids that are stored already.
@@ -60,13 +62,15 @@ class Collection:
         rows and 8 MiB. Each message is atomic and has its own deadline; when one fails, those
         before it stay, and the error's details say how many records were `acknowledged`. Returns
         the last commit and the total count. `progress` draws a bar on standard error if that is a
-        terminal. `named_vectors` maps the collection's named vector fields to arrays of one row a
+        terminal. A message whose answer is lost is sent again and written once: the server knows it by
+        a random id, or by `request_id` (1 to 52 bytes), with which you may repeat the whole call
+        yourself, with the same records and `batch_size`, within the hour. `named_vectors` maps the collection's named vector fields to arrays of one row a
         record, or to lists with None for a record without.
         """
         columns = batches.to_columns(
             ids, vectors, metadata, documents, contents, uris, named_vectors
         )
-        return self._write("Insert", columns, batch_size, progress, timeout_s)
+        return self._write("Insert", columns, batch_size, progress, request_id, timeout_s)
 
     def upsert(
         self,
@@ -80,13 +84,14 @@ class Collection:
         named_vectors: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         progress: bool = False,
+        request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> WriteResult:
         """Adds records, replacing those whose ids are stored; otherwise as `insert`."""
         columns = batches.to_columns(
             ids, vectors, metadata, documents, contents, uris, named_vectors
         )
-        return self._write("Upsert", columns, batch_size, progress, timeout_s)
+        return self._write("Upsert", columns, batch_size, progress, request_id, timeout_s)
 
     def _write(
         self,
@@ -94,10 +99,11 @@ class Collection:
         columns: Any,
         batch_size: int | None,
         progress: bool,
+        request_id: str | None,
         timeout_s: float | None,
     ) -> WriteResult:
         limit = self._connection.max_message_bytes
-        steps = calls.write(rpc, self.name, columns, batch_size, limit, progress)
+        steps = calls.write(rpc, self.name, columns, batch_size, limit, progress, request_id)
         return self._connection.drive(steps, timeout_s)
 
     def update(
@@ -111,6 +117,7 @@ class Collection:
         uris: Sequence[str | None] | None = None,
         named_vectors: Mapping[str, Any] | None = None,
         clear: Iterable[str] = (),
+        request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> WriteResult:
         """Changes parts of stored records, all or none. RecordNotFound names ids that are missing.
@@ -121,17 +128,18 @@ class Collection:
         columns = batches.to_columns(
             ids, vectors, metadata, documents, contents, uris, named_vectors
         )
-        return self._connection.run(calls.update(self.name, columns, clear), timeout_s)
+        return self._connection.run(calls.update(self.name, columns, clear, request_id), timeout_s)
 
     def delete(
         self,
         ids: Sequence[str] | None = None,
         *,
         filter: Mapping[str, Any] | str | None = None,
+        request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> WriteResult:
         """Deletes by ids, by filter, or by both together; `count` says how many there were."""
-        return self._connection.run(calls.delete(self.name, ids, filter), timeout_s)
+        return self._connection.run(calls.delete(self.name, ids, filter, request_id), timeout_s)
 
     def ingest(
         self, batch_stream: Iterable[Any], upsert: bool = False, *, timeout_s: float | None = None
@@ -150,6 +158,8 @@ class Collection:
         stream = connection.method("Ingest")(iter(to_send.get, None), timeout=limit_s)
         messages = calls.ingest(self.name, batch_stream, upsert, connection.max_message_bytes)
         done = WriteResult(0, 0)
+        meter = Meter("Ingest", connection.on_call)
+        meter.attempt()
         under_way = 0
         failure: Exception | None = None
         try:
@@ -161,23 +171,28 @@ class Collection:
                     failure, message = error, None
                 if message is None:
                     break
+                meter.sent(message)
                 to_send.put(message)
                 under_way += 1
                 if under_way == calls.INGEST_WINDOW:
                     under_way -= 1
                     ack = calls.present(next(stream, None))
+                    meter.received(ack)
                     done = WriteResult(ack.sequence, done.count + ack.count)
                     yield WriteResult(ack.sequence, ack.count)
             to_send.put(None)
             for _ in range(under_way):
                 ack = calls.present(next(stream, None))
+                meter.received(ack)
                 done = WriteResult(ack.sequence, done.count + ack.count)
                 yield WriteResult(ack.sequence, ack.count)
         except grpc.RpcError as error:
+            meter.failed(error)
             raise calls.acknowledged(connection.raised(error), done) from None
         finally:
             to_send.put(None)
             stream.cancel()
+            meter.report()
         if failure is not None:
             raise calls.acknowledged(failure, done)
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
 
 from . import reads, transport
+from .backup_types import Progress
+from .backups import Watched
 from .calls import Call
-from .errors import Closed, VecdbError
+from .credentials import Credentials
+from .errors import Closed, Internal, VecdbError
+from .reports import Meter, OnCall
 from .streams import QueryStreams
 from .types import Records, WriteResult
 from .v1 import vecdb_pb2_grpc as pb_grpc
@@ -21,14 +26,29 @@ T = TypeVar("T")
 class Connection:
     """One channel to one server, shared by all threads."""
 
-    def __init__(self, target: str, *, timeout_s: float, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        target: str,
+        shown: Credentials,
+        *,
+        timeout_s: float,
+        retry_s: float,
+        max_message_bytes: int,
+        on_call: OnCall | None,
+    ) -> None:
         self.target = transport.normalised_target(target)
         self.max_message_bytes = max_message_bytes
         self._timeout_s = transport.checked_timeout(timeout_s, None)
-        options = transport.channel_options(max_message_bytes)
-        self._channel = grpc.insecure_channel(self.target, options=options)
+        self._retry_s = transport.checked_retry(retry_s)
+        self._shown = shown
+        self.on_call = on_call
+        options = [*transport.channel_options(max_message_bytes), *shown.options]
+        if shown.channel is None:
+            self._channel = grpc.insecure_channel(self.target, options=options)
+        else:
+            self._channel = grpc.secure_channel(self.target, shown.channel, options=options)
         self._stub: Any = pb_grpc.VecdbServiceStub(self._channel)
-        self._streams = QueryStreams(self._stub.QueryStream)
+        self._streams = QueryStreams(partial(self._stub.QueryStream, metadata=shown.metadata))
         self._closed = False
 
     def close(self) -> None:
@@ -40,7 +60,8 @@ class Connection:
     def method(self, rpc: str) -> Any:
         if self._closed:
             raise Closed(f"this client of {self.target} was closed; connect again")
-        return getattr(self._stub, rpc)
+        found = getattr(self._stub, rpc)
+        return partial(found, metadata=self._shown.metadata) if self._shown.metadata else found
 
     def raised(self, error: Exception) -> VecdbError:
         if isinstance(error, VecdbError):
@@ -54,21 +75,45 @@ class Connection:
         method = self.method(call.rpc)
         limit_s = transport.checked_timeout(timeout_s, self._timeout_s)
         end_s = None if limit_s is None else time.monotonic() + limit_s
-        pauses_s = transport.retry_pauses_s()
-        while True:
-            left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
-            try:
-                answer = self._streams.ask(call.request, left_s) if call.streams else None
-                if answer is None:
-                    answer = method(call.request, timeout=left_s)
-            except (grpc.RpcError, VecdbError, ValueError) as error:
-                raised = self.raised(error)
-                if not call.is_read:
-                    raise raised from None
-                pause_s = transport.pause_before_retry_s(raised, pauses_s, end_s)
-            else:
-                return call.read(answer)
-            time.sleep(pause_s)
+        pauses_s = transport.retry_pauses_s(self._retry_s)
+        meter = Meter(call.rpc, self.on_call)
+        try:
+            while True:
+                left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
+                meter.attempt(call.request)
+                try:
+                    answer = self._streams.ask(call.request, left_s) if call.streams else None
+                    if answer is None:
+                        answer = method(call.request, timeout=left_s)
+                except (grpc.RpcError, ValueError, VecdbError) as error:
+                    meter.failed(error)
+                    raised = self.raised(error)
+                    pause_s = transport.pause_before_retry_s(
+                        raised, call.may_repeat, pauses_s, end_s
+                    )
+                except BaseException as error:
+                    meter.failed(error)
+                    raise
+                else:
+                    meter.received(answer)
+                    return call.read(answer)
+                time.sleep(pause_s)
+        finally:
+            meter.report()
+
+    def watch(self, call: Watched[T], timeout_s: float | None, progress: Progress) -> T:
+        """A long call, sent once; `timeout_s` None: no limit. What `progress` raises ends it."""
+        limit_s = transport.checked_timeout(timeout_s, None)
+        stream = self.method(call.rpc)(call.request, timeout=limit_s)
+        try:
+            for answer in stream:
+                if call.last(answer, progress):
+                    return call.read(answer)
+        except (grpc.RpcError, ValueError) as error:
+            raise self.raised(error) from None
+        finally:
+            stream.cancel()
+        raise Internal(f"{call.rpc} ended without a result; report this")
 
     def drive(
         self, steps: Generator[Call[WriteResult], WriteResult, WriteResult], timeout_s: float | None
@@ -92,21 +137,32 @@ class Connection:
         """A scan that goes on from its last cursor when the server was away for a moment."""
         end_s = None if limit_s is None else time.monotonic() + limit_s
         left: Call[Records] | None = call
-        pauses_s = transport.retry_pauses_s()
-        while left is not None:
-            left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
-            stream = self.method(left.rpc)(left.request, timeout=left_s)
-            try:
-                for answer in stream:
-                    records = left.read(answer)
-                    left = reads.behind(left, records)
-                    pauses_s = transport.retry_pauses_s()
-                    yield records
-                    if left is None:
-                        return
-                return
-            except (grpc.RpcError, ValueError) as error:
-                pause_s = transport.pause_before_retry_s(self.raised(error), pauses_s, end_s)
-            finally:
-                stream.cancel()
-            time.sleep(pause_s)
+        pauses_s = transport.retry_pauses_s(self._retry_s)
+        meter = Meter(call.rpc, self.on_call)
+        try:
+            while left is not None:
+                left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
+                meter.attempt(left.request)
+                stream = self.method(left.rpc)(left.request, timeout=left_s)
+                try:
+                    for answer in stream:
+                        meter.received(answer)
+                        records = left.read(answer)
+                        left = reads.behind(left, records)
+                        pauses_s = transport.retry_pauses_s(self._retry_s)
+                        yield records
+                        if left is None:
+                            return
+                    return
+                except (grpc.RpcError, ValueError) as error:
+                    meter.failed(error)
+                    raised = self.raised(error)
+                    pause_s = transport.pause_before_retry_s(raised, True, pauses_s, end_s)
+                except BaseException as error:
+                    meter.failed(error)
+                    raise
+                finally:
+                    stream.cancel()
+                time.sleep(pause_s)
+        finally:
+            meter.report()

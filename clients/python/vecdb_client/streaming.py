@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import grpc
 
@@ -44,7 +44,10 @@ class Waits(Protocol):
 
     request: pb.QueryRequest
     end_s: float | None
-    given_up: bool
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody waits for the answer any more."""
 
 
 One = TypeVar("One", bound=Waits)

@@ -124,7 +124,8 @@ class QueryStreams:
 
     def _serve(self) -> None:
         """The life of a thread: a stream, until it breaks or nobody asks."""
-        stream, group = None, []
+        stream: _Stream | None = None
+        group: list[_Asked] | None = None
         try:
             while (group := self._next_group()) is not None:
                 if stream is None:
@@ -132,7 +133,7 @@ class QueryStreams:
                 for asked in group:
                     asked.stream = stream
                 stream.exchange(group)
-                group = []
+                group = None
         except Exception as error:
             pause_s = streaming.pause_after_s(error)
             self._closed_until_s = max(self._closed_until_s, time.monotonic() + pause_s)

@@ -1,9 +1,10 @@
 """The gRPC side that sync and asyncio clients share: target, options, retry rule, errors.
 
-Retry rule: a read is repeated up to 4 times, with growing random pauses of about 2 seconds in all,
-when the server is UNAVAILABLE and the deadline allows it. A write is sent once: when its answer is
-lost, only the caller can know whether writing twice is harmless. (gRPC itself repeats a call that
-provably never reached a server; that is safe for both.)
+Retry rule: a call that may be repeated is, with growing random pauses of `retry_s` (3 seconds) in all,
+while the server is UNAVAILABLE and the deadline allows it. Those are the reads, and writes of records:
+each carries a request id of its own, by which the server knows a repetition and answers it as the first
+time. A server that names a delay (`vecdb-retry-after-ms`) has not begun the call, so that any call is
+repeated, after that delay at the earliest. Streams of an ingest and changes of collections are sent once.
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ import grpc
 from . import errors
 
 ERROR_KEY = "vecdb-error-bin"
+RETRY_AFTER_KEY = "vecdb-retry-after-ms"
+"""Trailing metadata: when a call that was refused before it began may come again."""
 SERVICE = "vecdb.v1.VecdbService"
 DEFAULT_PORT = 7700
 DEFAULT_TIMEOUT_S = 30.0
+DEFAULT_RETRY_S = 3.0
+_LONGEST_DELAY_MS = 60_000
 DEFAULT_MESSAGE_BYTES = 64 * 1024 * 1024
 
 _BY_CODE: dict[grpc.StatusCode, type[errors.VecdbError]] = {
@@ -32,6 +37,8 @@ _BY_CODE: dict[grpc.StatusCode, type[errors.VecdbError]] = {
     grpc.StatusCode.ALREADY_EXISTS: errors.AlreadyExists,
     grpc.StatusCode.FAILED_PRECONDITION: errors.FailedPrecondition,
     grpc.StatusCode.RESOURCE_EXHAUSTED: errors.LimitExceeded,
+    grpc.StatusCode.UNAUTHENTICATED: errors.Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDenied,
     grpc.StatusCode.UNAVAILABLE: errors.Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineExceeded,
     grpc.StatusCode.CANCELLED: errors.Cancelled,
@@ -94,17 +101,40 @@ def checked_timeout(timeout_s: float | None, default_s: float | None) -> float |
     return None if math.isinf(chosen) else float(chosen)
 
 
-def retry_pauses_s() -> Iterator[float]:
-    """Pauses before each repetition of a read; random, so that many clients do not come at once."""
-    for longest_s in (0.1, 0.3, 0.8, 1.6):
-        yield random.uniform(longest_s / 2, longest_s)
+def checked_retry(retry_s: float) -> float:
+    """Seconds that failing calls are repeated for; 0: they are not."""
+    if isinstance(retry_s, bool) or not isinstance(retry_s, int | float) or not retry_s >= 0:
+        raise errors.InvalidSetting(
+            f"retry_s must be a number of seconds, 0 or more, given {retry_s!r}"
+        )
+    return float(retry_s)
+
+
+def retry_pauses_s(retry_s: float = DEFAULT_RETRY_S) -> Iterator[float]:
+    """Pauses before each repetition, `retry_s` in all; random, so that many clients do not come at once."""
+    longest_s, left_s = 0.1, retry_s
+    while left_s > 0:
+        pause_s = min(random.uniform(longest_s / 2, longest_s), left_s)  # nosec B311: no secret
+        left_s -= pause_s
+        longest_s = min(2 * longest_s, 2.0)
+        yield pause_s
 
 
 def pause_before_retry_s(
-    raised: errors.VecdbError, pauses_s: Iterator[float], end_s: float | None
+    raised: errors.VecdbError, may_repeat: bool, pauses_s: Iterator[float], end_s: float | None
 ) -> float:
-    """The pause before a read is repeated; raises `raised` when it must not be, or no time is left."""
-    pause_s = next(pauses_s, None) if isinstance(raised, errors.Unavailable) else None
+    """The pause before a call is repeated; raises `raised` when it must not be, or no time is left."""
+    # A list is no delay: details of errors are whatever a server sends.
+    asked_ms = raised.details.get("retry_after_ms")
+    delay_s = asked_ms / 1000 if isinstance(asked_ms, int) else None
+    refused = isinstance(raised, errors.ResourceExhausted | errors.Unavailable)
+    if not (
+        (refused and delay_s is not None) or (may_repeat and isinstance(raised, errors.Unavailable))
+    ):
+        raise raised from None
+    pause_s = next(pauses_s, None)
+    if pause_s is not None and delay_s is not None:
+        pause_s = max(pause_s, delay_s * random.uniform(1.0, 1.5))  # nosec B311: no secret
     if pause_s is None or (end_s is not None and time.monotonic() + pause_s >= end_s):
         raise raised from None
     return pause_s
@@ -114,9 +144,21 @@ def read_error(error: Any, target: str) -> errors.VecdbError:
     """The error of the tree that a grpc.RpcError stands for."""
     code: grpc.StatusCode = error.code()
     text: str = error.details() or ""
-    rebuilt = _carried(error.trailing_metadata() or ())
-    if rebuilt is not None:
-        return rebuilt
+    trailing = tuple(error.trailing_metadata() or ())
+    found = _carried(trailing) or _of_status(code, text, target)
+    if (delay_ms := _retry_after_ms(trailing)) is not None:
+        found.details = {**found.details, "retry_after_ms": delay_ms}
+    return found
+
+
+def _retry_after_ms(trailing: Iterable[tuple[str, Any]]) -> int | None:
+    for key, value in trailing:
+        if key == RETRY_AFTER_KEY and isinstance(value, str) and value.isdecimal():
+            return min(int(value[:9]), _LONGEST_DELAY_MS)
+    return None
+
+
+def _of_status(code: grpc.StatusCode, text: str, target: str) -> errors.VecdbError:
     kind = _BY_CODE.get(code, errors.Internal)
     if code is grpc.StatusCode.UNAVAILABLE:
         return kind(f"no server answers at {target}; is `vecdb serve` running there? ({text})")

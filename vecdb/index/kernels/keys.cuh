@@ -9,8 +9,9 @@ const int THREADS = 256;
 const int STATE = 8;  // numbers a query; see `State`
 
 // The first bits of the k-th key as far as they are known, how many rows are still to be found among those with these
-// bits, rows that are allowed, blocks that are through, rows that were given, and of these such with the k-th key.
-enum State { PREFIX, LEFT, ALLOWED, TICKET, GIVEN, TIES };
+// bits, rows that are allowed, blocks that are through, rows that were given, of these such with the k-th key, and steps
+// that are done.
+enum State { PREFIX, LEFT, ALLOWED, TICKET, GIVEN, TIES, DONE };
 
 // A number that is smaller the smaller the score is.
 __device__ __forceinline__ u32 key_of(float score) {

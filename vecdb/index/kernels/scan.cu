@@ -186,38 +186,58 @@ __device__ u32 sum_before(u32 mine, u32* of_warps) {
     return before;
 }
 
+// Keys that a thread reads before it looks at the first: each waits for the memory once and not eight times.
+const int AHEAD = 8;
+
+// Calls use(key, row) for the keys of a query that this block is to look at, of those that are allowed.
+template <typename Use> __device__ __forceinline__ void each_key(const u32* keys, u64 n, Use use) {
+    const u64 step = static_cast<u64>(gridDim.x) * THREADS;
+    for (u64 first = static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x; first < n; first += AHEAD * step) {
+        u32 some[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) some[i] = first + i * step < n ? keys[first + i * step] : NOT_ALLOWED;
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            if (some[i] != NOT_ALLOWED) use(some[i], first + i * step);
+        }
+    }
+}
+
+// Whether this block is the last of a query to come here, with all that the others have written to see. Then `ticket` is
+// zero again.
+__device__ __forceinline__ bool last_to_come(u32* ticket) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) last = atomicAdd(ticket, 1u) == gridDim.x - 1;
+    __syncthreads();
+    if (!last) return false;
+    __threadfence();
+    if (threadIdx.x == 0) *ticket = 0;
+    return true;
+}
+
 // Counts the keys of query blockIdx.y by the bits that `step` (0, 1, 2: 11, 11 and 10 bits from the highest on) looks
-// at, among those that share the bits before; the last block finds the bin in which the k-th lies. `bins` is all zero
-// before and after.
-extern "C" __global__ void __launch_bounds__(THREADS)
-narrow(const u32* all_keys, u64 n, u32 k, int step, u32* all_states, u32* all_bins) {
+// at, among those that share the bits before; the last block finds the bin in which the k-th lies, and is told so. `bins`
+// is all zero before and after.
+__device__ bool narrowed(const u32* keys, u64 n, u32 k, int step, volatile u32* state, u32* bins) {
     __shared__ u32 counted[BINS];
     __shared__ u32 of_warps[THREADS / 32];
-    __shared__ bool last;
-    const u32* keys = all_keys + blockIdx.y * n;
-    u32* state = all_states + blockIdx.y * STATE;
-    u32* bins = all_bins + blockIdx.y * BINS;
+    __shared__ u32 wanted;
     for (int i = threadIdx.x; i < BINS; i += THREADS) counted[i] = 0;
     __syncthreads();
     const int shift = step == 0 ? 21 : step == 1 ? 10 : 0;
     const u32 mask = step == 2 ? 1023u : 2047u;
     const u32 prefix = step == 0 ? 0 : state[PREFIX];
-    for (u64 i = static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x; i < n; i += static_cast<u64>(gridDim.x) * THREADS) {
-        const u32 key = keys[i];
-        if (key == NOT_ALLOWED) continue;
-        if (step != 0 && key >> (step == 1 ? 21 : 10) != prefix) continue;
+    each_key(keys, n, [&](u32 key, u64) {
+        if (step != 0 && key >> (step == 1 ? 21 : 10) != prefix) return;
         atomicAdd(&counted[key >> shift & mask], 1u);
-    }
+    });
     __syncthreads();
     for (int i = threadIdx.x; i < BINS; i += THREADS) {
         if (counted[i]) atomicAdd(&bins[i], counted[i]);
     }
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) last = atomicAdd(&state[TICKET], 1u) == gridDim.x - 1;
-    __syncthreads();
-    if (!last) return;
-    __threadfence();
+    if (!last_to_come(const_cast<u32*>(state) + TICKET)) return false;
     const int EACH = BINS / THREADS;
     u32 mine[EACH], sum = 0;
 #pragma unroll
@@ -226,16 +246,12 @@ narrow(const u32* all_keys, u64 n, u32 k, int step, u32* all_states, u32* all_bi
         sum += mine[i];
     }
     const u32 before = sum_before(sum, of_warps);
-    __shared__ u32 wanted;
     if (threadIdx.x == THREADS - 1 && step == 0) {
         const u32 total = before + sum;
         state[ALLOWED] = total;
         wanted = k < total ? k : total;
     }
-    if (threadIdx.x == 0) {
-        state[TICKET] = 0;
-        if (step != 0) wanted = state[LEFT];
-    }
+    if (threadIdx.x == 0 && step != 0) wanted = state[LEFT];
     __syncthreads();
     if (wanted > before && wanted <= before + sum) {
         u32 left = wanted - before, bin = threadIdx.x * EACH;
@@ -251,23 +267,47 @@ narrow(const u32* all_keys, u64 n, u32 k, int step, u32* all_states, u32* all_bi
         state[PREFIX] = step == 0 ? bin : step == 1 ? prefix << 11 | bin : prefix << 10 | bin;
         state[LEFT] = left;
     }
+    return true;
 }
 
-// Hands out rows of query blockIdx.y, key and position in one number, at most `room`. `step` 1: all whose first 22
-// bits are up to those found. 2: all that are below the k-th key, and as many that equal it as are left.
+// One step for many queries; see `narrowed`.
 extern "C" __global__ void __launch_bounds__(THREADS)
-give(const u32* all_keys, u64 n, int step, u32 room, u32* all_states, u64* all_out) {
+narrow(const u32* all_keys, u64 n, u32 k, int step, u32* all_states, u32* all_bins) {
+    narrowed(all_keys + blockIdx.y * n, n, k, step, all_states + blockIdx.y * STATE, all_bins + blockIdx.y * BINS);
+}
+
+// Steps `from` to `to`, and hands out rows of query blockIdx.y, key and position in one number, at most `room`; how many
+// there were goes to `counts`. `to` 1: all whose first 22 bits are up to those found. 2: all that are below the k-th key, and
+// as many that equal it as are left. Blocks wait for each other: all of them must run at once (a cooperative launch).
+// `all_out` and `counts` may be memory of the host, which is written to and never read.
+extern "C" __global__ void __launch_bounds__(THREADS)
+choose(
+    const u32* all_keys, u64 n, u32 k, int from, int to, u32 room, u32* all_states, u32* all_bins, u64* all_out, u32* counts
+) {
     const u32* keys = all_keys + blockIdx.y * n;
-    u32* state = all_states + blockIdx.y * STATE;
-    u64* out = all_out + blockIdx.y * room;
-    if (state[ALLOWED] == 0) return;
-    const u32 border = state[PREFIX], left = state[LEFT];
-    for (u64 i = static_cast<u64>(blockIdx.x) * THREADS + threadIdx.x; i < n; i += static_cast<u64>(gridDim.x) * THREADS) {
-        const u32 key = keys[i];
-        if (key == NOT_ALLOWED) continue;
-        if (step == 1 ? key >> 10 > border : key > border) continue;
-        if (step == 2 && key == border && atomicAdd(&state[TIES], 1u) >= left) continue;
-        const u32 at = atomicAdd(&state[GIVEN], 1u);
-        if (at < room) out[at] = static_cast<u64>(key) << 32 | i;
+    volatile u32* state = all_states + blockIdx.y * STATE;
+    u64* out = all_out + static_cast<u64>(blockIdx.y) * room;
+    for (int step = from; step <= to; step++) {
+        if (narrowed(keys, n, k, step, state, all_bins + blockIdx.y * BINS)) {
+            if (threadIdx.x == 0 && step == 2) state[GIVEN] = state[TIES] = 0;  // what was given before is given again
+            __threadfence();
+            __syncthreads();
+            if (threadIdx.x == 0) state[DONE] = step + 1;
+        } else if (threadIdx.x == 0) {
+            while (state[DONE] != step + 1) __nanosleep(20);
+        }
+        __syncthreads();
+        __threadfence();
     }
+    u32* counters = all_states + blockIdx.y * STATE;
+    if (state[ALLOWED] != 0) {
+        const u32 border = state[PREFIX], left = state[LEFT];
+        each_key(keys, n, [&](u32 key, u64 row) {
+            if (to == 1 ? key >> 10 > border : key > border) return;
+            if (to == 2 && key == border && atomicAdd(&counters[TIES], 1u) >= left) return;
+            const u32 at = atomicAdd(&counters[GIVEN], 1u);
+            if (at < room) out[at] = static_cast<u64>(key) << 32 | row;
+        });
+    }
+    if (last_to_come(counters + TICKET) && threadIdx.x == 0) counts[blockIdx.y] = state[GIVEN];
 }

@@ -13,12 +13,16 @@ What a verb sends and how its answer is read is in `vecdb_client.calls`; the ver
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import datetime as dt
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from .. import calls, transport
+from .. import backups, calls, transport
+from ..backup_types import BackupInfo, BackupKind, BackupReport, Progress, RestoreResult
 from ..calls import ServerInfo
+from ..credentials import Credentials, Tls, credentials
+from ..reports import OnCall
 from ..types import CollectionInfo, IndexKind, Metric, Quantization, Storage, VectorSettings
 from .collection import Collection
 from .connection import Connection
@@ -27,28 +31,60 @@ from .connection import Connection
 def connect(
     target: str = "127.0.0.1:7700",
     *,
+    api_key: str | None = None,
+    tls: Tls | bool | None = None,
     timeout_s: float = transport.DEFAULT_TIMEOUT_S,
+    retry_s: float = transport.DEFAULT_RETRY_S,
     max_message_bytes: int = transport.DEFAULT_MESSAGE_BYTES,
+    on_call: OnCall | None = None,
+    send_key_unencrypted: bool = False,
 ) -> Client:
     """A client of the server at `target` (host:port; port 7700 when left out). Does not wait.
 
     The connection is made by the first call and made again whenever it breaks. `timeout_s` is the
     deadline of calls that name none of their own; infinity for no limit. Messages are refused above
     `max_message_bytes` in both directions; the server has a limit of its own (64 MiB by default).
+
+    `api_key` is the text that `vecdb keys add` printed, None for that of the environment variable
+    VECDB_API_KEY, if it is set. `tls` encrypts: True with the authorities that gRPC ships, or a `Tls`. A
+    key goes unencrypted to this machine only, unless `send_key_unencrypted` says otherwise. `retry_s`
+    bounds how long a failing call is repeated (see `transport.py`); 0: never. `on_call` gets a
+    `CallReport` of each call, in the thread or task that made it. InvalidSetting.
     """
-    return Client(target, timeout_s=timeout_s, max_message_bytes=max_message_bytes)
+    return Client(
+        target,
+        credentials(transport.normalised_target(target), api_key, tls, send_key_unencrypted),
+        timeout_s=timeout_s,
+        retry_s=retry_s,
+        max_message_bytes=max_message_bytes,
+        on_call=on_call,
+    )
 
 
 class Client:
     """A connection to one server, with the verbs of `vecdb.Database`.
 
-    Reads are repeated a few times while the server is unavailable; a write is sent once (see
-    `transport.py`). Errors are those of `vecdb_client.errors`, the same as the engine's.
+    Reads, and writes of records, are repeated while the server is unavailable (see `transport.py`); a
+    write is done once all the same. Errors are those of `vecdb_client.errors`, the same as the engine's.
     """
 
-    def __init__(self, target: str, *, timeout_s: float, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        target: str,
+        shown: Credentials,
+        *,
+        timeout_s: float,
+        retry_s: float,
+        max_message_bytes: int,
+        on_call: OnCall | None,
+    ) -> None:
         self._connection = Connection(
-            target, timeout_s=timeout_s, max_message_bytes=max_message_bytes
+            target,
+            shown,
+            timeout_s=timeout_s,
+            retry_s=retry_s,
+            max_message_bytes=max_message_bytes,
+            on_call=on_call,
         )
 
     async def __aenter__(self) -> Self:
@@ -132,3 +168,68 @@ class Client:
     async def list_aliases(self, *, timeout_s: float | None = None) -> dict[str, str]:
         """All aliases and the collections they stand for."""
         return await self._connection.run(calls.list_aliases(), timeout_s)
+
+    # -- backups, kept below what the server's setting backup_root names; for admins
+
+    async def backup(
+        self,
+        target: str = "",
+        *,
+        collections: Iterable[str] | None = None,
+        kind: BackupKind = "auto",
+        verify: bool = True,
+        limit_bytes_s: float | None = None,
+        progress: Progress = lambda _: None,
+        timeout_s: float | None = None,
+    ) -> BackupInfo:
+        """Backs up collections (default: all) while the server serves; see `vecdb.Database.backup`.
+
+        `target` is the name of a folder below `backup_root`, empty for that itself. `timeout_s` None: no
+        limit. What `progress` raises ends the backup, and nothing of it is left.
+        """
+        call = backups.backup(target, collections, kind, verify, limit_bytes_s)
+        return await self._connection.watch(call, timeout_s, progress)
+
+    async def list_backups(
+        self, target: str = "", *, timeout_s: float | None = None
+    ) -> list[BackupInfo]:
+        """The complete backups of a target, oldest first."""
+        return await self._connection.run(backups.list_backups(target), timeout_s)
+
+    async def verify_backups(
+        self,
+        target: str = "",
+        *,
+        backup: str | None = None,
+        progress: Progress = lambda _: None,
+        timeout_s: float | None = None,
+    ) -> BackupReport:
+        """Reads all backups of a target, or one and those it goes back to, and says what is wrong."""
+        return await self._connection.watch(backups.verify(target, backup), timeout_s, progress)
+
+    async def restore(
+        self,
+        target: str = "",
+        *,
+        backup: str | None = None,
+        collections: Iterable[str] | Mapping[str, str] | None = None,
+        at: dt.datetime | None = None,
+        sequence: int | None = None,
+        progress: Progress = lambda _: None,
+        timeout_s: float | None = None,
+    ) -> RestoreResult:
+        """Makes collections on the server from a backup; see `vecdb.Database.restore`."""
+        call = backups.restore(target, backup, collections, at, sequence)
+        return await self._connection.watch(call, timeout_s, progress)
+
+    async def prune_backups(
+        self,
+        target: str = "",
+        *,
+        keep: int,
+        incomplete_older_than_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> list[str]:
+        """Removes all but the newest `keep` chains, and what was interrupted a day ago; ids removed."""
+        call = backups.prune(target, keep, incomplete_older_than_s)
+        return await self._connection.run(call, timeout_s)

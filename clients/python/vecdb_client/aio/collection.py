@@ -16,6 +16,7 @@ import grpc.aio
 
 from .. import batches, calls, reads, transport
 from ..errors import Unavailable
+from ..reports import Meter
 from ..types import (
     CheckReport,
     CollectionInfo,
@@ -60,13 +61,14 @@ class Collection:
         named_vectors: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         progress: bool = False,
+        request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> WriteResult:
         """Adds records. RecordExists names ids that are stored already."""
         columns = batches.to_columns(
             ids, vectors, metadata, documents, contents, uris, named_vectors
         )
-        return await self._write("Insert", columns, batch_size, progress, timeout_s)
+        return await self._write("Insert", columns, batch_size, progress, request_id, timeout_s)
 
     async def upsert(
         self,
@@ -80,13 +82,14 @@ class Collection:
         named_vectors: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         progress: bool = False,
+        request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> WriteResult:
         """Adds records, replacing those whose ids are stored; otherwise as `insert`."""
         columns = batches.to_columns(
             ids, vectors, metadata, documents, contents, uris, named_vectors
         )
-        return await self._write("Upsert", columns, batch_size, progress, timeout_s)
+        return await self._write("Upsert", columns, batch_size, progress, request_id, timeout_s)
 
     async def _write(
         self,
@@ -94,10 +97,11 @@ class Collection:
         columns: Any,
         batch_size: int | None,
         progress: bool,
+        request_id: str | None,
         timeout_s: float | None,
     ) -> WriteResult:
         limit = self._connection.max_message_bytes
-        steps = calls.write(rpc, self.name, columns, batch_size, limit, progress)
+        steps = calls.write(rpc, self.name, columns, batch_size, limit, progress, request_id)
         return await self._connection.drive(steps, timeout_s)
 
     async def update(
@@ -111,23 +115,29 @@ class Collection:
         uris: Sequence[str | None] | None = None,
         named_vectors: Mapping[str, Any] | None = None,
         clear: Iterable[str] = (),
+        request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> WriteResult:
         """Changes parts of stored records, all or none. RecordNotFound names ids that are missing."""
         columns = batches.to_columns(
             ids, vectors, metadata, documents, contents, uris, named_vectors
         )
-        return await self._connection.run(calls.update(self.name, columns, clear), timeout_s)
+        return await self._connection.run(
+            calls.update(self.name, columns, clear, request_id), timeout_s
+        )
 
     async def delete(
         self,
         ids: Sequence[str] | None = None,
         *,
         filter: Mapping[str, Any] | str | None = None,
+        request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> WriteResult:
         """Deletes by ids, by filter, or by both together; `count` says how many there were."""
-        return await self._connection.run(calls.delete(self.name, ids, filter), timeout_s)
+        return await self._connection.run(
+            calls.delete(self.name, ids, filter, request_id), timeout_s
+        )
 
     async def ingest(
         self,
@@ -143,21 +153,27 @@ class Collection:
         upload = Upload(connection.method("Ingest")(timeout=limit_s))
         messages = messages_of(self.name, batch_stream, upsert, connection.max_message_bytes)
         done = WriteResult(0, 0)
+        meter = Meter("Ingest", connection.on_call)
+        meter.attempt()
         try:
             message, failure = await following(messages)
             while message is not None:
+                meter.sent(message)
                 await upload.send(message)
                 # Made while the server writes the one before.
                 message, failure = await following(messages)
                 ack = calls.present(await upload.acknowledgement())
+                meter.received(ack)
                 done = WriteResult(ack.sequence, done.count + ack.count)
                 yield WriteResult(ack.sequence, ack.count)
             await upload.finish()
         except (grpc.RpcError, Unavailable) as error:
+            meter.failed(error)
             raise calls.acknowledged(connection.raised(error), done) from None
         finally:
             await messages.aclose()
             upload.cancel()
+            meter.report()
         if failure is not None:
             raise calls.acknowledged(failure, done)
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Generator
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 
 from .. import reads, transport
+from ..backup_types import Progress
+from ..backups import Watched
 from ..calls import Call
-from ..errors import Closed, VecdbError
+from ..credentials import Credentials
+from ..errors import Closed, Internal, VecdbError
+from ..reports import Meter, OnCall
 from ..types import Records, WriteResult
 from ..v1 import vecdb_pb2_grpc as pb_grpc
 from .streams import QueryStreams
@@ -23,11 +28,23 @@ T = TypeVar("T")
 class Connection:
     """One channel to one server, made by the first call in the event loop that makes it."""
 
-    def __init__(self, target: str, *, timeout_s: float, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        target: str,
+        shown: Credentials,
+        *,
+        timeout_s: float,
+        retry_s: float,
+        max_message_bytes: int,
+        on_call: OnCall | None,
+    ) -> None:
         self.target = transport.normalised_target(target)
         self.max_message_bytes = max_message_bytes
         self._timeout_s = transport.checked_timeout(timeout_s, None)
-        self._options = transport.channel_options(max_message_bytes)
+        self._retry_s = transport.checked_retry(retry_s)
+        self._shown = shown
+        self.on_call = on_call
+        self._options = [*transport.channel_options(max_message_bytes), *shown.options]
         self._channel: Any = None
         self._stub: Any = None
         self._streams: Any = None
@@ -45,10 +62,18 @@ class Connection:
             raise self._after_close()
         if self._channel is None:
             # grpc.aio binds a channel to the running loop, which `connect` need not have.
-            self._channel = grpc.aio.insecure_channel(self.target, options=self._options)
+            if self._shown.channel is None:
+                self._channel = grpc.aio.insecure_channel(self.target, options=self._options)
+            else:
+                self._channel = grpc.aio.secure_channel(
+                    self.target, self._shown.channel, options=self._options
+                )
             self._stub = pb_grpc.VecdbServiceStub(self._channel)
-            self._streams = QueryStreams(self._stub.QueryStream)
-        return getattr(self._stub, rpc)
+            self._streams = QueryStreams(
+                partial(self._stub.QueryStream, metadata=self._shown.metadata)
+            )
+        found = getattr(self._stub, rpc)
+        return partial(found, metadata=self._shown.metadata) if self._shown.metadata else found
 
     def _after_close(self) -> Closed:
         return Closed(f"this client of {self.target} was closed; connect again")
@@ -64,21 +89,45 @@ class Connection:
         method = self.method(call.rpc)
         limit_s = transport.checked_timeout(timeout_s, self._timeout_s)
         end_s = None if limit_s is None else time.monotonic() + limit_s
-        pauses_s = transport.retry_pauses_s()
-        while True:
-            left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
-            try:
-                answer = await self._streams.ask(call.request, left_s) if call.streams else None
-                if answer is None:
-                    answer = await method(call.request, timeout=left_s)
-            except (grpc.RpcError, grpc.aio.UsageError, VecdbError) as error:
-                raised = self.raised(error)
-                if not call.is_read:
-                    raise raised from None
-                pause_s = transport.pause_before_retry_s(raised, pauses_s, end_s)
-            else:
-                return call.read(answer)
-            await asyncio.sleep(pause_s)
+        pauses_s = transport.retry_pauses_s(self._retry_s)
+        meter = Meter(call.rpc, self.on_call)
+        try:
+            while True:
+                left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
+                meter.attempt(call.request)
+                try:
+                    answer = await self._streams.ask(call.request, left_s) if call.streams else None
+                    if answer is None:
+                        answer = await method(call.request, timeout=left_s)
+                except (grpc.RpcError, grpc.aio.UsageError, VecdbError) as error:
+                    meter.failed(error)
+                    raised = self.raised(error)
+                    pause_s = transport.pause_before_retry_s(
+                        raised, call.may_repeat, pauses_s, end_s
+                    )
+                except BaseException as error:
+                    meter.failed(error)
+                    raise
+                else:
+                    meter.received(answer)
+                    return call.read(answer)
+                await asyncio.sleep(pause_s)
+        finally:
+            meter.report()
+
+    async def watch(self, call: Watched[T], timeout_s: float | None, progress: Progress) -> T:
+        """A long call, sent once; `timeout_s` None: no limit. What `progress` raises ends it."""
+        limit_s = transport.checked_timeout(timeout_s, None)
+        stream = self.method(call.rpc)(call.request, timeout=limit_s)
+        try:
+            async for answer in stream:
+                if call.last(answer, progress):
+                    return call.read(answer)
+        except (grpc.RpcError, grpc.aio.UsageError) as error:
+            raise self.raised(error) from None
+        finally:
+            stream.cancel()
+        raise Internal(f"{call.rpc} ended without a result; report this")
 
     async def drive(
         self, steps: Generator[Call[WriteResult], WriteResult, WriteResult], timeout_s: float | None
@@ -104,21 +153,32 @@ class Connection:
         """A scan that goes on from its last cursor when the server was away for a moment."""
         end_s = None if limit_s is None else time.monotonic() + limit_s
         left: Call[Records] | None = call
-        pauses_s = transport.retry_pauses_s()
-        while left is not None:
-            left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
-            stream = self.method(left.rpc)(left.request, timeout=left_s)
-            try:
-                async for answer in stream:
-                    records = left.read(answer)
-                    left = reads.behind(left, records)
-                    pauses_s = transport.retry_pauses_s()
-                    yield records
-                    if left is None:
-                        return
-                return
-            except (grpc.RpcError, grpc.aio.UsageError) as error:
-                pause_s = transport.pause_before_retry_s(self.raised(error), pauses_s, end_s)
-            finally:
-                stream.cancel()
-            await asyncio.sleep(pause_s)
+        pauses_s = transport.retry_pauses_s(self._retry_s)
+        meter = Meter(call.rpc, self.on_call)
+        try:
+            while left is not None:
+                left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
+                meter.attempt(left.request)
+                stream = self.method(left.rpc)(left.request, timeout=left_s)
+                try:
+                    async for answer in stream:
+                        meter.received(answer)
+                        records = left.read(answer)
+                        left = reads.behind(left, records)
+                        pauses_s = transport.retry_pauses_s(self._retry_s)
+                        yield records
+                        if left is None:
+                            return
+                    return
+                except (grpc.RpcError, grpc.aio.UsageError) as error:
+                    meter.failed(error)
+                    raised = self.raised(error)
+                    pause_s = transport.pause_before_retry_s(raised, True, pauses_s, end_s)
+                except BaseException as error:
+                    meter.failed(error)
+                    raise
+                finally:
+                    stream.cancel()
+                await asyncio.sleep(pause_s)
+        finally:
+            meter.report()

@@ -52,6 +52,13 @@ class Include(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     INCLUDE_CONTENT: _ClassVar[Include]
     INCLUDE_URI: _ClassVar[Include]
     INCLUDE_NAMED_VECTORS: _ClassVar[Include]
+
+class BackupKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    BACKUP_KIND_UNSPECIFIED: _ClassVar[BackupKind]
+    BACKUP_KIND_AUTO: _ClassVar[BackupKind]
+    BACKUP_KIND_FULL: _ClassVar[BackupKind]
+    BACKUP_KIND_INCREMENTAL: _ClassVar[BackupKind]
 METRIC_UNSPECIFIED: Metric
 METRIC_COSINE: Metric
 METRIC_L2: Metric
@@ -83,6 +90,10 @@ INCLUDE_DOCUMENT: Include
 INCLUDE_CONTENT: Include
 INCLUDE_URI: Include
 INCLUDE_NAMED_VECTORS: Include
+BACKUP_KIND_UNSPECIFIED: BackupKind
+BACKUP_KIND_AUTO: BackupKind
+BACKUP_KIND_FULL: BackupKind
+BACKUP_KIND_INCREMENTAL: BackupKind
 
 class Vectors(_message.Message):
     __slots__ = ("data", "count", "dimension", "element_type")
@@ -307,12 +318,14 @@ class ListAliasesResponse(_message.Message):
     def __init__(self, aliases: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class InsertRequest(_message.Message):
-    __slots__ = ("collection", "records")
+    __slots__ = ("collection", "records", "request_id")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     collection: str
     records: RecordBatch
-    def __init__(self, collection: _Optional[str] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ...) -> None: ...
+    request_id: str
+    def __init__(self, collection: _Optional[str] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class InsertResponse(_message.Message):
     __slots__ = ("sequence", "count")
@@ -323,12 +336,14 @@ class InsertResponse(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class UpsertRequest(_message.Message):
-    __slots__ = ("collection", "records")
+    __slots__ = ("collection", "records", "request_id")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     collection: str
     records: RecordBatch
-    def __init__(self, collection: _Optional[str] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ...) -> None: ...
+    request_id: str
+    def __init__(self, collection: _Optional[str] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class UpsertResponse(_message.Message):
     __slots__ = ("sequence", "count")
@@ -339,14 +354,16 @@ class UpsertResponse(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class UpdateRequest(_message.Message):
-    __slots__ = ("collection", "records", "clear")
+    __slots__ = ("collection", "records", "clear", "request_id")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     CLEAR_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     collection: str
     records: RecordBatch
     clear: _containers.RepeatedScalarFieldContainer[Include]
-    def __init__(self, collection: _Optional[str] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ..., clear: _Optional[_Iterable[_Union[Include, str]]] = ...) -> None: ...
+    request_id: str
+    def __init__(self, collection: _Optional[str] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ..., clear: _Optional[_Iterable[_Union[Include, str]]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class UpdateResponse(_message.Message):
     __slots__ = ("sequence", "count")
@@ -357,14 +374,16 @@ class UpdateResponse(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class DeleteRequest(_message.Message):
-    __slots__ = ("collection", "ids", "filter")
+    __slots__ = ("collection", "ids", "filter", "request_id")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     collection: str
     ids: _containers.RepeatedScalarFieldContainer[str]
     filter: str
-    def __init__(self, collection: _Optional[str] = ..., ids: _Optional[_Iterable[str]] = ..., filter: _Optional[str] = ...) -> None: ...
+    request_id: str
+    def __init__(self, collection: _Optional[str] = ..., ids: _Optional[_Iterable[str]] = ..., filter: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class DeleteResponse(_message.Message):
     __slots__ = ("sequence", "count")
@@ -842,3 +861,195 @@ class CompactResponse(_message.Message):
     bytes_before: int
     bytes_after: int
     def __init__(self, purged_rows: _Optional[int] = ..., bytes_before: _Optional[int] = ..., bytes_after: _Optional[int] = ...) -> None: ...
+
+class BackupDatabaseRequest(_message.Message):
+    __slots__ = ("target", "collections", "kind", "skip_verify", "limit_bytes_s")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    COLLECTIONS_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SKIP_VERIFY_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_BYTES_S_FIELD_NUMBER: _ClassVar[int]
+    target: str
+    collections: _containers.RepeatedScalarFieldContainer[str]
+    kind: BackupKind
+    skip_verify: bool
+    limit_bytes_s: float
+    def __init__(self, target: _Optional[str] = ..., collections: _Optional[_Iterable[str]] = ..., kind: _Optional[_Union[BackupKind, str]] = ..., skip_verify: _Optional[bool] = ..., limit_bytes_s: _Optional[float] = ...) -> None: ...
+
+class BackupDatabaseResponse(_message.Message):
+    __slots__ = ("progress", "backup")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    BACKUP_FIELD_NUMBER: _ClassVar[int]
+    progress: BackupProgress
+    backup: BackupInfo
+    def __init__(self, progress: _Optional[_Union[BackupProgress, _Mapping]] = ..., backup: _Optional[_Union[BackupInfo, _Mapping]] = ...) -> None: ...
+
+class BackupProgress(_message.Message):
+    __slots__ = ("stage", "collection", "rows", "total_rows", "bytes")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_ROWS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    collection: str
+    rows: int
+    total_rows: int
+    bytes: int
+    def __init__(self, stage: _Optional[str] = ..., collection: _Optional[str] = ..., rows: _Optional[int] = ..., total_rows: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class BackupInfo(_message.Message):
+    __slots__ = ("id", "kind", "chain", "parent", "taken_at_us", "bytes", "files", "collections")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    TAKEN_AT_US_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    COLLECTIONS_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    kind: str
+    chain: str
+    parent: str
+    taken_at_us: int
+    bytes: int
+    files: int
+    collections: _containers.RepeatedCompositeFieldContainer[BackupCollection]
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., chain: _Optional[str] = ..., parent: _Optional[str] = ..., taken_at_us: _Optional[int] = ..., bytes: _Optional[int] = ..., files: _Optional[int] = ..., collections: _Optional[_Iterable[_Union[BackupCollection, _Mapping]]] = ...) -> None: ...
+
+class BackupCollection(_message.Message):
+    __slots__ = ("name", "sequence", "since", "oldest_sequence", "count", "rows", "bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    OLDEST_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    sequence: int
+    since: int
+    oldest_sequence: int
+    count: int
+    rows: int
+    bytes: int
+    def __init__(self, name: _Optional[str] = ..., sequence: _Optional[int] = ..., since: _Optional[int] = ..., oldest_sequence: _Optional[int] = ..., count: _Optional[int] = ..., rows: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class ListBackupsRequest(_message.Message):
+    __slots__ = ("target",)
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    target: str
+    def __init__(self, target: _Optional[str] = ...) -> None: ...
+
+class ListBackupsResponse(_message.Message):
+    __slots__ = ("backups",)
+    BACKUPS_FIELD_NUMBER: _ClassVar[int]
+    backups: _containers.RepeatedCompositeFieldContainer[BackupInfo]
+    def __init__(self, backups: _Optional[_Iterable[_Union[BackupInfo, _Mapping]]] = ...) -> None: ...
+
+class VerifyBackupsRequest(_message.Message):
+    __slots__ = ("target", "backup")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    BACKUP_FIELD_NUMBER: _ClassVar[int]
+    target: str
+    backup: str
+    def __init__(self, target: _Optional[str] = ..., backup: _Optional[str] = ...) -> None: ...
+
+class VerifyBackupsResponse(_message.Message):
+    __slots__ = ("progress", "report")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    progress: BackupProgress
+    report: BackupReport
+    def __init__(self, progress: _Optional[_Union[BackupProgress, _Mapping]] = ..., report: _Optional[_Union[BackupReport, _Mapping]] = ...) -> None: ...
+
+class BackupReport(_message.Message):
+    __slots__ = ("ok", "backups", "files", "bytes", "problems", "incomplete")
+    OK_FIELD_NUMBER: _ClassVar[int]
+    BACKUPS_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    INCOMPLETE_FIELD_NUMBER: _ClassVar[int]
+    ok: bool
+    backups: int
+    files: int
+    bytes: int
+    problems: _containers.RepeatedScalarFieldContainer[str]
+    incomplete: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ok: _Optional[bool] = ..., backups: _Optional[int] = ..., files: _Optional[int] = ..., bytes: _Optional[int] = ..., problems: _Optional[_Iterable[str]] = ..., incomplete: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class RestoreBackupRequest(_message.Message):
+    __slots__ = ("target", "backup", "collections", "at_us", "sequence")
+    class CollectionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    BACKUP_FIELD_NUMBER: _ClassVar[int]
+    COLLECTIONS_FIELD_NUMBER: _ClassVar[int]
+    AT_US_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    target: str
+    backup: str
+    collections: _containers.ScalarMap[str, str]
+    at_us: int
+    sequence: int
+    def __init__(self, target: _Optional[str] = ..., backup: _Optional[str] = ..., collections: _Optional[_Mapping[str, str]] = ..., at_us: _Optional[int] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class RestoreBackupResponse(_message.Message):
+    __slots__ = ("progress", "result")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    progress: BackupProgress
+    result: RestoreResult
+    def __init__(self, progress: _Optional[_Union[BackupProgress, _Mapping]] = ..., result: _Optional[_Union[RestoreResult, _Mapping]] = ...) -> None: ...
+
+class RestoreResult(_message.Message):
+    __slots__ = ("backup", "collections", "aliases")
+    class AliasesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    BACKUP_FIELD_NUMBER: _ClassVar[int]
+    COLLECTIONS_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    backup: str
+    collections: _containers.RepeatedCompositeFieldContainer[RestoredCollection]
+    aliases: _containers.ScalarMap[str, str]
+    def __init__(self, backup: _Optional[str] = ..., collections: _Optional[_Iterable[_Union[RestoredCollection, _Mapping]]] = ..., aliases: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class RestoredCollection(_message.Message):
+    __slots__ = ("name", "source", "sequence", "count")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    source: str
+    sequence: int
+    count: int
+    def __init__(self, name: _Optional[str] = ..., source: _Optional[str] = ..., sequence: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
+
+class PruneBackupsRequest(_message.Message):
+    __slots__ = ("target", "keep", "incomplete_older_than_s")
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
+    INCOMPLETE_OLDER_THAN_S_FIELD_NUMBER: _ClassVar[int]
+    target: str
+    keep: int
+    incomplete_older_than_s: float
+    def __init__(self, target: _Optional[str] = ..., keep: _Optional[int] = ..., incomplete_older_than_s: _Optional[float] = ...) -> None: ...
+
+class PruneBackupsResponse(_message.Message):
+    __slots__ = ("removed",)
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    removed: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, removed: _Optional[_Iterable[str]] = ...) -> None: ...

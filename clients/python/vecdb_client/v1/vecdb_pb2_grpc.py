@@ -160,6 +160,31 @@ class VecdbServiceStub:
                 request_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.CompactRequest.SerializeToString,
                 response_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.CompactResponse.FromString,
                 _registered_method=True)
+        self.BackupDatabase = channel.unary_stream(
+                '/vecdb.v1.VecdbService/BackupDatabase',
+                request_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.BackupDatabaseRequest.SerializeToString,
+                response_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.BackupDatabaseResponse.FromString,
+                _registered_method=True)
+        self.ListBackups = channel.unary_unary(
+                '/vecdb.v1.VecdbService/ListBackups',
+                request_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.ListBackupsRequest.SerializeToString,
+                response_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.ListBackupsResponse.FromString,
+                _registered_method=True)
+        self.VerifyBackups = channel.unary_stream(
+                '/vecdb.v1.VecdbService/VerifyBackups',
+                request_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.VerifyBackupsRequest.SerializeToString,
+                response_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.VerifyBackupsResponse.FromString,
+                _registered_method=True)
+        self.RestoreBackup = channel.unary_stream(
+                '/vecdb.v1.VecdbService/RestoreBackup',
+                request_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.RestoreBackupRequest.SerializeToString,
+                response_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.RestoreBackupResponse.FromString,
+                _registered_method=True)
+        self.PruneBackups = channel.unary_unary(
+                '/vecdb.v1.VecdbService/PruneBackups',
+                request_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.PruneBackupsRequest.SerializeToString,
+                response_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.PruneBackupsResponse.FromString,
+                _registered_method=True)
 
 
 class VecdbServiceServicer:
@@ -355,6 +380,42 @@ class VecdbServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BackupDatabase(self, request, context):
+        """Admin: backs up collections, below what the server's setting backup_root names, while it serves. Streams
+        how far it is, then the result. Ending the call ends the backup, and nothing of it is left.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBackups(self, request, context):
+        """Admin: the complete backups of a target, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyBackups(self, request, context):
+        """Admin: reads backups and says what is wrong with them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreBackup(self, request, context):
+        """Admin: makes collections of this database from a backup. They appear at once, at the end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PruneBackups(self, request, context):
+        """Admin: removes old chains of backups, and what interrupted ones have left.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VecdbServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -482,6 +543,31 @@ def add_VecdbServiceServicer_to_server(servicer, server):
                     servicer.Compact,
                     request_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.CompactRequest.FromString,
                     response_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.CompactResponse.SerializeToString,
+            ),
+            'BackupDatabase': grpc.unary_stream_rpc_method_handler(
+                    servicer.BackupDatabase,
+                    request_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.BackupDatabaseRequest.FromString,
+                    response_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.BackupDatabaseResponse.SerializeToString,
+            ),
+            'ListBackups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBackups,
+                    request_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.ListBackupsRequest.FromString,
+                    response_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.ListBackupsResponse.SerializeToString,
+            ),
+            'VerifyBackups': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyBackups,
+                    request_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.VerifyBackupsRequest.FromString,
+                    response_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.VerifyBackupsResponse.SerializeToString,
+            ),
+            'RestoreBackup': grpc.unary_stream_rpc_method_handler(
+                    servicer.RestoreBackup,
+                    request_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.RestoreBackupRequest.FromString,
+                    response_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.RestoreBackupResponse.SerializeToString,
+            ),
+            'PruneBackups': grpc.unary_unary_rpc_method_handler(
+                    servicer.PruneBackups,
+                    request_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.PruneBackupsRequest.FromString,
+                    response_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.PruneBackupsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1160,6 +1246,141 @@ class VecdbService:
             '/vecdb.v1.VecdbService/Compact',
             vecdb__client_dot_v1_dot_vecdb__pb2.CompactRequest.SerializeToString,
             vecdb__client_dot_v1_dot_vecdb__pb2.CompactResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BackupDatabase(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vecdb.v1.VecdbService/BackupDatabase',
+            vecdb__client_dot_v1_dot_vecdb__pb2.BackupDatabaseRequest.SerializeToString,
+            vecdb__client_dot_v1_dot_vecdb__pb2.BackupDatabaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBackups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vecdb.v1.VecdbService/ListBackups',
+            vecdb__client_dot_v1_dot_vecdb__pb2.ListBackupsRequest.SerializeToString,
+            vecdb__client_dot_v1_dot_vecdb__pb2.ListBackupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyBackups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vecdb.v1.VecdbService/VerifyBackups',
+            vecdb__client_dot_v1_dot_vecdb__pb2.VerifyBackupsRequest.SerializeToString,
+            vecdb__client_dot_v1_dot_vecdb__pb2.VerifyBackupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/vecdb.v1.VecdbService/RestoreBackup',
+            vecdb__client_dot_v1_dot_vecdb__pb2.RestoreBackupRequest.SerializeToString,
+            vecdb__client_dot_v1_dot_vecdb__pb2.RestoreBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PruneBackups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vecdb.v1.VecdbService/PruneBackups',
+            vecdb__client_dot_v1_dot_vecdb__pb2.PruneBackupsRequest.SerializeToString,
+            vecdb__client_dot_v1_dot_vecdb__pb2.PruneBackupsResponse.FromString,
             options,
             channel_credentials,
             insecure,

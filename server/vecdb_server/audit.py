@@ -1,0 +1,100 @@
+"""The audit log: who changed what, one JSON object a line. No secrets, no contents, no ids of records.
+
+    {"time": ..., "key": "k3v8…", "certificate": "", "peer": "10.0.0.7", "method": "Insert",
+     "collection": "docs", "count": 100, "sequence": 41, "code": "OK", "reason": ""}
+
+Calls that change something are written whatever came of them, and so is every call that was refused for want
+of a key or of a right, up to some a second: a stranger must not be able to fill the disk.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import json
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("vecdb.server")
+
+REFUSALS_A_SECOND = 50
+_COMPLAIN_EVERY_S = 60.0
+
+
+class AuditLog:
+    """Appends to a file; begins a new one at `max_bytes` and keeps `files` of them. Any thread.
+
+    `<file>` is the newest, `<file>.1` the one before. A line that cannot be written is lost: the call
+    has happened by then; the server's log says so.
+    """
+
+    def __init__(self, path: Path, max_bytes: int, files: int) -> None:
+        """Opens the file; OSError when that is not possible."""
+        self._path = path
+        self._max_bytes = max_bytes
+        self._files = files
+        self._lock = threading.Lock()
+        self._second = 0
+        self._refused = 0
+        self._left_out = 0
+        self._complained_s = -_COMPLAIN_EVERY_S
+        self._open()
+
+    def _open(self) -> None:
+        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._size = os.fstat(self._descriptor).st_size
+
+    def write(self, **fields: Any) -> None:
+        """Appends a line with the time of day. It is with the system when this returns."""
+        with self._lock:
+            self._append(fields)
+
+    def write_refusal(self, **fields: Any) -> None:
+        """As `write`, for what a stranger can cause at will: beyond 50 a second only a number is kept."""
+        with self._lock:
+            second = int(time.monotonic())
+            if second != self._second:
+                self._second, self._refused = second, 0
+                if self._left_out:
+                    self._append({"event": "refusals left out", "count": self._left_out})
+                    self._left_out = 0
+            self._refused += 1
+            if self._refused > REFUSALS_A_SECOND:
+                self._left_out += 1
+                return
+            self._append(fields)
+
+    def _append(self, fields: dict[str, Any]) -> None:
+        now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": now, **fields}) + "\n"
+        try:
+            if self._size and self._size + len(line) > self._max_bytes:
+                self._turn()
+            self._size += os.write(self._descriptor, line.encode())
+        except OSError as error:
+            if time.monotonic() - self._complained_s > _COMPLAIN_EVERY_S:
+                self._complained_s = time.monotonic()
+                log.error("the audit log %s cannot be written: %s", self._path, error)
+
+    def _turn(self) -> None:
+        """Moves each file one on; the last one is gone."""
+        names = [self._path, *(Path(f"{self._path}.{n}") for n in range(1, self._files))]
+        for newer, older in reversed(list(itertools.pairwise(names))):
+            if newer.exists():
+                os.replace(newer, older)
+        os.close(self._descriptor)
+        if self._files == 1:
+            self._path.unlink(missing_ok=True)
+        self._open()
+
+    def close(self) -> None:
+        """Closes the file; later lines are lost, with a complaint."""
+        with self._lock:
+            if self._left_out:
+                self._append({"event": "refusals left out", "count": self._left_out})
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -1,0 +1,222 @@
+"""What every call of ours passes before and after its handler: key, rights, limits, audit."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from vecdb.errors import InvalidSetting, PermissionDenied, Unauthenticated
+
+from . import keys
+from .access import CALLER, ROLE_OF, Caller
+from .audit import AuditLog
+from .keys import Key
+from .limits import Limits, Peers
+from .status import code_of
+
+log = logging.getLogger("vecdb.server")
+
+_LOOK_EVERY_S = 1.0
+_SCHEME = "bearer "
+_END = object()
+_NAME_CHARS = 128
+
+
+class KeyRing:
+    """The keys of a file, read again when it changes: at the latest a second later. Any thread.
+
+    A file that has become unreadable changes nothing: the keys before stay good, and the log says so.
+    """
+
+    def __init__(self, path: Path, on_change: Callable[[set[str], set[str]], None]) -> None:
+        """InvalidSetting when the file cannot be read. `on_change` is told which ids came and went."""
+        self._path = path
+        self._on_change = on_change
+        self._lock = threading.Lock()
+        self._stamp = self._now()
+        self._keys = keys.load(path)
+        self._looked_s = time.monotonic()
+
+    def _now(self) -> tuple[int, int, int]:
+        try:
+            status = self._path.stat()
+        except OSError as error:
+            raise InvalidSetting(f"cannot read keys file {self._path}: {error.strerror}") from None
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def reload(self) -> bool:
+        """Reads the file if it has changed; whether it had. InvalidSetting keeps the keys before."""
+        with self._lock:
+            stamp = self._now()
+            if stamp == self._stamp:
+                return False
+            before, now_s = self._keys, time.time()
+            self._keys, self._stamp = keys.load(self._path), stamp
+            old = {i for i, key in before.items() if key.state(now_s) == "active"}
+            new = {i for i, key in self._keys.items() if key.state(now_s) == "active"}
+        self._on_change(new - old, old - new)
+        return True
+
+    def _look(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._looked_s < _LOOK_EVERY_S:
+            return
+        self._looked_s = now_s
+        try:
+            self.reload()
+        except InvalidSetting as error:
+            log.error("%s; the keys before stay in use", error.message)
+
+    def find(self, metadata: Any) -> Key:
+        """The key that the metadata of a call carry. Unauthenticated, which does not say why a key is bad."""
+        self._look()
+        given = next((value for name, value in metadata or () if name == "authorization"), None)
+        if given is None:
+            raise Unauthenticated(
+                "this server wants an API key: give `api_key` to connect, or the metadata entry "
+                "authorization: Bearer <key>"
+            )
+        text = given if isinstance(given, str) else given.decode("latin-1")
+        if text[: len(_SCHEME)].lower() == _SCHEME:
+            found = keys.parsed(text[len(_SCHEME) :].strip())
+            key = None if found is None else self._keys.get(found[0])
+            if found is not None and key is not None and key.accepts(found[1], time.time()):
+                return key
+        raise Unauthenticated(
+            "the API key is not one of this server's, or it has expired or was revoked; ask the operator"
+        )
+
+
+class Guard:
+    """Wraps handlers; see the head of this file. `ring` and `audit` None: no keys, no audit log."""
+
+    def __init__(
+        self, ring: KeyRing | None, audit: AuditLog | None, limits: Limits, peers: Peers
+    ) -> None:
+        self._ring = ring
+        self._audit = audit
+        self._limits = limits
+        self._peers = peers
+
+    def refusal(self, metadata: Any) -> Unauthenticated | None:
+        """Why a call cannot be taken, known before its request is read."""
+        if self._ring is None:
+            return None
+        try:
+            self._ring.find(metadata)
+        except Unauthenticated as error:
+            return error
+        return None
+
+    def refused(self, method: str, context: Any, error: Exception) -> None:
+        """Tells the audit log of a call that `refusal` has stopped."""
+        self._note(Caller(method, None, context.peer()), None, None, error)
+
+    def _caller(self, method: str, context: Any) -> Caller:
+        caller = Caller(method, None, context.peer())
+        if self._ring is not None:
+            caller.key = self._ring.find(context.invocation_metadata())
+        if self._audit is not None:
+            names = context.auth_context().get("x509_common_name", ())
+            caller.certificate = b",".join(names).decode(errors="replace")[:_NAME_CHARS]
+        return caller
+
+    def unary(self, method: str, behavior: Any) -> Any:
+        def guarded(request: Any, context: Any) -> Any:
+            caller = self._caller(method, context)
+            token = CALLER.set(caller)
+            try:
+                with self._peers.counted(caller.peer):
+                    self._limits.check(method, request)
+                    answer = behavior(request, context)
+            except Exception as error:
+                self._note(caller, request, None, error)
+                raise
+            finally:
+                CALLER.reset(token)
+            self._note(caller, request, answer, None)
+            return answer
+
+        return guarded
+
+    def stream(self, method: str, behavior: Any) -> Any:
+        def guarded(given: Any, context: Any) -> Iterator[Any]:
+            caller = self._caller(method, context)
+            last: list[Any] = [None]
+
+            def limited(request: Any) -> Any:
+                if last[0] is not None and self._ring is not None:
+                    # A stream may stay open for days: a key that was revoked ends with its next message.
+                    caller.key = self._ring.find(context.invocation_metadata())
+                last[0] = request
+                self._limits.check(method, request)
+                return request
+
+            try:
+                with self._peers.counted(caller.peer):
+                    taken = map(limited, given) if hasattr(given, "__next__") else limited(given)
+                    answers = iter(behavior(taken, context))
+                    while (answer := _next_as(caller, answers)) is not _END:
+                        self._note(caller, last[0], answer, None)
+                        yield answer
+            except Exception as error:
+                self._note(caller, last[0], None, error)
+                raise
+
+        return guarded
+
+    def _note(self, caller: Caller, request: Any, answer: Any, error: Exception | None) -> None:
+        """One line of the audit log, if the call belongs there."""
+        if self._audit is None:
+            return
+        refused = isinstance(error, Unauthenticated | PermissionDenied)
+        if not refused and ROLE_OF.get(caller.method) not in ("write", "admin"):
+            return
+        code = "OK" if error is None else getattr(code_of(error), "name", "INTERNAL")
+        (self._audit.write_refusal if refused else self._audit.write)(
+            key="" if caller.key is None else caller.key.id,
+            certificate=caller.certificate,
+            peer=caller.peer,
+            method=caller.method,
+            collection=caller.collection or _named(request),
+            **_beside(request),
+            count=getattr(answer, "count", 0),
+            sequence=getattr(answer, "sequence", 0),
+            code=code,
+            reason="" if error is None else str(getattr(error, "reason", "")),
+        )
+
+    def changed_keys(self, came: set[str], went: set[str]) -> None:
+        """Tells both logs that keys became good, or no longer are, by a change of their file."""
+        log.info("keys were read again", extra={"came": len(came), "went": len(went)})
+        if self._audit is not None:
+            self._audit.write(event="keys changed", came=sorted(came), went=sorted(went))
+
+
+def _next_as(caller: Caller, answers: Iterator[Any]) -> Any:
+    # Set for each step alone: a generator may be closed by another thread than the one that ran it.
+    token = CALLER.set(caller)
+    try:
+        return next(answers, _END)
+    finally:
+        CALLER.reset(token)
+
+
+def _named(request: Any) -> str:
+    """The name that a request gives for the collection it is about."""
+    for field in ("collection", "name", "alias"):
+        found = getattr(request, field, "")
+        found = getattr(found, "name", found)
+        if found:
+            return str(found)[:_NAME_CHARS]
+    return ""
+
+
+def _beside(request: Any) -> dict[str, str]:
+    """The second name of a call that has two."""
+    found = {name: getattr(request, name, "") for name in ("new_name", "alias")}
+    return {name: str(text)[:_NAME_CHARS] for name, text in found.items() if text}

@@ -1,0 +1,67 @@
+"""Collections for tests of backups, and what they should hold after each commit."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+
+NAMED = {"small": {"dimension": 2, "metric": "l2"}}
+ALL = ["vector", "metadata", "document", "content", "uri", "named_vectors"]
+
+
+def everything(collection):
+    """All records as a dict of id to what each holds."""
+    found = {}
+    for page in collection.scan(include=ALL, batch_size=500):
+        for record in page:
+            named = {name: vector.tolist() for name, vector in (record.named_vectors or {}).items()}
+            found[record.id] = (
+                record.vector.tolist(), record.metadata, record.document, record.content, record.uri, named,
+            )  # fmt: skip
+    return found
+
+
+def change(collection, rng: random.Random, ids: int = 60) -> None:
+    """One commit, of any verb."""
+    count = rng.choice([1, 3, 20, 45])
+    names = sorted({f"r{rng.randrange(ids)}" for _ in range(count)})
+    verb = rng.choice(["upsert", "upsert", "upsert", "update", "delete"])
+    stored = collection.get(names, include=[]).ids
+    if verb == "upsert" or not stored:
+        vectors = np.random.default_rng(rng.randrange(1 << 30)).standard_normal((len(names), 4))
+        collection.upsert(
+            names,
+            vectors,
+            metadata=[
+                {"n": rng.randrange(9), "t": [n, "x"]} if rng.random() < 0.7 else None
+                for n in names
+            ],
+            documents=[rng.choice([None, "", f"text of {n}"]) for n in names],
+            contents=[rng.choice([None, (bytes([rng.randrange(256)] * 9), "a/b")]) for _ in names],
+            uris=[rng.choice([None, f"u:{n}"]) for n in names],
+            named_vectors={"small": [rng.choice([None, [1.0, rng.random()]]) for _ in names]},
+        )
+    elif verb == "update":
+        collection.update(stored, metadata=[{"n": -1}] * len(stored))
+    else:
+        collection.delete(stored)
+
+
+def damage_of(path: Path, rng: random.Random, how: str) -> None:
+    """Breaks one file: a bit, its end, all of it, or another one in its place."""
+    data = bytearray(path.read_bytes())
+    if how == "bit":
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+    elif how == "short":
+        path.write_bytes(data[: rng.randrange(len(data))])
+    elif how == "longer":
+        path.write_bytes(data + b"\0")
+    elif how == "link":
+        aside = path.with_suffix(".aside")
+        path.rename(aside)
+        path.symlink_to(aside.name)
+    else:
+        path.unlink()

@@ -1,0 +1,375 @@
+"""Backups of an embedded database: what is in them, chains, targets, and what happens beside them."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from backup_rows import NAMED, change, everything
+from seeds import RUN_SEED
+
+import vecdb
+from vecdb import errors
+from vecdb.backup import taking
+
+
+@pytest.fixture
+def db(data_folder):
+    with vecdb.open(data_folder, history_s=0.0, auto_build=False) as opened:
+        yield opened
+
+
+@pytest.fixture(params=["here", "there"])
+def place(request, monkeypatch):
+    """In this process, and in one of its own, as large collections are copied."""
+    monkeypatch.setattr(taking, "SMALL_BYTES", 1 << 40 if request.param == "here" else -1)
+    return request.param
+
+
+def filled(db, name="docs", rows=3_000, **settings):
+    made = db.create_collection(name, dimension=4, **settings)
+    vectors = np.random.default_rng(rows).standard_normal((rows, 4))
+    made.insert([f"r{n}" for n in range(rows)], vectors, metadata=[{"n": n} for n in range(rows)])
+    return made
+
+
+def test_several_files_and_purged_rows(db, tmp_path, place, monkeypatch):
+    """A backup of many files, of rows of which some were purged, gives back what is live, with its numbers."""
+    from vecdb.backup import copying
+
+    if place == "here":
+        monkeypatch.setattr("vecdb.backup.sink.FILE_BYTES", 20_000)
+        monkeypatch.setattr(copying, "_GROUP_BYTES", 9_000)
+    docs = filled(db)
+    docs.delete([f"r{n}" for n in range(100, 900)])
+    docs.compact()
+    docs.upsert([f"r{n}" for n in range(2_000, 2_400)], np.ones((400, 4)))
+    told = []
+    info = db.backup(tmp_path / "b", progress=told.append)
+    assert info.files > (5 if place == "here" else 2)
+    assert [one.bytes for one in told] == sorted(one.bytes for one in told) != []
+    assert vecdb.verify_backups(tmp_path / "b").ok
+    vecdb.restore(tmp_path / "b", tmp_path / "new")
+    with vecdb.open(tmp_path / "new") as other:
+        again = other.get_collection("docs")
+        assert again.check().ok
+        assert everything(again) == everything(docs)
+        assert again.stats().rows == docs.stats().rows
+        core, original = again._core, docs._core
+        live = original.index.view.live_mask(0, original.index.view.n_rows)
+        assert np.array_equal(core.index.view.live_mask(0, core.index.view.n_rows), live)
+
+
+def test_a_hundred_increments_are_one_state(db, tmp_path):
+    """However often it was continued, a chain gives back the newest state, and each one before."""
+    print(f"seed {RUN_SEED}")
+    rng = random.Random(RUN_SEED)
+    docs = db.create_collection("docs", dimension=4, vectors=NAMED)
+    states = {}
+    for _ in range(25):
+        change(docs, rng)
+        states[db.backup(tmp_path / "b", verify=False).id] = everything(docs)
+    assert vecdb.verify_backups(tmp_path / "b").ok
+    for backup in rng.sample(sorted(states), 4):
+        name = f"at-{rng.randrange(1 << 30)}"
+        db.restore(tmp_path / "b", backup=backup, collections={"docs": name})
+        assert everything(db.get_collection(name)) == states[backup]
+
+
+def test_what_was_compacted_away_is_refused(db, tmp_path):
+    """A moment that was purged before the backup came is refused by name of those that are there."""
+    docs = filled(db, rows=300)
+    db.backup(tmp_path / "b")
+    docs.delete(["r1"])
+    docs.delete(["r2"])
+    docs.compact()
+    docs.delete(["r3"])
+    info = db.backup(tmp_path / "b")
+    assert (info.collections[0].since, info.collections[0].oldest_sequence) == (1, 3)
+    with pytest.raises(errors.BackupNotFound, match="from 3 to 4") as caught:
+        db.restore(tmp_path / "b", collections={"docs": "x"}, sequence=2)
+    assert caught.value.details["sequence"] == 3
+    for sequence, count in ((1, 300), (3, 298), (4, 297)):
+        made = db.restore(tmp_path / "b", collections={"docs": f"at-{sequence}"}, sequence=sequence)
+        assert made.collections[0].count == count
+        assert db.get_collection(f"at-{sequence}").check().ok
+
+
+def test_collections_come_and_go_within_a_chain(db, tmp_path):
+    """One made later is there in full, one dropped is not there any more, one renamed goes on."""
+    filled(db, "a", 50)
+    filled(db, "b", 60)
+    first = db.backup(tmp_path / "b")
+    db.drop_collection("b")
+    db.rename_collection("a", "renamed")
+    filled(db, "c", 70)
+    second = db.backup(tmp_path / "b")
+    assert {c.name: (c.since, c.rows) for c in second.collections} == {
+        "c": (0, 70),
+        "renamed": (1, 0),
+    }
+    vecdb.restore(tmp_path / "b", tmp_path / "second")
+    vecdb.restore(tmp_path / "b", tmp_path / "first", backup=first.id)
+    with vecdb.open(tmp_path / "second") as other:
+        assert {i.name: other.get_collection(i.name).count() for i in other.list_collections()} == {
+            "renamed": 50,
+            "c": 70,
+        }
+    with vecdb.open(tmp_path / "first") as other:
+        assert [i.name for i in other.list_collections()] == ["a", "b"]
+
+
+def test_a_collection_dropped_while_it_is_copied_is_left_out(db, tmp_path, place):
+    """A drop does not wait for a backup, and does not break it."""
+    filled(db, "a", 500)
+    filled(db, "b", 500)
+    dropped = []
+
+    def drop(progress):
+        if not dropped:
+            dropped.append(progress.collection)
+            db.drop_collection("b")
+
+    info = db.backup(tmp_path / "b", progress=drop)
+    assert [c.name for c in info.collections] == ["a"]
+    assert vecdb.verify_backups(tmp_path / "b").ok
+
+
+def test_a_folder_that_was_set_back_is_not_continued(data_folder, tmp_path):
+    """A database that was replaced by an older copy of its files begins anew in the next backup."""
+    with vecdb.open(data_folder) as db:
+        filled(db, rows=100)
+    shutil.copytree(data_folder, tmp_path / "copy")
+    with vecdb.open(data_folder) as db:
+        db.get_collection("docs").insert(["new"], np.ones((1, 4)))
+        db.backup(tmp_path / "b")
+    shutil.rmtree(data_folder)
+    (tmp_path / "copy").rename(data_folder)
+    with vecdb.open(data_folder) as db:
+        docs = db.get_collection("docs")
+        time.sleep(0.002)
+        docs.insert(["other"], np.ones((1, 4)))
+        docs.insert(["another"], np.ones((1, 4)))
+        info = db.backup(tmp_path / "b")
+        assert info.collections[0].since == 0
+        db.restore(tmp_path / "b", collections={"docs": "again"})
+        assert everything(db.get_collection("again")) == everything(docs)
+
+
+def test_writers_queries_and_compaction_beside_backups(db, tmp_path, place):
+    """Each backup that is taken beside writers is one moment of what they wrote: whole commits, up to its own."""
+    print(f"seed {RUN_SEED}")
+    docs = db.create_collection("docs", dimension=4)
+    docs.insert([f"r{n}" for n in range(500)], np.ones((500, 4)), metadata=[{"by": 0}] * 500)
+    stop, failures = threading.Event(), []
+    sums = {1: 500}
+
+    def write():
+        rng = random.Random(RUN_SEED)
+        number = 1
+        while not stop.is_set():
+            number += 1
+            ids = sorted({f"r{rng.randrange(500)}" for _ in range(80)})
+            vectors = np.random.default_rng(number).standard_normal((len(ids), 4))
+            sums[docs.upsert(ids, vectors, metadata=[{"by": number}] * len(ids)).sequence] = number
+
+    def others():
+        while not stop.is_set():
+            assert len(docs.query(np.ones((1, 4)), k=5).ids[0]) == 5
+            docs.compact()
+
+    def guarded(work):
+        try:
+            work()
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(work,)) for work in (write, others)]
+    for thread in threads:
+        thread.start()
+    infos = []
+    try:
+        for _ in range(5):
+            infos.append(db.backup(tmp_path / "b"))
+            time.sleep(0.05)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not failures
+    assert vecdb.verify_backups(tmp_path / "b").ok
+    for info in infos:
+        (held,) = info.collections
+        made = db.restore(tmp_path / "b", backup=info.id, collections={"docs": f"c{held.sequence}"})
+        again = db.get_collection(f"c{held.sequence}")
+        assert made.collections[0].count == held.count == 500
+        assert again.check().ok
+        newest = max(record[1].get("by", 0) for record in everything(again).values())
+        assert newest == sums[held.sequence] if held.sequence > 1 else newest == 0
+
+
+def test_compaction_waits_for_what_a_backup_still_copies(db, tmp_path):
+    """Rows that die while a backup runs keep their content until it is done, and are purged afterwards."""
+    docs = filled(db, rows=400)
+    seen = []
+
+    def compact(_):
+        if not seen:
+            docs.delete([f"r{n}" for n in range(200)])
+            seen.append(docs.compact().purged_rows)
+
+    info = db.backup(tmp_path / "b", progress=compact)
+    assert seen == [0]
+    assert info.collections[0].count == 400
+    assert docs.compact().purged_rows == 200
+    db.restore(tmp_path / "b", collections={"docs": "again"})
+    assert db.get_collection("again").count() == 400
+
+
+def test_a_reader_beside_the_writer_notices_that_it_was_overtaken(db, data_folder, tmp_path):
+    """A process that only reads cannot keep rows from being purged: its backup fails and says so."""
+    docs = filled(db, rows=200)
+    code = (
+        "import sys, vecdb\n"
+        "def wait(_):\n"
+        "    print('copied', flush=True)\n"
+        "    sys.stdin.readline()\n"
+        f"with vecdb.open({str(data_folder)!r}, read_only=True) as db:\n"
+        "    try:\n"
+        f"        db.backup({str(tmp_path / 'b')!r}, progress=wait)\n"
+        "    except vecdb.errors.Unavailable as error:\n"
+        "        print(error.reason, flush=True)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "copied\n"
+    docs.delete([f"r{n}" for n in range(100)])
+    docs.compact()
+    process.stdin.write("on\n" * 5)
+    process.stdin.close()
+    assert process.stdout.read().split()[-1] == "UNAVAILABLE"
+    assert process.wait() == 0
+    assert vecdb.list_backups(tmp_path / "b") == []
+
+
+def test_a_read_only_database_can_be_backed_up(data_folder, tmp_path):
+    """A process that only reads takes a backup beside the one that writes."""
+    with vecdb.open(data_folder) as db:
+        docs = filled(db, rows=100)
+        want = everything(docs)
+    with vecdb.open(data_folder, read_only=True) as reader:
+        reader.backup(tmp_path / "b")
+        with pytest.raises(errors.ReadOnly):
+            reader.restore(tmp_path / "b", collections={"docs": "x"})
+    vecdb.restore(tmp_path / "b", tmp_path / "new")
+    with vecdb.open(tmp_path / "new") as other:
+        assert everything(other.get_collection("docs")) == want
+
+
+def test_a_damaged_row_stops_a_backup(db, tmp_path, place):
+    """A row that fails its checksum in the store is named, and no backup hides the loss."""
+    docs = filled(db, rows=50)
+    env = docs._core.store._env
+    env.write(lambda t: t.put((7).to_bytes(8, "big"), b'{"n":8}', db=env.table("metadata")), "rows")
+    with pytest.raises(errors.Corrupted, match="row 7"):
+        db.backup(tmp_path / "b")
+    assert vecdb.list_backups(tmp_path / "b") == []
+
+
+@pytest.mark.parametrize("kind", ["memory", "local"])
+def test_object_stores(db, tmp_path, kind):
+    """Backups lie in an object store as in a folder."""
+    store = pytest.importorskip("obstore.store")
+    if kind == "memory":
+        target = store.MemoryStore()
+    else:
+        (tmp_path / "objects").mkdir()
+        target = store.LocalStore(tmp_path / "objects")
+    docs = filled(db, rows=300)
+    assert vecdb.list_backups(target) == []
+    db.backup(target)
+    docs.delete(["r1"])
+    second = db.backup(target)
+    assert second.kind == "incremental"
+    assert vecdb.verify_backups(target).ok
+    db.restore(target, collections={"docs": "again"})
+    assert everything(db.get_collection("again")) == everything(docs)
+    third = db.backup(target, kind="full")
+    assert len(vecdb.prune_backups(target, keep=1)) == 2
+    assert [one.id for one in vecdb.list_backups(target)] == [third.id]
+
+
+def test_targets_that_are_none(db, tmp_path):
+    """What is no target is refused by a typed error; file:// is a folder."""
+    filled(db, rows=10)
+    for given in ("", "a\0b", "nonsense://x/y", 7.5):
+        with pytest.raises((errors.InvalidArgument, errors.Unavailable, errors.BackupNotFound)):
+            db.backup(given)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(errors.Unavailable):
+        db.backup(tmp_path / "file")
+    db.backup(f"file://{tmp_path}/with%20space")
+    assert len(vecdb.list_backups(tmp_path / "with space")) == 1
+
+
+def test_a_rate_limit_is_kept(db, tmp_path, monkeypatch):
+    """`limit_bytes_s` makes a backup take as long as its bytes take at that rate."""
+    monkeypatch.setattr("vecdb.backup.sink.FILE_BYTES", 4_000)
+    monkeypatch.setattr("vecdb.backup.copying._GROUP_BYTES", 4_000)
+    filled(db, rows=400)
+    began = time.monotonic()
+    info = db.backup(tmp_path / "b", limit_bytes_s=60_000)
+    assert time.monotonic() - began > 0.6 * info.bytes / 60_000
+
+
+def test_restore_makes_a_database_or_nothing(db, tmp_path):
+    """A folder that holds something is refused, and a restore that fails leaves nothing behind."""
+    filled(db, rows=200)
+    info = db.backup(tmp_path / "b")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine").touch()
+    with pytest.raises(errors.AlreadyExists, match="taken"):
+        vecdb.restore(tmp_path / "b", tmp_path / "taken")
+    (tmp_path / "empty").mkdir()
+    vecdb.restore(tmp_path / "b", tmp_path / "empty")
+    with vecdb.open(tmp_path / "empty") as other:
+        assert other.get_collection("docs").count() == 200
+    (next((tmp_path / "b" / info.id).glob("*.chunk"))).write_bytes(b"VECDBCK1")
+    with pytest.raises(errors.BackupDamaged):
+        vecdb.restore(tmp_path / "b", tmp_path / "failed")
+    with pytest.raises(errors.BackupDamaged):
+        db.restore(tmp_path / "b", collections={"docs": "new"})
+    assert {path.name for path in tmp_path.iterdir()} == {"b", "data", "taken", "empty"}
+    assert len(list((tmp_path / "data" / "collections").iterdir())) == 1
+
+
+def test_more_fields_than_the_setting_allows(db, tmp_path):
+    """A restore keeps to `max_fields` as an insert does."""
+    filled(db, rows=5)
+    db.get_collection("docs").upsert(
+        ["x"], np.ones((1, 4)), metadata=[{f"f{n}": n for n in range(50)}]
+    )
+    db.backup(tmp_path / "b")
+    with pytest.raises(errors.LimitExceeded, match="max_fields"):
+        vecdb.restore(tmp_path / "b", tmp_path / "new", max_fields=20)
+    vecdb.restore(tmp_path / "b", tmp_path / "new", max_fields=51)
+
+
+def test_the_process_that_copies_may_die(db, tmp_path, monkeypatch):
+    """A copying process that is killed ends the backup with a typed error, and nothing of it is left."""
+    monkeypatch.setattr(taking, "SMALL_BYTES", -1)
+    filled(db, rows=300)
+    with monkeypatch.context() as armed:
+        armed.setenv("VECDB_FAILPOINTS", "backup.*=kill@3")
+        with pytest.raises(errors.Unavailable, match="died with exit code -9"):
+            db.backup(tmp_path / "b")
+    assert list((tmp_path / "b").iterdir()) == []
+    db.backup(tmp_path / "b")
+    assert vecdb.verify_backups(tmp_path / "b").ok

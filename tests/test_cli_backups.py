@@ -1,0 +1,80 @@
+"""The commands about backups, against a folder and against a server."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import serving
+
+import vecdb
+from vecdb_server import __main__ as command_line
+
+
+@pytest.fixture
+def call(capsys):
+    """Runs a command in this process; (exit code, what it printed)."""
+
+    def run(*words):
+        code = command_line.main([str(word) for word in words])
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    return run
+
+
+@pytest.fixture
+def folder(data_folder):
+    with vecdb.open(data_folder) as db:
+        db.create_collection("docs", dimension=2).insert(["a", "b"], [[1, 2], [2, 1]])
+        db.set_alias("live", "docs")
+    return data_folder
+
+
+def test_a_folder_is_backed_up_listed_verified_restored_and_pruned(call, folder, tmp_path):
+    """Without a server: backup, backups, verify, restore into a new folder and into the same, prune."""
+    target = tmp_path / "b"
+    code, text = call("backup", target, "--data", folder)
+    assert code == 0
+    assert "full" in text
+    assert "docs: 2 records at commit 1" in text
+    assert call("backup", target, "--data", folder, "--json")[1].count('"incremental"') == 1
+    code, text = call("backups", target)
+    assert code == 0
+    assert "docs (0-1)" in text
+    assert call("verify", target)[1].startswith("2 backups")
+    code, text = call("restore", target, "--into", tmp_path / "new", "--json")
+    assert code == 0
+    assert '"live"' in text
+    with vecdb.open(tmp_path / "new", read_only=True) as db:
+        assert db.get_collection("live").count() == 2
+    code, text = call(
+        "restore", target, "--collection", "docs:old", "--sequence", 0, "--data", folder
+    )
+    assert (code, text) == (0, "old: 0 records at commit 0, from docs\n")
+    code, text = call(
+        "backup", target, "--data", folder, "--kind", "full", "--keep", 1, "--no-verify"
+    )
+    assert code == 0
+    assert text.count("removed") == 2
+    assert len(vecdb.list_backups(target)) == 1
+    (path, *_) = target.glob("*/*.chunk")
+    path.write_bytes(b"nonsense")
+    code, text = call("verify", target)
+    assert code == 4
+    assert path.name in text
+    assert call("restore", target, "--into", tmp_path / "newer")[0] == 1
+    assert call("restore", tmp_path / "no", "--into", tmp_path / "newer")[0] == 1
+    assert call("restore", target, "--into", tmp_path / "newer", "--at", "soon")[0] == 2
+
+
+def test_a_server_backs_up_below_its_root(call, folder, tmp_path):
+    """With a server a target is a name below its backup_root."""
+    with serving(folder, backup_root=str(tmp_path / "root")) as address:
+        at = ("--server", address)
+        assert call("backup", "nightly", *at)[0] == 0
+        assert (tmp_path / "root" / "nightly").is_dir()
+        assert "docs (0-1)" in call("backups", "nightly", *at)[1]
+        assert call("verify", "nightly", *at)[0] == 0
+        code, text = call("restore", "nightly", "--collection", "docs:again", *at)
+        assert (code, text) == (0, "again: 2 records at commit 1, from docs\n")
+        assert call("prune", "nightly", "--keep", 1, *at) == (0, "")
+        assert call("backup", "../out", *at)[0] == 1

@@ -1,0 +1,264 @@
+"""What the clients do beyond sending: writes repeated and done once, delays honoured, calls reported."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from concurrent import futures
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from conftest import StartServer, wait_until
+
+import vecdb
+from vecdb_client import CallReport, aio, connect, errors, transport
+from vecdb_client.v1 import vecdb_pb2 as pb
+from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
+
+
+class Forgetful(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
+    """Loses the answers of the first calls of a real server: they are done, and UNAVAILABLE comes back."""
+
+    def __init__(self) -> None:
+        self.losses = 0
+
+    def intercept_service(self, continuation: Any, details: Any) -> Any:
+        handler = continuation(details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+
+        def answer(request: Any, context: Any) -> Any:
+            done = handler.unary_unary(request, context)
+            if self.losses:
+                self.losses -= 1
+                context.abort(grpc.StatusCode.UNAVAILABLE, "lost on the way")
+            return done
+
+        return grpc.unary_unary_rpc_method_handler(
+            answer, handler.request_deserializer, handler.response_serializer
+        )
+
+
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch, start: StartServer) -> tuple[Forgetful, str]:
+    """(what loses answers, address) of a server whose answers get lost."""
+    lost = Forgetful()
+    made = grpc.server
+    monkeypatch.setattr(
+        grpc,
+        "server",
+        lambda *a, interceptors=(), **k: made(*a, interceptors=[lost, *interceptors], **k),
+    )
+    return lost, start().address
+
+
+def test_a_write_whose_answer_is_lost_is_done_once(forgetful: Any) -> None:
+    """Inserts, upserts, updates and deletes succeed through lost answers, each as one commit."""
+    lost, address = forgetful
+    with connect(address) as db:
+        docs = db.create_collection("docs", dimension=2)
+        for n, write in enumerate((
+            lambda: docs.insert(["a", "b"], [[1, 2], [3, 4]]),
+            lambda: docs.upsert(["a"], [[1, 3]], metadata=[{"n": 1}]),
+            lambda: docs.update(["a"], documents=["text"]),
+            lambda: docs.delete(["b"]),
+            lambda: docs.delete(filter={"n": 1}),
+        )):  # fmt: skip
+            lost.losses = 2
+            assert write().sequence == n + 1
+        lost.losses = 3
+        done = docs.insert([f"r{i}" for i in range(50)], np.ones((50, 2)), batch_size=10)
+        assert (done.count, done.sequence) == (50, 10)
+        assert docs.count() == 50
+        lost.losses = 1
+        with pytest.raises(errors.Unavailable):
+            db.drop_collection("docs")  # not repeated: it has no id
+        assert db.list_collections() == []
+
+
+def test_a_caller_may_repeat_a_whole_write(forgetful: Any) -> None:
+    """With a request id of its own, a write in several messages that broke off is finished by calling again."""
+    lost, address = forgetful
+    ids, vectors = [f"r{i}" for i in range(50)], np.ones((50, 2))
+
+    async def again() -> int:
+        async with aio.connect(address) as db:
+            docs = await db.get_collection("docs")
+            done = await docs.insert(ids, vectors, batch_size=10, request_id="load-1")
+            return int(done.count)
+
+    with connect(address, retry_s=0) as db:
+        docs = db.create_collection("docs", dimension=2)
+        lost.losses = 1
+        with pytest.raises(errors.Unavailable):
+            docs.insert(ids, vectors, batch_size=10, request_id="load-1")
+        assert docs.count() == 10
+        assert docs.insert(ids, vectors, batch_size=10, request_id="load-1").count == 50
+        assert asyncio.run(again()) == 50
+        assert docs.count() == 50
+        assert docs.stats().sequence == 5
+        with pytest.raises(errors.InvalidBatch):
+            docs.delete(["r1"], request_id="x" * 60)
+
+
+class Busy(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-ignore]
+    """Refuses calls, with or without a delay."""
+
+    def __init__(self) -> None:
+        self.refusals = 0
+        self.delay: str | None = None
+        self.at_s: list[float] = []
+
+    def _refuse(self, context: Any) -> None:
+        self.at_s.append(time.monotonic())
+        if self.refusals:
+            self.refusals -= 1
+            if self.delay is not None:
+                context.set_trailing_metadata((("vecdb-retry-after-ms", self.delay),))
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+
+    def Count(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._refuse(context)
+        return pb.CountResponse(count=5)
+
+    def GetCollection(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return pb.GetCollectionResponse(collection=pb.Collection(name="docs", dimension=4))
+
+    def DropCollection(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self._refuse(context)
+        return pb.DropCollectionResponse()
+
+
+@pytest.fixture
+def busy() -> Iterator[Any]:
+    """(servicer, address)"""
+    servicer = Busy()
+    with futures.ThreadPoolExecutor(4) as pool:
+        server = grpc.server(pool)
+        add: Any = pb_grpc.add_VecdbServiceServicer_to_server
+        add(servicer, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield servicer, f"127.0.0.1:{port}"
+        server.stop(0).wait()
+
+
+def test_a_delay_that_the_server_names_is_honoured(busy: Any) -> None:
+    """A refused call, of whatever kind, comes again after the delay, not before; without one it does not."""
+    servicer, address = busy
+    with connect(address, retry_s=2) as db:
+        docs = db.get_collection("docs")
+        servicer.refusals, servicer.delay = 2, "400"
+        assert docs.count() == 5
+        gaps = np.diff(servicer.at_s)
+        assert len(gaps) == 2
+        assert gaps.min() >= 0.4
+        servicer.refusals = 1
+        db.drop_collection("docs")
+        servicer.refusals, servicer.delay = 1, None
+        with pytest.raises(errors.ResourceExhausted):
+            docs.count()
+        servicer.refusals, servicer.delay = 1_000, "400"
+        began_s = time.monotonic()
+        with pytest.raises(errors.ResourceExhausted) as caught:
+            docs.count(timeout_s=0.3)
+        assert time.monotonic() - began_s < 0.3
+        assert caught.value.details["retry_after_ms"] == 400
+        servicer.delay = "soon"
+        with pytest.raises(errors.ResourceExhausted):
+            docs.count()
+
+    async def asynchronous() -> None:
+        async with aio.connect(address, retry_s=2) as db:
+            found = await db.get_collection("docs")
+            servicer.refusals, servicer.delay = 1, "100"
+            assert await found.count() == 5
+
+    asyncio.run(asynchronous())
+
+
+def test_pauses_are_random_and_bounded() -> None:
+    """Pauses grow, differ from client to client, and add up to what was allowed."""
+    found = [list(transport.retry_pauses_s(5.0)) for _ in range(20)]
+    assert all(sum(pauses) == pytest.approx(5.0) for pauses in found)
+    assert len({pauses[0] for pauses in found}) > 10
+    assert all(0.05 <= pauses[0] <= 0.1 for pauses in found)
+    assert list(transport.retry_pauses_s(0)) == []
+    for wrong in (-1, "x", None, True):
+        with pytest.raises(errors.InvalidSetting, match="retry_s"):
+            connect("127.0.0.1", retry_s=wrong)  # type: ignore[arg-type]
+
+
+def test_calls_are_reported(forgetful: Any) -> None:
+    """Each call of both clients gives one report with method, code, attempts, time and bytes."""
+    lost, address = forgetful
+    reports: list[CallReport] = []
+
+    def hook(report: CallReport) -> None:
+        reports.append(report)
+        raise RuntimeError("a hook that fails changes nothing")
+
+    with connect(address, on_call=hook) as db:
+        docs = db.create_collection("docs", dimension=2)
+        lost.losses = 1
+        docs.insert(["a"], [[1, 2]], documents=["d" * 1_000])
+        list(docs.scan())
+        list(docs.ingest([(["b"], [[1, 2]])]))
+        with pytest.raises(errors.RecordExists):
+            docs.insert(["a"], [[1, 2]])
+
+    async def asynchronous() -> None:
+        async with aio.connect(address, on_call=hook) as db:
+            docs = await db.get_collection("docs")
+            await docs.query([1, 2])
+            async for _ in docs.scan():
+                pass
+            async for _ in docs.ingest([(["c"], [[1, 2]])]):
+                pass
+
+    asyncio.run(asynchronous())
+    assert [(r.method, r.code, r.attempts) for r in reports] == [
+        ("CreateCollection", "OK", 1), ("Insert", "OK", 2), ("Scan", "OK", 1), ("Ingest", "OK", 1),
+        ("Insert", "ALREADY_EXISTS", 1), ("GetCollection", "OK", 1), ("Query", "OK", 1),
+        ("Scan", "OK", 1), ("Ingest", "OK", 1),
+    ]  # fmt: skip
+    assert reports[1].sent_bytes > 2_000
+    assert reports[2].received_bytes > 1_000
+    assert all(r.seconds > 0 for r in reports)
+
+
+def test_a_thousand_queries_in_flight(start: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One asyncio client has 1,000 queries under way at once on one connection, and each gets its answer."""
+    server = start(max_concurrent=2_000)
+    gate = threading.Event()
+    query = vecdb.Collection.query
+
+    def slow(self: Any, *given: Any, **named: Any) -> Any:
+        assert gate.wait(60)
+        return query(self, *given, **named)
+
+    with connect(server.address) as db:
+        vectors = np.eye(1_000, dtype=np.float32)
+        db.create_collection("docs", dimension=1_000).insert(
+            [f"r{i}" for i in range(1_000)], vectors
+        )
+    monkeypatch.setattr(vecdb.Collection, "query", slow)
+
+    async def work() -> list[Any]:
+        async with aio.connect(server.address, timeout_s=120) as client:
+            docs = await client.get_collection("docs")
+            asked = [asyncio.create_task(docs.query(vectors[i], k=1)) for i in range(1_000)]
+
+            def all_under_way() -> None:
+                wait_until(lambda: server._pools.reads.busy >= 1_000, "1,000 queries wait", 60)
+                gate.set()
+
+            await asyncio.to_thread(all_under_way)
+            return list(await asyncio.gather(*asked))
+
+    found = asyncio.run(work())
+    assert [answer.ids for answer in found] == [[[f"r{i}"]] for i in range(1_000)]

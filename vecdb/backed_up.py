@@ -1,0 +1,153 @@
+"""The verbs of a database that back it up and restore into it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+from .backup import Source, fill, open_target, plan, take
+from .backup_types import (
+    BackupInfo,
+    BackupKind,
+    BackupTarget,
+    Progress,
+    RestoredCollection,
+    RestoreResult,
+)
+from .core import Core
+from .store import Catalog, CollectionStore, not_found, taken
+from .types import CollectionInfo
+
+
+class BackedUp(ABC):
+    """What `Database` does with backups, on the names and folders that it keeps."""
+
+    _catalog: Catalog
+    _options: Mapping[str, Any]
+    _closed: bool
+
+    @abstractmethod
+    def _check_open(self) -> None:
+        """Raises Closed."""
+
+    @abstractmethod
+    def _change(self) -> AbstractContextManager[None]:
+        """One change of names at a time, on a database that is open for writing."""
+
+    @abstractmethod
+    def _remove(self, token: str, what: str) -> None:
+        """Removes the folder of a collection that nothing names."""
+
+    @abstractmethod
+    def _make_folder(self, token: str, info: CollectionInfo) -> None:
+        """A complete and durable collection folder that nothing points to yet."""
+
+    @abstractmethod
+    def _open_store(self, name: str, token: str) -> CollectionStore:
+        """The store in it."""
+
+    @abstractmethod
+    def _core(self, name: str, token: str) -> Core:
+        """The open collection, loaded when it was not."""
+
+    def backup(
+        self,
+        target: BackupTarget,
+        *,
+        collections: Iterable[str] | None = None,
+        kind: BackupKind = "auto",
+        verify: bool = True,
+        limit_bytes_s: float | None = None,
+        progress: Progress = lambda _: None,
+    ) -> BackupInfo:
+        """Backs up collections (default: all), with aliases, as of now; others read and write meanwhile.
+
+        `target`: a folder, made when it is missing; a URL such as `s3://bucket/path`, or a store of
+        obstore (`pip install vecdb[backup]`). `kind` full copies everything; incremental what came since
+        the newest backup there that holds any of the collections; auto the latter where there is one.
+        With `verify` each file is read back. `limit_bytes_s` bounds the rate of writing. Compaction keeps
+        what is still to be copied. An interrupted backup has no manifest and counts as none.
+        Raises CollectionNotFound, BackupNotFound (incremental, and nothing to continue), BackupDamaged,
+        Corrupted (a row fails its checksum), StorageFull, Unavailable, MissingDependency.
+        """
+        self._check_open()
+        names = self._catalog.names()
+        tokens = set(names.of)
+        if collections is not None:
+            given = [collections] if isinstance(collections, str) else collections
+            tokens = {self._token(name) for name in given}
+        sources = [
+            Source(name, token, self._core(name, token), partial(self._is_gone, token))
+            for name, token in names.collections.items()
+            if token in tokens
+        ]
+        return take(
+            open_target(target), sources, names.aliases,
+            kind=kind, verify=verify, limit_bytes_s=limit_bytes_s, progress=progress,
+        )  # fmt: skip
+
+    def _token(self, name: str) -> str:
+        token = self._catalog.names().token(name) if isinstance(name, str) else None
+        if token is None:
+            raise not_found(name)
+        return token
+
+    def _is_gone(self, token: str) -> bool:
+        return not self._closed and token not in self._catalog.names().of
+
+    def restore(
+        self,
+        source: BackupTarget,
+        *,
+        backup: str | None = None,
+        collections: Iterable[str] | Mapping[str, str] | None = None,
+        at: dt.datetime | None = None,
+        sequence: int | None = None,
+        progress: Progress = lambda _: None,
+    ) -> RestoreResult:
+        """Makes collections from a backup; `collections` names some, or maps their names to new ones.
+
+        `backup` is an id, default the newest, or with `at` the first taken since. `at` (aware, or local
+        time) restores each collection as it was then; `sequence` the one collection named, as it was
+        right after that commit. Ids, row numbers and sequences are those of the original; indexes are
+        built anew, and there is no history before the moment restored. Aliases come along when
+        everything is restored. All of it appears at once, at the end, or nothing does.
+        Raises CollectionExists, BackupNotFound (also for a moment that was compacted away), BackupDamaged,
+        FormatMismatch, LimitExceeded (max_fields), StorageFull, Unavailable, ReadOnly.
+        """
+        with self._change():
+            pass  # refuses at once what it would refuse at the end
+        target = open_target(source)
+        planned = plan(target, backup=backup, collections=collections, at=at, sequence=sequence)
+        names = self._catalog.names()
+        for name in (*(one.info.name for one in planned.wanted), *planned.aliases):
+            if name in names.collections or name in names.aliases:
+                raise taken(name)
+        tokens: dict[str, str] = {}
+        made = []
+        try:
+            for one in planned.wanted:
+                name, token = one.info.name, secrets.token_hex(8)
+                tokens[name] = token
+                self._make_folder(token, one.info)
+                store = self._open_store(name, token)
+                try:
+                    reached, count = fill(
+                        target, one, store, int(self._options["max_fields"]), progress
+                    )
+                finally:
+                    store.close()
+                made.append(RestoredCollection(name, one.source, reached, count))
+            with self._change():
+                self._catalog.add_all(tokens, planned.aliases)
+        except BaseException:
+            if self._closed or self._catalog.names().of.keys().isdisjoint(tokens.values()):
+                for token in tokens.values():
+                    self._remove(token, "restore")
+            raise
+        return RestoreResult(planned.backup, made, planned.aliases)

@@ -1,0 +1,19 @@
+"""Backups of a database that goes on serving: taking, verifying, restoring and removing them."""
+
+from .chains import list_backups
+from .restoring import fill, plan
+from .retention import prune_backups
+from .taking import Source, take
+from .target import open_target
+from .verifying import verify_backups
+
+__all__ = [
+    "Source",
+    "fill",
+    "list_backups",
+    "open_target",
+    "plan",
+    "prune_backups",
+    "take",
+    "verify_backups",
+]

@@ -1,0 +1,119 @@
+"""Copying one collection: its rows, then its history, from the store into files of a backup.
+
+Done in this process for what is small, else in one of its own (`child`): see there why.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import msgspec
+import numpy as np
+
+from ..errors import Corrupted, Unavailable
+from ..store import Reader, copy_deaths, copy_log, copy_rows
+from . import chunk
+from .manifest import File
+from .sink import Sink
+
+_GROUP_BYTES = 1 << 20
+"""Copied in one transaction, about 2 ms."""
+_ENTRIES = 16_384
+_MASK_ROWS = 1 << 22
+
+Read = Callable[[], AbstractContextManager[Reader]]
+
+
+class Job(msgspec.Struct, frozen=True):
+    """What of a collection is to be copied: commits (since, sequence], rows [first_row, next_row)."""
+
+    name: str
+    since: int
+    sequence: int
+    first_row: int
+    next_row: int
+
+
+class Copied(msgspec.Struct, frozen=True):
+    """The files made, and what the store said at the end; see `manifest.Part`."""
+
+    rows: list[File]
+    history: list[File]
+    base_sequence: int
+    base_row: int
+    time_us: int
+
+
+def copy(read: Read, job: Job, sink: Sink, at_row: Callable[[int], None]) -> Copied:
+    """Copies by transactions that `read` gives; `at_row` is told how far it has come.
+
+    Raises Corrupted when a row fails its checksum, Unavailable when another process has compacted what
+    was to be copied.
+    """
+    row = job.first_row
+    while row < job.next_row:
+        end = min(row + chunk.MAX_GROUP_ROWS, job.next_row)
+        with read() as reader:
+            piece = copy_rows(reader, row, end, _GROUP_BYTES)
+        damaged = piece.damaged()
+        if len(damaged):
+            raise Corrupted(
+                f"row {damaged[0]} of collection {job.name!r} fails its checksum, and so do "
+                f"{len(damaged) - 1} more near it; run check. No backup was written: it would hide the loss",
+                row=int(damaged[0]),
+            )
+        row = piece.end
+        at_row(row)
+        sink.add(chunk.pack_rows(piece), piece.first, row)
+    rows = sink.take(row)
+    time_us = _copy_history(read, job, sink)
+    with read() as reader:
+        horizon = reader.horizon()
+        base = max(job.since, horizon)
+        base_row = job.first_row if base == job.since else job.next_row
+        if job.since < base < job.sequence:
+            base_row = next(reader.log(base)).first_row
+    if horizon > job.sequence:
+        raise Unavailable(
+            f"collection {job.name!r} was compacted by another process behind commit {job.sequence}, which "
+            "the backup was of; repeat it, or let that process take it"
+        )
+    return Copied(rows, sink.take(0), base, base_row, time_us)
+
+
+def _copy_history(read: Read, job: Job, sink: Sink) -> int:
+    """Deaths, commits and purged rows, in this order: a row that is purged meanwhile is in the last if it
+    is not in the first. The time of the newest commit, 0 where the log has none."""
+    if job.sequence == job.since:
+        return 0
+    row = 0
+    while row >= 0:
+        with read() as reader:
+            rows, sequences, row = copy_deaths(reader, row, _ENTRIES)
+        fresh = (sequences > job.since) & (sequences <= job.sequence) & (rows < job.next_row)
+        if fresh.any():
+            sections = {
+                "dead_rows": rows[fresh].astype("<u8"),
+                "dead_sequences": sequences[fresh].astype("<u8"),
+            }
+            sink.add(chunk.pack(0, job.next_row, sections), 0, 0)
+    time_us, at = 0, job.since
+    while at < job.sequence:
+        with read() as reader:
+            log = copy_log(reader, at, job.sequence, _ENTRIES)
+        if log is None:
+            break
+        at = log.sequence + len(log.times_us) - 1
+        time_us = int(log.times_us[-1]) if at == job.sequence else 0
+        sections = {"times_us": log.times_us, "end_rows": log.end_rows.astype("<u8")}
+        sink.add(chunk.pack(log.sequence, at + 1, sections), 0, 0)
+    edges = [*range(0, job.next_row, _MASK_ROWS), job.next_row]
+    for start, stop in itertools.pairwise(edges):
+        with read() as reader:
+            purged = reader.purged_mask(start, stop)
+        if purged.any():
+            bits = np.packbits(purged, bitorder="little")
+            sink.add(chunk.pack(start, stop, {"purged": bits}), 0, 0)
+    return time_us

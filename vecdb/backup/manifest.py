@@ -1,0 +1,256 @@
+"""The manifest: what a backup holds, written last, so that a backup without one is litter.
+
+A backup is a folder `<id>` in its target, of files that are never changed:
+
+    <id>/000001.chunk …    rows, then history, see `chunk`
+    <id>/manifest.json     one line of JSON (`Manifest`), and one with its SHA-256
+
+A manifest names every file with its bytes and its SHA-256, and the manifest that it continues with its
+SHA-256: so who trusts the last one of a chain can check all the rest. One that comes from a
+stranger is held to the bounds below before anything else is looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import hashlib
+import re
+import secrets
+
+import msgspec
+
+from ..backup_types import BackupCollection, BackupInfo
+from ..collection_info import check_info, check_name, from_json
+from ..errors import BackupDamaged, FormatMismatch, VecdbError
+from ..types import CollectionInfo
+
+FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+MAX_MANIFEST_BYTES = 256 << 20
+MAX_FILE_BYTES = 256 << 20
+"""A chunk has some 32 MiB; it is larger by the last of its rows, of 53 MiB at most."""
+MAX_NUMBER = (1 << 63) - 1
+
+_ID = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z-[0-9a-f]{8}")
+_ID_TIME = "%Y%m%dT%H%M%S.%fZ"
+_FILE = re.compile(r"[0-9]{6,9}\.chunk")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_TOKEN = re.compile(r"[0-9a-f]{16}")
+
+
+class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One file. `first` and `end` are the rows it holds; both 0 for history."""
+
+    name: str
+    bytes: int
+    sha256: str
+    first: int = 0
+    end: int = 0
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a backup holds of one collection: rows [first_row, next_row), and what happened in commits
+    (base_sequence, sequence], to be put behind what an earlier backup holds up to `since`.
+
+    `since` is 0 for all of it. Moments between `since` and `base_sequence` were compacted away before
+    the backup came. `base_row` rows had been given out at `base_sequence`, `live` counts the records at
+    `sequence`, which was committed at `time_us` (0: unknown, no commit left in the log).
+    """
+
+    name: str
+    token: str
+    settings: str
+    since: int
+    base_sequence: int
+    sequence: int
+    first_row: int
+    base_row: int
+    next_row: int
+    live: int
+    time_us: int
+    rows: list[File]
+    history: list[File]
+
+
+class Parent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The backup that this one continues, and the SHA-256 of its manifest."""
+
+    id: str
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole backup. `chain` is the id of the full backup that it goes back to. It shows all collections
+    at `taken_us`."""
+
+    format: int
+    id: str
+    chain: str
+    parent: Parent | None
+    taken_us: int
+    collections: list[Part]
+    aliases: dict[str, str]
+
+
+def new_id(now: dt.datetime) -> str:
+    """Ids sort by their time, in UTC."""
+    return f"{now.strftime(_ID_TIME)}-{secrets.token_hex(4)}"
+
+
+def begun_at(backup: str) -> dt.datetime:
+    """When a backup was begun, by its id; for one whose time is none, such as a 13th month, 1970."""
+    try:
+        return dt.datetime.strptime(backup.partition("-")[0], _ID_TIME).replace(tzinfo=dt.UTC)
+    except ValueError:
+        return moment(0)
+
+
+def is_id(text: object) -> bool:
+    return isinstance(text, str) and _ID.fullmatch(text) is not None
+
+
+def encode(manifest: Manifest) -> tuple[bytes, str]:
+    """(the file, the SHA-256 of its first line)."""
+    line = msgspec.json.encode(manifest)
+    digest = hashlib.sha256(line).hexdigest()
+    return line + b"\n" + digest.encode() + b"\n", digest
+
+
+def decode(data: bytes, backup: str) -> tuple[Manifest, str]:
+    """The manifest of the backup `backup`, checked, and its SHA-256. BackupDamaged, FormatMismatch."""
+    line, _, rest = data.partition(b"\n")
+    digest = hashlib.sha256(line).hexdigest()
+    if rest != digest.encode() + b"\n":
+        raise _damaged(backup, "its manifest does not have the SHA-256 that stands under it")
+    try:
+        found = msgspec.json.decode(line, type=_Format).format
+        if found != FORMAT:
+            raise FormatMismatch(
+                f"backup {backup} has format {found}, this version reads {FORMAT}; restore it with the "
+                "version of vecdb that wrote it",
+                given=found,
+                expected=FORMAT,
+            )
+        manifest = msgspec.json.decode(line, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise _damaged(backup, f"its manifest cannot be read: {error}") from None
+    _check(manifest, backup)
+    return manifest, digest
+
+
+class _Format(msgspec.Struct):
+    format: int
+
+
+def settings_of(part: Part) -> CollectionInfo:
+    """The settings of a collection, under the same rules as those of a new one."""
+    info = from_json(part.name, part.settings.encode())
+    checked = check_info(
+        info.name, info.dimension, info.metric, info.storage, info.index, info.target_recall,
+        info.schema, info.description, info.quantization, info.vectors, info.device,
+    )  # fmt: skip
+    return dataclasses.replace(checked, created_at=info.created_at)
+
+
+def size_of(manifest: Manifest) -> int:
+    """Bytes of all files that it names."""
+    return sum(file.bytes for part in manifest.collections for file in files_of(part))
+
+
+def files_of(part: Part) -> list[File]:
+    return [*part.rows, *part.history]
+
+
+def describe(manifest: Manifest) -> BackupInfo:
+    """The same for users."""
+    return BackupInfo(
+        manifest.id,
+        "full" if manifest.parent is None else "incremental",
+        manifest.chain,
+        "" if manifest.parent is None else manifest.parent.id,
+        moment(manifest.taken_us),
+        size_of(manifest),
+        sum(len(files_of(part)) for part in manifest.collections) + 1,
+        [
+            BackupCollection(
+                part.name, part.sequence, part.since, part.base_sequence, part.live,
+                part.next_row - part.first_row, sum(file.bytes for file in files_of(part)),
+            )
+            for part in manifest.collections
+        ],
+    )  # fmt: skip
+
+
+def moment(time_us: int) -> dt.datetime:
+    return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=time_us)
+
+
+def _check(manifest: Manifest, backup: str) -> None:
+    if manifest.id != backup or not is_id(backup) or not is_id(manifest.chain):
+        raise _damaged(backup, f"its manifest is that of {manifest.id!r:.80}")
+    parent = manifest.parent
+    if (parent is None) != (manifest.chain == backup):
+        raise _damaged(backup, "a full backup begins its own chain, others continue one")
+    if parent is not None and not (is_id(parent.id) and _SHA256.fullmatch(parent.sha256)):
+        raise _damaged(backup, f"the backup before it is {parent.id!r:.80}")
+    if not 0 <= manifest.taken_us < 253_370_764_800_000_000:
+        raise _damaged(backup, f"it was taken at {manifest.taken_us} us, which is no time")
+    names, tokens = set(), set()
+    files: set[str] = set()
+    for part in manifest.collections:
+        try:
+            _check_part(part, parent is None, files)
+            settings_of(part)
+        except BackupDamaged as error:
+            raise _damaged(backup, error.message) from None
+        except VecdbError as error:
+            text = f"the settings of {part.name!r:.80} are not valid: {error.message}"
+            raise _damaged(backup, text) from None
+        names.add(part.name)
+        tokens.add(part.token)
+    if len(names) != len(manifest.collections) or len(tokens) != len(manifest.collections):
+        raise _damaged(backup, "it holds a collection twice")
+    for alias, name in manifest.aliases.items():
+        try:
+            check_name(alias)
+        except VecdbError as error:
+            raise _damaged(backup, error.message) from None
+        if name not in names or alias in names:
+            raise _damaged(backup, f"alias {alias} points to {name!r:.80}, which it does not hold")
+
+
+def _check_part(part: Part, full: bool, files: set[str]) -> None:
+    name = f"collection {part.name!r:.80}"
+    if not _TOKEN.fullmatch(part.token) or (full and part.since):
+        raise BackupDamaged(f"{name} does not begin where a full backup does")
+    in_order = (
+        0 <= part.since <= part.base_sequence <= part.sequence <= MAX_NUMBER
+        and 0 <= part.first_row <= part.base_row <= part.next_row <= MAX_NUMBER
+        and 0 <= part.live <= part.next_row
+        and (part.since > 0 or part.first_row == 0)
+    )
+    if not in_order:
+        raise BackupDamaged(f"{name} has rows or commits that are not in order")
+    row = part.first_row
+    for file in part.rows:
+        if file.first != row or not row < file.end <= part.next_row:
+            raise BackupDamaged(f"{name} jumps from row {row} to {file.first} in its files")
+        row = file.end
+        # Each row takes a bit at least, so this also bounds what memory a restore asks for.
+        if file.end - file.first > 8 * file.bytes:
+            raise BackupDamaged(f"{name} has more rows in file {file.name!r:.80} than fit into it")
+    if row != part.next_row:
+        raise BackupDamaged(f"{name} has rows up to {part.next_row}, its files up to {row}")
+    for file in files_of(part):
+        if not _FILE.fullmatch(file.name) or file.name in files:
+            raise BackupDamaged(f"{name} names the file {file.name!r:.80}, which cannot be")
+        files.add(file.name)
+        if not 0 < file.bytes <= MAX_FILE_BYTES or not _SHA256.fullmatch(file.sha256):
+            raise BackupDamaged(f"{name}: file {file.name} has no possible size or SHA-256")
+
+
+def _damaged(backup: str, what: str) -> BackupDamaged:
+    return BackupDamaged(
+        f"backup {backup:.80} is damaged or was not written by vecdb: {what}", backup=backup[:80]
+    )

@@ -1,0 +1,52 @@
+"""Removing backups that are not wanted any more, and what interrupted ones have left."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from ..backup_types import BackupTarget
+from ..errors import InvalidArgument
+from . import manifest
+from .chains import complete, incomplete, load
+from .target import open_target
+
+DAY_S = 86_400.0
+
+
+def prune_backups(
+    target: BackupTarget, *, keep: int, incomplete_older_than_s: float = DAY_S
+) -> list[str]:
+    """Removes all but the newest `keep` chains, each a full backup and those that continue it; ids removed.
+
+    Backups without a manifest were interrupted, or are still under way: those begun more than
+    `incomplete_older_than_s` ago are removed too. A target is best given to one database. Raises
+    InvalidArgument when `keep` is below 1, BackupDamaged when a manifest cannot be read: then nothing of
+    what is complete is removed.
+    """
+    if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+        raise InvalidArgument(
+            f"keep must be the number of chains to keep, at least 1, given {keep!r:.80}"
+        )
+    if not incomplete_older_than_s >= 0:
+        raise InvalidArgument(
+            f"incomplete_older_than_s must not be negative, given {incomplete_older_than_s!r:.80}"
+        )
+    opened = open_target(target)
+    chains: dict[str, list[str]] = {}
+    for backup in complete(opened):
+        held = load(opened, backup)[0]
+        chains.setdefault(held.chain, []).append(backup)
+    # By their newest backup: an old chain may still be continued.
+    ordered = sorted(chains.values(), key=lambda ids: ids[-1])
+    removed = []
+    # The newest first: what is left in the middle of it is a chain that ends earlier.
+    for backup in [one for ids in ordered[: max(0, len(ordered) - keep)] for one in ids[::-1]]:
+        opened.delete(f"{backup}/{manifest.MANIFEST_FILE}")
+        opened.delete_folder(backup)
+        removed.append(backup)
+    limit = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=incomplete_older_than_s)
+    for backup in incomplete(opened):
+        if manifest.begun_at(backup) <= limit:
+            opened.delete_folder(backup)
+            removed.append(backup)
+    return sorted(removed)

@@ -1,0 +1,202 @@
+"""Taking a backup of open collections while others read and write.
+
+What is copied is fixed at the start: of each collection the rows and the deaths up to one commit. Rows
+never change, so they are copied in many short transactions, and a pin keeps compaction from what is
+still to come. Writers and readers wait for none of it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import msgspec
+
+from ..backup_types import BackupInfo, BackupKind, BackupProgress, Progress
+from ..core import Core
+from ..errors import BackupNotFound, Closed, Corrupted, InvalidArgument, Unavailable
+from ..store import Reader
+from . import child, manifest
+from .chains import complete, newest_of, part_before
+from .copying import Job
+from .manifest import Manifest, Parent, Part
+from .target import Target
+
+SMALL_BYTES = 8 << 20
+"""What is smaller is copied in this process: in less time than another takes to begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A collection to back up. `token` names it through renames, and no other ever; `gone` says whether it
+    was dropped meanwhile."""
+
+    name: str
+    token: str
+    core: Core
+    gone: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """What is known of a collection before it is copied; `time_us` is that of its newest commit, if the
+    backup before has it too, else 0."""
+
+    source: Source
+    job: Job
+    live: int
+    time_us: int
+
+
+def take(
+    target: Target,
+    sources: Sequence[Source],
+    aliases: Mapping[str, str],
+    *,
+    kind: BackupKind = "auto",
+    verify: bool = True,
+    limit_bytes_s: float | None = None,
+    progress: Progress = lambda _: None,
+) -> BackupInfo:
+    """Backs up the sources as of now. See `Database.backup`."""
+    if kind not in ("auto", "full", "incremental"):
+        raise InvalidArgument(f"kind must be auto, full or incremental, given {kind!r:.80}")
+    if limit_bytes_s is not None and not limit_bytes_s > 0:
+        raise InvalidArgument(f"limit_bytes_s must be above 0, given {limit_bytes_s!r:.80}")
+    before = None
+    if kind != "full":
+        before = newest_of(target, {source.token for source in sources})
+    if before is None and kind == "incremental":
+        raise BackupNotFound(
+            f"{target.name} holds no backup of these collections that could be continued; take a full one"
+        )
+    now = dt.datetime.now(dt.UTC)
+    # Backups are ordered by their times, whatever happens to the clock.
+    older = [manifest.begun_at(one) for one in complete(target)]
+    now = max([now, *(time + dt.timedelta(microseconds=1) for time in older)])
+    backup = manifest.new_id(now)
+    doing = _Doing(target, backup, verify, limit_bytes_s, progress)
+    with ExitStack() as pins:
+        begun = [_begin(target, source, before, pins) for source in sources]
+        taken_us = int(now.timestamp() * 1e6)
+        try:
+            parts: list[Part] = []
+            for one in begun:
+                doing.begin(one.job, sum(len(manifest.files_of(part)) for part in parts))
+                part = _copied(one, doing)
+                if part is not None:
+                    parts.append(part)
+            held = {part.name for part in parts}
+            whole = Manifest(
+                manifest.FORMAT,
+                backup,
+                backup if before is None else before[0].chain,
+                None if before is None else Parent(before[0].id, before[1]),
+                taken_us,
+                parts,
+                {alias: name for alias, name in aliases.items() if name in held},
+            )
+            _finish(target, whole, verify=verify)
+        except BaseException:
+            target.delete_folder(backup)
+            raise
+    return manifest.describe(whole)
+
+
+class _Doing:
+    """The backup under way: where it goes, and how far it has come."""
+
+    def __init__(
+        self,
+        target: Target,
+        backup: str,
+        verify: bool,
+        limit_bytes_s: float | None,
+        progress: Progress,
+    ) -> None:
+        self.target = target
+        self.order = child.Order("", backup, verify, limit_bytes_s, 0)
+        self._progress = progress
+        self._job = Job("", 0, 0, 0, 0)
+        self._before = self._size = 0
+
+    def begin(self, job: Job, files: int) -> None:
+        """The next collection, behind so many files."""
+        self._job = job
+        self._before += self._size
+        self._size = 0
+        self.order = msgspec.structs.replace(self.order, number=files)
+
+    def came(self, row: int, size: int) -> None:
+        self._size = size
+        job = self._job
+        total = job.next_row - job.first_row
+        done = min(max(0, row - job.first_row), total)
+        self._progress(BackupProgress("copy", job.name, done, total, self._before + size))
+
+
+def _finish(target: Target, whole: Manifest, *, verify: bool) -> None:
+    """Writes the manifest, once all that it names is durable."""
+    data, _ = manifest.encode(whole)
+    path = f"{whole.id}/{manifest.MANIFEST_FILE}"
+    if any(manifest.files_of(part) for part in whole.collections):
+        target.make_durable(whole.id)
+    target.write(path, [data])
+    target.make_durable(whole.id)
+    if verify:
+        manifest.decode(target.read(path, len(data), fresh=True), whole.id)
+
+
+def _begin(
+    target: Target, source: Source, before: tuple[Manifest, str] | None, pins: ExitStack
+) -> _Begun:
+    pin = pins.enter_context(source.core.pins.hold())
+    part = None if before is None else part_before(target, before[0], source.token)
+    with source.core.read() as reader:
+        sequence, next_row, live = reader.state()
+        if part is not None and not _continues(reader, part):
+            part = None
+    since, first_row = (0, 0) if part is None else (part.sequence, part.next_row)
+    time_us = part.time_us if part is not None and part.sequence == sequence else 0
+    pin.sequence = since
+    job = Job(source.name, since, sequence, first_row, next_row)
+    return _Begun(source, job, live, time_us)
+
+
+def _continues(reader: Reader, part: Part) -> bool:
+    """Whether the collection is still that of the backup, and has not been set back since, by a copy of
+    its files, and gone another way."""
+    sequence, next_row, _ = reader.state()
+    if sequence < part.sequence or next_row < part.next_row:
+        return False
+    commit = next(reader.log(part.sequence - 1), None) if part.sequence else None
+    if commit is None or commit.sequence != part.sequence or not part.time_us:
+        return True
+    return (commit.time_us, commit.end_row) == (part.time_us, part.next_row)
+
+
+def _copied(begun: _Begun, doing: _Doing) -> Part | None:
+    """The files of one collection; None when it has been dropped meanwhile."""
+    source, job = begun.source, begun.job
+    store = source.core.store
+    rows = job.next_row - job.first_row
+    try:
+        address = doing.target.address
+        if address and rows * store.row_bytes > SMALL_BYTES:
+            order = msgspec.structs.replace(doing.order, target=address)
+            where = child.Where(str(store.folder), dict(source.core.options))
+            done = child.copy_there(order, where, job, doing.came)
+        else:
+            done = child.copy_here(doing.target, doing.order, source.core.read, job, doing.came)
+    except (Closed, Corrupted, Unavailable):
+        # The folder goes away under whoever reads it.
+        if source.gone():
+            return None
+        raise
+    return Part(
+        source.name, source.token, store.settings.decode(), job.since, done.base_sequence, job.sequence,
+        job.first_row, done.base_row, job.next_row, begun.live, done.time_us or begun.time_us,
+        done.rows, done.history,
+    )  # fmt: skip

@@ -1,0 +1,258 @@
+"""Where backups lie: a folder, or an object store behind `obstore`; the only door to either.
+
+Both hold files named `<backup>/<file>`. A file appears whole or not at all, and is never written twice.
+Names are made here or checked by `manifest`, so none leads anywhere else.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from .. import disk
+from ..backup_types import BackupTarget
+from ..errors import (
+    BackupDamaged,
+    BackupNotFound,
+    InvalidArgument,
+    MissingDependency,
+    StorageFull,
+    Unavailable,
+)
+
+_WHAT = "backup"
+_SYNC_BYTES = 4 << 20
+
+
+class Target(Protocol):
+    """Any thread may call. What goes wrong outside is StorageFull or Unavailable."""
+
+    name: str
+    """For messages."""
+    address: str
+    """What another process opens the same target by; empty where it cannot."""
+
+    def write(self, name: str, parts: Sequence[Any]) -> None:
+        """Writes buffers one behind the other; durable on return, but for the names of folders."""
+
+    def make_durable(self, backup: str) -> None:
+        """Makes the names of a backup's files durable, before its manifest is written and after."""
+
+    def read(self, name: str, limit_bytes: int, *, fresh: bool = False) -> bytes:
+        """A file of at most `limit_bytes`. With `fresh` not from the memory of what was just written.
+
+        BackupNotFound when it is not there, BackupDamaged when it is larger or no plain file.
+        """
+
+    def backups(self) -> dict[str, dict[str, int]]:
+        """Name of each folder at the top to its files and their bytes."""
+
+    def delete(self, name: str) -> None:
+        """Removes a file; nothing happens when it is gone."""
+
+    def delete_folder(self, backup: str) -> None:
+        """Removes what is left of a backup."""
+
+
+def open_target(where: BackupTarget) -> Target:
+    """A folder for a path or a `file://` URL, else an object store.
+
+    `where` may be an obstore store, or a URL that obstore knows, such as `s3://bucket/path`; what it
+    needs to know beside (keys, region) comes from the environment, as obstore documents it.
+    """
+    if isinstance(where, str | os.PathLike):
+        text = os.fspath(where)
+        if not isinstance(text, str) or not text or "\0" in text:
+            raise InvalidArgument(f"a backup target is a folder or a URL, given {where!r:.80}")
+        url = urlsplit(text)
+        if len(url.scheme) < 2:  # none, or the drive of a path
+            return FolderTarget(Path(text))
+        if url.scheme == "file":
+            return FolderTarget(Path(unquote(url.path)))
+        return StoreTarget(_store_of(text), text, text)
+    if hasattr(where, "write") and hasattr(where, "delete_folder"):
+        opened: Target = where
+        return opened
+    if not type(where).__module__.startswith("obstore"):
+        raise InvalidArgument(
+            f"a backup target is a folder, a URL or a store of obstore, given {type(where).__name__}"
+        )
+    return StoreTarget(where, type(where).__name__, "")
+
+
+class FolderTarget:
+    """Files in a folder of this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.name = self.address = str(self.path)
+
+    def write(self, name: str, parts: Sequence[Any]) -> None:
+        path = self.path / name
+        with _in_our_words(self.name):
+            disk.make_folder(path.parent, _WHAT, parents=True, exist_ok=True)
+            with disk.written_aside(path, _WHAT) as file:
+                unsynced = 0
+                for part in parts:
+                    unsynced += file.write(memoryview(part).cast("B"))
+                    if unsynced >= _SYNC_BYTES:
+                        # A commit of the database would wait until all that is here is on the disk.
+                        disk.sync_file(file, path, _WHAT)
+                        unsynced = 0
+
+    def make_durable(self, backup: str) -> None:
+        with _in_our_words(self.name):
+            for path in (self.path / backup, self.path, self.path.parent):
+                disk.sync_folder(path, _WHAT)
+
+    def read(self, name: str, limit_bytes: int, *, fresh: bool = False) -> bytes:
+        path = self.path / name
+        with _in_our_words(self.name):
+            # A backup of a stranger may hold links to anything, or a pipe that never ends.
+            if path.parent.is_symlink():
+                raise BackupDamaged(f"{path.parent} is a link; a backup is a plain folder")
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    raise BackupDamaged(f"{path} is a link; a backup has plain files") from None
+                raise
+            with open(descriptor, "rb") as file:
+                found = os.fstat(descriptor)
+                if not stat.S_ISREG(found.st_mode):
+                    raise BackupDamaged(f"{path} is no plain file")
+                _must_fit(name, found.st_size, limit_bytes)
+                if fresh and hasattr(os, "posix_fadvise"):
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                data = file.read(limit_bytes + 1)
+                _must_fit(name, len(data), limit_bytes)
+                return data
+
+    def backups(self) -> dict[str, dict[str, int]]:
+        found: dict[str, dict[str, int]] = {}
+        with _in_our_words(self.name):
+            for entry in os.scandir(self.path):
+                if entry.is_dir(follow_symlinks=False):
+                    files = [f for f in os.scandir(entry) if f.is_file(follow_symlinks=False)]
+                    found[entry.name] = {f.name: f.stat().st_size for f in files}
+        return found
+
+    def delete(self, name: str) -> None:
+        with _in_our_words(self.name), suppress(FileNotFoundError):
+            disk.remove(self.path / name, _WHAT)
+
+    def delete_folder(self, backup: str) -> None:
+        with _in_our_words(self.name), suppress(FileNotFoundError):
+            disk.remove_tree(self.path / backup, _WHAT)
+
+
+class StoreTarget:
+    """Objects in a bucket, or whatever else obstore reaches. An object appears when it is whole."""
+
+    def __init__(self, store: Any, name: str, address: str) -> None:
+        self._store = store
+        # One of memory is another in another process.
+        self.address = "" if address.startswith("memory:") else address
+        self._door = _obstore()
+        # A URL may hold a password.
+        self.name = name.partition("?")[0].rpartition("@")[2] if "@" in name else name
+
+    def write(self, name: str, parts: Sequence[Any]) -> None:
+        with _in_our_words(self.name):
+            self._door.put(self._store, name, b"".join(parts))
+
+    def make_durable(self, backup: str) -> None:
+        """Objects are durable when they are there."""
+
+    def read(self, name: str, limit_bytes: int, *, fresh: bool = False) -> bytes:
+        with _in_our_words(self.name):
+            answer = self._door.get(self._store, name)
+            _must_fit(name, int(answer.meta["size"]), limit_bytes)
+            data = bytes(answer.bytes())
+        _must_fit(name, len(data), limit_bytes)
+        return data
+
+    def backups(self) -> dict[str, dict[str, int]]:
+        found: dict[str, dict[str, int]] = {}
+        with _in_our_words(self.name):
+            for page in self._door.list(self._store):
+                for one in page:
+                    backup, _, file = str(one["path"]).partition("/")
+                    if file and "/" not in file:
+                        found.setdefault(backup, {})[file] = int(one["size"])
+        return found
+
+    def delete(self, name: str) -> None:
+        with _in_our_words(self.name), suppress(FileNotFoundError):
+            self._door.delete(self._store, name)
+
+    def delete_folder(self, backup: str) -> None:
+        with _in_our_words(self.name):
+            names = [
+                str(one["path"])
+                for page in self._door.list(self._store, prefix=backup)
+                for one in page
+            ]
+            for name in names:
+                if name.startswith(backup + "/"):
+                    self.delete(name)
+
+
+def _obstore() -> Any:
+    try:
+        import obstore
+    except ImportError:
+        raise MissingDependency(
+            "backups in an object store need the package obstore; install vecdb[backup]"
+        ) from None
+    return obstore
+
+
+def _store_of(url: str) -> Any:
+    _obstore()
+    from obstore.exceptions import BaseError
+    from obstore.store import from_url
+
+    try:
+        return from_url(url)
+    except (BaseError, ValueError) as error:
+        text = str(error).partition("\n")[0]
+        raise InvalidArgument(f"{urlsplit(url).scheme}: is no target for backups: {text}") from None
+
+
+def _must_fit(name: str, size: int, limit_bytes: int) -> None:
+    if size > limit_bytes:
+        raise BackupDamaged(
+            f"{name} has {size:,} bytes, at most {limit_bytes:,} are expected; the backup was changed "
+            "or is no backup of ours",
+            file=name,
+        )
+
+
+@contextmanager
+def _in_our_words(target: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        text = str(error).partition("\n")[0]
+        raise BackupNotFound(f"there is no such backup in {target}: {text}") from error
+    except OSError as error:
+        raise _fault(target, error, error.errno) from error
+    except Exception as error:
+        # Errors of obstore that are none of the system.
+        if type(error).__module__.startswith("obstore"):
+            raise _fault(target, error, None) from error
+        raise
+
+
+def _fault(target: str, error: Exception, number: int | None) -> StorageFull | Unavailable:
+    text = str(error).partition("\n")[0]
+    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StorageFull(f"{target} is full: {text}; free space there and repeat the backup")
+    return Unavailable(f"the backup target {target} cannot be used: {text}")
