@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vecdb import ids as ids_module
 from vecdb import metadata as meta
 from vecdb.batch import check_columns
 from vecdb.errors import InvalidBatch, InvalidMetadata, InvalidVector
@@ -106,8 +107,23 @@ def test_ids_come_back_in_any_order(batches):
         expected += [i.decode() for i in batch]
     assert ids.n_rows == len(expected)
     rows = np.random.default_rng(len(expected)).permutation(len(expected))
-    for wanted in (rows, rows[:3], rows[:0], np.arange(len(expected))):
+    for wanted in (rows, rows[:3], rows[:0], np.arange(len(expected)), rows[: len(rows) // 2 * 2]):
         assert ids.take(wanted) == [expected[row] for row in wanted.tolist()]
+        pairs = wanted[: len(wanted) // 2 * 2].reshape(-1, 2)
+        assert ids.take_each(pairs) == [[expected[a], expected[b]] for a, b in pairs.tolist()]
+
+
+def test_texts_of_ids_are_kept_within_bounds(monkeypatch):
+    """Ids of many rows are kept as texts, of a bounded number of rows, and are right before and after."""
+    monkeypatch.setattr(ids_module, "_KEPT_TEXTS", 500)
+    ids, rng = Ids(), np.random.default_rng(7)
+    ids.append([b"record %d" % row for row in range(3_000)])
+    empty, most = ids.nbytes, 0
+    for _ in range(40):
+        rows = rng.integers(0, 3_000, 200)
+        assert ids.take(rows) == [f"record {row}" for row in rows.tolist()]
+        most = max(most, ids.nbytes)
+    assert empty < most <= empty + 80 * (500 + 200)
 
 
 def test_ids_are_read_while_they_grow():
@@ -117,7 +133,7 @@ def test_ids_are_read_while_they_grow():
     def read():
         rng = np.random.default_rng(threading.get_ident() % 1_000)
         while published[0] < 60_000:
-            rows = rng.integers(0, max(1, published[0]), 20)
+            rows = rng.integers(0, max(1, published[0]), rng.choice((20, 200)))
             if published[0] and ids.take(rows) != [f"record {row}" for row in rows.tolist()]:
                 failures.append(rows)
 

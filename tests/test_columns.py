@@ -67,6 +67,21 @@ def test_batches_add_up() -> None:
         assert masks(steps, start, stop) == masks(whole, start, stop)
 
 
+def test_what_is_prepared_and_does_not_come_changes_nothing() -> None:
+    """A batch that was prepared is added as any other; one that never comes leaves no value and no field."""
+    plain, prepared = filled(RECORDS[:2], [0, 2]), filled(RECORDS[:2], [0, 2])
+    lost = [{"a": "lost", "s": "x2", "l": ["lost", 7]}, {"s": "y", "new": 1}]
+    for records in (RECORDS[2:4], RECORDS[4:]):
+        prepared.prepare(ColumnBatch.from_metadata(lost))
+        batch = ColumnBatch.from_metadata(records)
+        if len(records[0]) > 2:
+            prepared.prepare(batch)
+        prepared.extend(batch, prepared.n_rows)
+        plain.extend(ColumnBatch.from_metadata(records), plain.n_rows)
+    assert prepared.fields() == plain.fields()
+    assert masks(prepared, 0, 6) == masks(plain, 0, 6)
+
+
 def test_fields_count_rows_without_null() -> None:
     """`fields` counts the rows that have a path; null does not count, an empty list does."""
     columns = filled(RECORDS, [2])

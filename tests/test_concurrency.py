@@ -63,12 +63,12 @@ def test_sixteen_writers_behind_a_slow_commit_share_the_next(docs, monkeypatch):
     reached, go_on = threading.Event(), threading.Event()
     commit, commits = core.store.commit, []
 
-    def slow(work):
+    def slow(*work):
         commits.append(1)
         if len(commits) == 1:
             reached.set()
             assert go_on.wait(10)
-        return commit(work)
+        return commit(*work)
 
     monkeypatch.setattr(core.store, "commit", slow)
     sequences = []
@@ -102,10 +102,10 @@ def test_writers_without_pause_share_commits(docs):
     ]
     commit, pause_s = docs._core.store.commit, 0.01
 
-    def slow(work):
+    def slow(*work):
         # A disk as slow as many are: what this one takes must not decide.
         time.sleep(pause_s)
-        return commit(work)
+        return commit(*work)
 
     docs._core.store.commit = slow
     run_all(*write)

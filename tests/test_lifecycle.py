@@ -11,6 +11,7 @@ from conftest import wait_until
 
 import vecdb
 from vecdb import errors, layout
+from vecdb.store.environment import Environment
 
 D = 16
 SMALL = {"exact_max_scalars": 2_000 * D}
@@ -214,6 +215,40 @@ def test_a_build_that_fails_is_reported_and_search_goes_on(data_folder, monkeypa
         assert "planted" in docs.stats().index.last_error
         right(docs, vectors)
         assert docs.build_index().last_error == ""
+
+
+def test_a_commit_that_fails_on_the_disk_leaves_nothing(data_folder, monkeypatch):
+    """What was prepared in memory beside a commit that failed is not there, and other rows take its place."""
+    rng = np.random.default_rng(12)
+    vectors = rng.standard_normal((3_000, 128)).astype(np.float32)
+
+    def metadata(name, rows):
+        return [{"who": f"{name}{row % 7}", "row": row} for row in rows]
+
+    def fails(self, work, what):
+        transaction = self._env.begin(write=True)
+        work(transaction)
+        transaction.abort()
+        raise OSError("the disk is gone")
+
+    with vecdb.open(data_folder, auto_build=False) as db:
+        docs = db.create_collection("docs", dimension=128)
+        first, lost, last = (range(at, at + 1_000) for at in (0, 1_000, 2_000))
+        docs.insert([f"a{n}" for n in first], vectors[:1_000], metadata=metadata("first", first))
+        with monkeypatch.context() as patch:
+            patch.setattr(Environment, "_try_write", fails)
+            with pytest.raises(errors.Internal, match="the disk is gone"):
+                docs.insert(
+                    [f"b{n}" for n in lost], vectors[1_000:2_000], metadata=metadata("lost", lost)
+                )
+        docs.insert([f"c{n}" for n in last], vectors[2_000:], metadata=metadata("last", last))
+        assert docs.count() == 2_000
+        assert docs.count({"who": "lost3"}) == 0
+        assert docs.count({"who": "last3"}) == sum(n % 7 == 3 for n in last)
+        found = docs.query(vectors[[2_500, 1_500]], k=1)
+        assert found.ids[0] == ["c2500"]
+        assert found.ids[1] != ["b1500"]
+        assert docs.check().ok
 
 
 def test_copies_are_made_anew_after_a_fault(data_folder, monkeypatch):

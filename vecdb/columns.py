@@ -264,8 +264,8 @@ class Column:
             if n > len(self._element_rows):
                 self._element_rows = _grown(self._element_rows, _capacity(n))
 
-    def extend(self, values: Values, first_row: int, n_rows: int) -> None:
-        codes = self._coded(values.strings)
+    def extend(self, values: Values, codes: NDArray[np.int64], first_row: int, n_rows: int) -> None:
+        """`codes` are those of the strings, see `coded`."""
         if values.elements is not None:
             elements = values.elements
             n = self._n_elements
@@ -278,8 +278,9 @@ class Column:
         else:
             self._rows.write(values.offsets + first_row, values, codes)
 
-    def _coded(self, strings: list[str]) -> NDArray[np.int64]:
-        """The column's code of each of these strings, which are distinct; new ones are added."""
+    def coded(self, strings: list[str]) -> NDArray[np.int64]:
+        """The column's code of each of these strings, which are distinct; new ones are added, and do no
+        harm where no row has them."""
         known, codes = self._strings, self._codes
         found = list(map(codes.get, strings))
         for i, code in enumerate(found):
@@ -298,6 +299,8 @@ class Columns:
         """Rows that readers may evaluate. Read it once, before anything else."""
         self._max_fields = max_fields
         self._columns: dict[str, Column] = {}
+        self._prepared: tuple[ColumnBatch, dict[str, NDArray[np.int64]]] | None = None
+        """A batch that may be the next, and the codes of its strings by path."""
 
     def would_exceed(self, *batches: ColumnBatch) -> bool:
         """Whether these batches together would bring more distinct paths than allowed."""
@@ -316,6 +319,17 @@ class Columns:
                 limit=self._max_fields,
             )
 
+    def prepare(self, batch: ColumnBatch) -> None:
+        """What `extend` of the same object will need first, and most of its time; nothing changes if it
+        does not come. The writer only, or a thread that it waits for."""
+        columns = self._columns
+        codes = {
+            path: columns[path].coded(values.strings)
+            for path, values in batch.fields.items()
+            if path in columns
+        }
+        self._prepared = batch, codes
+
     def extend(self, batch: ColumnBatch, first_row: int) -> None:
         """Adds the batch as rows [first_row, first_row + batch.n_rows) and publishes them.
 
@@ -326,11 +340,14 @@ class Columns:
         if first_row < self.n_rows:
             raise Internal(f"columns hold {self.n_rows:,} rows, given row {first_row:,} again")
         n_rows = first_row + batch.n_rows
+        prepared, self._prepared = self._prepared, None
+        coded = prepared[1] if prepared is not None and prepared[0] is batch else {}
         columns = dict(self._columns)
         for path, values in batch.fields.items():
             columns.setdefault(path, Column()).reserve(n_rows, values)
         for path, values in batch.fields.items():
-            columns[path].extend(values, first_row, batch.n_rows)
+            codes = coded[path] if path in coded else columns[path].coded(values.strings)
+            columns[path].extend(values, codes, first_row, batch.n_rows)
         # A new dict each time, so that no reader walks one that changes.
         self._columns = columns
         self.n_rows = n_rows

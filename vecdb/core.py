@@ -70,7 +70,7 @@ class Core:
         self._matched: tuple[Filter | None, FilterMasks, Selection | None]
         self._matched = None, self.masks, None
         self.closed: str | None = None
-        self._lane = Lane(store, self._publish, lambda vectors: self.index.ahead(vectors))
+        self._lane = Lane(store, self._publish, self._prepare)
         self._news = threading.Condition()
         self._columns_lock = threading.Lock()
         self._stale = False
@@ -104,16 +104,9 @@ class Core:
         names = self.assigned.names
         asked_for = self.info.device not in ("auto", "cpu")
         on_devices = (placements, names, asked_for) if placements is not None and names else None
+        store, options = self.store, self.options
         fields = tuple(
-            Field(
-                self.store,
-                number,
-                name,
-                settings[name],
-                self.options,
-                before.get(number),
-                on_devices,
-            )
+            Field(store, number, name, settings[name], options, before.get(number), on_devices)
             for number, name in zip(numbers, settings, strict=True)
         )
         with self.store.read() as reader:
@@ -210,6 +203,13 @@ class Core:
             for field in self.all_fields:
                 field.index.kill(commit.died)
             self.deaths.extend(commit.died, commit.sequence)
+
+    def _prepare(self, applied: Applied) -> None:
+        """What `_publish` of this write can be spared; beside the commit, in a thread the lane waits for."""
+        if not self._stale and applied.vectors is not None:
+            self.index.ahead(applied.vectors)
+            if self._columns_ready and applied.columns is not None:
+                self.columns.prepare(applied.columns)
 
     def _publish(self, applied: Sequence[Applied], sequence: int) -> None:
         """Follows a commit with all copies; called in the lane.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -28,7 +28,8 @@ from .vectors import NamedColumn
 
 _NO_ROWS = np.empty(0, np.int64)
 _AHEAD_BYTES = 1 << 18
-"""Vectors of fewer bytes are copied in 100 us, about what another thread costs."""
+"""Vectors of fewer bytes are copied in 100 us, about what another thread costs. Metadata beside them
+takes about as long as they do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ class Applied:
     """What one write did to the rows, for the copies of the store in memory.
 
     `killed` rows died; then rows with `ids`, `vectors` (n, dimension, stored dtype), `named` vectors
-    by number of their field, and `columns` were appended.
+    by number of their field, and `columns` were appended. `vectors` is an array of this write's own,
+    though not its numbers: it is known by identity.
     """
 
     count: int
@@ -55,10 +57,6 @@ class Write(Protocol):
     @property
     def alone(self) -> bool:
         """Whether it must see all earlier writes published, so that it shares no commit."""
-
-    @property
-    def ahead(self) -> NDArray[Any] | None:
-        """The vectors of its `Applied`, the same array, if they are known before."""
 
     def apply(self, writer: Writer, sequence: int, before: Sequence[ColumnBatch]) -> Applied:
         """Writes into the open transaction. Refuses with a VecdbError before its first change.
@@ -91,19 +89,21 @@ class _Entry:
 class Lane:
     """Any thread may call. `publish(applied, sequence)` runs in the lane, after each commit.
 
-    `copy_ahead(vectors)` runs in a thread of its own beside a commit, of many vectors that may be the
-    first to be published after it; the lane waits for it. What it raises is of no account.
+    `prepare(applied)` runs in a thread of its own while a commit waits for the disk, with the first write
+    that will be published after it, if it has many vectors; the lane waits for it. It does what publishing
+    needs as far as that can be undone by doing nothing: the commit may fail. What it raises is of no
+    account.
     """
 
     def __init__(
         self,
         store: CollectionStore,
         publish: Callable[[Sequence[Applied], int], None],
-        copy_ahead: Callable[[NDArray[Any]], None] = lambda _: None,
+        prepare: Callable[[Applied], None] = lambda _: None,
     ) -> None:
         self._store = store
         self._publish = publish
-        self._copy_ahead = copy_ahead
+        self._prepare = prepare
         self._lane = threading.RLock()
         self._mutex = threading.Lock()
         self._waiting: list[_Entry] = []
@@ -176,21 +176,12 @@ class Lane:
             group, self._waiting = self._waiting[:end], self._waiting[end:]
         return group
 
-    @contextmanager
-    def _copying(self, vectors: NDArray[Any] | None) -> Iterator[None]:
-        """Copies vectors ahead while the body runs, if they are many."""
-        if vectors is None or vectors.nbytes < _AHEAD_BYTES:
-            yield
-            return
-        copy = self._beside.submit(self._copy_ahead, vectors)
-        try:
-            yield
-        finally:
-            wait((copy,))
-
     def _commit(self, group: list[_Entry]) -> None:
-        def work(writer: Writer, sequence: int) -> list[Applied | VecdbError]:
-            outcomes: list[Applied | VecdbError] = []
+        outcomes: list[Applied | VecdbError] = []
+        preparing: list[Future[None]] = []
+
+        def work(writer: Writer, sequence: int) -> None:
+            outcomes.clear()
             columns: list[ColumnBatch] = []
             for entry in group:
                 changes = writer.changes
@@ -204,11 +195,19 @@ class Lane:
                 outcomes.append(applied)
                 if applied.columns is not None:
                     columns.append(applied.columns)
-            return outcomes
+
+        def beside_the_disk() -> None:
+            wait(preparing)  # of an attempt for which the map was too small
+            first = next((o for o in outcomes if isinstance(o, Applied)), None)
+            vectors = None if first is None else first.vectors
+            if first is not None and vectors is not None and vectors.nbytes >= _AHEAD_BYTES:
+                preparing.append(self._beside.submit(self._prepare, first))
 
         try:
-            with self._copying(group[0].write.ahead):
-                outcomes, sequence = self._store.commit(work)
+            try:
+                _, sequence = self._store.commit(work, beside_the_disk)
+            finally:
+                wait(preparing)
         except Exception as error:
             if len(group) > 1:
                 # One write took the commit down, by a fault or by its size; the others may fit.

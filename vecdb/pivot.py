@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -77,12 +77,33 @@ class ColumnBatch:
         )
 
 
+class _Pivoted(Mapping[str, Values]):
+    """Values by path, each made when it is first asked for: an insert needs the paths before its commit,
+    and the values after it. Given offsets, items (without None) and their types by path."""
+
+    def __init__(self, given: dict[str, tuple[NDArray[np.int64], list[Any], set[type]]]) -> None:
+        self._given = given
+        self._made: dict[str, Values] = {}
+
+    def __getitem__(self, path: str) -> Values:
+        made = self._made.get(path)
+        if made is None:
+            made = self._made[path] = _values(*self._given[path])
+        return made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._given)
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+
 def pivoted(
     columns: Iterable[tuple[str, list[Any]]], offsets: NDArray[np.int64]
-) -> dict[str, Values] | None:
+) -> Mapping[str, Values] | None:
     """Values by path of flat records given as lists, one a key, with an item (or None) at each of
     `offsets`. None where an item is a mapping: its keys are paths of their own."""
-    found: dict[str, Values] = {}
+    found: dict[str, tuple[NDArray[np.int64], list[Any], set[type]]] = {}
     for key, items in columns:
         kinds = _kinds(items)
         if dict in kinds:
@@ -94,13 +115,13 @@ def pivoted(
             kinds.discard(type(None))
             there = [place for place, item in enumerate(items) if item is not None]
             at, items = offsets[there], [items[place] for place in there]
-        found[key] = _values(at, items, kinds)
-    return found
+        found[key] = at, items, kinds
+    return _Pivoted(found)
 
 
 def _alike(
     metadata: Sequence[Mapping[str, Any]], columns: Mapping[str, list[Any]] | None
-) -> dict[str, Values] | None:
+) -> Mapping[str, Values] | None:
     """Values by path of flat records that have the same keys; None for all others."""
     keys = tuple(metadata[0]) if metadata else ()
     if not keys or len(keys) > _MAX_PATHS:

@@ -191,9 +191,15 @@ class SearchLane:
         note: Note | None = None,
     ) -> Iterator[Found]:
         """The answers to a large batch, slice by slice, in order."""
-        note = note or Note()
         start, together = 0, view.together(len(queries), k, allowed, exact)
         size = together or _FIRST_SLICE
+        if len(queries) <= size:
+            # One slice has no pace to be found out, and a search that notes nothing is a shorter one.
+            yield self.search(
+                view, queries, k, allowed, exact, target_recall, end, note, alone=True
+            )
+            return
+        note = note or Note()
         while start < len(queries):
             if end is not None and time.monotonic() > end:
                 raise _too_late()

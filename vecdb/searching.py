@@ -307,6 +307,9 @@ def _answer(
 ) -> QueryResult:
     """Rows to columns. Ids come from memory; the store is read only for what is included."""
     there = rows >= 0
+    if not asked.include and there.all():
+        near = near if asked.k is None else _wide(near, asked.limit)
+        return QueryResult(core.ids.take_each(rows), near, sequence=view.sequence, groups=groups)
     counts = there.sum(axis=1)
     flat = rows[there]
     ids = core.ids.take(flat)

@@ -57,7 +57,8 @@ class StoredColumns:
             records = self._decoder.decode(joined)
             if len(records) != len(offsets):
                 return None
-            return pivoted(self._columns(records, dated), np.asarray(offsets, np.int64))
+            found = pivoted(self._columns(records, dated), np.asarray(offsets, np.int64))
+            return None if found is None else dict(found)  # what is not right is found here
         except (ValueError, RecursionError):
             return None
 

@@ -144,11 +144,10 @@ def check_matrix(
             out = np.ascontiguousarray(matrix, dtype=dtype)
     wide = out if dtype.itemsize == 4 else out.astype(np.float32)
     squared = np.einsum("ij,ij->i", wide, wide)
-    # One pass finds everything: NaN and infinity carry over into the squared norm.
-    bad = ~(squared <= LARGEST_SQUARED_NORM)
-    if space.metric == "cosine":
-        bad |= squared < SMALLEST_SQUARED_NORM
-    if bad.any():
+    # One pass finds everything: NaN and infinity carry over into the squared norm, and NaN into max.
+    least = SMALLEST_SQUARED_NORM if space.metric == "cosine" else 0.0
+    if len(out) and not (squared.max() <= LARGEST_SQUARED_NORM and squared.min() >= least):
+        bad = ~((squared <= LARGEST_SQUARED_NORM) & (squared >= least))
         row = int(np.flatnonzero(bad)[0])
         raise _float_fault(space, matrix[row], place(row), row, dtype)
     return out

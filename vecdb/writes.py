@@ -32,11 +32,10 @@ class Put:
         assert batch.vectors is not None
         self._ids = batch.ids
         self._rows = EncodedRows(
-            # An array of this write's own, though not its numbers: it is known by identity.
+            # A view: an array of this write's own.
             batch.ids, batch.vectors.view(), batch.metadata, batch.documents, batch.contents,
             batch.uris, named=batch.named,
         )  # fmt: skip
-        self.ahead = self._rows.vectors
         self._checksums = checksums(self._rows)
         self._column_batch = ColumnBatch.from_metadata(
             batch.metadata_values or [{}] * len(batch), batch.metadata_columns
@@ -67,7 +66,6 @@ class Update:
     columns: Columns
     clear: frozenset[str]
     alone: bool = False
-    ahead: None = None
 
     @property
     def fingerprint(self) -> int:
@@ -82,7 +80,7 @@ class Update:
         held = writer.rows_of_ids(batch.ids)
         if (held < 0).any():
             raise _missing(batch.ids, held < 0)
-        vectors = writer.vectors(held) if batch.vectors is None else batch.vectors
+        vectors = writer.vectors(held) if batch.vectors is None else batch.vectors.view()
         texts, values = self._merged(writer, held)
         rows = EncodedRows(
             batch.ids,
@@ -160,7 +158,6 @@ class Delete:
     matching: Callable[[], NDArray[np.int64]] | None
     ids_of: Callable[[NDArray[np.int64]], list[str]]
     filter_text: str = ""
-    ahead: None = None
 
     @property
     def fingerprint(self) -> int:
@@ -202,10 +199,6 @@ class Once:
     @property
     def alone(self) -> bool:
         return self.write.alone
-
-    @property
-    def ahead(self) -> NDArray[Any] | None:
-        return self.write.ahead
 
     def apply(self, writer: Writer, sequence: int, before: Sequence[ColumnBatch]) -> Applied:
         fingerprint = self.write.fingerprint

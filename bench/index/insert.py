@@ -1,10 +1,8 @@
-"""Durable inserts as a collection grows, beside bare LMDB, with the shares of the time; and the build.
+"""Durable inserts as a collection grows, beside bare LMDB, with the shares of the time.
 
 One process inserts batches of 1,000 rows with document and four fields, without an index being built behind; after every
 10,000 rows it writes the same bytes to a bare LMDB file: vectors, ids, metadata and documents, one value a
 row each, by `putmulti`, a commit with fsync a batch. Encoding is not part of the bare time.
-
-The time to all indexed is that of a process with the engine's defaults, which builds while it inserts.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from typing import Any
 
 import lmdb
 
-from .. import peers
+from .. import host_memory
 from ..children import Child
 from ..peers import engine
 from ..sources import Part, Source, encode
@@ -136,6 +134,7 @@ class Inserter:
         starts = range(0, rows, BATCH)
         own: list[tuple[int, float]] = []
         bare: list[tuple[int, float]] = []
+        fresh: dict[int, float] = {}
         for first in range(0, len(starts), WINDOW // BATCH):
             window = [(s, min(s + BATCH, rows)) for s in starts[first : first + WINDOW // BATCH]]
             parts = [(start, self._source.part(start, stop)) for start, stop in window]
@@ -148,6 +147,7 @@ class Inserter:
                 begun_s = time.perf_counter()
                 self._bare.put(columns)
                 bare.append((start + len(part.ids), time.perf_counter() - begun_s))
+            fresh[window[-1][1]] = host_memory.fresh_ms_a_mib()
         total_s = sum(taken_s for _, taken_s in own)
         shares = {name: taken_s / total_s for name, taken_s in self._stages.taken_s.items()}
         shares["other"] = 1 - sum(shares.values())
@@ -156,6 +156,7 @@ class Inserter:
         return {
             "vecdb": _rates(own),
             "bare": _rates(bare),
+            "fresh_ms_a_mib": {str(mark): fresh[mark] for mark in _marks(rows)},
             "shares": shares,
             "not_timed": self._stages.absent,
         }
@@ -165,10 +166,14 @@ def _rates(batches: list[tuple[int, float]]) -> dict[str, float]:
     """Rows/s of the last rows before each mark and before the end, and of all."""
     rows = batches[-1][0]
     rates = {"all": rows / sum(taken_s for _, taken_s in batches)}
-    for mark in sorted({rows, *(mark for mark in MARKS if mark <= rows)}):
+    for mark in _marks(rows):
         last = [(end, taken_s) for end, taken_s in batches if mark - WINDOW < end <= mark]
         rates[str(mark)] = _rows_in(last, batches) / sum(taken_s for _, taken_s in last)
     return rates
+
+
+def _marks(rows: int) -> list[int]:
+    return sorted({rows, *(mark for mark in MARKS if mark <= rows)})
 
 
 def _rows_in(some: list[tuple[int, float]], batches: list[tuple[int, float]]) -> int:
@@ -177,9 +182,11 @@ def _rows_in(some: list[tuple[int, float]], batches: list[tuple[int, float]]) ->
     return some[-1][0] - max(before, default=0)
 
 
-def run(plan: Plan) -> dict[str, Any]:
+def _loads(plan: Plan, cached: host_memory.Cached | None) -> list[dict[str, Any]]:
     rounds = []
     for _ in range(plan.loads):
+        if cached is not None:
+            cached.read()
         folder, bare = plan.folder / "inserted", plan.folder / "bare"
         with Child("bench.index.insert:Inserter", plan.source, folder, bare) as child:
             rounds.append(child.call("run"))
@@ -188,36 +195,36 @@ def run(plan: Plan) -> dict[str, Any]:
         plan.say(
             f"  {rounds[-1]['vecdb']['all']:,.0f} rows/s, bare {rounds[-1]['bare']['all']:,.0f}"
         )
+    return rounds
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    if plan.take_memory:
+        with host_memory.taken(plan.folder) as cached:
+            rounds = _loads(plan, cached)
+    else:
+        rounds = _loads(plan, None)
 
     def medians(name: str) -> dict[str, float]:
         return {key: median(one[name][key] for one in rounds) for key in rounds[0][name]}
 
-    made = plan.collection()
-    raw = peers.same_kind(made.kind, made.quantization)
-    builds = plan.builds(raw)
-    ready_s, raw_s = (median(times) for times in zip(*builds, strict=True))
     return {
         "rounds": rounds,
         "vecdb": medians("vecdb"),
         "bare": medians("bare"),
+        "fresh_ms_a_mib": medians("fresh_ms_a_mib"),
+        "took_memory": plan.take_memory,
         "shares": medians("shares"),
         "not_timed": rounds[0]["not_timed"],
-        "builds": builds,
-        "ready_s": ready_s,
-        "finished_s": made.figures["finished_s"],
-        "ready_index": f"{made.kind}/{made.quantization}",
-        "defaults_rows_per_s": plan.source.rows / made.figures["insert_s"],
-        "raw": raw.name,
-        "raw_build_s": raw_s,
-        "ready_ratio": ready_s / raw_s,
     }
 
 
 def page(found: dict[str, Any]) -> list[str]:
-    own, bare = found["vecdb"], found["bare"]
+    own, bare, fresh = found["vecdb"], found["bare"], found["fresh_ms_a_mib"]
+    held = ", all memory held by cached files before" if found["took_memory"] else ""
     rows = [
         (f"rows {int(mark):,}" if mark != "all" else mark, count(own[mark]), count(bare[mark]),
-         number(own[mark] / bare[mark]))
+         number(own[mark] / bare[mark]), number(fresh[mark]) if mark in fresh else "")
         for mark in own
     ]  # fmt: skip
     marks = [mark for mark in own if mark != "all"]
@@ -225,19 +232,15 @@ def page(found: dict[str, Any]) -> list[str]:
     parts = [
         "## Insert\n\nDurable batches of 1,000 with document and four fields; rows/s of the last"
         f" {WINDOW:,} rows before each mark; {len(found['rounds'])} load(s), alternating with bare"
-        " `putmulti` of the same bytes with the same fsyncs.\n",
-        table(("up to", "vecdb rows/s", "bare LMDB rows/s", "ratio"), rows),
+        f" `putmulti` of the same bytes with the same fsyncs{held}. Fresh memory: the first touch of"
+        " memory that belongs to no database, at that moment.\n",
+        table(
+            ("up to", "vecdb rows/s", "bare LMDB rows/s", "ratio", "fresh memory, ms a MiB"), rows
+        ),
         f"Last mark to first: {steady:.2f}. Share of the time: "
         + ", ".join(f"{name} {share:.0%}" for name, share in found["shares"].items())
         + ".\n",
     ]
     if found["not_timed"]:
         parts.append(f"Not timed, because not found: {', '.join(found['not_timed'])}.\n")
-    parts.append(
-        f"With the engine's defaults, which build behind: {found['defaults_rows_per_s']:,.0f} rows/s, all"
-        f" indexed at target {found['ready_s']:.1f} s after the first insert, and with nothing left to"
-        f" build ({found['ready_index']}) after {found['finished_s']:.1f} s;"
-        f" {found['raw']} alone builds in {found['raw_build_s']:.1f} s: {found['ready_ratio']:.2f} times."
-        f" Medians of {len(found['builds'])} load(s); the rate is that of the first.\n"
-    )
     return parts

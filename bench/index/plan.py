@@ -39,6 +39,8 @@ class Plan:
     name: str
     rounds: int
     say: Callable[[str], None]
+    take_memory: bool = False
+    """Inserts find all of the machine's memory in use; see `bench/host_memory.py`."""
     peers: Sequence[peers.Peer] = peers.PEERS
     _made: dict[tuple[str, str], Made] = field(default_factory=dict)
     _raws: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -16,7 +16,7 @@ from typing import Any
 from .. import measure
 from ..clusters import DIMENSION
 from ..sources import DATASETS, WordNet, prepare
-from . import beside, building, codes, filters, insert, kinds, memory, space, speed
+from . import beside, building, codes, filters, indexed, insert, kinds, memory, space, speed
 from .plan import Plan
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -26,6 +26,7 @@ Page = Callable[[dict[str, Any]], list[str]]
 
 PARTS: dict[str, tuple[Run, Page]] = {
     "insert": (insert.run, insert.page),
+    "indexed": (indexed.run, indexed.page),
     "memory": (memory.run, memory.page),
     "speed": (speed.run, speed.page),
     "kinds": (kinds.run, kinds.page),
@@ -78,7 +79,9 @@ def main(argv: list[str]) -> int:
         "part_s": {},
     }
     with tempfile.TemporaryDirectory(prefix="run-", dir=folder) as run_folder:
-        plan = Plan(source, Path(run_folder), args.results, name, args.rounds, say)
+        plan = Plan(
+            source, Path(run_folder), args.results, name, args.rounds, say, args.take_memory
+        )
         for part in parts:
             say(f"{part}")
             started_s = time.perf_counter()
@@ -112,6 +115,12 @@ def _parser() -> argparse.ArgumentParser:
         "--folder",
         type=Path,
         help="where data sets are kept and databases made; default: below the system's own",
+    )
+    parser.add_argument(
+        "--take-memory",
+        action="store_true",
+        help="have cached pages hold all memory before inserts: for a virtual machine that gets its memory"
+        " late; see bench/host_memory.py",
     )
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser

@@ -32,6 +32,10 @@ def unit(vectors: NDArray[np.floating]) -> Floats:
         if SMALL_SQUARE < square < LARGE_SQUARE:
             one: Floats = np.ascontiguousarray(vectors / np.float32(math.sqrt(square)))
             return one
+    known = lengths(vectors) if vectors.dtype == np.float32 else None
+    if known is not None:
+        divided: Floats = np.divide(vectors, known[:, None], order="C")
+        return divided
     copy = np.array(vectors, dtype=np.float32, order="C")
     known = lengths(copy)
     if known is not None:

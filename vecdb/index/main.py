@@ -156,18 +156,21 @@ class Main:
         """Whether `search` answers so many candidates at this setting; the host always does."""
         return True
 
-    def nearest(self, query: Any, k: int, setting: int) -> tuple[Floats, Rows] | None:
-        """`search` of a graph or lists for one query (1, d), as FAISS's scores and positions (1, k); None
-        when it found fewer than k."""
+    def nearest(self, queries: Any, k: int, setting: int) -> tuple[Floats, Rows] | None:
+        """`search` of a graph or lists for queries (q, d), as FAISS's scores and positions (q, k); None
+        when it found fewer than k for any of them."""
+        index = self.index
         if self.kind == "ivf":
-            params = _probe(min(setting, int(self.index.nlist)))
-            scores, positions = search_one(self.index, query, k, params)
+            params = _probe(min(setting, int(index.nlist)))
         elif self._refined is None:
-            scores, positions = search_one(self.index, query, k, _walk(max(setting, k)))
+            params = _walk(max(setting, k))
         else:
-            params = _refine(*_widened(k, setting, self.n))
-            scores, positions = search_one(self._refined, query, k, params)
-        return (scores, positions) if positions[0, -1] >= 0 else None
+            index, params = self._refined, _refine(*_widened(k, setting, self.n))
+        if len(queries) == 1:
+            scores, positions = search_one(index, queries, k, params)
+            return (scores, positions) if positions[0, -1] >= 0 else None
+        scores, positions = index.search(queries, k, params=params)
+        return (scores, positions) if positions[:, -1].min() >= 0 else None
 
     def exact(self, queries: Any, k: int, allowed: Allowed | None) -> tuple[Floats, Rows]:
         """Answers among all (allowed) positions, exact by the code; keys and positions (q, <= k)."""

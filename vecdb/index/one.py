@@ -1,7 +1,7 @@
-"""One query to a graph or lists: the commonest search, with nothing around the walk that a single query notices.
+"""Queries to a graph or lists and nothing else: the commonest search, with little around the walk.
 
-A walk takes 60 to 200 us; every call of numpy around it costs one or two, on caches that the walk has
-filled with vectors.
+A walk takes 60 to 200 us; every call of numpy around it costs one or two, after that of a batch 10 to 30, on
+caches that the walk has filled with vectors.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 from . import plan
 from .blocks import Allowed
 from .distance import Floats, Rows, to_distances
-from .door import use_threads
+from .door import use_threads, use_threads_for
 from .main import Main
 from .side import MOST_SHARE, Asked, SideGraph
 from .source import VectorSource, true_keys
 
 Answer = tuple[Floats, Rows, str]
-"""Distances and rows (1, k), nearest first, ties by row, and the plan's name."""
+"""Distances and rows (q, k), nearest first, ties by row, and the plan's name."""
 
 
 _KEPT_WAYS = 256
@@ -39,11 +39,11 @@ class Way(NamedTuple):
 def nearest(
     main: Main, x: Floats, k: int, target: float, source: VectorSource, metric: str
 ) -> Answer | None:
-    """The k nearest of all rows of `main`, for a query (1, d); None where it is not as simple as that."""
+    """The k nearest of all rows of `main`, for queries (q, d); None where it is not as simple as that."""
     setting = plan.plain_walk(main, target, k)
-    if setting is None:
+    if setting is None or (main.lossy and len(x) > 1):
         return None
-    use_threads(1)
+    use_threads_for(len(x))
     found = main.nearest(x, main.curve.ranked_again(k) if main.lossy else k, setting)
     if found is None:
         return None
@@ -64,7 +64,7 @@ def nearest_allowed(
     asked: Asked | None,
     metric: str,
 ) -> Answer | None:
-    """The same among allowed positions of a main index that loses nothing. None also where the answer
+    """The same for a query (1, d), among allowed positions of a main index that loses nothing. None also where the answer
     needs a second look: few of the found are allowed, or comparing all is cheaper."""
     graph = None if asked is None else asked.graph(main, allowed.count)
     known = allowed.ways.get((k, target))
@@ -109,7 +109,7 @@ def _way(
 
 def _in_order(near: Floats, rows: Rows) -> tuple[Any, Any]:
     """Equal distances by row; nearly always that is how they come."""
-    if (near[0, 1:] > near[0, :-1]).all():
+    if (near[:, 1:] > near[:, :-1]).all():
         return near, rows
-    order = np.lexsort((rows[0], near[0]))
-    return near[:, order], rows[:, order]
+    order = np.lexsort((rows, near), axis=1)
+    return np.take_along_axis(near, order, 1), np.take_along_axis(rows, order, 1)

@@ -139,7 +139,7 @@ class View:
         if exact or (target is not None and target >= 1.0):
             target = None
         main = self.main
-        simple = target if self._walk_only and trace is None and len(x) == 1 else None
+        simple = target if self._walk_only and trace is None and len(x) else None
         if simple is not None and allowed is None:
             found = self._one(x, k, simple, None)
             if found is not None:
@@ -151,7 +151,7 @@ class View:
         if allowed is not None and chosen.is_few(allowed, self.dimension):
             near, rows = self._few(allowed, trace).search(x, k)
             return Found(near, rows, True, "exact")
-        if simple is not None and allowed is not None:
+        if simple is not None and allowed is not None and len(x) == 1:
             found = self._one(x, k, simple, allowed)
             if found is not None:
                 return found
@@ -190,13 +190,13 @@ class View:
         return self.tiled.together(self, count, k, allowed)
 
     def _one(self, x: Floats, k: int, target: float, allowed: Selection | None) -> Found | None:
-        """One query to a graph or lists and nothing beside it; None where it is not as simple as that."""
+        """Queries to a graph or lists and nothing beside it; None where it is not as simple as that."""
         main = self.main
         assert main is not None
         inside = self._allowed_in_main(allowed)
         if inside is None or inside.count == main.n:
             found = one.nearest(main, x, k, target, self.source, self.metric)
-        elif main.lossy or main.kind != "hnsw":
+        elif main.lossy or main.kind != "hnsw" or len(x) > 1:
             return None
         else:
             asked = self.sides.asked(allowed, k)

@@ -161,11 +161,15 @@ class CollectionStore:
         if newer:
             self._env.reopen()
 
-    def commit(self, work: Callable[[Writer, int], Result]) -> tuple[Result, int]:
+    def commit(
+        self, work: Callable[[Writer, int], Result], written: Callable[[], None] = lambda: None
+    ) -> tuple[Result, int]:
         """Runs `work(writer, sequence)` and commits; (its result, newest sequence).
 
         The commit counts as `sequence` only if `work` changed rows; otherwise the number stays free
         and the returned one is that of the last commit. `work` may run twice (see Environment.write).
+        `written()` is called each time that rows have been changed and only the disk is left to wait for,
+        for which this thread gives up the interpreter lock.
         """
 
         def run(transaction: Any) -> tuple[Result, Writer, int]:
@@ -175,6 +179,7 @@ class CollectionStore:
             if not writer.changed:
                 return result, writer, writer.before.sequence
             writer.finish(sequence, time.time_ns() // 1000)
+            written()
             return result, writer, sequence
 
         result, writer, sequence = self._env.write(run, "rows")

@@ -5,6 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from itertools import repeat
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 ReadIds = Callable[[int, int], list[bytes]]
 """(start, stop) -> ids of these rows."""
@@ -61,6 +65,15 @@ class _Span:
         return part
 
 
+class _Round(NamedTuple):
+    """A round of the table `keys`: the rows [first, end), in the order of their ids."""
+
+    first: int
+    end: int
+    ids: list[bytes]
+    rows: NDArray[np.int64]
+
+
 class FreshIds:
     """Committed rows only; any thread may ask, for any moment.
 
@@ -71,7 +84,7 @@ class FreshIds:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._span = _Span(0)
-        self._round: tuple[int, int, list[bytes]] = (0, 0, [])
+        self._round = _Round(0, 0, [], np.empty(0, np.int64))
 
     def rows(self, ids: Sequence[bytes], first: int, stop: int, read: ReadIds) -> list[int]:
         """The newest of the rows [first, stop) with each id, -1 where there is none; 0.1 us an id.
@@ -92,22 +105,26 @@ class FreshIds:
             span = self._span
             if first > span.first:
                 span = self._span = span.cut(first)
-                self._round = 0, 0, []
+                self._round = _Round(0, 0, [], np.empty(0, np.int64))
             known = span.stop - start
             if 0 <= known < len(ids):
                 span.extend(ids[known:] if known else ids)
 
-    def in_order(self, first: int, end: int, read: ReadIds) -> list[bytes]:
-        """The ids whose newest row is one of the rows [first, end), ascending; for the lane only.
+    def in_order(
+        self, first: int, end: int, read: ReadIds
+    ) -> tuple[list[bytes], NDArray[np.int64]]:
+        """The ids whose newest row is one of the rows [first, end), ascending, and these rows; for the
+        lane only.
 
         Kept until the round is over. An id that is written again meanwhile stays in it.
         """
-        if self._round[:2] != (first, end):
+        if (self._round.first, self._round.end) != (first, end):
             span = self._covering(first, end, read)
             with self._lock:
-                ids = [i for i, row in span.rows.items() if first <= row < end]
-            self._round = first, end, sorted(ids)
-        return self._round[2]
+                ids = sorted(i for i, row in span.rows.items() if first <= row < end)
+                rows = np.fromiter(map(span.rows.__getitem__, ids), np.int64, len(ids))
+            self._round = _Round(first, end, ids, rows)
+        return self._round.ids, self._round.rows
 
     def _covering(self, first: int, stop: int, read: ReadIds) -> _Span:
         span = self._span
