@@ -251,7 +251,9 @@ def test_a_thousand_queries_in_flight(start: StartServer, monkeypatch: pytest.Mo
     async def work() -> list[Any]:
         async with aio.connect(server.address, timeout_s=120) as client:
             docs = await client.get_collection("docs")
-            asked = [asyncio.create_task(docs.query(vectors[i], k=1)) for i in range(1_000)]
+            asked = [
+                asyncio.create_task(docs.query(vectors[i], k=1, exact=True)) for i in range(1_000)
+            ]
 
             def all_under_way() -> None:
                 wait_until(lambda: server._pools.reads.busy >= 1_000, "1,000 queries wait", 60)

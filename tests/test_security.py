@@ -37,7 +37,7 @@ def test_without_a_key_nothing_is_answered(
     key = add("admin")
     server = start(keys_file=str(keys_file))
     path = f"/vecdb.v1.VecdbService/{method}"
-    streams = method == "Ingest"
+    streams = method in ("Ingest", "QueryStream")
     with grpc.insecure_channel(server.address) as channel:
         for value in (
             None,

@@ -24,6 +24,7 @@ from vecdb_server import status
 from vecdb_server.guard import Guard
 from vecdb_server.limits import Limits, Peers
 from vecdb_server.pools import Pools
+from vecdb_server.query_stream import QueryStreams
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 1024 * 1024
@@ -52,7 +53,9 @@ class LateContext:
 
 def test_a_late_call_is_not_executed() -> None:
     """A call that waited past its deadline is refused without running."""
-    border = status.Border(Pools(1, 1, 1), MIB, Guard(None, None, Limits({}), Peers(1)))
+    border = status.Border(
+        Pools(1, 1, 1, 1, QueryStreams()), MIB, Guard(None, None, Limits({}), Peers(1))
+    )
     ran: list[Any] = []
     for wrap in (border._unary, border._stream):
         context = LateContext()

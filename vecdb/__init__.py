@@ -25,6 +25,7 @@ from .collection import Collection
 from .database import Database, open
 from .downgrading import Downgraded, discard_kept, downgrade
 from .errors import VecdbError
+from .index import limit_threads as limit_search_threads
 from .restored import restore
 from .types import (
     AuditStats,
@@ -75,6 +76,7 @@ __all__ = [
     "discard_kept",
     "downgrade",
     "errors",
+    "limit_search_threads",
     "list_backups",
     "open",
     "prune_backups",

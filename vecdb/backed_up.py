@@ -18,6 +18,7 @@ from .backup_types import (
     Progress,
     RestoredCollection,
     RestoreResult,
+    unwatched,
 )
 from .core import Core
 from .store import Catalog, CollectionStore, not_found, taken
@@ -63,7 +64,7 @@ class BackedUp(ABC):
         kind: BackupKind = "auto",
         verify: bool = True,
         limit_bytes_s: float | None = None,
-        progress: Progress = lambda _: None,
+        progress: Progress = unwatched,
     ) -> BackupInfo:
         """Backs up collections (default: all), with aliases, as of now; others read and write meanwhile.
 
@@ -108,7 +109,7 @@ class BackedUp(ABC):
         collections: Iterable[str] | Mapping[str, str] | None = None,
         at: dt.datetime | None = None,
         sequence: int | None = None,
-        progress: Progress = lambda _: None,
+        progress: Progress = unwatched,
     ) -> RestoreResult:
         """Makes collections from a backup; `collections` names some, or maps their names to new ones.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import disk, folder
-from .backup_types import BackupTarget, Progress, RestoreResult
+from .backup_types import BackupTarget, Progress, RestoreResult, unwatched
 from .database import open as open_database
 from .errors import AlreadyExists, DatabaseLocked
 
@@ -25,7 +25,7 @@ def restore(
     collections: Iterable[str] | Mapping[str, str] | None = None,
     at: dt.datetime | None = None,
     sequence: int | None = None,
-    progress: Progress = lambda _: None,
+    progress: Progress = unwatched,
     **settings: Any,
 ) -> RestoreResult:
     """Makes a new database in folder `path`, which must be missing or empty, from a backup.

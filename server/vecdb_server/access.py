@@ -22,6 +22,7 @@ ROLE_OF = {
     "GetCollection": "read",
     "Get": "read",
     "Query": "read",
+    "QueryStream": "read",
     "Count": "read",
     "Scan": "read",
     "GetStats": "read",

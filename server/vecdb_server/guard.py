@@ -149,6 +149,9 @@ class Guard:
             last: list[Any] = [None]
 
             def limited(request: Any) -> Any:
+                if last[0] is not None and self._ring is not None:
+                    # A stream may stay open for days: a key that was revoked ends with its next message.
+                    caller.key = self._ring.find(context.invocation_metadata())
                 last[0] = request
                 self._limits.check(method, request)
                 return request

@@ -26,7 +26,10 @@ class Limits:
 
     def check(self, method: str, request: Any) -> None:
         """LimitExceeded, or InvalidFilter, which name the limit, for a request that asks for too much."""
-        if method == "Query":
+        if method == "QueryStream":
+            for streamed in request.queries:
+                self.check("Query", streamed.query)
+        elif method == "Query":
             self._query(request)
         elif method == "CreateCollection":
             self._at_most("max_name_chars", len(request.collection.name), "the name")

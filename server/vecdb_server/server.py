@@ -24,6 +24,7 @@ from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 from . import logs
 from .access import GuardedDatabase
 from .pools import Pools
+from .query_stream import QueryStreams
 from .security import Security
 from .service_records import Service
 from .settings import check, split
@@ -81,11 +82,20 @@ class Server:
         workers = settings["worker_threads"]
         if not _pools_by_handler():
             # Without pools of their own, long calls must not be able to take all threads.
-            workers = settings["stream_threads"] + settings["write_threads"] + 8
+            workers = 8 + sum(
+                settings[n] for n in ("stream_threads", "write_threads", "query_streams")
+            )
             log.warning(
                 "this version of grpc serves all calls from one pool of %d threads", workers
             )
-        self._pools = Pools(workers, settings["write_threads"], settings["stream_threads"])
+        self._streams = QueryStreams()
+        self._pools = Pools(
+            workers,
+            settings["write_threads"],
+            settings["stream_threads"],
+            settings["query_streams"],
+            self._streams,
+        )
         self._health = health.HealthServicer(experimental_non_blocking=True)
         self._grpc = grpc.server(
             self._pools.reads,
@@ -103,7 +113,9 @@ class Server:
                 ("grpc.keepalive_timeout_ms", 20_000),
             ),
         )
-        service: Any = Service(GuardedDatabase(database), limit, self._pools.read_threads)
+        service: Any = Service(
+            GuardedDatabase(database), limit, self._pools.read_threads, self._streams
+        )
         service.backup_root = settings["backup_root"]
         add_service: Any = pb_grpc.add_VecdbServiceServicer_to_server
         add_service(service, self._grpc)
@@ -138,10 +150,12 @@ class Server:
         """
         assert self._database is not None
         self._health.enter_graceful_shutdown()
+        self._streams.close()
         drained = self._grpc.stop(self.settings["drain_timeout_s"])
         while not drained.wait(0.02):
             if not self._pools.running():
-                # What is left open are watchers of the health service, which never end by themselves.
+                # What is left open never ends by itself: watchers of the health service, and streams of
+                # queries that have nothing to answer.
                 self._grpc.stop(0)
         ended = threading.Event()
 

@@ -18,6 +18,7 @@ from vecdb_client import answers, messages, wire
 from vecdb_client.v1 import vecdb_pb2 as pb
 
 from .access import GuardedDatabase
+from .query_stream import QueryStreams
 from .scans import scan_messages
 from .service_backups import BackupHandlers
 from .service_collections import CollectionHandlers
@@ -76,9 +77,14 @@ class Service(CollectionHandlers, BackupHandlers):
     """The whole service: what the other handlers have, and the verbs of records."""
 
     def __init__(
-        self, database: vecdb.Database | GuardedDatabase, max_message_bytes: int, read_threads: int
+        self,
+        database: vecdb.Database | GuardedDatabase,
+        max_message_bytes: int,
+        read_threads: int,
+        streams: QueryStreams,
     ) -> None:
         super().__init__(database, max_message_bytes)
+        self._streams = streams
         # One thread is always left for reads that need not wait.
         self._may_wait = threading.BoundedSemaphore(max(1, read_threads - 1))
 
@@ -167,6 +173,14 @@ class Service(CollectionHandlers, BackupHandlers):
         )
 
     def Query(self, request: Any, context: Any) -> Any:
+        return self._answer(request, remaining_s(context))
+
+    def QueryStream(self, requests: Any, context: Any) -> Iterator[Any]:
+        return self._streams.serve(
+            requests, context, self._database, self._answer, self._max_message_bytes
+        )
+
+    def _answer(self, request: Any, timeout_s: float | None) -> Any:
         collection = self._database.get_collection(request.collection)
         has = request.HasField
         with self._room_to_wait(collection, request.min_sequence):
@@ -180,7 +194,7 @@ class Service(CollectionHandlers, BackupHandlers):
                 target_recall=request.target_recall or None,
                 include=messages.decode_includes(request.include),
                 min_sequence=request.min_sequence or None,
-                timeout_s=remaining_s(context),
+                timeout_s=timeout_s,
                 raw_metadata=True,
                 max_bytes=self._max_message_bytes,
                 **_rarely_asked(request),

@@ -31,6 +31,7 @@ SERVER: tuple[Setting, ...] = (
     Setting("worker_threads", int, 0, "Threads that answer reads; 0: one a core, at least 2. More than that was slower when measured.", 0, 1_024),
     Setting("write_threads", int, 8, "Threads that take writes. They mostly wait for the disk; writes that wait together share a commit.", 1, 1_024),
     Setting("stream_threads", int, 16, "Scan, Ingest, Check, BuildIndex, Compact and backup calls served at once; each takes a thread of its own.", 1, 1_024),
+    Setting("query_streams", int, 64, "Clients that may send their queries on a stream at once, each with up to two; each stream takes a thread. Streams that are silent make room, other clients send calls.", 1, 4_096),
     Setting("max_concurrent", int, 1_000, "Calls taken at once, waiting ones included; further ones are refused with RESOURCE_EXHAUSTED.", 1, 1_000_000),
     Setting("drain_timeout_s", float, 30.0, "Time that running calls get to end when the server is told to stop.", 0.0, 3_600.0),
     Setting("tls_cert", str, "", "PEM file of the server's certificate chain; set, only TLS is spoken. Read again when it changes."),

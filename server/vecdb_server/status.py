@@ -173,7 +173,7 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
         if wrapped is None:
             wrapped = self._wrapped[method] = self._wrap(method, handler)
         pool = self._pools.of(method, streams=handler.response_streaming)
-        if self._pools.full(pool):
+        if self._pools.full(pool) and not self._pools.make_room(pool):
             return self._full(method, handler, pool)
         return wrapped
 
@@ -205,13 +205,7 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
     def _bytes(self, message: Any) -> bytes:
         data: bytes = message.SerializeToString()
         if len(data) > self._max_message_bytes:
-            raise errors.LimitExceeded(
-                f"the answer has {len(data)} bytes, a message at most {self._max_message_bytes}; "
-                "ask for fewer records or fewer parts of them, use scan, or raise "
-                "max_message_bytes of server and client",
-                given_bytes=len(data),
-                limit_bytes=self._max_message_bytes,
-            )
+            raise too_large(len(data), self._max_message_bytes)
         return data
 
     def _unary(self, name: str, behavior: Any) -> Any:
@@ -273,8 +267,8 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
     def _full(self, method: str, handler: Any, pool: CountedPool) -> Any:
         def refuse(request: Any, context: grpc.ServicerContext) -> NoReturn:
             error = errors.ResourceExhausted(
-                f"all {pool.size} threads for streams and long calls are busy; try again later, or "
-                "raise stream_threads of the server",
+                f"all {pool.size} threads for such calls are busy; try again later, or raise "
+                f"{pool.setting} of the server",
                 limit=pool.size,
             )
             _fail(method.removeprefix(PREFIX), context, error, time.perf_counter())
@@ -306,7 +300,18 @@ def _moved(handler: Any, pool: Any) -> Any:
     )
 
 
-def _fail(name: str, context: grpc.ServicerContext, error: Exception, started_s: float) -> NoReturn:
+def too_large(given_bytes: int, limit_bytes: int) -> errors.LimitExceeded:
+    """The error of an answer that no message may carry."""
+    return errors.LimitExceeded(
+        f"the answer has {given_bytes} bytes, a message at most {limit_bytes}; ask for fewer records or "
+        "fewer parts of them, use scan, or raise max_message_bytes of server and client",
+        given_bytes=given_bytes,
+        limit_bytes=limit_bytes,
+    )
+
+
+def failure_of(name: str, error: Exception) -> tuple[grpc.StatusCode, Any]:
+    """The status of what a handler raised, and the error to tell the client; logs what is our fault."""
     code = code_of(error)
     known: Any = error
     if isinstance(error, MemoryError):
@@ -322,6 +327,11 @@ def _fail(name: str, context: grpc.ServicerContext, error: Exception, started_s:
         code = grpc.StatusCode.INTERNAL
     elif code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS):
         log.error("%s failed: %s", name, known.message, exc_info=error)
+    return code, known
+
+
+def _fail(name: str, context: grpc.ServicerContext, error: Exception, started_s: float) -> NoReturn:
+    code, known = failure_of(name, error)
     _log_call(name, code, started_s)
     context.set_trailing_metadata(((ERROR_KEY, encoded(known)),))
     context.abort(code, _shortened(known.message, _MAX_TEXT_CHARS))

@@ -6,7 +6,7 @@ truth: whatever is in here can be made again from it.
 
 from .calibrate import Curve
 from .distance import distances
-from .door import device, give_memory_back
+from .door import device, give_memory_back, limit_threads
 from .figures import IndexFigures
 from .files import IndexRecord, file_faults, of_same_files
 from .found import Found
@@ -32,5 +32,6 @@ __all__ = [
     "distances",
     "file_faults",
     "give_memory_back",
+    "limit_threads",
     "of_same_files",
 ]

@@ -107,7 +107,7 @@ def use_threads(count: int) -> None:
 
 
 def limit_threads(count: int) -> None:
-    """Let no later call from this thread use more than `count` threads."""
+    """Let no later search or build from the calling thread use more than `count` cores; others are not touched."""
     _thread.limit = count
     use_threads(count)
 

@@ -6,7 +6,7 @@ As in `messages.py`, a function that takes a result reads only its attributes.
 from __future__ import annotations
 
 from collections.abc import Collection as Names
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -54,6 +54,30 @@ def encode_query_result(result: Any) -> pb.QueryResponse:
     if result.explain is not None:
         response.explain.CopyFrom(encode_explain(result.explain))
     return response
+
+
+def one_by_one(result: Any) -> Iterator[QueryResult]:
+    """The results of the single queries of a QueryResult, without groups and explain."""
+
+    def own(column: Any, n: int) -> Any:
+        return None if column is None else column[n : n + 1]
+
+    def own_by_name(columns: Any, n: int) -> Any:
+        return None if columns is None else {name: own(c, n) for name, c in columns.items()}
+
+    for n, ids in enumerate(result.ids):
+        yield QueryResult(
+            ids=[ids],
+            distances=result.distances[n : n + 1],
+            vectors=own(result.vectors, n),
+            metadata=own(result.metadata, n),
+            documents=own(result.documents, n),
+            contents=own(result.contents, n),
+            uris=own(result.uris, n),
+            sequence=result.sequence,
+            named_vectors=own_by_name(result.named_vectors, n),
+            named_present=own_by_name(result.named_present, n),
+        )
 
 
 def _named(result: Any) -> dict[str, wire.Named] | None:

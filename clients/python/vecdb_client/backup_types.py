@@ -108,3 +108,7 @@ class RestoreResult:
 
 Progress = Callable[[BackupProgress], None]
 """Called after each file, from the thread of the call; what it raises ends the call."""
+
+
+def unwatched(_: BackupProgress) -> None:
+    """The progress of a call that nobody watches."""

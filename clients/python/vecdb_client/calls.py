@@ -34,12 +34,14 @@ INGEST_WINDOW = 4
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One request. `may_repeat` says that repeating it does no harm: it only reads, or has a request id."""
+    """One request. `may_repeat` says that repeating it does no harm: it only reads, or has a request id;
+    `streams` that it is a query that may travel with others on a stream."""
 
     rpc: str
     request: Any
     read: Callable[[Any], T]
     may_repeat: bool
+    streams: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from . import backups, calls, transport
-from .backup_types import BackupInfo, BackupKind, BackupReport, Progress, RestoreResult
+from .backup_types import BackupInfo, BackupKind, BackupReport, Progress, RestoreResult, unwatched
 from .calls import ServerInfo
 from .collection import Collection
 from .connection import Connection
@@ -176,7 +176,7 @@ class Client:
         kind: BackupKind = "auto",
         verify: bool = True,
         limit_bytes_s: float | None = None,
-        progress: Progress = lambda _: None,
+        progress: Progress = unwatched,
         timeout_s: float | None = None,
     ) -> BackupInfo:
         """Backs up collections (default: all) while the server serves; see `vecdb.Database.backup`.
@@ -196,7 +196,7 @@ class Client:
         target: str = "",
         *,
         backup: str | None = None,
-        progress: Progress = lambda _: None,
+        progress: Progress = unwatched,
         timeout_s: float | None = None,
     ) -> BackupReport:
         """Reads all backups of a target, or one and those it goes back to, and says what is wrong."""
@@ -210,7 +210,7 @@ class Client:
         collections: Iterable[str] | Mapping[str, str] | None = None,
         at: dt.datetime | None = None,
         sequence: int | None = None,
-        progress: Progress = lambda _: None,
+        progress: Progress = unwatched,
         timeout_s: float | None = None,
     ) -> RestoreResult:
         """Makes collections on the server from a backup; see `vecdb.Database.restore`."""

@@ -16,6 +16,7 @@ from .calls import Call
 from .credentials import Credentials
 from .errors import Closed, Internal, VecdbError
 from .reports import Meter, OnCall
+from .streams import QueryStreams
 from .types import Records, WriteResult
 from .v1 import vecdb_pb2_grpc as pb_grpc
 
@@ -47,11 +48,13 @@ class Connection:
         else:
             self._channel = grpc.secure_channel(self.target, shown.channel, options=options)
         self._stub: Any = pb_grpc.VecdbServiceStub(self._channel)
+        self._streams = QueryStreams(partial(self._stub.QueryStream, metadata=shown.metadata))
         self._closed = False
 
     def close(self) -> None:
         """Ends the channel and whatever runs on it; later calls raise Closed."""
         self._closed = True
+        self._streams.close()
         self._channel.close()
 
     def method(self, rpc: str) -> Any:
@@ -79,8 +82,10 @@ class Connection:
                 left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
                 meter.attempt(call.request)
                 try:
-                    answer = method(call.request, timeout=left_s)
-                except (grpc.RpcError, ValueError) as error:
+                    answer = self._streams.ask(call.request, left_s) if call.streams else None
+                    if answer is None:
+                        answer = method(call.request, timeout=left_s)
+                except (grpc.RpcError, ValueError, VecdbError) as error:
                     meter.failed(error)
                     raised = self.raised(error)
                     pause_s = transport.pause_before_retry_s(

@@ -108,11 +108,18 @@ def query(
     if explain is not False:
         request.explain = arguments.flag("explain", explain)
     grouped = group_by is not None
+    # What may take long, or waits for a commit, must not keep others on the stream waiting.
+    quick = request.vectors.count == 1 and not (
+        exact or explain or grouped or ids is not None or positive is not None
+        or negative is not None or max_distance is not None or mmr_lambda is not None
+        or vector_name is not None or min_sequence is not None
+    )  # fmt: skip
     return Call(
         "Query",
         request,
         lambda a: answers.decode_query_result(a, wanted, width or None, grouped=grouped),
         True,
+        quick,
     )
 
 

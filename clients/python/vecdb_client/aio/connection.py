@@ -20,6 +20,7 @@ from ..errors import Closed, Internal, VecdbError
 from ..reports import Meter, OnCall
 from ..types import Records, WriteResult
 from ..v1 import vecdb_pb2_grpc as pb_grpc
+from .streams import QueryStreams
 
 T = TypeVar("T")
 
@@ -46,12 +47,14 @@ class Connection:
         self._options = [*transport.channel_options(max_message_bytes), *shown.options]
         self._channel: Any = None
         self._stub: Any = None
+        self._streams: Any = None
         self._closed = False
 
     async def close(self) -> None:
         """Ends the channel and whatever runs on it; later calls raise Closed."""
         self._closed = True
         if self._channel is not None:
+            await self._streams.close()
             await self._channel.close()
 
     def method(self, rpc: str) -> Any:
@@ -66,6 +69,9 @@ class Connection:
                     self.target, self._shown.channel, options=self._options
                 )
             self._stub = pb_grpc.VecdbServiceStub(self._channel)
+            self._streams = QueryStreams(
+                partial(self._stub.QueryStream, metadata=self._shown.metadata)
+            )
         found = getattr(self._stub, rpc)
         return partial(found, metadata=self._shown.metadata) if self._shown.metadata else found
 
@@ -90,8 +96,10 @@ class Connection:
                 left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
                 meter.attempt(call.request)
                 try:
-                    answer = await method(call.request, timeout=left_s)
-                except (grpc.RpcError, grpc.aio.UsageError) as error:
+                    answer = await self._streams.ask(call.request, left_s) if call.streams else None
+                    if answer is None:
+                        answer = await method(call.request, timeout=left_s)
+                except (grpc.RpcError, grpc.aio.UsageError, VecdbError) as error:
                     meter.failed(error)
                     raised = self.raised(error)
                     pause_s = transport.pause_before_retry_s(

@@ -542,6 +542,44 @@ class Explain(_message.Message):
     device_note: str
     def __init__(self, plan: _Optional[str] = ..., kind: _Optional[str] = ..., quantization: _Optional[str] = ..., setting_name: _Optional[str] = ..., setting: _Optional[int] = ..., target_recall: _Optional[float] = ..., expected_recall: _Optional[float] = ..., rows: _Optional[int] = ..., allowed_rows: _Optional[int] = ..., indexed_rows: _Optional[int] = ..., tail_rows: _Optional[int] = ..., candidates: _Optional[int] = ..., rows_compared: _Optional[int] = ..., index_sequence: _Optional[int] = ..., index_age_s: _Optional[float] = ..., rows_since_index: _Optional[int] = ..., batch: _Optional[int] = ..., times_us: _Optional[_Mapping[str, float]] = ..., sequence: _Optional[int] = ..., device: _Optional[str] = ..., device_note: _Optional[str] = ...) -> None: ...
 
+class QueryStreamRequest(_message.Message):
+    __slots__ = ("queries",)
+    QUERIES_FIELD_NUMBER: _ClassVar[int]
+    queries: _containers.RepeatedCompositeFieldContainer[StreamedQuery]
+    def __init__(self, queries: _Optional[_Iterable[_Union[StreamedQuery, _Mapping]]] = ...) -> None: ...
+
+class StreamedQuery(_message.Message):
+    __slots__ = ("query", "timeout_s")
+    QUERY_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    query: QueryRequest
+    timeout_s: float
+    def __init__(self, query: _Optional[_Union[QueryRequest, _Mapping]] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class QueryStreamResponse(_message.Message):
+    __slots__ = ("answers",)
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    answers: _containers.RepeatedCompositeFieldContainer[StreamedAnswer]
+    def __init__(self, answers: _Optional[_Iterable[_Union[StreamedAnswer, _Mapping]]] = ...) -> None: ...
+
+class StreamedAnswer(_message.Message):
+    __slots__ = ("position", "answer", "error")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    answer: QueryResponse
+    error: StreamedError
+    def __init__(self, position: _Optional[int] = ..., answer: _Optional[_Union[QueryResponse, _Mapping]] = ..., error: _Optional[_Union[StreamedError, _Mapping]] = ...) -> None: ...
+
+class StreamedError(_message.Message):
+    __slots__ = ("code", "error")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    error: bytes
+    def __init__(self, code: _Optional[int] = ..., error: _Optional[bytes] = ...) -> None: ...
+
 class QueryResponse(_message.Message):
     __slots__ = ("counts", "distances", "hits", "sequence", "groups", "explain")
     COUNTS_FIELD_NUMBER: _ClassVar[int]

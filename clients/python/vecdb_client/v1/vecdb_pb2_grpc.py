@@ -115,6 +115,11 @@ class VecdbServiceStub:
                 request_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.QueryRequest.SerializeToString,
                 response_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.QueryResponse.FromString,
                 _registered_method=True)
+        self.QueryStream = channel.stream_stream(
+                '/vecdb.v1.VecdbService/QueryStream',
+                request_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.QueryStreamRequest.SerializeToString,
+                response_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.QueryStreamResponse.FromString,
+                _registered_method=True)
         self.Count = channel.unary_unary(
                 '/vecdb.v1.VecdbService/Count',
                 request_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.CountRequest.SerializeToString,
@@ -307,6 +312,17 @@ class VecdbServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def QueryStream(self, request_iterator, context):
+        """The same for a client that asks much: one stream instead of a call each, and what waits while the
+        server searches travels in the next message, whose queries are searched together. Answers come in any
+        order and in as many messages as the server likes; a query that fails has an error in the place of its
+        answer. The next message is read once all of this one are answered. A server that has too many such
+        streams refuses one with RESOURCE_EXHAUSTED, or ends one that is idle; Query always works.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Count(self, request, context):
         """Number of live records that match, exact.
         """
@@ -482,6 +498,11 @@ def add_VecdbServiceServicer_to_server(servicer, server):
                     servicer.Query,
                     request_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.QueryRequest.FromString,
                     response_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.QueryResponse.SerializeToString,
+            ),
+            'QueryStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.QueryStream,
+                    request_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.QueryStreamRequest.FromString,
+                    response_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.QueryStreamResponse.SerializeToString,
             ),
             'Count': grpc.unary_unary_rpc_method_handler(
                     servicer.Count,
@@ -982,6 +1003,33 @@ class VecdbService:
             '/vecdb.v1.VecdbService/Query',
             vecdb__client_dot_v1_dot_vecdb__pb2.QueryRequest.SerializeToString,
             vecdb__client_dot_v1_dot_vecdb__pb2.QueryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/vecdb.v1.VecdbService/QueryStream',
+            vecdb__client_dot_v1_dot_vecdb__pb2.QueryStreamRequest.SerializeToString,
+            vecdb__client_dot_v1_dot_vecdb__pb2.QueryStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,171 @@
+"""Streams of queries of the synchronous client; see `streaming.py`.
+
+Each stream has a thread, which waits for answers; callers wait for it, so that Ctrl-C and deadlines
+reach them. Threads and streams end when there was nothing to ask for a while.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from typing import Any
+
+from . import streaming
+from .errors import Internal, VecdbError
+from .v1 import vecdb_pb2 as pb
+
+
+class _Asked:
+    """A query of a caller, who waits for `wake`."""
+
+    __slots__ = ("end_s", "given_up", "outcome", "request", "stream", "wake")
+
+    def __init__(self, request: pb.QueryRequest, end_s: float | None) -> None:
+        self.request = request
+        self.end_s = end_s
+        self.given_up = False
+        self.outcome: pb.QueryResponse | VecdbError | None = None
+        """None after waking: to be sent as a call."""
+        self.stream: _Stream | None = None
+        self.wake = allocate_lock()
+        self.wake.acquire()
+
+
+class _Stream:
+    """One stream and what it is about."""
+
+    def __init__(self, open_call: Callable[[Iterator[Any]], Any]) -> None:
+        self._messages: SimpleQueue[Any] = SimpleQueue()
+        self.sent_s: float | None = None
+        """When the message was sent whose answers are not complete."""
+        self._call = open_call(iter(self._messages.get, None))
+
+    def exchange(self, group: list[_Asked]) -> None:
+        """Sends a message and hands out its answers."""
+        self._messages.put(streaming.message_of(group))
+        self.sent_s = time.monotonic()
+        left = set(range(len(group)))
+        while left:
+            response = next(self._call, None)
+            if response is None:
+                raise EOFError("the server ended the stream")
+            for answer in response.answers:
+                if answer.position not in left:
+                    raise Internal("the server answered a query twice, or one that was not asked")
+                left.remove(answer.position)
+                asked = group[answer.position]
+                asked.outcome = streaming.outcome_of(answer)
+                asked.wake.release()
+        self.sent_s = None
+
+    def give_up_if_silent(self) -> None:
+        sent_s = self.sent_s
+        if sent_s is not None and time.monotonic() - sent_s > streaming.SILENT_S:
+            self._call.cancel()
+
+    def close(self) -> None:
+        self._messages.put(None)
+        self._call.cancel()
+
+
+class QueryStreams:
+    """The streams of one client. Any thread may ask."""
+
+    def __init__(self, open_call: Callable[[Iterator[Any]], Any]) -> None:
+        """`open_call(messages)` opens a stream and returns an iterator of its responses."""
+        self._open_call = open_call
+        self._mutex = threading.Lock()
+        self._waiting: deque[_Asked] = deque()
+        self._bells: list[Any] = []
+        """Locks that threads without work wait for."""
+        self._threads = 0
+        self._queries = 0
+        self._closed_until_s = 0.0
+
+    def ask(self, request: pb.QueryRequest, timeout_s: float | None) -> pb.QueryResponse | None:
+        """The answer; None where the query is to be sent as a call. Raises what the query met.
+
+        DeadlineExceeded when there is none after `timeout_s`.
+        """
+        if self._queries < streaming.FEW_QUERIES:
+            self._queries += 1
+            return None
+        now_s = time.monotonic()
+        if now_s < self._closed_until_s:
+            return None
+        asked = _Asked(request, None if timeout_s is None else now_s + timeout_s)
+        with self._mutex:
+            self._waiting.append(asked)
+            if self._bells:
+                self._bells.pop().release()
+            elif self._threads < streaming.MOST_STREAMS:
+                self._threads += 1
+                threading.Thread(target=self._serve, name="vecdb-queries", daemon=True).start()
+        if not asked.wake.acquire(timeout=-1 if timeout_s is None else timeout_s):
+            asked.given_up = True
+            if asked.stream is not None:
+                asked.stream.give_up_if_silent()
+            raise streaming.late()
+        if isinstance(asked.outcome, VecdbError):
+            raise asked.outcome
+        return asked.outcome
+
+    def close(self) -> None:
+        """Sends nothing more; what waits is sent as calls."""
+        self._closed_until_s = float("inf")
+        with self._mutex:
+            left, self._bells = self._bells, []
+            for bell in left:
+                bell.release()
+
+    def _serve(self) -> None:
+        """The life of a thread: a stream, until it breaks or nobody asks."""
+        stream: _Stream | None = None
+        group: list[_Asked] | None = None
+        try:
+            while (group := self._next_group()) is not None:
+                if stream is None:
+                    stream = _Stream(self._open_call)
+                for asked in group:
+                    asked.stream = stream
+                stream.exchange(group)
+                group = None
+        except Exception as error:
+            pause_s = streaming.pause_after_s(error)
+            self._closed_until_s = max(self._closed_until_s, time.monotonic() + pause_s)
+            self._release(group or [])
+        if stream is not None:
+            stream.close()
+
+    def _next_group(self) -> list[_Asked] | None:
+        """What waits, as soon as something does; None to end the thread, which is counted out then."""
+        while True:
+            with self._mutex:
+                if group := streaming.take(self._waiting):
+                    return group
+                if time.monotonic() < self._closed_until_s:
+                    self._threads -= 1
+                    return None
+                bell = allocate_lock()
+                bell.acquire()
+                self._bells.append(bell)
+            if not bell.acquire(timeout=streaming.IDLE_S):
+                with self._mutex:
+                    if bell in self._bells:
+                        self._bells.remove(bell)
+                        self._threads -= 1
+                        return None
+
+    def _release(self, group: list[_Asked]) -> None:
+        """A stream broke: its queries, and those that wait for no other, are sent as calls."""
+        with self._mutex:
+            self._threads -= 1
+            left = [asked for asked in group if asked.outcome is None]
+            left += self._waiting
+            self._waiting.clear()
+        for asked in left:
+            asked.wake.release()

@@ -1,0 +1,242 @@
+"""Queries on a stream: what a client sent together is searched together.
+
+The commonest queries of one message that agree in all but the vector are one call of the engine: its
+fixed cost, and that of the message, is shared among them. All others are answered one by one, after
+these, and each is answered as soon as it is known. A failure is that of its query alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+import vecdb
+from vecdb.errors import DeadlineExceeded, InvalidQuery, PermissionDenied
+from vecdb_client import answers, messages, wire
+from vecdb_client.v1 import vecdb_pb2 as pb
+
+from .status import encoded, failure_of, too_large
+
+MOST_QUERIES = 256
+"""Queries a message, at most: more would keep the stream's other callers waiting."""
+IDLE_S = 1.0
+"""A stream that was silent for so long may be ended for the sake of another."""
+
+_ENVELOPE_BYTES = 32
+"""What an answer takes in its message beside itself, at most."""
+
+Answer = Callable[[Any, float | None], Any]
+"""Answers one QueryRequest within the seconds given."""
+
+_RARE = frozenset(("ids", "positive", "negative", "max_distance", "vector_name", "group_by",
+                   "group_size", "mmr_lambda", "mmr_candidates", "explain"))  # fmt: skip
+
+
+class QueryStreams:
+    """The open streams of a server: which of them work, and which could go. Any thread may call."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._silent_since: dict[Any, float] = {}
+        """Streams, by their contexts, that wait for their next message."""
+        self._answering = 0
+        self._closing = False
+
+    @property
+    def answering(self) -> int:
+        """Streams that have queries to answer."""
+        return self._answering
+
+    def close(self) -> None:
+        """Ends each stream once it has answered what it has; the silent ones are gRPC's to end."""
+        self._closing = True
+
+    def make_room(self) -> bool:
+        """Ends the stream that was silent longest; False if none was for `IDLE_S`. Its client opens another
+        when it has something to ask."""
+        with self._guard:
+            context = min(self._silent_since, key=self._silent_since.__getitem__, default=None)
+            if context is None or time.monotonic() - self._silent_since[context] < IDLE_S:
+                return False
+            del self._silent_since[context]
+        context.cancel()
+        return True
+
+    def serve(
+        self,
+        requests: Iterator[Any],
+        context: Any,
+        database: Any,
+        answer: Answer,
+        max_message_bytes: int,
+    ) -> Iterator[Any]:
+        """The answers to a stream of messages. InvalidQuery ends it for a message of none or too many."""
+        # Streams use all cores together. A search that shares its batch among threads waits for the last of
+        # them, which on busy cores takes tens of milliseconds.
+        vecdb.limit_search_threads(1)
+        try:
+            while not self._closing and (request := self._next(requests, context)) is not None:
+                with self._guard:
+                    self._answering += 1
+                try:
+                    yield from _answers(request.queries, database, answer, max_message_bytes)
+                finally:
+                    with self._guard:
+                        self._answering -= 1
+        finally:
+            with self._guard:
+                self._silent_since.pop(context, None)
+
+    def _next(self, requests: Iterator[Any], context: Any) -> Any:
+        with self._guard:
+            self._silent_since[context] = time.monotonic()
+        try:
+            return next(requests, None)
+        finally:
+            with self._guard:
+                self._silent_since.pop(context, None)
+
+
+def _answers(
+    queries: Sequence[Any], database: Any, answer: Answer, max_message_bytes: int
+) -> Iterator[Any]:
+    """Messages with the answers to one message."""
+    arrived = time.monotonic()
+    if not 0 < len(queries) <= MOST_QUERIES:
+        raise InvalidQuery(
+            f"a message of a query stream has {len(queries)} queries, 1 to {MOST_QUERIES} are taken"
+        )
+    for positions in _together(queries):
+        if len(positions) > 1:
+            try:
+                group = [queries[p] for p in positions]
+                found = _searched(database, group, arrived, max_message_bytes)
+            except Exception:
+                # One of them may be the reason. Each meets its own failure, or none.
+                found = []
+            if found:
+                yield from _packed(positions, found, max_message_bytes)
+                continue
+        for position in positions:
+            outcome = _alone(answer, queries[position], arrived)
+            yield from _packed([position], [outcome], max_message_bytes)
+
+
+def _together(queries: Sequence[Any]) -> list[list[int]]:
+    """Positions of queries that one call of the engine can answer; those of several first."""
+    if len(queries) == 1:
+        return [[0]]
+    groups: dict[Any, list[int]] = {}
+    for position, streamed in enumerate(queries):
+        groups.setdefault(_key(streamed.query) or position, []).append(position)
+    return sorted(groups.values(), key=len, reverse=True)
+
+
+def _key(query: Any) -> Any:
+    """Equal for queries that differ in their one vector only; None where a query goes alone."""
+    vectors = query.vectors
+    if vectors.count != 1 or query.min_sequence or _has_rare(query):
+        return None
+    return (
+        query.collection, query.k, query.filter, query.exact, query.target_recall,
+        tuple(query.include), vectors.dimension, vectors.element_type, len(vectors.data),
+    )  # fmt: skip
+
+
+def _has_rare(query: Any) -> bool:
+    # One call of C says which fields are set; asking for each costs as much as the search.
+    return any(field.name in _RARE for field, _ in query.ListFields())
+
+
+def _alone(answer: Answer, streamed: Any, arrived: float) -> Any:
+    try:
+        if streamed.query.min_sequence:
+            raise InvalidQuery("min_sequence is for Query: on a stream others would wait too")
+        return pb.StreamedAnswer(
+            answer=answer(streamed.query, _left_s(streamed.timeout_s, arrived))
+        )
+    except PermissionDenied:
+        # It ends the stream, so that the audit log has it as it has that of a call.
+        raise
+    except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: Exception) -> Any:
+    code, known = failure_of("QueryStream", error)
+    return pb.StreamedAnswer(error=pb.StreamedError(code=code.value[0], error=encoded(known)))
+
+
+def _left_s(timeout_s: float, arrived: float) -> float | None:
+    """What is left of a caller's patience."""
+    if not timeout_s:
+        return None
+    left = timeout_s - (time.monotonic() - arrived)
+    if not left > 0:
+        raise DeadlineExceeded("the time of this query was over before it could start")
+    return left
+
+
+def _searched(database: Any, group: Sequence[Any], arrived: float, max_bytes: int) -> list[Any]:
+    """The answers to queries that agree in everything but the vector, by one call of the engine."""
+    first = group[0].query
+    # The deadline of one must not end the search of others: the most patient decides.
+    limits = [streamed.timeout_s for streamed in group]
+    joined = pb.Vectors(
+        data=b"".join([streamed.query.vectors.data for streamed in group]),
+        count=len(group),
+        dimension=first.vectors.dimension,
+        element_type=first.vectors.element_type,
+    )
+    result = database.get_collection(first.collection).query(
+        wire.decode_vectors(joined),
+        k=first.k or None,
+        filter=first.filter or None,
+        exact=first.exact,
+        target_recall=first.target_recall or None,
+        include=messages.decode_includes(first.include),
+        timeout_s=_left_s(0.0 if 0.0 in limits else max(limits), arrived),
+        raw_metadata=True,
+        max_bytes=max_bytes,
+    )
+    if first.include:
+        return [
+            pb.StreamedAnswer(answer=answers.encode_query_result(one))
+            for one in answers.one_by_one(result)
+        ]
+    near: np.ndarray[Any, Any] = np.asarray(result.distances, "<f4")
+    sequence = result.sequence
+    return [
+        pb.StreamedAnswer(
+            answer=pb.QueryResponse(
+                counts=(len(ids),),
+                distances=near[n, : len(ids)].tobytes(),
+                hits=pb.RecordBatch(ids=ids),
+                sequence=sequence,
+            )
+        )
+        for n, ids in enumerate(result.ids)
+    ]
+
+
+def _packed(
+    positions: Sequence[int], outcomes: Sequence[Any], max_message_bytes: int
+) -> Iterator[Any]:
+    """As few messages of answers as the limit of a message allows."""
+    message, size = pb.QueryStreamResponse(), 0
+    for position, outcome in zip(positions, outcomes, strict=True):
+        own = outcome.ByteSize() + _ENVELOPE_BYTES
+        if own > max_message_bytes:
+            outcome = _failed(too_large(own, max_message_bytes))
+            own = outcome.ByteSize() + _ENVELOPE_BYTES
+        if size and size + own > max_message_bytes:
+            yield message
+            message, size = pb.QueryStreamResponse(), 0
+        size += own
+        outcome.position = position
+        message.answers.append(outcome)
+    yield message
