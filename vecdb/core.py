@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .ages import Ages
 from .columns import Columns
 from .device.devices import Devices, assigned
 from .errors import Closed, DeadlineExceeded, InvalidQuery, ReadOnly, VecdbError
@@ -65,6 +66,7 @@ class Core:
         self.unasked = read_only
         """No query came yet. A process that only reads lets nothing be placed on devices before."""
         """What the collection gets of them, and why not what it asks for."""
+        self.ages = Ages(float(options["history_s"]))
         self.masks = FilterMasks(options["filter_cache_entries"])
         self._matched: tuple[Filter | None, FilterMasks, Selection | None] = (
             None,
@@ -237,6 +239,7 @@ class Core:
             # That of the record's own vector comes last: it is what readers wait for.
             for field in self.all_fields:
                 field.publish(sequence)
+            self.ages.saw(sequence)
         except Exception:
             # Not before: whoever reads meanwhile reads the moment before, and waits for nobody.
             self._stale = True

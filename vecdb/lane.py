@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from .columns import ColumnBatch
 from .errors import VecdbError
-from .store import CollectionStore, Writer
+from .store import CollectionStore, Writer, no_thread
 from .vectors import NamedColumn
 
 _NO_ROWS = np.empty(0, np.int64)
@@ -118,13 +118,24 @@ class Lane:
         """
         entry = _Entry(write)
         if threading.current_thread() is threading.main_thread():
-            self._for_main.submit(self._finish, entry).result()
+            self._hand_over(entry)
         else:
             self._finish(entry)
         if entry.error is not None:
             raise entry.error
         assert entry.applied is not None
         return entry.applied, entry.sequence
+
+    def _hand_over(self, entry: _Entry) -> None:
+        try:
+            done = self._for_main.submit(self._finish, entry)
+        except RuntimeError as error:
+            # It lies in the queue all the same, and must find that nobody waits for it.
+            entry.error = error
+            if "new thread" in str(error):
+                entry.error = no_thread(error)
+            raise entry.error from error
+        done.result()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -138,6 +149,8 @@ class Lane:
         self._beside.shutdown()
 
     def _finish(self, entry: _Entry) -> None:
+        if entry.done:
+            return
         with self._mutex:
             self._waiting.append(entry)
             leads, self._led = not self._led, True
@@ -180,7 +193,14 @@ class Lane:
         if vectors is None or vectors.nbytes < _AHEAD_BYTES:
             yield
             return
-        copy = self._beside.submit(self._copy_ahead, vectors)
+        wanted = [vectors]
+        try:
+            copy = self._beside.submit(lambda: [self._copy_ahead(one) for one in wanted])
+        except RuntimeError:
+            # No thread to be had: the copy is made after the commit. What lies in the queue must not run later.
+            wanted.clear()
+            yield
+            return
         try:
             yield
         finally:

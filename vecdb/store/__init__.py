@@ -3,6 +3,7 @@
 from .catalog import Catalog, not_found, taken
 from .check import problems
 from .collection_store import CollectionStore
+from .faults import full_or_internal, no_thread, system_in_our_words
 from .reader import Commit, Reader
 from .shape import FieldShape, Shape
 from .tables import State
@@ -19,7 +20,10 @@ __all__ = [
     "State",
     "Writer",
     "checksums",
+    "full_or_internal",
+    "no_thread",
     "not_found",
     "problems",
+    "system_in_our_words",
     "taken",
 ]

@@ -57,13 +57,17 @@ def in_our_words(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def system_in_our_words(folder: Path) -> Iterator[None]:
-    """Errors of the operating system, met at files in `folder`, as those of `vecdb.errors`."""
+    """Errors of the operating system, met at files in `folder`, as those of `vecdb.errors`; those that say
+    nothing of room, permissions or limits as they are."""
     try:
         yield
     except VecdbError:
         raise
     except OSError as error:
-        raise full_or_internal(folder, str(error)) from error
+        told = full_or_internal(folder, str(error))
+        if isinstance(told, Internal):
+            raise
+        raise told from error
 
 
 def full_or_internal(folder: Path, text: str) -> VecdbError:
@@ -89,6 +93,14 @@ def full_or_internal(folder: Path, text: str) -> VecdbError:
     if cut_short or any(words in text for words in full):
         return StorageFull(f"no space left for {folder}; nothing was written. Free some and repeat")
     return Internal(f"LMDB or the disk refused: {text} ({folder})")
+
+
+def no_thread(error: RuntimeError) -> LimitExceeded:
+    """The error of a thread that could not be started."""
+    return LimitExceeded(
+        f"no thread to be had ({error}); nothing was written. Lift the limit of memory (ulimit -v) or "
+        "threads (ulimit -u), and repeat"
+    )
 
 
 def _room_bytes(folder: Path) -> int:
