@@ -399,3 +399,32 @@ def test_a_write_without_a_thread_is_not_done_later(data_folder, monkeypatch):
         docs.insert(["b"], [[1, 2]])
         assert docs.get(["a", "b"]).ids == ["b"]
         assert docs.check().ok
+
+
+def test_a_map_that_finds_no_address_space(data_folder):
+    """When the map cannot grow for want of address space the write is LimitExceeded, and the old map still serves."""
+    code = """
+        import resource, sys, numpy as np, vecdb
+        from vecdb import errors
+        db = vecdb.open(sys.argv[1], auto_build=False, device="cpu", map_initial_bytes=1 << 20)
+        docs = db.create_collection("docs", dimension=256, index="exact")
+        docs.insert(["a"], np.ones((1, 256)))
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        unlimited = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (used + (24 << 20), unlimited[1]))
+        done, batch = 0, np.ones((500, 256))
+        try:
+            for n in range(200):
+                docs.insert([f"r{i}" for i in range(done, done + 500)], batch)
+                done += 500
+        except errors.LimitExceeded as error:
+            print("ulimit -v" in str(error))
+        print(docs.count() == done + 1, docs.check().ok, len(docs.query(np.ones(256), k=3).ids[0]))
+        resource.setrlimit(resource.RLIMIT_AS, unlimited)
+        docs.insert([f"r{i}" for i in range(done, done + 500)], batch)
+        print(docs.count() == done + 501, docs.check().ok)
+        db.close()
+    """
+    done = python(code, str(data_folder))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["True", "True True 3", "True True"], done.stderr

@@ -18,7 +18,7 @@ from .. import disk
 from ..errors import Closed, Corrupted, FormatMismatch, Internal, StorageFull
 from ..layout import COMPACTING_PREFIX, DATA_FILE, META_FORMAT
 from . import sync_point, vacuum
-from .faults import MapFull, in_our_words
+from .faults import MapFull, in_our_words, must_have_address_space
 from .lazy_sync import LazySync
 
 Result = TypeVar("Result")
@@ -413,10 +413,21 @@ class Environment:
 
     def _resize(self, map_size_bytes: int) -> None:
         def grow() -> None:
-            self._opened().set_mapsize(map_size_bytes)
+            environment = self._opened()
+            more = map_size_bytes - int(environment.info()["map_size"])
+            if more > 0:
+                must_have_address_space(more, self.folder)
+            try:
+                environment.set_mapsize(map_size_bytes)
+            except lmdb.Error:
+                # LMDB has let go of the old map and has no new one: a call would end the process.
+                self._closed = True
+                environment.close()
+                raise
             self.on_move()
 
-        self._alone(grow)
+        with in_our_words(self.folder):
+            self._alone(grow)
 
     def _alone(self, work: Callable[[], None]) -> None:
         """Runs `work` in a moment without transactions; not at all once the environment is closed.

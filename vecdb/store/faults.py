@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import resource
 from collections.abc import Iterator
@@ -101,6 +102,14 @@ def no_thread(error: RuntimeError) -> LimitExceeded:
         f"no thread to be had ({error}); nothing was written. Lift the limit of memory (ulimit -v) or "
         "threads (ulimit -u), and repeat"
     )
+
+
+def must_have_address_space(size_bytes: int, folder: Path) -> None:
+    """LimitExceeded when this process may not map so much more. LMDB gives its old map up before it asks."""
+    try:
+        mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ).close()
+    except OSError as error:
+        raise full_or_internal(folder, str(error)) from error
 
 
 def _room_bytes(folder: Path) -> int:
