@@ -68,7 +68,7 @@ def test_a_full_disk(tmp_path, durability):
         put(docs, model, 0, 2_000, 0)
         faults.fill(disk)
         refused(
-            errors.StorageFull, "[Ff]ree some",
+            errors.StorageFull, r"[Ff]ree some",
             lambda: docs.insert(*rows(5_000, 300)),
             lambda: put(docs, {}, 0, 500, 1),
             lambda: docs.delete(["r7"]),
@@ -86,7 +86,7 @@ def test_a_full_disk(tmp_path, durability):
         assert docs.build_index().indexed_rows == 2_500
         # Its way through: an index that holds the dead, and a second file.
         faults.fill(disk)
-        refused(errors.StorageFull, "[Ff]ree some", docs.compact)
+        refused(errors.StorageFull, r"[Ff]ree some", docs.compact)
         holds(docs, model)
         faults.free(disk)
         docs.compact()

@@ -70,7 +70,7 @@ def test_a_server_on_a_full_disk(tmp_path, durability):
             lambda: db.create_collection("more", dimension=2),
             lambda: db.set_alias("alias", "docs"),
         ):
-            with pytest.raises(errors.StorageFull, match="[Ff]ree some"):
+            with pytest.raises(errors.StorageFull, match=r"[Ff]ree some"):
                 call()
         assert docs.count() == 1_000
         assert docs.query(np.ones(DIMENSION), k=5).distances.shape == (1, 5)

@@ -38,6 +38,7 @@ log = logging.getLogger("vecdb")
 
 Interrupt = Callable[[], None]
 Rows = NDArray[np.int64]
+_Matched = tuple[Filter | None, FilterMasks, Selection | None]
 
 _LOAD_ROWS = 8_192
 _LOAD_IDS = 1 << 18
@@ -68,11 +69,7 @@ class Core:
         """What the collection gets of them, and why not what it asks for."""
         self.ages = Ages(float(options["history_s"]))
         self.masks = FilterMasks(options["filter_cache_entries"])
-        self._matched: tuple[Filter | None, FilterMasks, Selection | None] = (
-            None,
-            self.masks,
-            None,
-        )
+        self._matched: _Matched = (None, self.masks, None)
         self.closed: str | None = None
         self._lane = Lane(store, self._publish, lambda vectors: self.index.ahead(vectors))
         self._news = threading.Condition()

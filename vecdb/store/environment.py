@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 import threading
@@ -16,9 +15,9 @@ import lmdb
 
 from .. import disk
 from ..errors import Closed, Corrupted, FormatMismatch, Internal, StorageFull
-from ..layout import COMPACTING_PREFIX, DATA_FILE, META_FORMAT
+from ..layout import COMPACTING_PREFIX, DATA_FILE
 from . import sync_point, vacuum
-from .faults import MapFull, in_our_words, must_have_address_space
+from .faults import MapFull, format_told, in_our_words, must_have_address_space
 from .lazy_sync import LazySync
 
 Result = TypeVar("Result")
@@ -120,7 +119,7 @@ class Environment:
         if (folder / DATA_FILE).is_file():
             size = max(size, (folder / DATA_FILE).stat().st_size)
         with in_our_words(folder):
-            self._reserve_locks(folder)
+            vacuum.reserve_locks(folder, _MAX_READERS, read_only=self.read_only)
             env = lmdb.open(
                 str(folder),
                 map_size=size,
@@ -147,20 +146,12 @@ class Environment:
                         if name not in self._later_names:
                             raise FormatMismatch(
                                 f"{folder / DATA_FILE} is not a file of this version of vecdb: it has no "
-                                f"table {name!r}{_format_told(env)}. Open it with the version that wrote it"
+                                f"table {name!r}{format_told(env)}. Open it with the version that wrote it"
                             ) from None
             except BaseException:
                 env.close()
                 raise
         return env, tables
-
-    def _reserve_locks(self, folder: Path) -> None:
-        try:
-            vacuum.reserve_locks(folder, _MAX_READERS)
-        except OSError as error:
-            # Where nothing can be written LMDB reads without locks.
-            if not (self.read_only and error.errno == errno.EROFS):
-                raise
 
     def table(self, name: str) -> Any:
         """Handle of a table; None if the file is of a format that lacks it."""
@@ -446,12 +437,3 @@ class Environment:
                     self._keep_out = False
                     self._gate.notify_all()
             time.sleep(_PATIENCE_S)
-
-
-def _format_told(env: Any) -> str:
-    """What a file of another version says of its format."""
-    try:
-        with env.begin(db=env.open_db(b"meta", create=False)) as transaction:
-            return f", and says that its format is {int(transaction.get(META_FORMAT, b''))}"
-    except (lmdb.Error, ValueError):
-        return ""

@@ -9,6 +9,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lmdb
 
@@ -22,7 +23,7 @@ from ..errors import (
     StorageFull,
     VecdbError,
 )
-from ..layout import DATA_FILE
+from ..layout import DATA_FILE, META_FORMAT
 
 _LITTLE_ROOM_BYTES = 16 << 20
 
@@ -120,3 +121,12 @@ def _room_bytes(folder: Path) -> int:
     if limit != resource.RLIM_INFINITY:
         room = min(room, limit - (folder / DATA_FILE).stat().st_size)
     return room
+
+
+def format_told(env: Any) -> str:
+    """What a file of another version says of its format."""
+    try:
+        with env.begin(db=env.open_db(b"meta", create=False)) as transaction:
+            return f", and says that its format is {int(transaction.get(META_FORMAT, b''))}"
+    except (lmdb.Error, ValueError):
+        return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,17 @@ _READER_BYTES, _LOCK_HEADER_BYTES = 64, 4_096
 """Of LMDB's lock file: a slot (MDB_reader, a line of the cache), and more than what stands before (MDB_txninfo)."""
 
 
-def reserve_locks(folder: Path, readers: int) -> None:
+def reserve_locks(folder: Path, readers: int, *, read_only: bool = False) -> None:
     """Gives LMDB's lock file its place on the disk before LMDB maps it, which leaves it a hole.
 
     Not for a folder that this process has open.
     """
-    disk.reserve(folder / LMDB_LOCK_FILE, readers * _READER_BYTES + _LOCK_HEADER_BYTES, "locks")
+    try:
+        disk.reserve(folder / LMDB_LOCK_FILE, readers * _READER_BYTES + _LOCK_HEADER_BYTES, "locks")
+    except OSError as error:
+        # Where nothing can be written LMDB reads without locks.
+        if not (read_only and error.errno == errno.EROFS):
+            raise
 
 
 def copy_tables(
