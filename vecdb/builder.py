@@ -17,8 +17,18 @@ from . import compaction
 from .build_jobs import PLACE, SIDE, TASKS, Job, Key
 from .collection_files import folder_bytes
 from .core import Core
-from .errors import Cancelled, Closed, DeadlineExceeded, DeviceLost, Internal, ReadOnly, VecdbError
+from .errors import (
+    Cancelled,
+    Closed,
+    DeadlineExceeded,
+    DeviceLost,
+    Internal,
+    LimitExceeded,
+    ReadOnly,
+    VecdbError,
+)
 from .field import Field
+from .store import full_or_internal, system_in_our_words
 from .types import CompactResult
 
 log = logging.getLogger("vecdb")
@@ -130,7 +140,8 @@ class Builder:
         _must_write(core)
         end = None if timeout_s is None else time.monotonic() + timeout_s
         core.check_open()
-        before = folder_bytes(core.store.folder)
+        with system_in_our_words(core.store.folder):
+            before = folder_bytes(core.store.folder)
         job = self._enqueue(core, "compact", 0)
         if not wait:
             return CompactResult(0, before, before)
@@ -222,8 +233,15 @@ class Builder:
 
     def _wake(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="vecdb-build", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="vecdb-build", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                # What is queued is done when a thread is to be had: whoever asks next tries again. Nobody
+                # who has written is told, since the write stands.
+                log.error("no thread for work in the background: %s", error)
+                return
+            self._thread = thread
         self._lock.notify_all()
 
     def _run(self) -> None:
@@ -293,8 +311,9 @@ class Builder:
         except VecdbError as error:
             job.error = error
         except Exception as error:
-            log.exception("collection %s: %s failed", core.info.name, job.task)
-            job.error = Internal(f"{job.task} failed: {type(error).__name__}: {error}")
+            job.error = _in_our_words(job, error)
+            if isinstance(job.error, Internal):
+                log.exception("collection %s: %s failed", core.info.name, job.task)
         finally:
             if job.error is None and job.cancel.is_set():
                 job.error = job.stopped
@@ -306,6 +325,19 @@ class Builder:
             with self._lock:
                 del self._jobs[job.key]
             job.done.set()
+
+
+def _in_our_words(job: Job, error: Exception) -> VecdbError:
+    if isinstance(error, MemoryError):
+        return LimitExceeded(
+            f"not enough memory for the {job.task}; queries go on without it. Free some, lift the limit (ulimit -v), "
+            "or choose a smaller quantization, and ask again"
+        )
+    if isinstance(error, OSError):
+        told = full_or_internal(job.core.store.folder, str(error))
+        if not isinstance(told, Internal):
+            return told
+    return Internal(f"{job.task} failed: {type(error).__name__}: {error}")
 
 
 def _failed_at(job: Job, before: float) -> float:

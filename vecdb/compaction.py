@@ -52,7 +52,8 @@ def horizon(core: Core) -> int:
         low, high = reader.horizon(), reader.state().sequence
         if not history_s:
             low = high
-        limit_us = time.time_ns() // 1_000 - int(history_s * 1e6)
+        low = min(high, max(low, core.ages.old(high)))
+        limit_us = core.ages.now_us() - int(history_s * 1e6)
         while low < high:
             middle = (low + high + 1) // 2
             if next(reader.log(middle - 1)).time_us <= limit_us:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .ages import Ages
 from .columns import Columns
 from .device.devices import Devices, assigned
 from .errors import Closed, DeadlineExceeded, InvalidQuery, ReadOnly, VecdbError
@@ -38,9 +39,9 @@ log = logging.getLogger("vecdb")
 
 Interrupt = Callable[[], None]
 Rows = NDArray[np.int64]
+_Matched = tuple[Filter | None, FilterMasks, Selection | None]
 
-_LOAD_ROWS = 8_192
-_LOAD_IDS = 1 << 18
+_LOAD_ROWS, _LOAD_IDS = 8_192, 1 << 18
 _FOLLOW_S = 0.02
 
 
@@ -66,9 +67,9 @@ class Core:
         self.assigned = assigned(info.device, devices)
         # No query came yet: a process that only reads lets nothing be placed on devices before.
         self.unasked = read_only
+        self.ages = Ages(float(options["history_s"]))
         self.masks = FilterMasks(options["filter_cache_entries"])
-        self._matched: tuple[Filter | None, FilterMasks, Selection | None]
-        self._matched = None, self.masks, None
+        self._matched: _Matched = (None, self.masks, None)
         self.closed: str | None = None
         self._lane = Lane(store, self._publish, self._prepare)
         self._news = threading.Condition()
@@ -235,6 +236,7 @@ class Core:
             # That of the record's own vector comes last: it is what readers wait for.
             for field in self.all_fields:
                 field.publish(sequence)
+            self.ages.saw(sequence)
         except Exception:
             # Not before: whoever reads meanwhile reads the moment before, and waits for nobody.
             self._stale = True

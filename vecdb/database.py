@@ -25,7 +25,7 @@ from .errors import Closed, CollectionExists, DatabaseLocked, LimitExceeded, Rea
 from .index.card import count_gpus
 from .layout import COLLECTIONS_FOLDER, DATA_FILE, UNNAMED_FILE
 from .settings import ENGINE, resolve
-from .store import Catalog, CollectionStore, not_found, taken
+from .store import Catalog, CollectionStore, not_found, system_in_our_words, taken
 from .types import CollectionInfo, VectorSettings
 
 log = logging.getLogger("vecdb")
@@ -40,8 +40,8 @@ def open(path: str | os.PathLike[str], *, read_only: bool = False, **settings: A
     One process may have it open for writing; others may open it with `read_only=True` beside it and
     follow its commits. Settings are those of README.md, section "Settings".
     Raises DatabaseLocked, DatabaseNotFound (read_only), FormatMismatch, InvalidSetting, DeviceNotFound when
-    the setting `device` names GPUs that are not there, and OSError when the folder cannot be made or
-    written. Collections that ask for a GPU open without one too, see `create_collection`.
+    the setting `device` names GPUs that are not there; ReadOnly when this process may not write the folder,
+    StorageFull, LimitExceeded (open files, address space), and OSError when the folder cannot be made for another reason. Collections that ask for a GPU open without one too, see `create_collection`.
     """
     return Database(Path(path), read_only=read_only, settings=settings)
 
@@ -65,7 +65,7 @@ class Database(BackedUp):
         self._infos: dict[str, CollectionInfo] = {}
         self._closed = False
         self._key = str(path.resolve())
-        with _open_lock:
+        with _open_lock, system_in_our_words(self.path):
             if self._key in _open_here:
                 # LMDB must not map one file twice in a process.
                 raise DatabaseLocked(
@@ -271,7 +271,7 @@ class Database(BackedUp):
         """One change of names at a time, on a database that is open for writing."""
         if self.read_only:
             raise ReadOnly("the database was opened with read_only=True; open it for writing")
-        with self._changes:
+        with self._changes, system_in_our_words(self.path):
             self._check_open()
             yield
 
@@ -340,7 +340,7 @@ class Database(BackedUp):
 
     def _open_core(self, name: str, token: str) -> Core:
         """Loads a collection. Others go on meanwhile; those who want the same one wait for us."""
-        with self._collection_lock(token):
+        with self._collection_lock(token), system_in_our_words(self._folder(token)):
             core = self._cores.get(token)
             if core is not None:
                 return core

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from .columns import ColumnBatch
 from .errors import VecdbError
-from .store import CollectionStore, Writer
+from .store import CollectionStore, Writer, no_thread
 from .vectors import NamedColumn
 
 _NO_ROWS = np.empty(0, np.int64)
@@ -120,13 +120,24 @@ class Lane:
         """
         entry = _Entry(write)
         if threading.current_thread() is threading.main_thread():
-            self._for_main.submit(self._finish, entry).result()
+            self._hand_over(entry)
         else:
             self._finish(entry)
         if entry.error is not None:
             raise entry.error
         assert entry.applied is not None
         return entry.applied, entry.sequence
+
+    def _hand_over(self, entry: _Entry) -> None:
+        try:
+            done = self._for_main.submit(self._finish, entry)
+        except RuntimeError as error:
+            # It lies in the queue all the same, and must find that nobody waits for it.
+            entry.error = error
+            if "new thread" in str(error):
+                entry.error = no_thread(error)
+            raise entry.error from error
+        done.result()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -140,6 +151,8 @@ class Lane:
         self._beside.shutdown()
 
     def _finish(self, entry: _Entry) -> None:
+        if entry.done:
+            return
         with self._mutex:
             self._waiting.append(entry)
             leads, self._led = not self._led, True
@@ -176,6 +189,10 @@ class Lane:
             group, self._waiting = self._waiting[:end], self._waiting[end:]
         return group
 
+    def _prepare_all(self, wanted: list[Applied]) -> None:
+        for one in wanted:
+            self._prepare(one)
+
     def _commit(self, group: list[_Entry]) -> None:
         outcomes: list[Applied | VecdbError] = []
         preparing: list[Future[None]] = []
@@ -201,7 +218,14 @@ class Lane:
             first = next((o for o in outcomes if isinstance(o, Applied)), None)
             vectors = None if first is None else first.vectors
             if first is not None and vectors is not None and vectors.nbytes >= _AHEAD_BYTES:
-                preparing.append(self._beside.submit(self._prepare, first))
+                wanted = [first]
+                try:
+                    ahead = self._beside.submit(self._prepare_all, wanted)
+                except RuntimeError:
+                    # No thread to be had: publishing prepares it. What lies in the queue must not run later.
+                    wanted.clear()
+                else:
+                    preparing.append(ahead)
 
         try:
             try:

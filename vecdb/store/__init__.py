@@ -4,6 +4,7 @@ from .catalog import Catalog, not_found, taken
 from .check import problems
 from .collection_store import CollectionStore
 from .copying import LogPiece, StoredRows, copy_deaths, copy_log, copy_rows
+from .faults import full_or_internal, no_thread, system_in_our_words
 from .reader import Commit, Reader
 from .restoring import Restorer
 from .shape import FieldShape, Shape
@@ -28,8 +29,11 @@ __all__ = [
     "copy_deaths",
     "copy_log",
     "copy_rows",
+    "full_or_internal",
     "must_be_whole",
+    "no_thread",
     "not_found",
     "problems",
+    "system_in_our_words",
     "taken",
 ]

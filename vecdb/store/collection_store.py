@@ -50,6 +50,7 @@ class CollectionStore:
         self._shape = shape
         self._env = environment
         self._fresh = FreshIds()
+        self._newest_us = 0
         self._mapped: tuple[MappedBlocks, ...] = ()
         self._requests = Requests()
         if not environment.read_only:
@@ -178,7 +179,7 @@ class CollectionStore:
             result = work(writer, sequence)
             if not writer.changed:
                 return result, writer, writer.before.sequence
-            writer.finish(sequence, time.time_ns() // 1000)
+            writer.finish(sequence, self._time_us(writer))
             written()
             return result, writer, sequence
 
@@ -186,6 +187,14 @@ class CollectionStore:
         self._fresh.follow(writer.keyed_rows, writer.before.next_row, writer.appended)
         self._requests.follow(writer.remembered_now, writer.forgotten)
         return result, sequence
+
+    def _time_us(self, writer: Writer) -> int:
+        """Now by the wall clock, but never before the newest commit: a commit of a time is found by halving."""
+        if not self._newest_us and writer.before.sequence:
+            newest = next(writer.log(writer.before.sequence - 1), None)
+            self._newest_us = 0 if newest is None else newest.time_us
+        self._newest_us = max(self._newest_us, time.time_ns() // 1000)
+        return self._newest_us
 
     def set_index_record(self, record: bytes | None, field: int = DEFAULT_FIELD) -> None:
         """Names the saved index of a field, durably; no commit of rows, so no sequence number."""

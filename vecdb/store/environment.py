@@ -14,15 +14,15 @@ from typing import Any, TypeVar
 import lmdb
 
 from .. import disk
-from ..errors import Closed, Corrupted, FormatMismatch, Internal, StorageFull
+from ..errors import Closed, Corrupted, Internal, StorageFull
 from ..layout import COMPACTING_PREFIX, DATA_FILE
-from . import pages, sync_point, vacuum
-from .faults import MapFull, format_told, in_our_words, refuse_damaged
+from . import sync_point, vacuum
+from .faults import MapFull, in_our_words, must_have_address_space
 from .lazy_sync import LazySync
+from .opening import MAX_READERS, open_tables
 
 Result = TypeVar("Result")
 
-_MAX_READERS = 1_024
 _PATIENCE_S = 0.05
 _COMMITS_A_READER_CHECK = 256
 _SPARE_BYTES = 16 << 20
@@ -117,50 +117,15 @@ class Environment:
             env.close()
 
     def _open_in(self, folder: Path, *, create: bool) -> tuple[Any, dict[str, Any]]:
-        # LMDB takes the larger of the file's own size and this one.
-        size = min(self._map_initial_bytes, self.map_limit_bytes)
-        if (folder / DATA_FILE).is_file():
-            size = max(size, (folder / DATA_FILE).stat().st_size)
-            if not create:
-                refuse_damaged(folder, pages.bounds_faults(folder / DATA_FILE))
-        with in_our_words(folder):
-            vacuum.reserve_locks(folder, _MAX_READERS, read_only=self.read_only)
-            env = lmdb.open(
-                str(folder),
-                map_size=size,
-                max_dbs=len(self._names),
-                max_readers=_MAX_READERS,
-                readonly=self.read_only,
-                create=create,
-                sync=self._sync_interval_s is None,
-                meminit=False,
-                # The kernel's read-ahead doubles the memory of random reads of single records.
-                readahead=False,
-            )
-            tables = {}
-            try:
-                # A reader that was killed keeps its slot, and LMDB the pages it saw, until someone
-                # looks.
-                env.reader_check()
-                if not create:
-                    # LMDB trusts its pages: a damaged one would end the process, or read what is elsewhere.
-                    with env.begin() as seen:
-                        refuse_damaged(folder, pages.file_faults(folder / DATA_FILE, seen.id()))
-                if create:
-                    vacuum.make_tables(env, self._names, folder, "tables")
-                for name in self._names:
-                    try:
-                        tables[name] = env.open_db(name.encode(), create=False)
-                    except lmdb.NotFoundError:
-                        if name not in (*self._later_names, *self._optional_names):
-                            raise FormatMismatch(
-                                f"{folder / DATA_FILE} is not a file of this version of vecdb: it has no "
-                                f"table {name!r}{format_told(env)}. Open it with the version that wrote it"
-                            ) from None
-            except BaseException:
-                env.close()
-                raise
-        return env, tables
+        return open_tables(
+            folder,
+            self._names,
+            may_lack=(*self._later_names, *self._optional_names),
+            create=create,
+            read_only=self.read_only,
+            map_bytes=min(self._map_initial_bytes, self.map_limit_bytes),
+            sync=self._sync_interval_s is None,
+        )
 
     def table(self, name: str) -> Any:
         """Handle of a table; None if the file is of a format that lacks it."""
@@ -330,7 +295,7 @@ class Environment:
             with self.read() as transaction:
                 size = int(self._env.info()["map_size"])
                 vacuum.copy_tables(
-                    transaction, self._tables, aside, size + _SPARE_BYTES, _MAX_READERS
+                    transaction, self._tables, aside, size + _SPARE_BYTES, MAX_READERS
                 )
             env, tables = self._open_in(aside, create=False)
         except BaseException:
@@ -425,10 +390,21 @@ class Environment:
 
     def _resize(self, map_size_bytes: int) -> None:
         def grow() -> None:
-            self._opened().set_mapsize(map_size_bytes)
+            environment = self._opened()
+            more = map_size_bytes - int(environment.info()["map_size"])
+            if more > 0:
+                must_have_address_space(more, self.folder)
+            try:
+                environment.set_mapsize(map_size_bytes)
+            except lmdb.Error:
+                # LMDB has let go of the old map and has no new one: a call would end the process.
+                self._closed = True
+                environment.close()
+                raise
             self.on_move()
 
-        self._alone(grow)
+        with in_our_words(self.folder):
+            self._alone(grow)
 
     def _alone(self, work: Callable[[], None]) -> None:
         """Runs `work` in a moment without transactions; not at all once the environment is closed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import resource
 from collections.abc import Iterator
@@ -58,13 +59,17 @@ def in_our_words(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def system_in_our_words(folder: Path) -> Iterator[None]:
-    """Errors of the operating system, met at files in `folder`, as those of `vecdb.errors`."""
+    """Errors of the operating system, met at files in `folder`, as those of `vecdb.errors`; those that say
+    nothing of room, permissions or limits as they are."""
     try:
         yield
     except VecdbError:
         raise
     except OSError as error:
-        raise full_or_internal(folder, str(error)) from error
+        told = full_or_internal(folder, str(error))
+        if isinstance(told, Internal):
+            raise
+        raise told from error
 
 
 def full_or_internal(folder: Path, text: str) -> VecdbError:
@@ -90,6 +95,22 @@ def full_or_internal(folder: Path, text: str) -> VecdbError:
     if cut_short or any(words in text for words in full):
         return StorageFull(f"no space left for {folder}; nothing was written. Free some and repeat")
     return Internal(f"LMDB or the disk refused: {text} ({folder})")
+
+
+def no_thread(error: RuntimeError) -> LimitExceeded:
+    """The error of a thread that could not be started."""
+    return LimitExceeded(
+        f"no thread to be had ({error}); nothing was written. Lift the limit of memory (ulimit -v) or "
+        "threads (ulimit -u), and repeat"
+    )
+
+
+def must_have_address_space(size_bytes: int, folder: Path) -> None:
+    """LimitExceeded when this process may not map so much more. LMDB gives its old map up before it asks."""
+    try:
+        mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ).close()
+    except OSError as error:
+        raise full_or_internal(folder, str(error)) from error
 
 
 def _room_bytes(folder: Path) -> int:

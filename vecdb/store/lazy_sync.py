@@ -20,7 +20,7 @@ from .. import disk
 from ..errors import ReadOnly
 from ..layout import DATA_FILE, SYNC_POINT_FILE
 from . import sync_point
-from .faults import full_or_internal
+from .faults import full_or_internal, no_thread
 from .sync_point import SyncPoint
 
 log = logging.getLogger("vecdb")
@@ -76,9 +76,20 @@ class LazySync:
             # Everything is on the disk yet: what fails here costs nothing, and may be tried again.
             try:
                 with self._rounds:
+                    self._start()
                     self._round()
             except OSError as error:
                 raise full_or_internal(self._folder, str(error)) from error
+
+    def _start(self) -> None:
+        """Starts the thread: without it nobody would sync, and writers would wait for ever."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="vecdb-sync", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise no_thread(error) from error
+            self._thread = thread
 
     @contextmanager
     def committing(self) -> Iterator[None]:
@@ -173,9 +184,6 @@ class LazySync:
             before.abort()
         with self._state:
             self._under_way = None
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="vecdb-sync", daemon=True)
-                self._thread.start()
             self._state.notify_all()
 
     def _run(self) -> None:

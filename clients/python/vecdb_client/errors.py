@@ -21,7 +21,7 @@ VecdbError                       the root; `reason` is a stable word that script
 │   ├── CollectionExists         the name is taken by a collection or an alias
 │   └── RecordExists             insert of an id that is stored
 ├── FailedPrecondition           the call is right, the state of the database is not
-│   ├── ReadOnly                 a write on a database opened with read_only=True
+│   ├── ReadOnly                 a write on a database opened with read_only=True, or to a folder that may not be written
 │   ├── Closed                   the database or the collection was closed or dropped
 │   ├── DatabaseNotFound         a read-only open of a folder that holds no database
 │   ├── FormatMismatch           the folder was written by another version of the format
