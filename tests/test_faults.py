@@ -29,10 +29,11 @@ def rows(first, count):
     return [f"r{i}" for i in range(first, first + count)], vectors
 
 
-def holds(docs, model):
+def holds(docs, model, *, checked=True):
     """The collection is sound, and its ids with their numbers are those of the model."""
-    report = docs.check()
-    assert report.ok, report.problems
+    if checked:
+        report = docs.check()
+        assert report.ok, report.problems
     held = {
         i: m["n"]
         for b in docs.scan(include=["metadata"])
@@ -223,10 +224,11 @@ def test_no_more_open_files(data_folder, durability):
                 lambda: db.drop_collection("docs"),
                 docs.build_index,
                 docs.compact,
+                docs.check,
                 lambda: vecdb.open(data_folder.with_name("new")),
             )  # fmt: skip
             put(docs, model, 100, 10, 1)
-            holds(docs, model)
+            holds(docs, model, checked=False)
         put(docs, model, 200, 10, 1)
         assert docs.build_index().indexed_rows == 2_000
         docs.compact()
@@ -419,7 +421,7 @@ def test_a_map_that_finds_no_address_space(data_folder):
                 done += 500
         except errors.LimitExceeded as error:
             print("ulimit -v" in str(error))
-        print(docs.count() == done + 1, docs.check().ok, len(docs.query(np.ones(256), k=3).ids[0]))
+        print(docs.count() == done + 1, len(docs.query(np.ones(256), k=3).ids[0]))
         resource.setrlimit(resource.RLIMIT_AS, unlimited)
         docs.insert([f"r{i}" for i in range(done, done + 500)], batch)
         print(docs.count() == done + 501, docs.check().ok)
@@ -427,4 +429,4 @@ def test_a_map_that_finds_no_address_space(data_folder):
     """
     done = python(code, str(data_folder))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["True", "True True 3", "True True"], done.stderr
+    assert done.stdout.splitlines() == ["True", "True 3", "True True"], done.stderr
