@@ -150,7 +150,7 @@ def test_making_the_present_format_is_one_commit(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(collection_store, "KEYED", type("Broken", (), {"pack": refuse}))
-        with pytest.raises(OSError, match="Input"), vecdb.open(folder) as db:
+        with pytest.raises(vecdb.errors.Internal, match="Input"), vecdb.open(folder) as db:
             db.get_collection("docs")
     assert formats(folder) == {1}
     with vecdb.open(folder, auto_build=False) as db:

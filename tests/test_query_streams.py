@@ -152,13 +152,15 @@ def test_one_that_fails_fails_alone(start: StartServer, exchanged: list[int]) ->
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Queries with a `k` of 7 wait in the server until the event is set."""
-    gate = threading.Event()
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Queries with a `k` of 7 wait in the server until the event is set; `gate.reached` is set when one does."""
+    gate: Any = threading.Event()
+    gate.reached = threading.Event()
     query = vecdb.Collection.query
 
     def held(self: Any, *args: Any, **keywords: Any) -> Any:
         if keywords.get("k") == 7:
+            gate.reached.set()
             assert gate.wait(30)
         return query(self, *args, **keywords)
 
@@ -167,7 +169,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     gate.set()
 
 
-def test_deadlines_hold(start: StartServer, slow: threading.Event) -> None:
+def test_deadlines_hold(start: StartServer, slow: Any) -> None:
     """A caller waits no longer than its deadline, whatever its stream is about; others are answered."""
     server = start()
     with connect(server.address) as client:
@@ -195,7 +197,7 @@ def test_deadlines_hold(start: StartServer, slow: threading.Event) -> None:
 
 
 def test_a_silent_server_costs_its_stream_not_the_client(
-    start: StartServer, slow: threading.Event, monkeypatch: pytest.MonkeyPatch
+    start: StartServer, slow: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stream whose answer does not come is given up, and later queries are answered."""
     monkeypatch.setattr(streaming, "SILENT_S", 0.1)
@@ -210,7 +212,7 @@ def test_a_silent_server_costs_its_stream_not_the_client(
         slow.set()
 
 
-def test_a_cancelled_caller_disturbs_nobody(start: StartServer, slow: threading.Event) -> None:
+def test_a_cancelled_caller_disturbs_nobody(start: StartServer, slow: Any) -> None:
     """Cancelling one query leaves the others on its message their answers."""
     server = start()
     with connect(server.address) as client:
@@ -276,7 +278,7 @@ def test_silent_streams_do_not_keep_a_server_from_stopping(start: StartServer) -
 
 
 def test_without_room_for_a_stream_queries_are_calls(
-    start: StartServer, slow: threading.Event, exchanged: list[int]
+    start: StartServer, slow: Any, exchanged: list[int]
 ) -> None:
     """A server that has no stream left answers calls; a silent stream makes room for another client."""
     server = start(query_streams=1)
@@ -285,7 +287,7 @@ def test_without_room_for_a_stream_queries_are_calls(
         warm(docs)
         with ThreadPoolExecutor(1) as pool:
             held = pool.submit(docs.query, VECTORS[3], k=7)
-            wait_until(lambda: server._streams.answering == 1, "the stream is busy")
+            assert slow.reached.wait(10), "the stream is busy"
             begun = len(exchanged)
             for i in range(10):
                 assert others.query(VECTORS[i], k=1).ids == [[f"r{i}"]]
