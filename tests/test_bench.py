@@ -14,7 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import clusters, curves, datasets, durability, first, measure, peers, sources, worker
+from bench import (
+    clusters,
+    curves,
+    datasets,
+    durability,
+    first,
+    measure,
+    peers,
+    serving,
+    sources,
+    worker,
+)
 from bench.children import Child, ChildFailed, Missing, Sampler
 from bench.index import kinds, run
 from bench.sources import Condition
@@ -43,6 +54,19 @@ def test_the_price_of_durability_is_measured_and_written(tmp_path: Path) -> None
     assert all(one["rows_per_s"] > 0 and one["writes_per_commit"] >= 1 for one in results["cases"])
     text = found.with_suffix(".md").read_text()
     assert len(re.findall(r"^\| [\d,]+ \|", text, re.MULTILINE)) == 6 + 5
+
+
+def test_queries_through_the_server_are_measured_beside_echoes(tmp_path: Path) -> None:
+    """Each kind of caller has a rate, and a line on the page with its share of both echoes."""
+    arguments = ["--rows", "2000", "--queries", "50", "--seconds", "0.1", "--rounds", "1"]
+    assert serving.main([*arguments, "--in-flight", "2", "--results", str(tmp_path)]) == 0
+    (found,) = tmp_path.glob("*-serving.json")
+    results = json.loads(found.read_text())
+    assert [one["kind"] for one in results["figures"]] == list(serving.KINDS)
+    assert all(one["queries_per_s"] > 0 for one in results["figures"])
+    assert results["recall"] > 0.9
+    text = found.with_suffix(".md").read_text()
+    assert len(re.findall(r"^\| 2 \| (echo|vecdb), ", text, re.MULTILINE)) == 4
 
 
 def test_recall_counts_ties_and_nothing_else() -> None:

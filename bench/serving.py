@@ -1,0 +1,301 @@
+"""What the network costs: single queries a second through the server, beside bare echoes of the same bytes.
+
+    python -m bench serving
+
+A server and, beside it, a process that echoes: both are gRPC's synchronous server with a thread a core. A third
+process asks: asyncio tasks or threads, each with one query under way. Callers of the echo send what a query
+weighs and get what its answer weighs, as calls or on one stream. Rounds are interleaved, medians are given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import datetime as dt
+import json
+import os
+import shlex
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from . import datasets, measure
+from .children import Child
+from .index.tables import table
+from .systems import NAME, Served
+
+K = 10
+IN_FLIGHT = (1, 8, 32)
+KINDS = ("echo, calls", "echo, stream", "vecdb, asyncio", "vecdb, threads")
+_WARM_S = 0.7
+
+
+class Echo:
+    """A server that answers whatever it is sent with as many bytes as an answer has."""
+
+    def __init__(self, answer_bytes: int) -> None:
+        import grpc
+
+        answer = b"x" * answer_bytes
+
+        class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc,unused-ignore]
+            def service(self, details: Any) -> Any:
+                if details.method == "/bench/Call":
+                    return grpc.unary_unary_rpc_method_handler(lambda request, context: answer)
+                return grpc.stream_stream_rpc_method_handler(
+                    lambda requests, context: (answer for _ in requests)
+                )
+
+        self._server = grpc.server(ThreadPoolExecutor(max(2, os.cpu_count() or 1)))
+        self._server.add_generic_rpc_handlers((Handlers(),))
+        self._port = self._server.add_insecure_port("127.0.0.1:0")
+        self._server.start()
+
+    def address(self) -> str:
+        return f"127.0.0.1:{self._port}"
+
+
+class Load:
+    """Asks for a while, from so many callers, each with one query under way."""
+
+    def __init__(self, echo: str, server: str, queries: np.ndarray[Any, Any]) -> None:
+        self._echo, self._server = echo, server
+        self._queries = np.ascontiguousarray(queries, np.float32)
+
+    def run(self, kind: str, callers: int, seconds: float) -> dict[str, float]:
+        """Queries a second, p50 and p99 in ms, and the cores that asking took."""
+        if kind == "vecdb, threads":
+            return self._threads(callers, seconds)
+        ask = {
+            "echo, calls": self._calls,
+            "echo, stream": self._stream,
+            "vecdb, asyncio": self._client,
+        }[kind]
+        return asyncio.run(ask(callers, seconds))
+
+    async def _calls(self, callers: int, seconds: float) -> dict[str, float]:
+        import grpc.aio
+
+        async with grpc.aio.insecure_channel(self._echo) as channel:
+            call = channel.unary_unary("/bench/Call")
+
+            async def one(number: int) -> None:
+                await call(self._queries[number].tobytes())
+
+            return await self._tasks(one, callers, seconds)
+
+    async def _stream(self, callers: int, seconds: float) -> dict[str, float]:
+        import grpc.aio
+
+        async with grpc.aio.insecure_channel(self._echo) as channel:
+            stream = channel.stream_stream("/bench/Stream")()
+            waiting: deque[asyncio.Future[None]] = deque()
+            writing = asyncio.Lock()
+
+            async def read() -> None:
+                while await stream.read() is not grpc.aio.EOF:
+                    waiting.popleft().set_result(None)
+
+            async def one(number: int) -> None:
+                answered = asyncio.get_running_loop().create_future()
+                async with writing:
+                    waiting.append(answered)
+                    await stream.write(self._queries[number].tobytes())
+                await answered
+
+            reader = asyncio.create_task(read())
+            found = await self._tasks(one, callers, seconds)
+            reader.cancel()
+            stream.cancel()
+            return found
+
+    async def _client(self, callers: int, seconds: float) -> dict[str, float]:
+        from vecdb_client.aio import connect
+
+        async with connect(self._server) as client:
+            collection = await client.get_collection(NAME)
+
+            async def one(number: int) -> None:
+                await collection.query(self._queries[number], k=K)
+
+            return await self._tasks(one, callers, seconds)
+
+    async def _tasks(
+        self, one: Callable[[int], Awaitable[None]], callers: int, seconds: float
+    ) -> dict[str, float]:
+        async def ask(first: int, end_s: float, taken_s: list[float]) -> None:
+            number = first
+            while (begun_s := time.perf_counter()) < end_s:
+                await one(number % len(self._queries))
+                taken_s.append(time.perf_counter() - begun_s)
+                number += callers
+
+        async def all_ask(seconds: float) -> dict[str, float]:
+            taken_s: list[float] = []
+            begun_s, used_s = time.perf_counter(), time.process_time()
+            end_s = begun_s + seconds
+            await asyncio.gather(*[ask(i, end_s, taken_s) for i in range(callers)])
+            return _figures(taken_s, time.perf_counter() - begun_s, time.process_time() - used_s)
+
+        await all_ask(min(_WARM_S, seconds))
+        return await all_ask(seconds)
+
+    def _threads(self, callers: int, seconds: float) -> dict[str, float]:
+        from vecdb_client import connect
+
+        with connect(self._server) as client:
+            collection = client.get_collection(NAME)
+
+            def ask(first: int, end_s: float, taken_s: list[float]) -> None:
+                number = first
+                while (begun_s := time.perf_counter()) < end_s:
+                    collection.query(self._queries[number % len(self._queries)], k=K)
+                    taken_s.append(time.perf_counter() - begun_s)
+                    number += callers
+
+            def all_ask(seconds: float) -> dict[str, float]:
+                taken_s: list[float] = []
+                begun_s, used_s = time.perf_counter(), time.process_time()
+                end_s = begun_s + seconds
+                threads = [
+                    threading.Thread(target=ask, args=(i, end_s, taken_s)) for i in range(callers)
+                ]
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                took_s = time.perf_counter() - begun_s
+                return _figures(taken_s, took_s, time.process_time() - used_s)
+
+            all_ask(min(_WARM_S, seconds))
+            return all_ask(seconds)
+
+
+def _figures(taken_s: list[float], took_s: float, used_s: float) -> dict[str, float]:
+    p50_s, p99_s = np.percentile(taken_s, [50, 99])
+    return {
+        "queries_per_s": len(taken_s) / took_s,
+        "p50_ms": 1e3 * float(p50_s),
+        "p99_ms": 1e3 * float(p99_s),
+        "cores_of_the_asker": used_s / took_s,
+    }
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench serving", description=__doc__)
+    parser.add_argument("--rows", type=int, help="rows to take; default: all of the set")
+    parser.add_argument("--queries", type=int, default=1_000)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each figure (default 3)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--in-flight", type=int, nargs="+", default=list(IN_FLIGHT))
+    parser.add_argument("--results", type=Path, default=Path("bench/results"))
+    args = parser.parse_args(arguments)
+    results = {
+        "command": shlex.join(["python", "-m", "bench", "serving", *arguments]),
+        **run(args.rows, args.queries, args.seconds, args.rounds, args.in_flight),
+    }
+    name = f"{results['date'][:10]}-serving"
+    args.results.mkdir(parents=True, exist_ok=True)
+    text = page(results)
+    (args.results / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    (args.results / f"{name}.md").write_text(text, "utf-8")
+    print(text)
+    return 0
+
+
+def run(
+    rows: int | None, queries: int, seconds: float, rounds: int, in_flight: Sequence[int]
+) -> dict[str, Any]:
+    machine = measure.machine()
+    dataset = datasets.load(rows, queries, 1)
+    truth = dataset.truth(K)
+    with tempfile.TemporaryDirectory(prefix="vecdb-bench-") as folder:
+        served = Served(Path(folder), dataset.vectors.shape[1])
+        try:
+            for start in range(0, len(dataset.ids), 5_000):
+                served.insert(dataset, start, start + 5_000)
+            served.ready()
+            found = served.query(dataset.queries, K)
+            recall = measure.recall(dataset, found, truth)
+            answer_bytes = 4 * K + sum(map(len, found[0])) + 2 * K + 16
+            with Child("bench.serving:Echo", answer_bytes) as echo:
+                load = (echo.call("address"), served.client.target, dataset.queries)
+                figures = _rounds(load, seconds, rounds, in_flight)
+        finally:
+            served.close()
+    return {
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "machine": machine,
+        "dataset": {"name": dataset.name, "rows": len(dataset.ids)},
+        "dimension": int(dataset.vectors.shape[1]),
+        "recall": recall,
+        "answer_bytes": answer_bytes,
+        "rounds": rounds,
+        "seconds": seconds,
+        "figures": figures,
+    }
+
+
+def _rounds(
+    load: tuple[Any, ...], seconds: float, rounds: int, in_flight: Sequence[int]
+) -> list[dict[str, Any]]:
+    seen: dict[tuple[int, str], list[dict[str, float]]] = {}
+    for _ in range(rounds):
+        for callers in in_flight:
+            for kind in KINDS:
+                # A process for each: what one client leaves behind must not be in the way of the next.
+                with Child("bench.serving:Load", *load) as asker:
+                    one = asker.call("run", kind, callers, seconds)
+                seen.setdefault((callers, kind), []).append(one)
+    return [
+        {
+            "in_flight": callers,
+            "kind": kind,
+            **{name: median(one[name] for one in all_) for name in all_[0]},
+            "lowest": min(one["queries_per_s"] for one in all_),
+            "highest": max(one["queries_per_s"] for one in all_),
+        }
+        for (callers, kind), all_ in seen.items()
+    ]
+
+
+def page(results: dict[str, Any]) -> str:
+    """The page of a run."""
+    machine, dataset = results["machine"], results["dataset"]
+    rate = {(f["in_flight"], f["kind"]): f["queries_per_s"] for f in results["figures"]}
+    lines = [
+        (
+            str(f["in_flight"]),
+            f["kind"],
+            f"{f['queries_per_s']:,.0f} ({f['lowest']:,.0f}-{f['highest']:,.0f})",
+            f"{f['p50_ms']:.2f}",
+            f"{f['p99_ms']:.2f}",
+            f"{f['queries_per_s'] / rate[f['in_flight'], 'echo, calls']:.2f}",
+            f"{f['queries_per_s'] / rate[f['in_flight'], 'echo, stream']:.2f}",
+            f"{f['cores_of_the_asker']:.2f}",
+        )
+        for f in results["figures"]
+    ]
+    header = ("in flight", "who", "queries/s", "p50, ms", "p99, ms", "of calls", "of stream",
+              "cores of the asker")  # fmt: skip
+    return "\n".join(
+        (
+            f"# Queries through the server, {results['date'][:10]}\n",
+            f"`{results['command']}`\n",
+            f"{dataset['name']}: {dataset['rows']:,} rows of {results['dimension']} dimensions, k = {K}, ids and "
+            f"distances, recall@10 {results['recall']:.3f}; an answer has {results['answer_bytes']} bytes. Server "
+            f"and asker on the same machine; medians of {results['rounds']} rounds of {results['seconds']:g} s, "
+            "lowest and highest rate in brackets.\n",
+            f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}, Python "
+            f"{machine['python']}; commit {machine['commit']}; load at start {machine['load_at_start']}.\n",
+            table(header, lines),
+        )
+    )
