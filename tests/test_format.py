@@ -349,9 +349,13 @@ def test_a_newer_file_without_a_table_says_its_format(tmp_path):
         db.get_collection("docs")
 
 
-def test_saved_indexes_are_served_as_they_were_built(tmp_path):
-    """A saved index of each kind, of the present format of records, serves at once without being built again."""
-    (saved,) = DATA.glob(f"indexes-{FORMAT}.tar.gz")
+SAVED_INDEXES = sorted(DATA.glob("indexes-*.tar.gz"))
+
+
+@pytest.mark.parametrize("saved", SAVED_INDEXES, ids=lambda path: path.name.split(".")[0])
+def test_saved_indexes_are_served_as_they_were_built(saved, tmp_path):
+    """A saved index of each kind, of each format of records, serves at once without being built again."""
+    assert (DATA / f"indexes-{FORMAT}.tar.gz") in SAVED_INDEXES
     vectors = save_database.index_vectors()
     rows = save_database.INDEX_ROWS
     asked = [5, 500, rows - 1, rows]

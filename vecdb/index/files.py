@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import threading
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -39,9 +40,11 @@ _CLASSES = {"hnsw": faiss.IndexHNSW, "ivf": faiss.IndexIVF, "flat": faiss.IndexS
 _WHAT = "index"
 _FORM, _PART_BYTES = "sha256/16M:", 16 << 20
 
-FORMAT = 4
+FORMAT = 5
 """Version of the record and of the files it names. Version 1 knew no codes but those of the storage,
-version 2 no graph over float32 that is walked over codes, and version 3 no provisional lists."""
+version 2 no graph over float32 that is walked over codes, version 3 no provisional lists, and version 4 no
+checksum of the record itself: one bit of `high_water` can hide rows."""
+_SEAL = b',"crc32":'
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +95,22 @@ class IndexRecord:
         return [self.graph, self.numbers, *([] if self.codes is None else [self.codes])]
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), separators=(",", ":")).encode()
+        return sealed(json.dumps(asdict(self), separators=(",", ":")).encode())
 
     @classmethod
     def from_json(cls, data: bytes) -> IndexRecord:
         """The record in `data`; Corrupted when it is not one of a known format."""
         try:
             fields: dict[str, Any] = json.loads(data)
-            if fields["format"] not in (1, 2, 3, FORMAT):
+            if fields["format"] not in (1, 2, 3, 4, FORMAT):
                 raise Corrupted(
                     f"the index record has format {fields['format']!r}, this version reads up to {FORMAT}"
                 )
+            seal = fields.pop("crc32", None)
+            # Of any format that has one: a bit may have made 4 of 5.
+            sealed_one = fields["format"] == FORMAT or seal is not None
+            if sealed_one and seal != zlib.crc32(data[: data.rfind(_SEAL)]):
+                raise Corrupted("the index record fails its checksum")
             if fields["format"] == 1:
                 fields["code"] = own_code(fields["storage"])
             curve = fields.pop("curve")
@@ -117,6 +125,12 @@ class IndexRecord:
             )
         except (ValueError, KeyError, TypeError) as error:
             raise Corrupted(f"the index record cannot be read: {error!r}") from error
+
+
+def sealed(record: bytes) -> bytes:
+    """A record in JSON with the CRC-32 of all that comes before it as its last entry."""
+    body = record[:-1]
+    return body + _SEAL + str(zlib.crc32(body)).encode() + b"}"
 
 
 def save(job: Job, main: Main, folder: Path) -> IndexRecord:
