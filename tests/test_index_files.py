@@ -333,7 +333,7 @@ def test_an_index_of_the_first_format_still_loads(kind, metric, storage, tmp_pat
     again.publish(2)
     grown = build(again)
     assert grown.rows == 2_500
-    assert IndexRecord.from_json(again.save(grown, tmp_path).to_json()).format == FORMAT
+    assert IndexRecord.from_json(again.save(grown, tmp_path).to_json()).format == files.FORMAT
     again.install(grown)
     check_index(again, rows, np.ones(2_500, np.bool_))
 
