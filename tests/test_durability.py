@@ -170,7 +170,8 @@ def killed(folder, level, seconds):
     assert process.stdout.readline() == "ready\n"
     time.sleep(seconds)
     process.kill()
-    lines = process.communicate()[0].splitlines(keepends=True)
+    lines = process.stdout.read().splitlines(keepends=True)
+    process.wait()
     return int([line for line in lines if line.endswith("\n")][-1])
 
 
