@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import random
 import shutil
 import subprocess
@@ -99,6 +100,30 @@ def test_what_was_compacted_away_is_refused(db, tmp_path):
         made = db.restore(tmp_path / "b", collections={"docs": f"at-{sequence}"}, sequence=sequence)
         assert made.collections[0].count == count
         assert db.get_collection(f"at-{sequence}").check().ok
+
+
+def test_a_time_between_the_start_of_a_backup_and_its_reading(db, tmp_path, monkeypatch):
+    """A commit that a backup still took, after the time it bears, is not in what is restored as of before it."""
+    docs = filled(db, rows=1)
+    begin, between = taking._begin, []
+
+    def late(*given):
+        between.append(dt.datetime.now(dt.UTC))
+        time.sleep(0.002)
+        docs.insert(["late"], np.ones((1, 4)))
+        return begin(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(taking, "_begin", late)
+        assert db.backup(tmp_path / "b").taken_at <= between[0]
+    docs.insert(["later"], np.ones((1, 4)))
+    db.backup(tmp_path / "b")
+    db.restore(tmp_path / "b", collections={"docs": "then"}, at=between[0])
+    now = dt.datetime.now(dt.UTC)
+    db.backup(tmp_path / "b")
+    db.restore(tmp_path / "b", collections={"docs": "now"}, at=now)
+    assert sorted(everything(db.get_collection("then"))) == ["r0"]
+    assert sorted(everything(db.get_collection("now"))) == ["late", "later", "r0"]
 
 
 def test_collections_come_and_go_within_a_chain(db, tmp_path):

@@ -95,9 +95,11 @@ def test_a_moment_comes_back_by_sequence_and_by_time(backups):
     backups.call("restore", "t", collections={"docs": "one"}, sequence=1)
     backups.call("restore", "t", collections={"docs": "two"}, sequence=after_first)
     backups.call("restore", "t", collections={"docs": "then"}, at=between)
-    names = ("one", "two", "then")
+    local = between.astimezone().replace(tzinfo=None)
+    backups.call("restore", "t", collections={"docs": "local"}, at=local)
+    names = ("one", "two", "then", "local")
     found = {name: sorted(everything(backups.db.get_collection(name))) for name in names}
-    assert found == {"one": ["a"], "two": ["a", "b"], "then": ["a", "b"]}
+    assert found == {"one": ["a"], "two": ["a", "b"], "then": ["a", "b"], "local": ["a", "b"]}
     with pytest.raises(backups.errors.BackupNotFound, match="ends at commit 3"):
         backups.call("restore", "t", collections={"docs": "x"}, sequence=99)
     with pytest.raises(backups.errors.BackupNotFound):

@@ -136,9 +136,7 @@ def steps_to(target: Target, kept: Kept, token: str) -> list[Step]:
 
 
 def first_at(target: Target, at: dt.datetime) -> Kept:
-    """The first backup that was taken at this moment or later."""
-    if at.tzinfo is None:
-        at = at.astimezone()
+    """The first backup that was taken at this moment, which is aware, or later."""
     for backup in complete(target):
         found = load(target, backup)
         if manifest.moment(found[0].taken_us) >= at:

@@ -37,6 +37,8 @@ _ID_TIME = "%Y%m%dT%H%M%S.%fZ"
 _FILE = re.compile(r"[0-9]{6,9}\.chunk")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TOKEN = re.compile(r"[0-9a-f]{16}")
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MICROSECOND = dt.timedelta(microseconds=1)
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -183,7 +185,12 @@ def describe(manifest: Manifest) -> BackupInfo:
 
 
 def moment(time_us: int) -> dt.datetime:
-    return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=time_us)
+    return _EPOCH + time_us * _MICROSECOND
+
+
+def microseconds(time: dt.datetime) -> int:
+    """The inverse, of an aware time."""
+    return (time - _EPOCH) // _MICROSECOND
 
 
 def _check(manifest: Manifest, backup: str) -> None:

@@ -76,8 +76,8 @@ def plan(
     if isinstance(collections, str):
         collections = [collections]
     renamed = None if collections is None else _names(collections)
-    if at is not None and not isinstance(at, dt.datetime):
-        raise InvalidQuery(f"at takes a datetime, given {at!r:.80}")
+    if at is not None:
+        at = _aware(at)
     if sequence is not None:
         _check_sequence(sequence, renamed, at)
     kept = load(target, backup) if backup is not None else None
@@ -102,7 +102,10 @@ def plan(
             raise BackupNotFound(f"collection {name!r} was made after {at.isoformat()}")
         new_name = name if renamed is None else renamed[name]
         steps = _cut(steps_to(target, kept, part.token), sequence)
-        time_us = None if at is None else _microseconds(at)
+        time_us = None
+        if at is not None:
+            time_us = manifest.microseconds(at)
+            steps = _cut_at(steps, time_us)
         info = dataclasses.replace(info, name=new_name)
         wanted.append(Wanted(name, info, steps, sequence, time_us))
     made = {one.source for one in wanted}
@@ -157,9 +160,22 @@ def _cut(steps: list[Step], sequence: int | None) -> list[Step]:
     )
 
 
-def _microseconds(at: dt.datetime) -> int:
-    since = at.astimezone(dt.UTC) - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-    return since // dt.timedelta(microseconds=1)
+def _cut_at(steps: list[Step], time_us: int) -> list[Step]:
+    """The steps up to the first that ends behind a time, else all. It may be one before the backup of that
+    time: a backup reads each collection a little after the moment that it is said to be taken at."""
+    for n, step in enumerate(steps):
+        if step.part.time_us > time_us:
+            return steps[: n + 1]
+    return steps
+
+
+def _aware(at: object) -> dt.datetime:
+    if isinstance(at, dt.datetime):
+        try:
+            return at.astimezone(dt.UTC)
+        except (OverflowError, ValueError, OSError):
+            pass  # local times of the years 1 and 9999 may have none in UTC
+    raise InvalidQuery(f"at takes a datetime, given {at!r:.80}")
 
 
 def fill(

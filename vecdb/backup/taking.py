@@ -80,7 +80,6 @@ def take(
     doing = _Doing(target, backup, verify, limit_bytes_s, progress)
     with ExitStack() as pins:
         begun = [_begin(target, source, before, pins) for source in sources]
-        taken_us = int(now.timestamp() * 1e6)
         try:
             parts: list[Part] = []
             for one in begun:
@@ -94,7 +93,7 @@ def take(
                 backup,
                 backup if before is None else before[0].chain,
                 None if before is None else Parent(before[0].id, before[1]),
-                taken_us,
+                manifest.microseconds(now),
                 parts,
                 {alias: name for alias, name in aliases.items() if name in held},
             )
