@@ -58,6 +58,7 @@ def test_each_limit_is_kept(start: StartServer) -> None:
             ("max_name_chars", lambda: db.create_collection("sevense", dimension=2)),
             ("max_name_chars", lambda: db.rename_collection("second", "sevense")),
             ("max_name_chars", lambda: db.set_alias("sevense", "second")),
+            ("max_name_chars", lambda: db.restore(collections={"second": "sevense"})),
             ("max_collections", lambda: db.create_collection("third", dimension=2)),
         ]  # fmt: skip
         for setting, call in refused:

@@ -21,6 +21,7 @@ from .backup_types import (
     unwatched,
 )
 from .core import Core
+from .errors import CollectionNotFound, InvalidArgument
 from .store import Catalog, CollectionStore, not_found, taken
 from .types import CollectionInfo
 
@@ -39,6 +40,10 @@ class BackedUp(ABC):
     @abstractmethod
     def _change(self) -> AbstractContextManager[None]:
         """One change of names at a time, on a database that is open for writing."""
+
+    @abstractmethod
+    def _must_have_room(self, more: int) -> None:
+        """LimitExceeded when so many more collections are more than `max_collections` allows."""
 
     @abstractmethod
     def _remove(self, token: str, what: str) -> None:
@@ -82,11 +87,17 @@ class BackedUp(ABC):
         if collections is not None:
             given = [collections] if isinstance(collections, str) else collections
             tokens = {self._token(name) for name in given}
-        sources = [
-            Source(name, token, self._core(name, token), partial(self._is_gone, token))
-            for name, token in names.collections.items()
-            if token in tokens
-        ]
+            if not tokens:
+                raise InvalidArgument("collections must name at least one collection")
+        sources = []
+        for name, token in names.collections.items():
+            gone = partial(self._is_gone, token)
+            try:
+                if token in tokens:
+                    sources.append(Source(name, token, self._core(name, token), gone))
+            except CollectionNotFound:
+                if not gone():
+                    raise
         return take(
             open_target(target), sources, names.aliases,
             kind=kind, verify=verify, limit_bytes_s=limit_bytes_s, progress=progress,
@@ -119,16 +130,17 @@ class BackedUp(ABC):
         built anew, and there is no history before the moment restored. Aliases come along when
         everything is restored. All of it appears at once, at the end, or nothing does.
         Raises CollectionExists, BackupNotFound (also for a moment that was compacted away), BackupDamaged,
-        FormatMismatch, LimitExceeded (max_fields), StorageFull, Unavailable, ReadOnly.
+        FormatMismatch, LimitExceeded (max_fields, max_collections), StorageFull, Unavailable, ReadOnly.
         """
-        with self._change():
-            pass  # refuses at once what it would refuse at the end
+        self._check_open()
         target = open_target(source)
         planned = plan(target, backup=backup, collections=collections, at=at, sequence=sequence)
-        names = self._catalog.names()
-        for name in (*(one.info.name for one in planned.wanted), *planned.aliases):
-            if name in names.collections or name in names.aliases:
-                raise taken(name)
+        with self._change():  # refuses at once what it would refuse at the end
+            self._must_have_room(len(planned.wanted))
+            names = self._catalog.names()
+            for name in (*(one.info.name for one in planned.wanted), *planned.aliases):
+                if name in names.collections or name in names.aliases:
+                    raise taken(name)
         tokens: dict[str, str] = {}
         made = []
         try:
@@ -145,6 +157,7 @@ class BackedUp(ABC):
                     store.close()
                 made.append(RestoredCollection(name, one.source, reached, count))
             with self._change():
+                self._must_have_room(len(tokens))
                 self._catalog.add_all(tokens, planned.aliases)
         except BaseException:
             if self._closed or self._catalog.names().of.keys().isdisjoint(tokens.values()):

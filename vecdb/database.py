@@ -150,14 +150,7 @@ class Database(BackedUp):
                 return self._collection(name, held)
             if held is not None or name in names.aliases:
                 raise taken(name)
-            limit = int(self._options["max_collections"])
-            if len(names.collections) >= limit:
-                raise LimitExceeded(
-                    f"the database has {len(names.collections):,} collections, at most {limit:,} are "
-                    "allowed; drop one, keep more than one kind of record in a collection, or raise the "
-                    "setting max_collections",
-                    limit=limit,
-                )
+            self._must_have_room(1)
             must_be_there(name, info.device, self.devices, str(self._options["device"]))
             token = secrets.token_hex(8)
             try:
@@ -274,6 +267,15 @@ class Database(BackedUp):
         with self._changes, system_in_our_words(self.path):
             self._check_open()
             yield
+
+    def _must_have_room(self, more: int) -> None:
+        count, limit = len(self._catalog.names().collections), int(self._options["max_collections"])
+        if count + more > limit:
+            raise LimitExceeded(
+                f"the database has {count:,} collections, at most {limit:,} are allowed; drop one, keep "
+                "more than one kind of record in a collection, or raise the setting max_collections",
+                limit=limit,
+            )
 
     def _check_open(self) -> None:
         if self._closed:

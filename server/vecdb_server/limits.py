@@ -33,6 +33,9 @@ class Limits:
             self._query(request)
         elif method == "CreateCollection":
             self._at_most("max_name_chars", len(request.collection.name), "the name")
+        elif method == "RestoreBackup":
+            for name in request.collections.values():
+                self._at_most("max_name_chars", len(name), "the name")
         elif hasattr(request, "records"):
             self._records(request.records)
         else:

@@ -194,7 +194,7 @@ def fill(
     live = history.live_at(sequence)
     shape, paths = shape_of(last.settings.encode()), set[str]()
     waiting: list[tuple[Mask, CheckedRows]] = []
-    size = row = 0
+    size = row = read = 0
     for piece, read in _pieces(target, wanted, shape, len(live)):
         mask = live[piece.first : piece.end]
         checked = check_rows(wanted.info, only_live(piece, mask, wanted.source))
@@ -206,7 +206,7 @@ def fill(
                 limit=max_fields,
             )
         waiting.append((mask, checked))
-        size += checked.rows.vectors.nbytes + checked.text_bytes
+        size += checked.bytes
         row = piece.first + len(mask)
         if size >= _COMMIT_BYTES:
             _write(store, waiting, sequence)
@@ -225,7 +225,7 @@ def fill(
             f"backup {wanted.steps[-1].backup} counts {last.live} records in collection "
             f"{wanted.source!r}, its rows {count}"
         )
-    progress(BackupProgress("restore", wanted.info.name, row, len(live), 0))
+    progress(BackupProgress("restore", wanted.info.name, row, len(live), read))
     return sequence, count
 
 
@@ -277,7 +277,7 @@ class CheckedRows:
     rows: EncodedRows
     sums: NDArray[np.uint32]
     paths: set[str]
-    text_bytes: int
+    bytes: int
 
 
 def check_rows(info: CollectionInfo, piece: StoredRows) -> CheckedRows:
@@ -304,8 +304,11 @@ def check_rows(info: CollectionInfo, piece: StoredRows) -> CheckedRows:
     paths = set(
         ColumnBatch.from_metadata(batch.metadata_values or [], batch.metadata_columns).fields
     )
-    texts = (rows.metadata, rows.documents, rows.contents, rows.uris)
-    size = sum(len(v) for column in texts if column is not None for v in column if v is not None)
+    vectors = rows.vectors.nbytes + sum(held.nbytes for held, _ in rows.named.values())
+    texts = (rows.ids, rows.metadata, rows.documents, rows.contents, rows.uris)
+    size = vectors + sum(
+        len(v) for column in texts if column is not None for v in column if v is not None
+    )
     return CheckedRows(checked, sums, paths, size)
 
 

@@ -43,7 +43,7 @@ class Sink:
         self._filled = 0
         self._first = 0
         self._number = number
-        self._written = 0
+        self._sent = self._written = 0
         self._files: list[File] = []
         self._waiting: deque[Future[File]] = deque()
         # Two, so that one is written while the other waits for the disk.
@@ -74,13 +74,13 @@ class Sink:
     def _send(self, end: int) -> None:
         self._number += 1
         name, parts, first = f"{self._number:06d}.chunk", self._parts, self._first
+        self._sent += self._filled
         self._parts, self._filled = [], 0
         self._waiting.append(self._pool.submit(self._write, name, parts, first, end))
         while len(self._waiting) > _MOST_WAITING:
             self._settle()
         if self._limit_bytes_s:
-            sent = self._written + sum(memoryview(part).nbytes for part in parts)
-            wait_s = sent / self._limit_bytes_s - (time.monotonic() - self._began_s)
+            wait_s = self._sent / self._limit_bytes_s - (time.monotonic() - self._began_s)
             time.sleep(max(0.0, wait_s))
 
     def _settle(self) -> None:

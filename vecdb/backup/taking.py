@@ -79,7 +79,13 @@ def take(
     backup = manifest.new_id(now)
     doing = _Doing(target, backup, verify, limit_bytes_s, progress)
     with ExitStack() as pins:
-        begun = [_begin(target, source, before, pins) for source in sources]
+        begun = []
+        for source in sources:
+            try:
+                begun.append(_begin(target, source, before, pins))
+            except Closed:
+                if not source.gone():
+                    raise
         try:
             parts: list[Part] = []
             for one in begun:

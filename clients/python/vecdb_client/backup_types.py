@@ -65,7 +65,7 @@ class BackupProgress:
     """Rows done of this collection; 0 for `verify`."""
     total_rows: int
     bytes: int
-    """Bytes written or read so far, of everything."""
+    """Bytes written or read so far, of everything; for `restore` of this collection."""
 
 
 @dataclass(frozen=True, slots=True)
