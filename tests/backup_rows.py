@@ -11,6 +11,14 @@ NAMED = {"small": {"dimension": 2, "metric": "l2"}}
 ALL = ["vector", "metadata", "document", "content", "uri", "named_vectors"]
 
 
+def filled(db, name="docs", rows=3_000, **settings):
+    """A collection of plain records r0, r1, …, inserted in one commit."""
+    made = db.create_collection(name, dimension=4, **settings)
+    vectors = np.random.default_rng(rows).standard_normal((rows, 4))
+    made.insert([f"r{n}" for n in range(rows)], vectors, metadata=[{"n": n} for n in range(rows)])
+    return made
+
+
 def everything(collection):
     """All records as a dict of id to what each holds."""
     found = {}
