@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ..backup_types import BackupInfo, BackupTarget
@@ -35,15 +36,16 @@ def list_backups(target: BackupTarget) -> list[BackupInfo]:
 
 def complete(target: Target) -> list[str]:
     """Ids of the backups that have a manifest, oldest first."""
-    return sorted(name for name, files in _folders(target).items() if MANIFEST_FILE in files)
+    return sorted(name for name, files in folders(target).items() if MANIFEST_FILE in files)
 
 
 def incomplete(target: Target) -> list[str]:
     """Ids of those that have none: under way, or interrupted."""
-    return sorted(name for name, files in _folders(target).items() if MANIFEST_FILE not in files)
+    return sorted(name for name, files in folders(target).items() if MANIFEST_FILE not in files)
 
 
-def _folders(target: Target) -> dict[str, dict[str, int]]:
+def folders(target: Target) -> dict[str, dict[str, int]]:
+    """Ids of all backups, those without a manifest too, to their files and bytes; none without a target."""
     try:
         return {k: v for k, v in target.backups().items() if manifest.is_id(k)}
     except BackupNotFound:
@@ -60,58 +62,72 @@ def load(target: Target, backup: str) -> Kept:
     return manifest.decode(data, backup)
 
 
-def ancestors(target: Target, start: Kept) -> Iterator[Kept]:
-    """A backup and those it goes back to, newest first; BackupDamaged where one is missing or another."""
-    found = start
-    while True:
-        yield found
-        parent = found[0].parent
+class Chain:
+    """A backup and those that it goes back to, newest first. Each is read when it is first wanted, once.
+
+    BackupDamaged where one is missing or another.
+    """
+
+    def __init__(self, start: Kept, load: Callable[[str], Kept]) -> None:
+        self.start = start
+        self._load = load
+        self._read = [start]
+
+    def __iter__(self) -> Iterator[Kept]:
+        for n in itertools.count():
+            if n == len(self._read):
+                before = self._before(*self._read[-1])
+                if before is None:
+                    return
+                self._read.append(before)
+            yield self._read[n]
+
+    def _before(self, held: Manifest, _: str) -> Kept | None:
+        parent = held.parent
         if parent is None:
-            return
-        if parent.id >= found[0].id:
-            raise BackupDamaged(f"backup {found[0].id} continues {parent.id}, which is not older")
+            return None
+        if parent.id >= held.id:
+            raise BackupDamaged(f"backup {held.id} continues {parent.id}, which is not older")
         try:
-            before = load(target, parent.id)
+            before = self._load(parent.id)
         except BackupNotFound:
             raise BackupDamaged(
-                f"backup {found[0].id} continues {parent.id}, which is not in {target.name}",
-                backup=parent.id,
+                f"backup {held.id} continues {parent.id}, which is not there", backup=parent.id
             ) from None
-        if before[1] != parent.sha256 or before[0].chain != found[0].chain:
+        if before[1] != parent.sha256 or before[0].chain != held.chain:
             raise BackupDamaged(
-                f"backup {found[0].id} does not continue the {parent.id} that is in {target.name}; one of "
-                "them was changed or comes from elsewhere",
+                f"backup {held.id} does not continue the {parent.id} that is there; one of them was changed "
+                "or comes from elsewhere",
                 backup=parent.id,
             )
-        found = before
+        return before
 
 
-def newest_of(target: Target, tokens: set[str]) -> Kept | None:
-    """The newest backup that holds any of these collections."""
-    for backup in reversed(complete(target)):
+def newest_of(target: Target, backups: Sequence[str], tokens: set[str]) -> Kept | None:
+    """The newest of these backups, oldest first, that holds any of these collections."""
+    for backup in reversed(backups):
         found = load(target, backup)
         if any(part.token in tokens for part in found[0].collections):
             return found
     return None
 
 
-def part_before(target: Target, newest: Manifest, token: str) -> Part | None:
+def part_before(chain: Chain, token: str) -> Part | None:
     """What the newest backup of a chain that holds a collection has of it."""
-    data = manifest.encode(newest)[1]
-    for held, _ in ancestors(target, (newest, data)):
+    for held, _ in chain:
         for part in held.collections:
             if part.token == token:
                 return part
     return None
 
 
-def steps_to(target: Target, kept: Kept, token: str) -> list[Step]:
-    """All that has to be put together for a collection as a backup shows it, oldest first.
+def steps_to(chain: Chain, token: str) -> list[Step]:
+    """All that has to be put together for a collection as the newest of a chain shows it, oldest first.
 
     BackupDamaged when anything between them is missing.
     """
     steps: list[Step] = []
-    for held, _ in ancestors(target, kept):
+    for held, _ in chain:
         part = next((part for part in held.collections if part.token == token), None)
         if part is None:
             continue
@@ -131,8 +147,14 @@ def steps_to(target: Target, kept: Kept, token: str) -> list[Step]:
         if not part.since:
             return steps[::-1]
     raise BackupDamaged(
-        f"backup {kept[0].id} holds only the end of a collection, and what comes before is missing"
+        f"backup {chain.start[0].id} holds only the end of a collection, and what comes before is missing"
     )
+
+
+def remove(target: Target, backup: str) -> None:
+    """Removes a backup, its manifest first: stopped half-way, the rest is litter."""
+    target.delete(f"{backup}/{MANIFEST_FILE}")
+    target.delete_folder(backup)
 
 
 def first_at(target: Target, at: dt.datetime) -> Kept:

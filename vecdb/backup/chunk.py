@@ -37,8 +37,6 @@ from ..store.copying import NO_VALUE, TEXT_TABLES
 MAGIC = b"VECDBCK1"
 HEAD = struct.Struct("<I")
 MAX_GROUP_ROWS = 65_536
-MAX_ENTRIES = 1 << 20
-"""Of history in one group."""
 
 _MAX_HEAD_BYTES = 16_384
 

@@ -28,10 +28,18 @@ from ..errors import (
     VecdbError,
 )
 from ..layout import id_keys, unpack_content
-from ..store import CollectionStore, EncodedRows, Restorer, Shape, StoredRows, checksums
+from ..store import (
+    CollectionStore,
+    Column,
+    EncodedRows,
+    Restorer,
+    Shape,
+    StoredRows,
+    checksums,
+)
 from ..types import CollectionInfo, Content
 from . import manifest
-from .chains import Step, first_at, load, newest, steps_to
+from .chains import Chain, Step, first_at, load, newest, steps_to
 from .reading import History, rows_of
 from .target import Target
 
@@ -83,7 +91,7 @@ def plan(
     kept = load(target, backup) if backup is not None else None
     if kept is None:
         kept = newest(target) if at is None else first_at(target, at)
-    whole = kept[0]
+    whole, chain = kept[0], Chain(kept, partial(load, target))
     held = {part.name: part for part in whole.collections}
     if renamed is not None and renamed.keys() - held.keys():
         missing = sorted(renamed.keys() - held.keys())[0]
@@ -101,7 +109,7 @@ def plan(
                 continue
             raise BackupNotFound(f"collection {name!r} was made after {at.isoformat()}")
         new_name = name if renamed is None else renamed[name]
-        steps = _cut(steps_to(target, kept, part.token), sequence)
+        steps = _cut(steps_to(chain, part.token), sequence)
         time_us = None
         if at is not None:
             time_us = manifest.microseconds(at)
@@ -256,8 +264,8 @@ def only_live(piece: StoredRows, live: Mask, name: str) -> StoredRows:
     at = np.flatnonzero(keep).tolist()
     rows = piece.rows
 
-    def some(column: object) -> list[bytes | None] | None:
-        return None if column is None else [column[n] for n in at]  # type: ignore[index]
+    def some(column: Column) -> Column:
+        return None if column is None else [column[n] for n in at]
 
     named = {n: (vectors[keep], there[keep]) for n, (vectors, there) in rows.named.items()}
     return StoredRows(

@@ -7,7 +7,7 @@ import datetime as dt
 from ..backup_types import BackupTarget
 from ..errors import InvalidArgument
 from . import manifest
-from .chains import complete, incomplete, load
+from .chains import complete, incomplete, load, remove
 from .target import open_target
 
 DAY_S = 86_400.0
@@ -41,8 +41,7 @@ def prune_backups(
     removed = []
     # The newest first: what is left in the middle of it is a chain that ends earlier.
     for backup in [one for ids in ordered[: max(0, len(ordered) - keep)] for one in ids[::-1]]:
-        opened.delete(f"{backup}/{manifest.MANIFEST_FILE}")
-        opened.delete_folder(backup)
+        remove(opened, backup)
         removed.append(backup)
     limit = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=incomplete_older_than_s)
     for backup in incomplete(opened):

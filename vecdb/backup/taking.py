@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
 from ..backup_types import BackupInfo, BackupKind, BackupProgress, Progress
 from ..core import Core
-from ..errors import BackupNotFound, Closed, Corrupted, InvalidArgument, Unavailable
+from ..errors import BackupNotFound, Closed, Corrupted, InvalidArgument, StorageFull, Unavailable
 from ..store import Reader
 from . import child, manifest
-from .chains import complete, newest_of, part_before
+from .chains import Chain, complete, folders, load, newest_of, part_before, remove
 from .copying import Job
-from .manifest import Manifest, Parent, Part
+from .manifest import MANIFEST_FILE, Manifest, Parent, Part
 from .target import Target
 
 SMALL_BYTES = 8 << 20
@@ -55,34 +56,36 @@ def take(
     sources: Sequence[Source],
     aliases: Mapping[str, str],
     *,
-    kind: BackupKind = "auto",
-    verify: bool = True,
-    limit_bytes_s: float | None = None,
-    progress: Progress = lambda _: None,
+    kind: BackupKind,
+    verify: bool,
+    limit_bytes_s: float | None,
+    progress: Progress,
 ) -> BackupInfo:
     """Backs up the sources as of now. See `Database.backup`."""
     if kind not in ("auto", "full", "incremental"):
         raise InvalidArgument(f"kind must be auto, full or incremental, given {kind!r:.80}")
     if limit_bytes_s is not None and not limit_bytes_s > 0:
         raise InvalidArgument(f"limit_bytes_s must be above 0, given {limit_bytes_s!r:.80}")
+    older = complete(target)
     before = None
     if kind != "full":
-        before = newest_of(target, {source.token for source in sources})
+        before = newest_of(target, older, {source.token for source in sources})
     if before is None and kind == "incremental":
         raise BackupNotFound(
             f"{target.name} holds no backup of these collections that could be continued; take a full one"
         )
     now = dt.datetime.now(dt.UTC)
     # Backups are ordered by their times, whatever happens to the clock.
-    older = [manifest.begun_at(one) for one in complete(target)]
-    now = max([now, *(time + dt.timedelta(microseconds=1) for time in older)])
+    if older:
+        now = max(now, manifest.begun_at(older[-1]) + dt.timedelta(microseconds=1))
     backup = manifest.new_id(now)
     doing = _Doing(target, backup, verify, limit_bytes_s, progress)
+    chain = None if before is None else Chain(before, partial(load, target))
     with ExitStack() as pins:
         begun = []
         for source in sources:
             try:
-                begun.append(_begin(target, source, before, pins))
+                begun.append(_begin(source, chain, pins))
             except Closed:
                 if not source.gone():
                     raise
@@ -105,7 +108,8 @@ def take(
             )
             _finish(target, whole, verify=verify)
         except BaseException:
-            target.delete_folder(backup)
+            with suppress(StorageFull, Unavailable):  # what is left is pruned later
+                remove(target, backup)
             raise
     return manifest.describe(whole)
 
@@ -144,6 +148,7 @@ class _Doing:
 
 def _finish(target: Target, whole: Manifest, *, verify: bool) -> None:
     """Writes the manifest, once all that it names is durable."""
+    _must_be_there(folders(target), whole)
     data, _ = manifest.encode(whole)
     path = f"{whole.id}/{manifest.MANIFEST_FILE}"
     if any(manifest.files_of(part) for part in whole.collections):
@@ -154,11 +159,27 @@ def _finish(target: Target, whole: Manifest, *, verify: bool) -> None:
         manifest.decode(target.read(path, len(data), fresh=True), whole.id)
 
 
-def _begin(
-    target: Target, source: Source, before: tuple[Manifest, str] | None, pins: ExitStack
-) -> _Begun:
+def _must_be_there(found: Mapping[str, Mapping[str, int]], whole: Manifest) -> None:
+    """Unavailable when files of a backup, or the one it continues, have gone while it was taken."""
+    held = found.get(whole.id, {})
+    lost = [
+        f"{whole.id}/{file.name}"
+        for part in whole.collections
+        for file in manifest.files_of(part)
+        if held.get(file.name) != file.bytes
+    ]
+    if whole.parent is not None and MANIFEST_FILE not in found.get(whole.parent.id, {}):
+        lost.append(f"{whole.parent.id}/{MANIFEST_FILE}")
+    if lost:
+        raise Unavailable(
+            f"{lost[0]} was removed while the backup was taken, as prune does with backups that take too "
+            "long; repeat the backup"
+        )
+
+
+def _begin(source: Source, chain: Chain | None, pins: ExitStack) -> _Begun:
     pin = pins.enter_context(source.core.pins.hold())
-    part = None if before is None else part_before(target, before[0], source.token)
+    part = None if chain is None else part_before(chain, source.token)
     with source.core.read() as reader:
         sequence, next_row, live = reader.state()
         if part is not None and not _continues(reader, part):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from ..backup_types import BackupProgress, BackupReport, BackupTarget, Progress
+import functools
+
+from ..backup_types import BackupProgress, BackupReport, BackupTarget, Progress, unwatched
 from ..collection_info import shape_of
 from ..errors import VecdbError
 from . import manifest
-from .chains import Kept, ancestors, complete, incomplete, load, steps_to
+from .chains import Chain, complete, incomplete, load, steps_to
 from .reading import History, rows_of
 from .restoring import check_rows, only_live
 from .target import Target, open_target
@@ -15,7 +17,7 @@ _MOST_PROBLEMS = 100
 
 
 def verify_backups(
-    target: BackupTarget, *, backup: str | None = None, progress: Progress = lambda _: None
+    target: BackupTarget, *, backup: str | None = None, progress: Progress = unwatched
 ) -> BackupReport:
     """Reads all backups of a target, or one and those that it goes back to, and says what is wrong.
 
@@ -24,13 +26,10 @@ def verify_backups(
     About 10 us a row. Raises BackupNotFound when there is no such backup, Unavailable.
     """
     opened = open_target(target)
-    ids = complete(opened)
-    if backup is not None:
-        kept = load(opened, backup)
-        ids = _with_ancestors(opened, kept)
-    found = _Found(progress)
+    found = _Found(opened, progress)
+    ids = complete(opened) if backup is None else found.with_ancestors(backup)
     for one in ids:
-        found.look(opened, one)
+        found.look(one)
     return BackupReport(
         not found.problems,
         len(ids),
@@ -41,55 +40,61 @@ def verify_backups(
     )
 
 
-def _with_ancestors(target: Target, kept: Kept) -> list[str]:
-    ids = [kept[0].id]
-    try:
-        ids = [held.id for held, _ in ancestors(target, kept)]
-    except VecdbError:
-        pass  # told by `look`
-    return sorted(ids)
-
-
 class _Found:
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, target: Target, progress: Progress) -> None:
+        self._target = target
+        # Each manifest is of as many chains as backups follow it.
+        self._load = functools.cache(functools.partial(load, target))
         self._progress = progress
         self.problems: list[str] = []
         self.files = 0
         self.bytes = 0
 
-    def look(self, target: Target, backup: str) -> None:
+    def with_ancestors(self, backup: str) -> list[str]:
+        """Ids of a backup and of those it goes back to, as far as they are there, oldest first."""
+        ids = []
         try:
-            kept = load(target, backup)
-            for _ in ancestors(target, kept):
+            for held, _ in Chain(self._load(backup), self._load):
+                ids.append(held.id)
+        except VecdbError:
+            if not ids:
+                raise  # else told by `look`
+        return ids[::-1]
+
+    def look(self, backup: str) -> None:
+        """Adds what is wrong with a backup."""
+        try:
+            chain = Chain(self._load(backup), self._load)
+            for _ in chain:
                 pass
         except VecdbError as error:
             self.problems.append(error.message)
             return
         self.files += 1
-        for part in kept[0].collections:
+        for part in chain.start[0].collections:
             try:
-                self._look_at(target, kept, part)
+                self._look_at(chain, part)
             except VecdbError as error:
                 self.problems.append(error.message)
             self.files += len(manifest.files_of(part))
             self.bytes += sum(file.bytes for file in manifest.files_of(part))
             self._progress(BackupProgress("verify", backup, 0, 0, self.bytes))
 
-    def _look_at(self, target: Target, kept: Kept, part: manifest.Part) -> None:
-        steps = steps_to(target, kept, part.token)
+    def _look_at(self, chain: Chain, part: manifest.Part) -> None:
+        steps, backup = steps_to(chain, part.token), chain.start[0].id
         info, shape = manifest.settings_of(part), shape_of(part.settings.encode())
-        live = History(target, steps).live_at(part.sequence)
-        for piece, _ in rows_of(target, steps[-1], shape, part.next_row):
+        live = History(self._target, steps).live_at(part.sequence)
+        for piece, _ in rows_of(self._target, steps[-1], shape, part.next_row):
             # Of rows that are dead by now only that they are whole: an id may be in several of them.
             damaged = piece.damaged()
             if len(damaged):
                 self.problems.append(
-                    f"backup {kept[0].id}: row {damaged[0]} of collection {part.name!r} fails its checksum"
+                    f"backup {backup}: row {damaged[0]} of collection {part.name!r} fails its checksum"
                 )
                 continue
             check_rows(info, only_live(piece, live[piece.first : piece.end], part.name))
         if int(live.sum()) != part.live:
             self.problems.append(
-                f"backup {kept[0].id}: collection {part.name!r} counts {part.live} records, its rows "
+                f"backup {backup}: collection {part.name!r} counts {part.live} records, its rows "
                 f"{int(live.sum())}"
             )

@@ -10,11 +10,12 @@ from .restoring import Restorer
 from .shape import FieldShape, Shape
 from .sums import must_be_whole
 from .tables import State
-from .writer import EncodedRows, Writer, checksums
+from .writer import Column, EncodedRows, Writer, checksums
 
 __all__ = [
     "Catalog",
     "CollectionStore",
+    "Column",
     "Commit",
     "EncodedRows",
     "FieldShape",
