@@ -16,7 +16,7 @@ from seeds import RUN_SEED
 
 import vecdb
 from vecdb import errors
-from vecdb.backup import taking
+from vecdb.backup import open_target, taking
 
 
 @pytest.fixture
@@ -320,6 +320,18 @@ def test_object_stores(db, tmp_path, kind):
     third = db.backup(target, kind="full")
     assert len(vecdb.prune_backups(target, keep=1)) == 2
     assert [one.id for one in vecdb.list_backups(target)] == [third.id]
+
+
+def test_passwords_in_a_url_are_in_no_message(tmp_path):
+    """What says which target it is about leaves out what stands before the host, and the query."""
+    pytest.importorskip("obstore")
+    with pytest.raises(errors.BackupNotFound, match="memory:///a") as missing:
+        vecdb.restore("memory:///a?token=secret", tmp_path / "new")
+    with pytest.raises(errors.InvalidArgument, match="nonsense://host/a") as refused:
+        vecdb.list_backups("nonsense://user:secret@host/a")
+    opened = open_target("s3://user:secret@bucket/a?token=secret")
+    assert opened.name == "s3://bucket/a"
+    assert "secret" not in f"{missing.value}{refused.value}"
 
 
 def test_targets_that_are_none(db, tmp_path):

@@ -75,10 +75,9 @@ def open_target(where: BackupTarget) -> Target:
             return FolderTarget(Path(text))
         if url.scheme == "file":
             return FolderTarget(Path(unquote(url.path)))
-        return StoreTarget(_store_of(text), text, text)
-    if hasattr(where, "write") and hasattr(where, "delete_folder"):
-        opened: Target = where
-        return opened
+        # A URL may hold passwords, before its host or behind it; they belong in no message.
+        name = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+        return StoreTarget(_store_of(text, name), name, text)
     if not type(where).__module__.startswith("obstore"):
         raise InvalidArgument(
             f"a backup target is a folder, a URL or a store of obstore, given {type(where).__name__}"
@@ -160,8 +159,7 @@ class StoreTarget:
         # One of memory is another in another process.
         self.address = "" if address.startswith("memory:") else address
         self._door = _obstore()
-        # A URL may hold a password.
-        self.name = name.partition("?")[0].rpartition("@")[2] if "@" in name else name
+        self.name = name
 
     def write(self, name: str, parts: Sequence[Any]) -> None:
         with _in_our_words(self.name):
@@ -214,7 +212,7 @@ def _obstore() -> Any:
     return obstore
 
 
-def _store_of(url: str) -> Any:
+def _store_of(url: str, name: str) -> Any:
     _obstore()
     from obstore.exceptions import BaseError
     from obstore.store import from_url
@@ -222,8 +220,8 @@ def _store_of(url: str) -> Any:
     try:
         return from_url(url)
     except (BaseError, ValueError) as error:
-        text = str(error).partition("\n")[0]
-        raise InvalidArgument(f"{urlsplit(url).scheme}: is no target for backups: {text}") from None
+        text = str(error).partition("\n")[0].replace(url, name)
+        raise InvalidArgument(f"{name} is no target for backups: {text}") from None
 
 
 def _must_fit(name: str, size: int, limit_bytes: int) -> None:
