@@ -5,10 +5,14 @@ from __future__ import annotations
 import datetime as dt
 import random
 
+import grpc
 import pytest
 from backup_rows import NAMED, change, everything
-from conftest import BACKENDS, open_backend
+from conftest import BACKENDS, open_backend, serving
 from seeds import RUN_SEED
+
+from vecdb_client.v1 import vecdb_pb2 as pb
+from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 
 
 class Backups:
@@ -156,6 +160,19 @@ def test_a_caller_who_leaves_leaves_nothing(backups):
         assert one.kind == "full"
     assert backups.call("verify_backups", "left").ok
     assert not backups.embedded or not any((backups.root / "left").iterdir())
+
+
+@pytest.mark.parametrize("moment", [2**63 - 1, -(2**63)])
+def test_a_moment_that_no_calendar_has_is_refused(moment, tmp_path):
+    """A time on the wire that is none is the caller's mistake, not the server's."""
+    with (
+        serving(tmp_path / "data", backup_root=str(tmp_path / "root")) as address,
+        grpc.insecure_channel(address) as channel,
+    ):
+        request = pb.RestoreBackupRequest(at_us=moment)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(pb_grpc.VecdbServiceStub(channel).RestoreBackup(request))
+        assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("name", ["client", "aio"])

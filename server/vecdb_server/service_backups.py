@@ -12,7 +12,7 @@ from typing import Any
 import vecdb
 from vecdb.backup_types import BackupProgress, Progress
 from vecdb.collection_info import check_name
-from vecdb.errors import Cancelled, FailedPrecondition, InvalidArgument
+from vecdb.errors import Cancelled, FailedPrecondition, InvalidArgument, InvalidQuery
 from vecdb_client import backups as wire
 from vecdb_client.v1 import vecdb_pb2 as pb
 from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
@@ -74,7 +74,10 @@ class BackupHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-
 
     def RestoreBackup(self, request: Any, context: Any) -> Iterator[Any]:
         target = self._target(request.target)
-        at = wire.moment(request.at_us) if request.HasField("at_us") else None
+        try:
+            at = wire.moment(request.at_us) if request.HasField("at_us") else None
+        except OverflowError:
+            raise InvalidQuery(f"at_us {request.at_us} is a moment that no calendar has") from None
         for said in _watched(
             lambda progress: self._database.restore(
                 target,
