@@ -184,6 +184,29 @@ def test_a_hostile_manifest_is_refused(target, tmp_path, name):
         assert name == "format"
 
 
+def test_a_manifest_of_more_than_its_files_account_for(target, tmp_path):
+    """Rows that a manifest claims in large files are refused by the sizes of the files, before memory is asked
+    for them."""
+    first = ids_of(target)[0]
+    for later in ids_of(target)[1:]:
+        shutil.rmtree(target / later)
+
+    def change_it(manifest):
+        part = collection(manifest)
+        (file,) = part["rows"]
+        names = [file["name"], *(f"{n:06d}.chunk" for n in range(100, 110))]
+        part["rows"] = [
+            {**file, "name": name, "bytes": 1 << 28, "first": n << 31, "end": (n + 1) << 31}
+            for n, name in enumerate(names)
+        ]
+        part["base_row"], part["next_row"] = 0, len(names) << 31
+
+    rewrite(target, first, change_it)
+    assert "of another size" in refused(target, tmp_path).message
+    (problem,) = vecdb.verify_backups(target).problems
+    assert "of another size" in problem
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"{}", b"null\n", b"\xff" * 50, b"[" * 100_000, b"{}\n" + b"0" * 64]
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..backup_types import BackupInfo, BackupTarget
@@ -50,6 +50,26 @@ def folders(target: Target) -> dict[str, dict[str, int]]:
         return {k: v for k, v in target.backups().items() if manifest.is_id(k)}
     except BackupNotFound:
         return {}
+
+
+def lost_files(found: Mapping[str, Mapping[str, int]], backup: str, part: Part) -> list[str]:
+    """Files of a part that are not there, or not with their bytes. `found` must be what `folders` says after
+    the manifest was read: files are there before it."""
+    held = found.get(backup, {})
+    files = manifest.files_of(part)
+    return [f"{backup}/{file.name}" for file in files if held.get(file.name) != file.bytes]
+
+
+def must_be_there(found: Mapping[str, Mapping[str, int]], steps: Iterable[Step]) -> None:
+    """BackupDamaged unless all files are there in their sizes. So no manifest makes a reader ask for more
+    memory than its files account for, and a restore does not find out at its end."""
+    for step in steps:
+        if lost := lost_files(found, step.backup, step.part):
+            raise BackupDamaged(
+                f"{lost[0]} is not there, no plain file or of another size than its manifest says; take a "
+                "new full backup",
+                backup=step.backup,
+            )
 
 
 def load(target: Target, backup: str) -> Kept:

@@ -39,7 +39,7 @@ from ..store import (
 )
 from ..types import CollectionInfo, Content
 from . import manifest
-from .chains import Chain, Step, first_at, load, newest, steps_to
+from .chains import Chain, Step, first_at, folders, load, must_be_there, newest, steps_to
 from .reading import History, rows_of
 from .target import Target
 
@@ -116,6 +116,9 @@ def plan(
             steps = _cut_at(steps, time_us)
         info = dataclasses.replace(info, name=new_name)
         wanted.append(Wanted(name, info, steps, sequence, time_us))
+    found = folders(target)
+    for one in wanted:
+        must_be_there(found, one.steps)
     made = {one.source for one in wanted}
     aliases = {a: n for a, n in whole.aliases.items() if n in made} if renamed is None else {}
     return Plan(whole.id, wanted, aliases)

@@ -20,7 +20,7 @@ from ..core import Core
 from ..errors import BackupNotFound, Closed, Corrupted, InvalidArgument, StorageFull, Unavailable
 from ..store import Reader
 from . import child, manifest
-from .chains import Chain, complete, folders, load, newest_of, part_before, remove
+from .chains import Chain, complete, folders, load, lost_files, newest_of, part_before, remove
 from .copying import Job
 from .manifest import MANIFEST_FILE, Manifest, Parent, Part
 from .target import Target
@@ -161,13 +161,7 @@ def _finish(target: Target, whole: Manifest, *, verify: bool) -> None:
 
 def _must_be_there(found: Mapping[str, Mapping[str, int]], whole: Manifest) -> None:
     """Unavailable when files of a backup, or the one it continues, have gone while it was taken."""
-    held = found.get(whole.id, {})
-    lost = [
-        f"{whole.id}/{file.name}"
-        for part in whole.collections
-        for file in manifest.files_of(part)
-        if held.get(file.name) != file.bytes
-    ]
+    lost = [name for part in whole.collections for name in lost_files(found, whole.id, part)]
     if whole.parent is not None and MANIFEST_FILE not in found.get(whole.parent.id, {}):
         lost.append(f"{whole.parent.id}/{MANIFEST_FILE}")
     if lost:

@@ -8,7 +8,7 @@ from ..backup_types import BackupProgress, BackupReport, BackupTarget, Progress,
 from ..collection_info import shape_of
 from ..errors import VecdbError
 from . import manifest
-from .chains import Chain, complete, incomplete, load, steps_to
+from .chains import Chain, complete, folders, incomplete, load, must_be_there, steps_to
 from .reading import History, rows_of
 from .restoring import check_rows, only_live
 from .target import Target, open_target
@@ -50,6 +50,10 @@ class _Found:
         self.files = 0
         self.bytes = 0
 
+    @functools.cached_property
+    def _files(self) -> dict[str, dict[str, int]]:
+        return folders(self._target)
+
     def with_ancestors(self, backup: str) -> list[str]:
         """Ids of a backup and of those it goes back to, as far as they are there, oldest first."""
         ids = []
@@ -82,6 +86,7 @@ class _Found:
 
     def _look_at(self, chain: Chain, part: manifest.Part) -> None:
         steps, backup = steps_to(chain, part.token), chain.start[0].id
+        must_be_there(self._files, steps)
         info, shape = manifest.settings_of(part), shape_of(part.settings.encode())
         live = History(self._target, steps).live_at(part.sequence)
         for piece, _ in rows_of(self._target, steps[-1], shape, part.next_row):
