@@ -78,8 +78,8 @@ class BackedUp(ABC):
         the newest backup there that holds any of the collections; auto the latter where there is one.
         With `verify` each file is read back. `limit_bytes_s` bounds the rate of writing. Compaction keeps
         what is still to be copied. An interrupted backup has no manifest and counts as none.
-        Raises CollectionNotFound, BackupNotFound (incremental, and nothing to continue), BackupDamaged,
-        Corrupted (a row fails its checksum), StorageFull, Unavailable, MissingDependency.
+        Raises InvalidArgument, CollectionNotFound, BackupNotFound (incremental, and nothing to continue),
+        BackupDamaged, Corrupted (a row fails its checksum), StorageFull, Unavailable, MissingDependency.
         """
         self._check_open()
         names = self._catalog.names()

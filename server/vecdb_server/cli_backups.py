@@ -142,12 +142,11 @@ def run_restore(args: argparse.Namespace, target: Target) -> int:
 
 def _time(text: str) -> dt.datetime:
     try:
-        found = dt.datetime.fromisoformat(text)
+        return dt.datetime.fromisoformat(text)
     except ValueError:
         raise CommandFailed(
             f"--at takes a time such as 2026-01-31T12:00:00+01:00, given {text!r}", EXIT_USAGE
         ) from None
-    return found.astimezone() if found.tzinfo is None else found
 
 
 def _info(info: Any) -> dict[str, Any]:
