@@ -11,8 +11,9 @@ import pytest
 from cards_here import KINDS, MEMORY, D, assert_nearest, some_card, vectors
 from paper_gpu import PaperCuda
 
-from vecdb.device import CardRefused
+from vecdb.device import CardRefused, StandInCard
 from vecdb.index import driver, products
+from vecdb.index.card import count_gpus
 from vecdb.index.driver import Driver
 from vecdb.index.flat_there import scan_queries
 from vecdb.index.products import Products
@@ -67,7 +68,7 @@ def test_a_mask_lets_only_its_positions_answer(
 )
 def test_many_queries_over_float16(card: Any, metric: str, masked: bool, n: int, queries: int, k: int, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """Exactly the nearest by the rounded numbers, also where rows that are alike lie together, in parts too."""
-    if not getattr(getattr(card, "_flats", None), "_products", None):
+    if isinstance(card, StandInCard) or not card.info().masks:
         pytest.skip("this card has no kernels of ours")
     monkeypatch.setattr(products, "_LEAST_SAMPLE", 2_048)
     centres = vectors(20, 1, 16)
@@ -103,6 +104,26 @@ def test_equal_vectors_are_told_apart(card: Any) -> None:
         assert (positions[:, :near] % 10_000 == 0).all()
         np.testing.assert_allclose(scores[:, :near], 0.0, atol=1e-5)
         np.testing.assert_allclose(scores[:, near:], 8.0, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_the_gpu_takes_the_kernels() -> None:
+    """None is left to FAISS, and an H100 or H200 has its own."""
+    if not count_gpus():
+        pytest.skip("FAISS sees no GPU here")
+    card = Driver()
+    if card.capability() < (8, 0):
+        pytest.skip("this GPU has no tensor cores for these kernels")
+    made = Products(card, Scanner(card).module)
+    assert made._hopper == (card.capability() == (9, 0))
+
+
+def test_rows_beyond_the_numbers_of_tiles_are_scanned() -> None:
+    """The kernels of tensor cores take less than 2^31 rows: of more a Hopper would compare zeros."""
+    card = Driver(0, PaperCuda(MEMORY))
+    made = Products(card, Scanner(card).module)
+    assert made.takes(8, 2**31 - 1, 32, 10)
+    assert not made.takes(8, 2**31, 32, 10)
 
 
 @pytest.mark.parametrize(("capability", "refused"), [(90, b""), (90, b"sm_90a"), (80, b"sm_90a")])

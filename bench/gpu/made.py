@@ -129,15 +129,12 @@ class Made:
 
     kind: str
     rows: int
-    find: Callable[[Floats, int, int], Rows]
+    search: Callable[[Floats, int, int], Rows]
     """(queries, k, setting) to rows (q, k), -1 for none."""
     lists: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     """What making it took, by step."""
     drop: Callable[[], None] = lambda: None
-
-    def search(self, queries: Floats, k: int, setting: int) -> Rows:
-        return self.find(queries, k, setting)
 
 
 class Maker:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -199,11 +200,8 @@ def _loads(plan: Plan, cached: host_memory.Cached | None) -> list[dict[str, Any]
 
 
 def run(plan: Plan) -> dict[str, Any]:
-    if plan.take_memory:
-        with host_memory.taken(plan.folder) as cached:
-            rounds = _loads(plan, cached)
-    else:
-        rounds = _loads(plan, None)
+    with host_memory.taken(plan.folder) if plan.take_memory else nullcontext() as cached:
+        rounds = _loads(plan, cached)
 
     def medians(name: str) -> dict[str, float]:
         return {key: median(one[name][key] for one in rounds) for key in rounds[0][name]}

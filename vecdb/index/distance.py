@@ -32,15 +32,11 @@ def unit(vectors: NDArray[np.floating]) -> Floats:
         if SMALL_SQUARE < square < LARGE_SQUARE:
             one: Floats = np.ascontiguousarray(vectors / np.float32(math.sqrt(square)))
             return one
-    known = lengths(vectors) if vectors.dtype == np.float32 else None
+    floats: Floats = vectors.astype(np.float32, order="C", copy=False)
+    known = lengths(floats)
     if known is not None:
-        divided: Floats = np.divide(vectors, known[:, None], order="C")
-        return divided
-    copy = np.array(vectors, dtype=np.float32, order="C")
-    known = lengths(copy)
-    if known is not None:
-        copy /= known[:, None]
-        return copy
+        return np.divide(floats, known[:, None], out=None if floats is vectors else floats)
+    copy = floats.copy() if floats is vectors else floats
     # Scaling by the largest entry first keeps the squares of very small or large rows in range.
     largest = np.abs(copy).max(axis=1, initial=0.0)
     extreme = (largest > 1e15) | ((largest < 1e-15) & (largest > 0))

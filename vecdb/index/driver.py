@@ -147,6 +147,14 @@ class Driver:
         self._call("cuMemHostGetDevicePointer_v2", ctypes.byref(address), place, 0)
         return Pinned(self, int(place.value or 0), address.value, size)
 
+    def pinned_at_least(self, held: Pinned | None, size: int) -> Pinned:
+        """What is held where it is large enough; else it is given back, and there is another."""
+        if held is not None:
+            if held.size >= size:
+                return held
+            held.free()
+        return self.pinned(size)
+
     def free_pinned(self, place: int) -> None:
         self._call("cuMemFreeHost", place)
 
@@ -161,13 +169,11 @@ class Driver:
         a search of a million vectors.
         """
         until_s = time.perf_counter() + _POLLED_S
-        while self._library.cuStreamQuery(None) == _NOT_READY:
+        while (code := self._library.cuStreamQuery(None)) == _NOT_READY:
             if time.perf_counter() > until_s:
-                break
-        else:
-            self._call("cuStreamQuery", None)
-            return
-        self._call("cuCtxSynchronize")
+                self._call("cuCtxSynchronize")
+                return
+        self._check("cuStreamQuery", code)
 
     def tile_map(
         self, address: int, rows: int, columns: int, row_bytes: int, box: tuple[int, int]
@@ -214,7 +220,9 @@ class Driver:
         return Kernel(self, found, threads, types)
 
     def _call(self, name: str, *arguments: Any) -> None:
-        code = getattr(self._library, name)(*arguments)
+        self._check(name, getattr(self._library, name)(*arguments))
+
+    def _check(self, name: str, code: int) -> None:
         if code == 0:
             return
         text = ctypes.c_char_p()
@@ -318,8 +326,8 @@ class Pinned:
         self.address = address
         """Where kernels find it."""
         self.size = size
-        held = memoryview((ctypes.c_uint8 * size).from_address(place)).cast("B")
-        self.bytes: NDArray[np.uint8] = np.frombuffer(held, np.uint8)
+        held = (ctypes.c_uint8 * size).from_address(place)
+        self.bytes: NDArray[np.uint8] = np.ctypeslib.as_array(held)
 
     def free(self) -> None:
         """Nobody may hold a part of `bytes` any more."""

@@ -260,7 +260,7 @@ def _verify(folder: Path, part: FilePart) -> Path:
 def file_faults(record: IndexRecord, folder: Path) -> list[str]:
     """What is wrong with the files of a saved index, one sentence a file; reads them once."""
     faults = []
-    for part in (record.graph, record.numbers, *([] if record.codes is None else [record.codes])):
+    for part in record._parts():
         try:
             _verify(folder, part)
         except Corrupted as error:

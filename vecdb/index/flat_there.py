@@ -28,7 +28,7 @@ _READ_NS, _READ_NUMBER_PS = 0.13, 1.51
 _FAISS_NS, _FAISS_NUMBER_PS = 3.3, 2.35
 """Nanoseconds of a float32 vector, and picoseconds of each number of it: to be read for eight queries, and to be compared with
 few by FAISS. On an H100, from 1,000,000 x 384 and x 1536 by 32: 2.8 and 9.8 ms by reading, 4.2 and 6.9 by FAISS."""
-MOST_SCANS = 5
+_MOST_SCANS = 5
 SCAN_K = 32_768
 
 
@@ -142,7 +142,7 @@ def scan_queries(dimension: int) -> int:
     numbers a vector has, the less it matters that FAISS chooses slowly: 40 up to 500 dimensions, 16 at 1,536, 8 from 4,540 on."""
     reading = _READ_NS + 1e-3 * _READ_NUMBER_PS * dimension
     faiss_ns = _FAISS_NS + 1e-3 * _FAISS_NUMBER_PS * dimension
-    return 8 * max(1, min(MOST_SCANS, int(faiss_ns / reading)))
+    return 8 * max(1, min(_MOST_SCANS, int(faiss_ns / reading)))
 
 
 def or_full(call: Any, *arguments: Any, **named: Any) -> Any:

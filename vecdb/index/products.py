@@ -22,6 +22,8 @@ log = logging.getLogger("vecdb")
 
 MOST_K = 256
 LEAST_ROWS = 32_768
+MOST_ROWS = 1 << 31
+"""The copy engine of a Hopper finds a tile by numbers of 32 bits with a sign, and zeros what lies before the first."""
 LEAST_QUERIES = 5
 """Fewer are read by `scan.py` in less time."""
 _TILE = 128
@@ -57,7 +59,8 @@ class Products:
     """One thread, the card's."""
 
     def __init__(self, driver: Driver, scan: ctypes.c_void_p) -> None:
-        """`scan` is the module of `Scanner`, whose `narrow` chooses here too. RuntimeError where the driver does not take the kernels, as for cards before compute capability 8.0."""
+        """`scan` is the module of `Scanner`, whose `narrow` chooses here too. RuntimeError where the driver does not take
+        the kernels, as for cards before compute capability 8.0."""
         self._driver = driver
         self._units = driver.multiprocessors()
         self._sample_bytes = driver.scratch_bytes()
@@ -87,7 +90,7 @@ class Products:
             and rows >= LEAST_ROWS
             and k <= MOST_K
             and dimension % 8 == 0
-            and rows < 1 << 32
+            and rows < MOST_ROWS
         )
 
     def search(
@@ -116,7 +119,8 @@ class Products:
         given = self._held("given", 4 * padded)
         out = self._held("out", 8 * _ROOM * padded)
         # What is read in the end: the answers, the squared lengths of queries, and whether it went well.
-        answer = self._read_from((8 * k + 4) * padded + 4)
+        answer_bytes = (8 * k + 4) * padded + 4
+        answer = self._answer = self._driver.pinned_at_least(self._answer, answer_bytes)
         lengths = answer.address + 8 * k * padded
         overflow = lengths + 4 * padded
         metric = "ip" if squares is None else "l2"
@@ -153,7 +157,7 @@ class Products:
             multiply("nearest", part, parts, (rows - part + parts - 1) // parts)
             keep(0)
         self._driver.wait()
-        read = answer.bytes[: (8 * k + 4) * padded + 4]
+        read = answer.bytes[:answer_bytes]
         if read[-4:].any():
             return None
         packed = read[: 8 * k * asked].view(np.uint64).reshape(asked, k)
@@ -206,13 +210,6 @@ class Products:
         for kernel in made.values():
             kernel.allow_shared(shared)
         return made
-
-    def _read_from(self, size: int) -> Pinned:
-        held = self._answer
-        if held is None or held.size < size:
-            self._answer = None  # given back before there is another
-            held = self._answer = self._driver.pinned(size)
-        return held
 
     def _kernel(self, module: Any, name: str, *types: Any) -> Kernel:
         return self._driver.kernel(module, name, _THREADS, *types)

@@ -20,6 +20,7 @@ from .kernels import ptx, scores_of
 
 _U64, _U32, _INT = ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int
 _SCAN_TYPES = (_U64, _U64, _INT, _U64, _U64, _U64, _U64)
+_CHOOSE_TYPES = (_U64, _U64, _U32, _INT, _INT, _U32, _U64, _U64, _U64, _U64)
 _TOGETHER = (1, 4, 8)
 """Queries that a kernel of each kind takes at once."""
 _SHARED_BYTES = 48 << 10
@@ -52,21 +53,7 @@ class Scanner:
         # A search is a copy, two kernels and one waiting: queries are told and answers are read in memory of the host.
         self._asked = driver.pinned(_SHARED_BYTES)
         self._out: Pinned | None = None
-        self._choose = driver.kernel(
-            self.module,
-            "choose",
-            _THREADS,
-            _U64,
-            _U64,
-            _U32,
-            _INT,
-            _INT,
-            _U32,
-            _U64,
-            _U64,
-            _U64,
-            _U64,
-        )
+        self._choose = driver.kernel(self.module, "choose", _THREADS, *_CHOOSE_TYPES)
         self._most_blocks = self._units * max(1, self._choose.resident(0))
         """Of `choose`, which wait for each other."""
 
@@ -134,10 +121,7 @@ class Scanner:
         )  # fmt: skip
         blocks = min(-(-rows // (_AHEAD * _THREADS)), self._most_blocks // together)
         size = 8 * room * together
-        out = self._out
-        if out is None or out.size < size + 4 * together:
-            self._out = None  # given back before there is another
-            out = self._out = self._driver.pinned(size + 4 * together)
+        out = self._out = self._driver.pinned_at_least(self._out, size + 4 * together)
         given = out.bytes[size : size + 4 * together].view(np.uint32)
         found = out.bytes[:size].view(np.uint64).reshape(together, room)
 
