@@ -78,6 +78,30 @@ def test_a_planted_fault_is_found(tmp_path, fault, cuts):
     assert done.stdout.startswith("found")
 
 
+@pytest.mark.parametrize(
+    ("server", "said"),
+    [("return 3", "ended by itself, with code 3"), ("time.sleep(100)", "a child hung for 1.0 s")],
+    ids=["ends", "hangs"],
+)
+def test_a_server_that_does_not_serve_is_found(tmp_path, server, said):
+    """A campaign fails where a server refuses a folder after a kill, or hangs, instead of taking it for a kill."""
+    code = f"""
+        import random, sys, time
+        from pathlib import Path
+        from crash import campaign
+        def main(arguments):
+            {server}
+        campaign.main, campaign.PATIENCE_S = main, 1.0
+        try:
+            campaign.Campaign(Path(sys.argv[1]), ("server",), 0.0, 0.0).run(0, 5)
+        except campaign.Failed as error:
+            print("found", error)
+    """
+    done = in_a_process(tmp_path, "-c", textwrap.dedent(code), str(tmp_path / "data"))
+    assert done.stdout.startswith("found")
+    assert said in done.stdout
+
+
 def test_a_power_cut_in_the_first_commits_of_all(tmp_path):
     """Whatever a power cut leaves of the first pages of a catalog, the folder opens as an empty database."""
     code = """
@@ -86,7 +110,7 @@ def test_a_power_cut_in_the_first_commits_of_all(tmp_path):
         from crash.campaign import Campaign, Case
         for seed in range(25):
             campaign = Campaign(Path(sys.argv[1]) / str(seed), ("embedded",), 1.0, 1.0)
-            case = Case(0, "embedded", seed, "tables.commit.before", 1, True)
+            case = Case("embedded", seed, "tables.commit.before", 1, True)
             campaign._embedded(case, random.Random(seed))
             assert case.died_at, case
             campaign.finish()

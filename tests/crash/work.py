@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import vecdb
@@ -174,22 +175,13 @@ class Writer:
     def _burst(self, docs: Any, parts: list[Part]) -> None:
         """Several writers at once: they share commits."""
         self._begin(parts)
-        failures: list[BaseException] = []
 
         def put(part: Part) -> None:
-            try:
-                docs.upsert(**self._columns(part))
-                self._done(part)
-            except BaseException as error:
-                failures.append(error)
+            docs.upsert(**self._columns(part))
+            self._done(part)
 
-        threads = [threading.Thread(target=put, args=(part,)) for part in parts]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failures:
-            raise failures[0]
+        with ThreadPoolExecutor(len(parts)) as threads:
+            list(threads.map(put, parts))
 
     def _stream(self, docs: Any, parts: list[Part]) -> None:
         """Many batches under way; without a server, one after the other."""
