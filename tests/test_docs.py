@@ -25,6 +25,8 @@ README = (ROOT / "README.md").read_text()
 SETTINGS = README.split("## Settings")[1].split("\n## ")[0]
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 PROTO = (ROOT / "proto/vecdb/v1/vecdb.proto").read_text()
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = ("vecdb", "proto", "clients", "server", "tests", "bench", "docs", "examples", "tools")
 NEEDS_SERVER = "# server: running\n"
 
 
@@ -142,12 +144,17 @@ def test_all_errors_are_documented():
     assert named == set(errors.__all__) - {"VecdbError", "by_reason"}
 
 
-@pytest.mark.parametrize("text", [README, ARCHITECTURE], ids=["README", "ARCHITECTURE"])
-def test_paths_in_the_docs_exist(text):
-    """Whatever looks like a path of the project is one."""
-    for path in set(
-        re.findall(
-            r"`((?:vecdb|proto|clients|server|tests|bench|docs|examples|tools)/[\w./-]*)`", text
-        )
-    ):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_in_the_docs_are_there(page):
+    """Whatever looks like a path of the project, a file of it, or a test, is one."""
+    text = page.read_text()
+    files = [*ROOT.glob("*"), *(p for folder in FOLDERS for p in (ROOT / folder).rglob("*"))]
+    for path in set(re.findall(rf"\b((?:{'|'.join(FOLDERS)})/[\w./-]*\w)", text)):
         assert (ROOT / path).exists(), path
+    for name in set(re.findall(r"`([\w./-]+\.(?:py|md|cu|proto))`", text)):
+        assert any(path.as_posix().endswith("/" + name.removeprefix("../")) for path in files), name
+    tests = [path for path in files if path.name.startswith("test_") and path.suffix == ".py"]
+    known = {path.stem for path in tests}.union(
+        *(re.findall(r"def (test_\w+)", path.read_text()) for path in tests)
+    )
+    assert not set(re.findall(r"`(test_\w+)`", text)) - known
