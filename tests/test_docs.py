@@ -18,6 +18,7 @@ from vecdb import errors
 from vecdb.filters import parse
 from vecdb.settings import ENGINE
 from vecdb.types import AuditStats, CurvePoint, DeviceStats, Explain, IndexStats
+from vecdb_server.access import ROLE_OF
 from vecdb_server.settings import SERVER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +26,7 @@ README = (ROOT / "README.md").read_text()
 SETTINGS = README.split("## Settings")[1].split("\n## ")[0]
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 PROTO = (ROOT / "proto/vecdb/v1/vecdb.proto").read_text()
+OPERATIONS = (ROOT / "docs/operations.md").read_text()
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("vecdb", "proto", "clients", "server", "tests", "bench", "docs", "examples", "tools")
 NEEDS_SERVER = "# server: running\n"
@@ -142,6 +144,13 @@ def test_all_errors_are_documented():
         if n not in ("VecdbError", "ValueError", "LookupError", "TimeoutError")
     }
     assert named == set(errors.__all__) - {"VecdbError", "by_reason"}
+
+
+def test_roles_are_documented_as_they_are():
+    """The page of operations lists every RPC of the contract once, beside the role that may call it."""
+    rows = re.findall(r"^\| (?:`(read|write|admin)`|any key) \| (.*) \|$", OPERATIONS, re.MULTILINE)
+    listed = [(rpc, role) for role, text in rows for rpc in re.findall(r"\b[A-Z]\w+", text)]
+    assert sorted(listed) == sorted(ROLE_OF.items())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
