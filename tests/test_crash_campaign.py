@@ -122,7 +122,9 @@ def test_a_power_cut_in_the_first_commits_of_all(tmp_path):
 def written(folder, seed=3, steps=40):
     """A database that a writer has worked on, with the model of it."""
     database = vecdb.open(folder, auto_build=False, device="cpu")
-    writer = Writer(database, Model(), seed, lambda line: None, "")
+    writer = Writer(
+        database, Model(), seed, lambda line: None, "", str(folder.with_name(records.BACKUPS))
+    )
     for _ in range(steps):
         writer.step()
     model = writer._model
@@ -131,8 +133,8 @@ def written(folder, seed=3, steps=40):
 
 
 def test_a_comparison_finds_each_difference(data_folder):
-    """One record too few, too many, or of another version, a name or an alias that should not be there: each
-    is found."""
+    """One record too few, too many, or of another version, a name or an alias that should not be there, a
+    backup that is not there: each is found."""
     database, model = written(data_folder)
     rng = random.Random(1)
     with database:
@@ -160,7 +162,11 @@ def test_a_comparison_finds_each_difference(data_folder):
         def another_alias(m):
             m.aliases["other"] = token
 
-        for change in (without, more, older, other_tags, renamed, another_alias):
+        def another_backup(m):
+            m.backup = "20260101T000000.000000Z-00000000"
+
+        changes = (without, more, older, other_tags, renamed, another_alias, another_backup)
+        for change in changes:
             changed = model.copy()
             change(changed)
             with pytest.raises(Wrong):

@@ -25,7 +25,7 @@ from typing import Any
 
 import vecdb
 import vecdb_server.server  # noqa: F401  loaded before the forks
-from crash import cut, work
+from crash import cut, records, work
 from crash.model import Held, Model
 from crash.verify import verify
 from vecdb import failpoints
@@ -195,6 +195,7 @@ class Campaign:
             self.finish()
             self._life, self._model = 0, Model()
             shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder.with_name(records.BACKUPS), ignore_errors=True)
         self._life += 1
         (self._embedded if case.way == "embedded" else self._server)(case, rng)
         self.tally.kills["power cut" if case.power_cut else case.way] += 1
@@ -219,7 +220,8 @@ class Campaign:
             database = vecdb.open(folder, **SETTINGS)
             found = verify(database, model)
             send(["whole", _told(found)])
-            work.run(work.Writer(database, found, case.seed, send, case.point))
+            target = str(folder.with_name(records.BACKUPS))
+            work.run(work.Writer(database, found, case.seed, send, case.point, target))
 
         process = Child(child)
         lines = []
@@ -259,7 +261,8 @@ class Campaign:
                 send(["address", line.split()[-1]] if line else ["silent"])
                 os._exit(0)
             flags = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
-            code = main(["serve", f"--data={folder}", "--port=0", "--log-level=error", *flags])
+            flags += [f"--data={folder}", f"--backup-root={folder.parent}", "--log-level=error"]
+            code = main(["serve", "--port=0", *flags])
             raise AssertionError(f"the server ended by itself, with code {code}")
 
         serving = Child(server)
@@ -271,7 +274,10 @@ class Campaign:
 
         def client(send: Callable[[Any], None]) -> None:
             with connect(address, timeout_s=PATIENCE_S, retry_s=0) as database:
-                work.run(work.Writer(database, model.copy(), case.seed, send, case.point))
+                writer = work.Writer(
+                    database, model.copy(), case.seed, send, case.point, records.BACKUPS
+                )
+                work.run(writer)
 
         writing = Child(client)
         self._let_run(serving, lines, case, rng)
@@ -327,6 +333,8 @@ class Campaign:
                 self._model.acknowledge(told[0])
                 if case is not None:
                     case.acknowledged += 1
+            elif verb == "backed up":
+                self._model.backup = told[0]
             elif verb == "hit":
                 self.tally.hits[told[0]] += 1
             elif verb == "dying" and case is not None:
@@ -382,6 +390,7 @@ def _told(model: Model) -> Any:
         "names": model.names,
         "aliases": model.aliases,
         "version": model.version,
+        "backup": model.backup,
     }
 
 
@@ -394,4 +403,5 @@ def _model_of(told: Any) -> Model:
         told["names"],
         told["aliases"],
         version=told["version"],
+        backup=told["backup"],
     )
