@@ -13,7 +13,7 @@ import datetime as dt
 import itertools
 import json
 import os
-import sys
+import shlex
 import tempfile
 import threading
 import time
@@ -47,7 +47,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--results", type=Path, default=Path("bench/results"))
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        results = measure(Path(folder), args.seconds, args.rounds)
+        results = {
+            "command": shlex.join(["python", "-m", "bench", "durability", *arguments]),
+            **measure(Path(folder), args.seconds, args.rounds),
+        }
     name = f"{results['date'][:10]}-durability"
     args.results.mkdir(parents=True, exist_ok=True)
     text = page(results)
@@ -69,7 +72,6 @@ def measure(folder: Path, seconds: float, rounds: int) -> dict[str, Any]:
     sync_us.append(_sync_us(folder))
     return {
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "command": f"python -m bench durability --seconds {seconds:g} --rounds {rounds}",
         "machine": machine(),
         "sync_us": sync_us,
         "cases": [
@@ -175,7 +177,3 @@ def page(results: dict[str, Any]) -> str:
             table(("writers", "rows/s", "writes a commit", "p99 of a write"), groups),
         ]
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

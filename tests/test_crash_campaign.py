@@ -78,6 +78,30 @@ def test_a_planted_fault_is_found(tmp_path, fault, cuts):
     assert done.stdout.startswith("found")
 
 
+@pytest.mark.parametrize(
+    ("server", "said"),
+    [("return 3", "ended by itself, with code 3"), ("time.sleep(100)", "a child hung for 1.0 s")],
+    ids=["ends", "hangs"],
+)
+def test_a_server_that_does_not_serve_is_found(tmp_path, server, said):
+    """A campaign fails where a server refuses a folder after a kill, or hangs, instead of taking it for a kill."""
+    code = f"""
+        import random, sys, time
+        from pathlib import Path
+        from crash import campaign
+        def main(arguments):
+            {server}
+        campaign.main, campaign.PATIENCE_S = main, 1.0
+        try:
+            campaign.Campaign(Path(sys.argv[1]), ("server",), 0.0, 0.0).run(0, 5)
+        except campaign.Failed as error:
+            print("found", error)
+    """
+    done = in_a_process(tmp_path, "-c", textwrap.dedent(code), str(tmp_path / "data"))
+    assert done.stdout.startswith("found")
+    assert said in done.stdout
+
+
 def test_a_power_cut_in_the_first_commits_of_all(tmp_path):
     """Whatever a power cut leaves of the first pages of a catalog, the folder opens as an empty database."""
     code = """
@@ -86,7 +110,7 @@ def test_a_power_cut_in_the_first_commits_of_all(tmp_path):
         from crash.campaign import Campaign, Case
         for seed in range(25):
             campaign = Campaign(Path(sys.argv[1]) / str(seed), ("embedded",), 1.0, 1.0)
-            case = Case(0, "embedded", seed, "tables.commit.before", 1, True)
+            case = Case("embedded", seed, "tables.commit.before", 1, True)
             campaign._embedded(case, random.Random(seed))
             assert case.died_at, case
             campaign.finish()
@@ -98,7 +122,9 @@ def test_a_power_cut_in_the_first_commits_of_all(tmp_path):
 def written(folder, seed=3, steps=40):
     """A database that a writer has worked on, with the model of it."""
     database = vecdb.open(folder, auto_build=False, device="cpu")
-    writer = Writer(database, Model(), seed, lambda line: None, "")
+    writer = Writer(
+        database, Model(), seed, lambda line: None, "", str(folder.with_name(records.BACKUPS))
+    )
     for _ in range(steps):
         writer.step()
     model = writer._model
@@ -107,8 +133,8 @@ def written(folder, seed=3, steps=40):
 
 
 def test_a_comparison_finds_each_difference(data_folder):
-    """One record too few, too many, or of another version, a name or an alias that should not be there: each
-    is found."""
+    """One record too few, too many, or of another version, a name or an alias that should not be there, a
+    backup that is not there: each is found."""
     database, model = written(data_folder)
     rng = random.Random(1)
     with database:
@@ -136,7 +162,11 @@ def test_a_comparison_finds_each_difference(data_folder):
         def another_alias(m):
             m.aliases["other"] = token
 
-        for change in (without, more, older, other_tags, renamed, another_alias):
+        def another_backup(m):
+            m.backup = "20260101T000000.000000Z-00000000"
+
+        changes = (without, more, older, other_tags, renamed, another_alias, another_backup)
+        for change in changes:
             changed = model.copy()
             change(changed)
             with pytest.raises(Wrong):

@@ -18,6 +18,7 @@ from vecdb import errors
 from vecdb.filters import parse
 from vecdb.settings import ENGINE
 from vecdb.types import AuditStats, CurvePoint, DeviceStats, Explain, IndexStats
+from vecdb_server.access import ROLE_OF
 from vecdb_server.settings import SERVER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +26,9 @@ README = (ROOT / "README.md").read_text()
 SETTINGS = README.split("## Settings")[1].split("\n## ")[0]
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 PROTO = (ROOT / "proto/vecdb/v1/vecdb.proto").read_text()
+OPERATIONS = (ROOT / "docs/operations.md").read_text()
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = ("vecdb", "proto", "clients", "server", "tests", "bench", "docs", "examples", "tools")
 NEEDS_SERVER = "# server: running\n"
 
 
@@ -142,12 +146,26 @@ def test_all_errors_are_documented():
     assert named == set(errors.__all__) - {"VecdbError", "by_reason"}
 
 
-@pytest.mark.parametrize("text", [README, ARCHITECTURE], ids=["README", "ARCHITECTURE"])
-def test_paths_in_the_docs_exist(text):
-    """Whatever looks like a path of the project is one."""
-    for path in set(
-        re.findall(
-            r"`((?:vecdb|proto|clients|server|tests|bench|docs|examples|tools)/[\w./-]*)`", text
-        )
-    ):
+def test_roles_are_documented_as_they_are():
+    """The page of operations lists every RPC of the contract once, beside the role that may call it."""
+    rows = re.findall(
+        r"^\| (?:`(read|write|admin)`(?: on `\*`)?|any key) \| (.*) \|$", OPERATIONS, re.MULTILINE
+    )
+    listed = [(rpc, role) for role, text in rows for rpc in re.findall(r"\b[A-Z]\w+", text)]
+    assert sorted(listed) == sorted(ROLE_OF.items())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_in_the_docs_are_there(page):
+    """Whatever looks like a path of the project, a file of it, or a test, is one."""
+    text = page.read_text()
+    files = [*ROOT.glob("*"), *(p for folder in FOLDERS for p in (ROOT / folder).rglob("*"))]
+    for path in set(re.findall(rf"\b((?:{'|'.join(FOLDERS)})/[\w./-]*\w)", text)):
         assert (ROOT / path).exists(), path
+    for name in set(re.findall(r"`([\w./-]+\.(?:py|md|cu|proto))`", text)):
+        assert any(path.as_posix().endswith("/" + name.removeprefix("../")) for path in files), name
+    tests = [path for path in files if path.name.startswith("test_") and path.suffix == ".py"]
+    known = {path.stem for path in tests}.union(
+        *(re.findall(r"def (test_\w+)", path.read_text()) for path in tests)
+    )
+    assert not set(re.findall(r"`(test_\w+)`", text)) - known

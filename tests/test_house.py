@@ -160,6 +160,27 @@ def test_engine_imports_make_no_loop() -> None:
         walk(name, ())
 
 
+def test_imports_run_down_the_list_of_the_map() -> None:
+    """ARCHITECTURE lists every module and folder of the engine once, below all that import it."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"Imports run one way.*?```\n(.*?)```", text, re.DOTALL)
+    rows = [re.findall(r"\w+", row) for row in listed.split("->")]
+    place = {name: number for number, row in enumerate(rows) for name in row}
+    graph: dict[str, set[str]] = {}
+    for name, targets in engine_graph().items():
+        if name != "vecdb":
+            inner = {target.split(".")[1] for target in targets - {"vecdb"}}
+            graph.setdefault(name.split(".")[1], set()).update(inner)
+    assert sorted(name for row in rows for name in row) == sorted(graph)
+    wrong = [
+        f"{name} imports {target}"
+        for name, targets in graph.items()
+        for target in targets - {name}
+        if place[target] <= place[name]
+    ]
+    assert not wrong
+
+
 def test_leaves_know_only_leaves() -> None:
     """errors, types, backup_types, settings, layout, failpoints and disk import of the engine only each other."""
     graph = engine_graph()

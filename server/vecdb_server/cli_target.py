@@ -27,7 +27,7 @@ exit codes:
   1  the database refused or failed; the message says why
   2  wrong usage of the command line
   3  the data folder cannot be used: in use, of another version, missing, or not accessible
-  4  check found problems
+  4  check or verify found problems
   5  the server cannot be reached
   130  interrupted (Ctrl-C)
   141  whoever read the output stopped reading"""

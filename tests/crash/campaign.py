@@ -25,7 +25,7 @@ from typing import Any
 
 import vecdb
 import vecdb_server.server  # noqa: F401  loaded before the forks
-from crash import cut, work
+from crash import cut, records, work
 from crash.model import Held, Model
 from crash.verify import verify
 from vecdb import failpoints
@@ -49,7 +49,6 @@ LIVES = 60
 class Case:
     """One kill: how, when, and what came of it."""
 
-    number: int
     way: str
     seed: int
     point: str = ""
@@ -104,6 +103,7 @@ class Child:
         os.close(writing)
         self._pipe = reading
         self._rest = b""
+        self._ended = False
 
     def lines(self, until: float, stop: Callable[[Any], bool] = lambda _: False) -> list[Any]:
         """Lines that come before the moment `until` or the end of the process, up to one that stops."""
@@ -119,8 +119,18 @@ class Child:
                 return found
             data = os.read(self._pipe, 1 << 20)
             if not data:
+                self._ended = True
                 return found
             self._rest += data
+
+    def until(self, *verbs: str) -> list[Any]:
+        """Lines up to one of these verbs, or to the end of the process. Raises Failed where neither comes."""
+        found = self.lines(time.monotonic() + PATIENCE_S, lambda line: line[0] in verbs)
+        if not self._ended and not (found and found[-1][0] in verbs):
+            self.kill()
+            self.close()
+            raise Failed(f"a child hung for {PATIENCE_S} s; it told {found[-4:]}")
+        return found
 
     def kill(self) -> int:
         """Kills it, unless it has ended; the wait status."""
@@ -167,10 +177,10 @@ class Campaign:
         self._tried: Counter[tuple[str, bool]] = Counter()
         """Kills aimed at each failpoint, by whether they were power cuts."""
 
-    def run(self, number: int, seed: int) -> Case:
+    def run(self, number: int, seed: int) -> None:
         """Kill `number` of the campaign with this seed. Raises Failed."""
         rng = random.Random(f"{seed} {number}")
-        case = Case(number, rng.choice(self._ways), rng.randrange(1 << 30))
+        case = Case(rng.choice(self._ways), rng.randrange(1 << 30))
         case.power_cut = case.way == "embedded" and rng.random() < self._cuts
         if rng.random() < self._aim and (self._points or self.tally.hits):
             tried = self._tried
@@ -185,6 +195,7 @@ class Campaign:
             self.finish()
             self._life, self._model = 0, Model()
             shutil.rmtree(self.folder)
+            shutil.rmtree(self.folder.with_name(records.BACKUPS), ignore_errors=True)
         self._life += 1
         (self._embedded if case.way == "embedded" else self._server)(case, rng)
         self.tally.kills["power cut" if case.power_cut else case.way] += 1
@@ -192,7 +203,6 @@ class Campaign:
         if case.died_at:
             points[case.died_at] += 1
         self.tally.acknowledged += case.acknowledged
-        return case
 
     def finish(self) -> None:
         """A comparison now, in a child that nobody kills. Raises Failed."""
@@ -210,15 +220,14 @@ class Campaign:
             database = vecdb.open(folder, **SETTINGS)
             found = verify(database, model)
             send(["whole", _told(found)])
-            work.run(work.Writer(database, found, case.seed, send, case.point))
+            target = str(folder.with_name(records.BACKUPS))
+            work.run(work.Writer(database, found, case.seed, send, case.point, target))
 
         process = Child(child)
         lines = []
         if rng.random() < 0.9:
             # Otherwise it may be struck while it opens the database.
-            lines = process.lines(
-                time.monotonic() + PATIENCE_S, lambda line: line[0] in ("whole", "dying")
-            )
+            lines = process.until("whole", "dying")
         self._let_run(process, lines, case, rng)
         if case.power_cut:
             if aside.exists():
@@ -252,10 +261,12 @@ class Campaign:
                 send(["address", line.split()[-1]] if line else ["silent"])
                 os._exit(0)
             flags = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
-            main(["serve", f"--data={folder}", "--port=0", "--log-level=error", *flags])
+            flags += [f"--data={folder}", f"--backup-root={folder.parent}", "--log-level=error"]
+            code = main(["serve", "--port=0", *flags])
+            raise AssertionError(f"the server ended by itself, with code {code}")
 
         serving = Child(server)
-        lines = serving.lines(time.monotonic() + PATIENCE_S, lambda line: line[0] == "address")
+        lines = serving.until("address")
         address = lines[-1][1] if lines and lines[-1][0] == "address" else None
         if address is None or model is None:
             self._let_run(serving, lines, case, rng)
@@ -263,11 +274,14 @@ class Campaign:
 
         def client(send: Callable[[Any], None]) -> None:
             with connect(address, timeout_s=PATIENCE_S, retry_s=0) as database:
-                work.run(work.Writer(database, model.copy(), case.seed, send, case.point))
+                writer = work.Writer(
+                    database, model.copy(), case.seed, send, case.point, records.BACKUPS
+                )
+                work.run(writer)
 
         writing = Child(client)
         self._let_run(serving, lines, case, rng)
-        told = writing.lines(time.monotonic() + PATIENCE_S)
+        told = writing.until()
         os.waitpid(writing.pid, 0)
         writing.close()
         self._take(told, case)
@@ -281,7 +295,7 @@ class Campaign:
                 send(["whole", _told(verify(database, model))])
 
         process = Child(child)
-        lines = process.lines(time.monotonic() + PATIENCE_S)
+        lines = process.until()
         os.waitpid(process.pid, 0)
         process.close()
         if not any(line[0] == "whole" for line in lines):
@@ -299,9 +313,9 @@ class Campaign:
             lines += process.lines(time.monotonic() + limit_s, lambda line: line[0] == "dying")
         if case.power_cut and lines and lines[-1][0] == "dying":
             # It writes down what the cut leaves, and then kills itself.
-            lines += process.lines(time.monotonic() + PATIENCE_S)
+            lines += process.until()
         process.kill()
-        lines += process.lines(time.monotonic() + PATIENCE_S)
+        lines += process.until()
         process.close()
         self._take(lines, case)
 
@@ -319,6 +333,8 @@ class Campaign:
                 self._model.acknowledge(told[0])
                 if case is not None:
                     case.acknowledged += 1
+            elif verb == "backed up":
+                self._model.backup = told[0]
             elif verb == "hit":
                 self.tally.hits[told[0]] += 1
             elif verb == "dying" and case is not None:
@@ -374,6 +390,7 @@ def _told(model: Model) -> Any:
         "names": model.names,
         "aliases": model.aliases,
         "version": model.version,
+        "backup": model.backup,
     }
 
 
@@ -386,4 +403,5 @@ def _model_of(told: Any) -> Model:
         told["names"],
         told["aliases"],
         version=told["version"],
+        backup=told["backup"],
     )

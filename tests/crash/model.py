@@ -46,6 +46,8 @@ class Model:
     """Whether a pending part may be there only if those before it are: a stream."""
     version: int = 0
     """The highest that was given out."""
+    backup: str = ""
+    """Id of the newest backup that was acknowledged."""
 
     def begin(self, parts: Iterable[Part], *, in_order: bool = False) -> None:
         """An operation begins; the one before has ended, whatever of it was acknowledged."""

@@ -21,6 +21,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 TITLE_DIMENSION = 4
 
+BACKUPS = "backups"
+"""Name of the folder, beside that of the database, that the writer takes backups into."""
+
 
 def vectors(ids: NDArray[Any], versions: NDArray[Any], dimension: int) -> NDArray[Any]:
     """float32 (n, dimension) in steps of 1/64, which float16 holds exactly."""

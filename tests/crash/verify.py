@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import vecdb
 from crash import records
 from crash.model import Held, Model, Part, after
 from vecdb import layout
@@ -39,6 +41,7 @@ def verify(database: Any, model: Model) -> Model:
         held.records = _resolved(name, model, token, _scan(docs, held.shape))
         _compare_answers(name, docs, held)
     _compare_folders(database, found)
+    found.backup = _backed_up(database.path.with_name(records.BACKUPS), model.backup)
     found.pending, found.in_order = [], False
     return found
 
@@ -189,6 +192,24 @@ def _compare_queries(
         total = sum(wanted)
         if total and hits < LEAST_RECALL * total:
             raise Wrong(f"{what}: recall {hits / total:.3f}")
+
+
+def _backed_up(target: Path, newest: str) -> str:
+    """The newest backup; Wrong if one cannot be restored, or the `newest` acknowledged is not there.
+
+    Where that is the last, all but its chain are removed: whoever is killed in the middle leaves it.
+    """
+    if not newest and not target.exists():
+        return ""
+    report = vecdb.verify_backups(target)
+    if not report.ok:
+        raise Wrong(f"backups: {report.problems}")
+    found = [info.id for info in vecdb.list_backups(target)]
+    if newest and newest not in found:
+        raise Wrong(f"backup {newest} was acknowledged; there are {found}")
+    if newest and newest == found[-1]:
+        vecdb.prune_backups(target, keep=1, incomplete_older_than_s=0)
+    return found[-1] if found else ""
 
 
 def _compare_folders(database: Any, found: Model) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import vecdb
@@ -22,14 +23,14 @@ INDEXED = 1_300
 
 VERBS = {
     "upsert": 6, "insert": 3, "tag": 3, "delete": 3, "filter": 2, "burst": 3, "stream": 3, "build": 2,
-    "compact": 2, "create": 1, "drop": 0.5, "rename": 1, "alias": 1, "unalias": 0.5,
+    "compact": 2, "backup": 1, "create": 1, "drop": 0.5, "rename": 1, "alias": 1, "unalias": 0.5,
 }  # fmt: skip
 """Verb to its share."""
 
 REACHED_BY = {
     "rows": ("upsert", "burst", "filter"), "index": ("build",), "purge": ("compact",),
     "vacuum": ("compact",), "create": ("create", "drop"), "drop": ("drop", "create"),
-    "catalog": ("rename", "alias"), "sweep": ("build",),
+    "catalog": ("rename", "alias"), "sweep": ("build",), "backup": ("backup",),
 }  # fmt: skip
 """Which verbs reach the failpoints whose names begin so."""
 
@@ -38,13 +39,21 @@ class Writer:
     """Does operations on `database`, a `vecdb.Database` or a client, and tells `journal` of each.
 
     The journal is told before an operation begins and after each part that is acknowledged: it gets
-    ("begin", parts, in_order) and ("done", part). `wanted` names the failpoint that is to be reached.
+    ("begin", parts, in_order) and ("done", part), of a backup ("backed up", id). `wanted` names the failpoint
+    that is to be reached, `target` where backups go.
     """
 
     def __init__(
-        self, database: Any, model: Model, seed: int, journal: Callable[[Any], None], wanted: str
+        self,
+        database: Any,
+        model: Model,
+        seed: int,
+        journal: Callable[[Any], None],
+        wanted: str,
+        target: str,
     ) -> None:
         self._database = database
+        self._target = target
         self._model = model
         self._rng = random.Random(seed)
         self._journal = journal
@@ -63,7 +72,7 @@ class Writer:
         name = rng.choice(sorted(model.names))
         {
             "create": self._create, "drop": self._drop, "rename": self._rename,
-            "alias": self._alias, "unalias": self._unalias,
+            "alias": self._alias, "unalias": self._unalias, "backup": self._backup,
         }.get(verb, lambda: self._on_records(verb, name))()  # fmt: skip
 
     # -- names
@@ -106,6 +115,11 @@ class Writer:
         if self._model.aliases:
             alias = self._rng.choice(sorted(self._model.aliases))
             self._one({"do": "unalias", "name": alias}, lambda: self._database.drop_alias(alias))
+
+    def _backup(self) -> None:
+        self._begin([])
+        info = self._database.backup(self._target, kind=self._rng.choice(["auto", "full"]))
+        self._journal(("backed up", info.id))
 
     # -- records
 
@@ -174,22 +188,13 @@ class Writer:
     def _burst(self, docs: Any, parts: list[Part]) -> None:
         """Several writers at once: they share commits."""
         self._begin(parts)
-        failures: list[BaseException] = []
 
         def put(part: Part) -> None:
-            try:
-                docs.upsert(**self._columns(part))
-                self._done(part)
-            except BaseException as error:
-                failures.append(error)
+            docs.upsert(**self._columns(part))
+            self._done(part)
 
-        threads = [threading.Thread(target=put, args=(part,)) for part in parts]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if failures:
-            raise failures[0]
+        with ThreadPoolExecutor(len(parts)) as threads:
+            list(threads.map(put, parts))
 
     def _stream(self, docs: Any, parts: list[Part]) -> None:
         """Many batches under way; without a server, one after the other."""
