@@ -33,7 +33,7 @@ BRANCH, LEAF, OVERFLOW, META = 1, 2, 4, 8
 BIG, SUBTREE = 1, 2
 """Flags of a node: its value has pages of its own; its value is a tree."""
 NODE_BYTES = 8
-_MAGIC, _VERSION, _INTEGER_KEYS = 0xBEEFC0DE, 1, 8
+MAGIC, _VERSION, _INTEGER_KEYS = 0xBEEFC0DE, 1, 8
 _NOWHERE = (1 << 64) - 1
 _MOST_DEPTH = 32
 _LOOKS = 3
@@ -141,7 +141,7 @@ class PageFile:
         main, _ = Tree.parse(self.raw, at + TREE_BYTES)
         last_page, transaction = _LAST.unpack_from(self.raw, at + 2 * TREE_BYTES)
         faults = []
-        if (page, flags, magic, version) != (number, META, _MAGIC, _VERSION):
+        if (page, flags, magic, version) != (number, META, MAGIC, _VERSION):
             faults.append("is no meta page of LMDB")
         if pad != self.page_size:
             faults.append(f"says that pages have {pad} bytes, not {self.page_size}")

@@ -19,14 +19,13 @@ from .. import disk
 from ..errors import Corrupted, ReadOnly
 from ..layout import BOOT_FILE, DATA_FILE, LMDB_META, SYNC_POINT, SYNC_POINT_FILE, SYNC_POINT_MAGIC
 from .faults import full_or_internal
+from .pages import HEADER, MAGIC
 
 log = logging.getLogger("vecdb")
 
 _SLOT_BYTES = 4_096
 """Two slots are written in turn, each in a page of its own: what tears one leaves the other."""
 _CHECKSUM = struct.Struct("<I")
-_LMDB_MAGIC = 0xBEEFC0DE
-_PAGE_HEADER_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +57,11 @@ def boot_id() -> bytes:
 
 def read_meta(data_file: int, transaction: int) -> bytes:
     """LMDB's meta of its newest commit. Nobody commits meanwhile, and `transaction` is that commit."""
-    first = os.pread(data_file, LMDB_META.size, _PAGE_HEADER_BYTES)
-    at = _PAGE_HEADER_BYTES + (transaction & 1) * LMDB_META.unpack(first)[2]
+    first = os.pread(data_file, LMDB_META.size, HEADER.size)
+    at = HEADER.size + (transaction & 1) * LMDB_META.unpack(first)[2]
     meta = os.pread(data_file, LMDB_META.size, at)
     magic, _, _, _, found = LMDB_META.unpack(meta)
-    if (magic, found) != (_LMDB_MAGIC, transaction):
+    if (magic, found) != (MAGIC, transaction):
         raise Corrupted(
             f"the meta page of an LMDB file holds commit {found}, not {transaction}; run check"
         )
@@ -167,5 +166,5 @@ def _go_back(file: int, folder: Path, point: SyncPoint) -> None:
     page_bytes = LMDB_META.unpack(point.meta)[2]
     # Its own place first: until the other is overwritten, it may be the newer and the broken one.
     for slot in (point.transaction & 1, 1 - (point.transaction & 1)):
-        os.pwrite(file, point.meta, slot * page_bytes + _PAGE_HEADER_BYTES)
+        os.pwrite(file, point.meta, slot * page_bytes + HEADER.size)
     disk.sync_data(file, folder / DATA_FILE, "recover")
