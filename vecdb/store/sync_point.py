@@ -8,6 +8,7 @@ pages that it names. But the pages of an earlier commit are never written to as 
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import struct
@@ -16,8 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import disk
-from ..errors import Corrupted, ReadOnly
-from ..layout import BOOT_FILE, DATA_FILE, LMDB_META, SYNC_POINT, SYNC_POINT_FILE, SYNC_POINT_MAGIC
+from ..errors import Corrupted, DatabaseLocked, ReadOnly
+from ..layout import (
+    BOOT_FILE,
+    DATA_FILE,
+    LMDB_LOCK_FILE,
+    LMDB_META,
+    SYNC_POINT,
+    SYNC_POINT_FILE,
+    SYNC_POINT_MAGIC,
+)
 from .faults import full_or_internal
 from .pages import HEADER, MAGIC
 
@@ -125,7 +134,8 @@ def refuse_unsafe(folder: Path) -> None:
 def recover(folder: Path) -> None:
     """Makes durable what is there, or goes back to the sync point; before LMDB opens for writing.
 
-    After the death of a process the kernel has all of it. Killed in between, it is done again.
+    After the death of a process the kernel has all of it. Killed in between, it is done again. DatabaseLocked
+    while another process reads what would be undone.
     """
     path = folder / SYNC_POINT_FILE
     if not path.exists():
@@ -136,6 +146,7 @@ def recover(folder: Path) -> None:
         file = os.open(folder / DATA_FILE, os.O_RDWR)
         try:
             if point.needs_return or not _synced(file, folder):
+                _must_be_alone(folder)
                 _go_back(file, folder, point)
                 log.warning(
                     "%s: the machine or its disk failed before the last commits were synced; back at "
@@ -152,6 +163,24 @@ def forget(folder: Path) -> None:
     """Removes the file: all commits are on the disk."""
     disk.remove(folder / SYNC_POINT_FILE, "point")
     disk.sync_folder(folder, "point")
+
+
+def _must_be_alone(folder: Path) -> None:
+    """A process that has seen later commits would take those that get their numbers for the same. Whoever has
+    the file open holds a lock on the first byte of LMDB's lock file."""
+    try:
+        locks = os.open(folder / LMDB_LOCK_FILE, os.O_RDWR)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.lockf(locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+    except (BlockingIOError, PermissionError):
+        raise DatabaseLocked(
+            f"the last commits of {folder} did not come to the disk and have to be undone, but another process "
+            "reads them; close the database there (read_only=True), then open it again"
+        ) from None
+    finally:
+        os.close(locks)
 
 
 def _synced(file: int, folder: Path) -> bool:
