@@ -148,6 +148,28 @@ def test_ids_are_read_while_they_grow():
     assert failures == []
 
 
+def test_texts_of_ids_are_replaced_while_rows_come(monkeypatch):
+    """Where a reader gives up the texts that are kept while an appender makes room, later rows are found too."""
+    monkeypatch.setattr(ids_module, "_KEPT_TEXTS", 0)
+    ids, growing = Ids(), []
+    ids.append([b"record %d" % row for row in range(900)])
+    ids.take(np.arange(450))
+
+    def grown(capacity):
+        if not growing:
+            more = [b"record %d" % row for row in range(900, 3_000)]
+            growing.append(threading.Thread(target=ids.append, args=(more,)))
+            growing[0].start()
+            growing[0].join(0.2)
+        return made(capacity)
+
+    made = ids_module._Texts
+    monkeypatch.setattr(ids_module, "_Texts", grown)
+    assert ids.take(np.arange(450, 600))[-1] == "record 599"
+    growing[0].join()
+    assert ids.take(np.arange(3_000))[-1] == "record 2999"
+
+
 def test_named_vectors_are_spread_over_the_batch():
     """Fields come by number, with zeros where a record has none; what nobody has is left out."""
     fields = {

@@ -264,6 +264,37 @@ def test_after_a_failed_sync_nothing_is_written_until_the_database_is_opened_aga
         assert docs.check().ok
 
 
+READER = """
+    import sys, vecdb
+    docs = vecdb.open(sys.argv[1], read_only=True).get_collection("docs")
+    print(docs.count())
+    print(sys.stdin.read(), docs.count())
+"""
+
+
+def test_commits_are_not_undone_under_a_process_that_reads_them(data_folder, monkeypatch):
+    """Until readers end that have seen commits which a failed sync undoes, the folder is DatabaseLocked."""
+    disk = FailingDisk(monkeypatch)
+    db = vecdb.open(data_folder, **LAZY, durability_interval_ms=20)
+    docs = db.create_collection("docs", dimension=2)
+    docs.insert(["kept"], [[1, 1]])
+    docs.flush()
+    command = [sys.executable, "-uc", textwrap.dedent(READER), str(data_folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as reader:
+        assert reader.stdout.readline() == "1\n"
+        disk.number = errno.EIO
+        docs.insert(["lost"], [[1, 2]])
+        with pytest.raises(errors.ReadOnly):
+            db.close()
+        disk.number = 0
+        with vecdb.open(data_folder) as db, pytest.raises(errors.DatabaseLocked, match="undone"):
+            db.get_collection("docs")
+        assert reader.communicate("look") == ("look 2\n", None)
+    with vecdb.open(data_folder) as db:
+        assert db.get_collection("docs").get().ids == ["kept"]
+
+
 def test_a_disk_that_fails_before_anything_was_promised_may_recover(data_folder, monkeypatch):
     """When the first sync fails the write is refused, and the next one is tried as if nothing had been."""
     disk = FailingDisk(monkeypatch)

@@ -11,7 +11,9 @@ from conftest import wait_until
 
 import vecdb
 from vecdb import errors, layout
+from vecdb.lane import Lane
 from vecdb.store.environment import Environment
+from vecdb.writes import Delete
 
 D = 16
 SMALL = {"exact_max_scalars": 2_000 * D}
@@ -249,6 +251,36 @@ def test_a_commit_that_fails_on_the_disk_leaves_nothing(data_folder, monkeypatch
         assert found.ids[0] == ["c2500"]
         assert found.ids[1] != ["b1500"]
         assert docs.check().ok
+
+
+def test_a_write_that_waits_does_not_hold_up_the_end(data_folder, monkeypatch):
+    """A write that came before a collection was closed, and whose turn comes after, is refused; both return."""
+    with vecdb.open(data_folder) as db:
+        docs = db.create_collection("docs", dimension=2)
+        core = docs._core
+        reached, waits = threading.Event(), threading.Event()
+        close, take = core.store.close, Lane._finish
+
+        def closing():
+            reached.set()
+            assert waits.wait(10)
+            close()
+
+        def finish(lane, entry):
+            waits.set()
+            take(lane, entry)
+
+        monkeypatch.setattr(core.store, "close", closing)
+        monkeypatch.setattr(Lane, "_finish", finish)
+        write = Delete([b"a"], None, lambda rows: [])
+        end = threading.Thread(target=core.close, args=("closed",), daemon=True)
+        end.start()
+        assert reached.wait(10)
+        done = core._lane._for_main.submit(core._lane.submit, write)
+        with pytest.raises(errors.Closed):
+            done.result(10)
+        end.join(10)
+        assert not end.is_alive()
 
 
 def test_copies_are_made_anew_after_a_fault(data_folder, monkeypatch):

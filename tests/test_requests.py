@@ -20,7 +20,7 @@ from seeds import RUN_SEED
 import vecdb
 from vecdb.errors import InvalidBatch, RecordExists
 from vecdb.layout import COLLECTION_TABLES
-from vecdb.store import requests
+from vecdb.store import Writer, requests
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -147,6 +147,32 @@ def test_old_ids_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for n in range(40):
         docs.upsert(["a"], np.ones((1, 2)), request_id=f"again{n}")
     assert len(docs._core.store._requests) <= 5
+    db.close()
+
+
+def test_old_ids_are_forgotten_by_shared_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commits that many writers share drop as many of the old ids as they add."""
+    monkeypatch.setattr(requests, "KEPT", 50)
+    db, docs = collection(tmp_path / "db")
+    store = docs._core.store  # how many writers share a commit is left to chance above it
+    for n in range(20):
+
+        def shared(writer: Writer, sequence: int, n: int = n) -> None:
+            for i in range(30):
+                writer.remember(f"{n}/{i}".encode(), sequence, 1, n, 0)
+
+        store.commit(shared)
+    kept = [i for i in range(30) if store._requests.find(f"19/{i}".encode())]
+    assert kept == list(range(30))
+    assert len(store._requests) <= 80
+    with store.read() as reader:
+        assert reader.entries("requests") == len(store._requests)
+    db.close()
+    db, docs = collection(tmp_path / "db")
+    assert docs._core.store._requests.find(b"19/29") is not None
+    assert docs._core.store._requests.find(b"0/0") is None
     db.close()
 
 

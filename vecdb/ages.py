@@ -40,14 +40,13 @@ class Ages:
         with self._lock:
             if not self._marks or now - self._marks[-1][0] >= self._look_back_s / _MARKS:
                 self._marks.append((now, sequence))
+            while self._marks and now - self._marks[0][0] >= self._look_back_s:
+                self._old = self._marks.popleft()[1]
 
     def old(self, newest: int) -> int:
         """A commit that was there `look_back_s` ago, as this process knows; 0 if it knows of none."""
-        now = self._clock()
         self.saw(newest)
         with self._lock:
-            while self._marks and now - self._marks[0][0] >= self._look_back_s:
-                self._old = self._marks.popleft()[1]
             return self._old
 
     def now_us(self) -> int:

@@ -416,19 +416,19 @@ class Core:
 
         Raises ReadOnly, when all is closed, if the last commits could not be synced.
         """
-        with self._lane.exclusive():
-            if self.closed is not None:
-                return
-            self.closed = why
-            try:
+        try:
+            with self._lane.exclusive():
+                if self.closed is not None:
+                    return
+                self.closed = why
                 self.store.close()
-            finally:
-                for field in self.all_fields:
-                    if field.index.on_device is not None:
-                        field.index.on_device.leave()
-                self._lane.close()
-                with self._news:
-                    self._news.notify_all()
+        finally:
+            for field in self.all_fields:
+                if field.index.on_device is not None:
+                    field.index.on_device.leave()
+            self._lane.close()  # not inside it: a thread of it that has a write waits to come in
+            with self._news:
+                self._news.notify_all()
 
 
 def deadline(timeout_s: float | None) -> Interrupt:

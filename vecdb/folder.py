@@ -48,7 +48,6 @@ def prepare(path: Path, read_only: bool) -> bool:
             f"{path} holds other files ({sorted(strangers)[0]!r}) and no vecdb database; give an empty "
             "folder or a new one"
         )
-    disk.make_folder(path / CATALOG_FOLDER, _WHAT, exist_ok=True)
     return not collections
 
 

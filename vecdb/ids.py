@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,9 @@ class Ids:
 
     def __init__(self) -> None:
         self.n_rows = 0
-        self._kept = _Texts(0)
+        self._kept: _Texts
+        self._replacing = threading.Lock()
+        """Held to put other kept texts in place: they must stay as long as the ends."""
         self._texts = _memory(_FIRST_BYTES)
         self._hold_ends(np.zeros(_FIRST_ROWS + 1, np.int64))
 
@@ -95,7 +98,8 @@ class Ids:
         there = kept.there[rows]
         if not there.all():
             if kept.n > max(_KEPT_TEXTS, self.n_rows // _KEPT_SHARE):
-                kept = self._kept = _Texts(len(self._starts))
+                with self._replacing:
+                    kept = self._kept = _Texts(len(self._starts))
                 there = np.zeros(len(rows), np.bool_)
             new = rows[~there]
             kept.keep(new, self._made(new))
@@ -119,10 +123,11 @@ class Ids:
 
     def _hold_ends(self, ends: NDArray[np.int64]) -> None:
         """Two views, since making one of them at each call would take a tenth of it."""
-        self._ends = ends
-        self._starts, self._stops = ends[:-1], ends[1:]
-        # As long as the ends, so before rows beyond those it holds are published.
-        self._kept = _Texts(len(self._starts))
+        with self._replacing:
+            self._ends = ends
+            self._starts, self._stops = ends[:-1], ends[1:]
+            # As long as the ends, so before rows beyond those it holds are published.
+            self._kept = _Texts(len(self._starts))
 
 
 def _memory(size_bytes: int) -> mmap.mmap:

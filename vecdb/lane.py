@@ -133,11 +133,9 @@ class Lane:
             done = self._for_main.submit(self._finish, entry)
         except RuntimeError as error:
             # It lies in the queue all the same, and must find that nobody waits for it.
-            entry.error = error
-            if "new thread" in str(error):
-                entry.error = no_thread(error)
-            raise entry.error from error
-        done.result()
+            entry.error = no_thread(error) if "new thread" in str(error) else error
+        else:
+            done.result()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:

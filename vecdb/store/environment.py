@@ -198,8 +198,7 @@ class Environment:
         self._commits += 1
         while True:
             if self._lazy is not None:
-                with in_our_words(self.folder):
-                    self._lazy.before_write()
+                self._lazy.before_write()
             self._enter()
             try:
                 if self._commits % _COMMITS_A_READER_CHECK == 0:
@@ -311,6 +310,9 @@ class Environment:
                 self.on_move()
 
             self._alone(swap)
+            if self._lazy is not None:
+                self._lazy.close()
+                self._sync_lazily()
         except BaseException as error:
             self.close()
             env.close()
@@ -318,9 +320,6 @@ class Environment:
                 f"the compacted file of {self.folder} could not be put in its place ({error}); nothing "
                 "is lost, open the database again"
             ) from error
-        if self._lazy is not None:
-            self._lazy.close()
-            self._sync_lazily()
         old.close()
         return before, self.map_bytes()[0]
 

@@ -17,7 +17,7 @@ _NAME = re.compile(re.escape(KEPT_FILE).replace(r"\{\}", r"(\d+)"))
 
 
 def keep(environment: Environment, old_format: int) -> None:
-    """Copies the file before it is upgraded; durable on return. Takes as much room as it has pages in use."""
+    """Copies the file before it is upgraded; durable on return. Takes as much room again."""
     folder = environment.folder
     path = folder / KEPT_FILE.format(old_format)
     try:

@@ -20,7 +20,7 @@ from .. import disk
 from ..errors import ReadOnly
 from ..layout import DATA_FILE, SYNC_POINT_FILE
 from . import sync_point
-from .faults import full_or_internal, no_thread
+from .faults import in_our_words, no_thread
 from .sync_point import SyncPoint
 
 log = logging.getLogger("vecdb")
@@ -74,12 +74,9 @@ class LazySync:
         self._check()
         if self._stand is None:
             # Everything is on the disk yet: what fails here costs nothing, and may be tried again.
-            try:
-                with self._rounds:
-                    self._start()
-                    self._round()
-            except OSError as error:
-                raise full_or_internal(self._folder, str(error)) from error
+            with self._rounds, in_our_words(self._folder):
+                self._start()
+                self._round()
 
     def _start(self) -> None:
         """Starts the thread: without it nobody would sync, and writers would wait for ever."""
@@ -119,7 +116,7 @@ class LazySync:
     def settle(self) -> None:
         """`flush`, and nothing of the file depends on this object any more, until the next write."""
         self.flush()
-        with self._rounds:
+        with self._rounds, in_our_words(self._folder):
             self._leave_stand()
             self._point = None
             if self._points >= 0:

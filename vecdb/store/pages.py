@@ -33,7 +33,7 @@ BRANCH, LEAF, OVERFLOW, META = 1, 2, 4, 8
 BIG, SUBTREE = 1, 2
 """Flags of a node: its value has pages of its own; its value is a tree."""
 NODE_BYTES = 8
-_MAGIC, _VERSION, _INTEGER_KEYS = 0xBEEFC0DE, 1, 8
+MAGIC, _VERSION, _INTEGER_KEYS = 0xBEEFC0DE, 1, 8
 _NOWHERE = (1 << 64) - 1
 _MOST_DEPTH = 32
 _LOOKS = 3
@@ -90,8 +90,6 @@ class Walk(NamedTuple):
 
     entries: Entries
     faults: list[str]
-    lost: list[int]
-    """Pages that could not be read, or lie nowhere."""
 
 
 _NONE = Entries(*[np.empty(0, np.int64)] * 6)
@@ -141,7 +139,7 @@ class PageFile:
         main, _ = Tree.parse(self.raw, at + TREE_BYTES)
         last_page, transaction = _LAST.unpack_from(self.raw, at + 2 * TREE_BYTES)
         faults = []
-        if (page, flags, magic, version) != (number, META, _MAGIC, _VERSION):
+        if (page, flags, magic, version) != (number, META, MAGIC, _VERSION):
             faults.append("is no meta page of LMDB")
         if pad != self.page_size:
             faults.append(f"says that pages have {pad} bytes, not {self.page_size}")
@@ -176,46 +174,42 @@ class PageFile:
     def walk(self, tree: Tree, name: str) -> Walk:
         """All entries of a tree, in the order of their keys, as far as its pages are sound."""
         faults: list[str] = []
-        lost: list[int] = []
         if tree.root is None:
             if tree.entries:
                 faults.append(f"table {name} should have {tree.entries} entries and has no pages")
-            return Walk(_NONE, faults, lost)
+            return Walk(_NONE, faults)
         level = np.array([tree.root if tree.root < self.n_pages else -1], np.int64)
         overflow_pages = branches = 0
         for depth in range(min(tree.depth, _MOST_DEPTH)):
             leaf = depth == tree.depth - 1
-            level = self._sound(level, LEAF if leaf else BRANCH, name, faults, lost)
+            level = self._sound(level, LEAF if leaf else BRANCH, name, faults)
             if leaf:
-                entries, overflow_pages = self._leaves(level, name, faults, lost)
+                entries, overflow_pages = self._leaves(level, name, faults)
                 break
             branches += len(level)
-            level = self._children(level, name, faults, lost)
+            level = self._children(level)
         else:
             faults.append(f"table {name} is said to have {tree.depth} levels")
-            lost.append(tree.root)
-            return Walk(_NONE, faults, lost)
+            return Walk(_NONE, faults)
         found = Tree(tree.flags, tree.depth, branches, len(level), overflow_pages,
                      len(entries.keys), tree.root)  # fmt: skip
         if not faults and found != tree:
             faults.append(f"table {name} has {_counts(found)}, and is said to have {_counts(tree)}")
-        return Walk(entries, faults, lost)
+        return Walk(entries, faults)
 
-    def _sound(
-        self, level: Numbers, kind: int, name: str, faults: list[str], lost: list[int]
-    ) -> Numbers:
+    def _sound(self, level: Numbers, kind: int, name: str, faults: list[str]) -> Numbers:
         """The pages that can be read as what they should be, in their order."""
         where = f"a {'leaf' if kind == LEAF else 'branch'} of table {name}"
         bad = (level < 2) | (level >= self.n_pages)
-        _tell(level, bad, f"which should be {where}, is behind the end of the file", faults, lost)
+        _tell(level, bad, f"which should be {where}, is behind the end of the file", faults)
         level = level[~bad]
         twice = self.seen[level]
         twice |= np.isin(np.arange(len(level)), np.unique(level, return_index=True)[1], invert=True)
-        _tell(level, twice, f"({where}) is in two places", faults, lost)
+        _tell(level, twice, f"({where}) is in two places", faults)
         level = level[~twice]
         self.seen[level] = True
         bad = ~self.fits(level, kind)
-        _tell(level, bad, f"({where}) is damaged", faults, lost)
+        _tell(level, bad, f"({where}) is damaged", faults)
         return level[~bad]
 
     def fits(self, level: Numbers, kind: int) -> NDArray[np.bool_]:
@@ -264,16 +258,14 @@ class PageFile:
         value = words[at].astype(np.int64) | words[at + 1].astype(np.int64) << 16
         return key_size, np.where(words[at + 2] & BIG, 8, value)
 
-    def _children(self, level: Numbers, name: str, faults: list[str], lost: list[int]) -> Numbers:
+    def _children(self, level: Numbers) -> Numbers:
         lower = self._words[level * (self.page_size // 2) + 6].astype(np.int64)
         _, nodes = self._nodes(level, lower)
         words, at = self._words, nodes // 2
         child = sum(words[at + n].astype(np.int64) << 16 * n for n in range(3))
         return np.asarray(child, np.int64)
 
-    def _leaves(
-        self, level: Numbers, name: str, faults: list[str], lost: list[int]
-    ) -> tuple[Entries, int]:
+    def _leaves(self, level: Numbers, name: str, faults: list[str]) -> tuple[Entries, int]:
         """(entries of whole leaves, pages that values of their own take)."""
         lower = self._words[level * (self.page_size // 2) + 6].astype(np.int64)
         owner, nodes = self._nodes(level, lower)
@@ -281,7 +273,7 @@ class PageFile:
         big = np.flatnonzero(found.flags & BIG)
         first, count = found.values[big] // self.page_size, self._pages_of(found.sizes[big])
         ok = self.fits_overflow(first, count)
-        _tell(first, ~ok, f"(a value of table {name}) is damaged", faults, lost)
+        _tell(first, ~ok, f"(a value of table {name}) is damaged", faults)
         if not ok.all():
             keep = np.ones(len(nodes), np.bool_)
             keep[big[~ok]] = False
@@ -289,7 +281,7 @@ class PageFile:
         first, count = first[ok], count[ok]
         pages = np.repeat(first - np.cumsum(count) + count, count) + np.arange(int(count.sum()))
         twice = self.seen[pages]
-        _tell(pages, twice, f"(a value of table {name}) is in two places", faults, lost)
+        _tell(pages, twice, f"(a value of table {name}) is in two places", faults)
         self.seen[pages] = True
         self._order(found, name, faults)
         return found, len(pages)
@@ -391,11 +383,8 @@ def _counts(tree: Tree) -> str:
     )
 
 
-def _tell(
-    pages: Numbers, bad: NDArray[np.bool_], what: str, faults: list[str], lost: list[int]
-) -> None:
+def _tell(pages: Numbers, bad: NDArray[np.bool_], what: str, faults: list[str]) -> None:
     wrong = pages[bad].tolist()
-    lost += wrong
     faults += [f"page {page} {what}" for page in wrong[:_MOST_NAMED]]
     if len(wrong) > _MOST_NAMED:
         faults.append(f"{len(wrong) - _MOST_NAMED} more such pages: {what}")

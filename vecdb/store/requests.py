@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 from ..layout import ROW
@@ -54,12 +55,12 @@ class Requests:
     def find(self, request_id: bytes) -> Remembered | None:
         return self._by_id.get(request_id)
 
-    def too_old(self, now_us: int) -> int:
-        """How many of the oldest the next write should drop: a few at a time."""
+    def too_old(self, now_us: int, dropped: int) -> int:
+        """How many behind the `dropped` oldest, which its commit drops already, a write should drop: a few."""
         count = 0
-        for entry in self._by_id.values():
-            surplus = len(self._by_id) - count > KEPT
-            if count == _DROPPED_A_WRITE or not (surplus or entry.time_us < now_us - KEPT_US):
+        for entry in islice(self._by_id.values(), dropped, dropped + _DROPPED_A_WRITE):
+            surplus = len(self._by_id) - dropped - count > KEPT
+            if not (surplus or entry.time_us < now_us - KEPT_US):
                 break
             count += 1
         return count

@@ -24,11 +24,10 @@ BY_ROW = ("metadata", "documents", "contents", "uris")
 
 def stored_sums(reader: Reader, rows: Rows) -> list[int]:
     """The checksum stored with each of some rows, ascending int64; 0 where purged."""
-    numbers = rows // ID_BLOCK_ROWS
+    numbers, starts = np.unique(rows // ID_BLOCK_ROWS, return_index=True)
     found: list[int] = []
-    for number in np.unique(numbers).tolist():
-        sums = reader.checksum_block(number)
-        found += sums[rows[numbers == number] - number * ID_BLOCK_ROWS].tolist()
+    for number, part in zip(numbers.tolist(), np.split(rows, starts[1:]), strict=True):
+        found += reader.checksum_block(number)[part - number * ID_BLOCK_ROWS].tolist()
     return found
 
 
@@ -42,16 +41,18 @@ def sums_of(
 ) -> list[int]:
     """The checksum of what is stored of each of some rows, ascending; 0 where nothing is.
 
-    What the caller has read already it gives: `views` by table, and the rows' own `vectors`.
+    `ids` are those of the rows, b"" where purged. What the caller has read already it gives: `views` by
+    table, and the rows' own `vectors`.
     """
     sums = [zlib.crc32(i) for i in ids]
-    sums = _with_vectors(reader, DEFAULT_FIELD, rows, sums, vectors)
+    held = np.fromiter(map(bool, ids), np.bool_, len(ids))
+    sums = _with_vectors(reader, DEFAULT_FIELD, rows, sums, held, vectors)
     for table in BY_ROW:
         if reader.entries(table):
             values = views[table] if table in views else reader.views(table, rows)
             sums = [s if v is None else zlib.crc32(v, s) for v, s in zip(values, sums, strict=True)]
     for field in range(1, reader.n_fields):
-        sums = _with_vectors(reader, field, rows, sums)
+        sums = _with_vectors(reader, field, rows, sums, held & reader.present(rows, field))
     return sums
 
 
@@ -87,19 +88,20 @@ def must_be_whole(
 
 
 def _with_vectors(
-    reader: Reader, field: int, rows: Rows, sums: list[int], vectors: NDArray[Any] | None = None
+    reader: Reader,
+    field: int,
+    rows: Rows,
+    sums: list[int],
+    held: NDArray[np.bool_],
+    vectors: NDArray[Any] | None = None,
 ) -> list[int]:
     start, stop = int(rows[0]), int(rows[-1]) + 1
-    places = np.arange(len(rows))
     if vectors is None and stop - start == len(rows):
         vectors = reader.vector_range(start, stop, field)
     elif vectors is None:
         vectors = reader.vectors(rows, field)
-    held = reader.present(rows, field)
-    if reader.horizon():
-        held &= ~reader.purged_mask(start, stop)[rows - start]
     raw = np.ascontiguousarray(vectors).reshape(-1).view(np.uint8).data
     width, crc32 = vectors[0].nbytes, zlib.crc32
-    for n in places[held].tolist():
+    for n in np.flatnonzero(held).tolist():
         sums[n] = crc32(raw[n * width : (n + 1) * width], sums[n])
     return sums

@@ -8,6 +8,7 @@ pages that it names. But the pages of an earlier commit are never written to as 
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import struct
@@ -16,17 +17,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import disk
-from ..errors import Corrupted, ReadOnly
-from ..layout import BOOT_FILE, DATA_FILE, LMDB_META, SYNC_POINT, SYNC_POINT_FILE, SYNC_POINT_MAGIC
+from ..errors import Corrupted, DatabaseLocked, ReadOnly
+from ..layout import (
+    BOOT_FILE,
+    DATA_FILE,
+    LMDB_LOCK_FILE,
+    LMDB_META,
+    SYNC_POINT,
+    SYNC_POINT_FILE,
+    SYNC_POINT_MAGIC,
+)
 from .faults import full_or_internal
+from .pages import HEADER, MAGIC
 
 log = logging.getLogger("vecdb")
 
 _SLOT_BYTES = 4_096
 """Two slots are written in turn, each in a page of its own: what tears one leaves the other."""
 _CHECKSUM = struct.Struct("<I")
-_LMDB_MAGIC = 0xBEEFC0DE
-_PAGE_HEADER_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +66,11 @@ def boot_id() -> bytes:
 
 def read_meta(data_file: int, transaction: int) -> bytes:
     """LMDB's meta of its newest commit. Nobody commits meanwhile, and `transaction` is that commit."""
-    first = os.pread(data_file, LMDB_META.size, _PAGE_HEADER_BYTES)
-    at = _PAGE_HEADER_BYTES + (transaction & 1) * LMDB_META.unpack(first)[2]
+    first = os.pread(data_file, LMDB_META.size, HEADER.size)
+    at = HEADER.size + (transaction & 1) * LMDB_META.unpack(first)[2]
     meta = os.pread(data_file, LMDB_META.size, at)
     magic, _, _, _, found = LMDB_META.unpack(meta)
-    if (magic, found) != (_LMDB_MAGIC, transaction):
+    if (magic, found) != (MAGIC, transaction):
         raise Corrupted(
             f"the meta page of an LMDB file holds commit {found}, not {transaction}; run check"
         )
@@ -126,7 +134,8 @@ def refuse_unsafe(folder: Path) -> None:
 def recover(folder: Path) -> None:
     """Makes durable what is there, or goes back to the sync point; before LMDB opens for writing.
 
-    After the death of a process the kernel has all of it. Killed in between, it is done again.
+    After the death of a process the kernel has all of it. Killed in between, it is done again. DatabaseLocked
+    while another process reads what would be undone.
     """
     path = folder / SYNC_POINT_FILE
     if not path.exists():
@@ -137,6 +146,7 @@ def recover(folder: Path) -> None:
         file = os.open(folder / DATA_FILE, os.O_RDWR)
         try:
             if point.needs_return or not _synced(file, folder):
+                _must_be_alone(folder)
                 _go_back(file, folder, point)
                 log.warning(
                     "%s: the machine or its disk failed before the last commits were synced; back at "
@@ -155,6 +165,24 @@ def forget(folder: Path) -> None:
     disk.sync_folder(folder, "point")
 
 
+def _must_be_alone(folder: Path) -> None:
+    """A process that has seen later commits would take those that get their numbers for the same. Whoever has
+    the file open holds a lock on the first byte of LMDB's lock file."""
+    try:
+        locks = os.open(folder / LMDB_LOCK_FILE, os.O_RDWR)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.lockf(locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+    except (BlockingIOError, PermissionError):
+        raise DatabaseLocked(
+            f"the last commits of {folder} did not come to the disk and have to be undone, but another process "
+            "reads them; close the database there (read_only=True), then open it again"
+        ) from None
+    finally:
+        os.close(locks)
+
+
 def _synced(file: int, folder: Path) -> bool:
     try:
         disk.sync_data(file, folder / DATA_FILE, "recover")
@@ -167,5 +195,5 @@ def _go_back(file: int, folder: Path, point: SyncPoint) -> None:
     page_bytes = LMDB_META.unpack(point.meta)[2]
     # Its own place first: until the other is overwritten, it may be the newer and the broken one.
     for slot in (point.transaction & 1, 1 - (point.transaction & 1)):
-        os.pwrite(file, point.meta, slot * page_bytes + _PAGE_HEADER_BYTES)
+        os.pwrite(file, point.meta, slot * page_bytes + HEADER.size)
     disk.sync_data(file, folder / DATA_FILE, "recover")

@@ -205,11 +205,10 @@ class Writer(Reader):
         """Keeps the answer of a write under its id; durable with the write itself."""
         db = self._env.table("requests")
         entry = Remembered(sequence, count, time_us, fingerprint)
-        if not self.remembered_now:
-            first = self._requests.first
-            self.forgotten = self._requests.too_old(time_us)
-            for key in row_keys(first, self.forgotten):
-                self._txn.delete(key, db=db)
+        old = self._requests.too_old(time_us, self.forgotten)
+        for key in row_keys(self._requests.first + self.forgotten, old):
+            self._txn.delete(key, db=db)
+        self.forgotten += old
         number = self._requests.next + len(self.remembered_now)
         self._txn.put(ROW.pack(number), entry.packed(request_id), db=db, append=True)
         self.remembered_now[request_id] = entry
