@@ -108,7 +108,7 @@ def require_everything() -> None:
 
 
 class GuardedDatabase:
-    """The verbs of `vecdb.Database` that handlers use, each asked of `CALLER` first.
+    """The verbs of `vecdb.Database` that handlers use, and no others, each asked of `CALLER` first.
 
     The right is checked on the very collection that is handed out, so an alias that moves meanwhile
     changes nothing. Without a caller everything is allowed: the embedded case, and no call's.
@@ -116,10 +116,8 @@ class GuardedDatabase:
 
     def __init__(self, database: vecdb.Database) -> None:
         self._database = database
-
-    def __getattr__(self, name: str) -> Any:
-        # Devices and the like, which no client reaches by name.
-        return getattr(self._database, name)
+        # In threads of their own, which have no caller: their handlers ask `require_everything` before.
+        self.backup, self.restore = database.backup, database.restore
 
     def get_collection(self, name: str) -> vecdb.Collection:
         caller = CALLER.get()
