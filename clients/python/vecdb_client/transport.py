@@ -110,7 +110,7 @@ def checked_retry(retry_s: float) -> float:
     return float(retry_s)
 
 
-def retry_pauses_s(retry_s: float = DEFAULT_RETRY_S) -> Iterator[float]:
+def retry_pauses_s(retry_s: float) -> Iterator[float]:
     """Pauses before each repetition, `retry_s` in all; random, so that many clients do not come at once."""
     longest_s, left_s = 0.1, retry_s
     while left_s > 0:
