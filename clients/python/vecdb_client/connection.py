@@ -109,7 +109,7 @@ class Connection:
             for answer in stream:
                 if call.last(answer, progress):
                     return call.read(answer)
-        except (grpc.RpcError, ValueError) as error:
+        except grpc.RpcError as error:
             raise self.raised(error) from None
         finally:
             stream.cancel()
