@@ -226,6 +226,11 @@ def test_calls_are_reported(forgetful: Any) -> None:
         ("Insert", "ALREADY_EXISTS", 1), ("GetCollection", "OK", 1), ("Query", "OK", 1),
         ("Scan", "OK", 1), ("Ingest", "OK", 1),
     ]  # fmt: skip
+    with connect(address, on_call=hook) as db:
+        given_up = db.get_collection("docs").ingest([([f"g{i}"], [[1, 2]]) for i in range(9)])
+        next(given_up)
+        given_up.close()
+    assert [(r.method, r.code) for r in reports[-1:]] == [("Ingest", "CANCELLED")]
     assert reports[1].sent_bytes > 2_000
     assert reports[2].received_bytes > 1_000
     assert all(r.seconds > 0 for r in reports)

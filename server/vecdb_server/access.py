@@ -116,8 +116,6 @@ class GuardedDatabase:
 
     def __init__(self, database: vecdb.Database) -> None:
         self._database = database
-        # In threads of their own, which have no caller: their handlers ask `require_everything` before.
-        self.backup, self.restore = database.backup, database.restore
 
     def get_collection(self, name: str) -> vecdb.Collection:
         caller = CALLER.get()
@@ -163,6 +161,14 @@ class GuardedDatabase:
     def drop_alias(self, alias: str) -> None:
         self._require(alias, *self._behind(alias))
         self._database.drop_alias(alias)
+
+    # These run in threads of their own, which have no caller: handlers ask `require_everything` before.
+
+    def backup(self, target: str, **given: Any) -> vecdb.BackupInfo:
+        return self._database.backup(target, **given)
+
+    def restore(self, target: str, **given: Any) -> vecdb.RestoreResult:
+        return self._database.restore(target, **given)
 
     def _behind(self, alias: str) -> list[str]:
         """The collection that an alias stands for now, so that it can be taken from nobody else."""
