@@ -32,10 +32,6 @@ def filled(client: Any) -> Any:
     return docs
 
 
-def streams_of(client: Any) -> Any:
-    return client._connection._streams
-
-
 def warm(docs: Any) -> None:
     """Enough queries for the client to go over to streams."""
     for i in range(streaming.FEW_QUERIES + 1):

@@ -101,6 +101,11 @@ def checked_timeout(timeout_s: float | None, default_s: float | None) -> float |
     return None if math.isinf(chosen) else float(chosen)
 
 
+def left_s(end_s: float | None) -> float | None:
+    """Seconds until a moment of `time.monotonic`, at least a millisecond, as the time a call gets."""
+    return None if end_s is None else max(end_s - time.monotonic(), 0.001)
+
+
 def checked_retry(retry_s: float) -> float:
     """Seconds that failing calls are repeated for; 0: they are not."""
     if isinstance(retry_s, bool) or not isinstance(retry_s, int | float) or not retry_s >= 0:
