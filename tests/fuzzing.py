@@ -266,9 +266,9 @@ def fuzz_wire(rng: random.Random, address: str, seen: Counter[str], end_s: float
                 continue
             raw, path = random_request(method, rng), f"/{SERVICE.full_name}/{method.name}"
             try:
-                if method.name == "Ingest":
+                if method.client_streaming:
                     list(channel.stream_stream(path)(iter([raw]), timeout=_LIVE_S))
-                elif method.name == "Scan":
+                elif method.server_streaming:
                     list(channel.unary_stream(path)(raw, timeout=_LIVE_S))
                 else:
                     channel.unary_unary(path)(raw, timeout=_LIVE_S)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import AddKey, StartServer
+from conftest import AddKey, StartServer, wait_until
 
 from vecdb_client import connect, errors
 from vecdb_server import keys
@@ -86,3 +89,60 @@ def test_a_stranger_cannot_fill_the_audit_log(
         for x in (tmp_path / n).read_text().splitlines()
     ]
     assert newest == list(range(100 - len(newest), 100))
+
+
+def test_a_backup_is_one_line(
+    start: StartServer, add: AddKey, keys_file: Path, tmp_path: Path
+) -> None:
+    """A call that tells its progress on a stream has one line, when it has ended, and so has one that is given up."""
+    root, log = add("admin"), tmp_path / "audit.jsonl"
+    server = start(
+        keys_file=str(keys_file), audit_log=str(log), backup_root=str(tmp_path / "backups")
+    )
+    said: list[Any] = []
+
+    def give_up(progress: Any) -> None:
+        raise ValueError("given up")
+
+    with connect(server.address, api_key=root) as admin:
+        docs = admin.create_collection("docs", dimension=2)
+        docs.insert([f"r{i}" for i in range(100)], [[i, 1] for i in range(100)])
+        log.write_text("")
+        admin.backup("nightly", progress=said.append)
+        assert len(said) > 1
+        with pytest.raises(ValueError, match="given up"):
+            admin.backup("nightly", kind="full", progress=give_up)
+        wait_until(lambda: len(log.read_text().splitlines()) == 2, "both are told")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(e["method"], e["code"]) for e in lines] == [
+        ("BackupDatabase", "OK"),
+        ("BackupDatabase", "CANCELLED"),
+    ]
+
+
+def test_a_turn_without_descriptors_harms_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no new file can be opened, the log goes on later, has lost no older file, and touches no other's."""
+    log = AuditLog(tmp_path / "log", 100, 3)
+    for number in range(6):
+        log.write(number=number)
+    kept = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert len(kept) == 3
+    really = os.open
+
+    def none_left(*given: Any, **named: Any) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", none_left)
+    for _ in range(3):
+        log.write(event="x" * 60)
+    monkeypatch.setattr(os, "open", really)
+    with (tmp_path / "other").open("w") as other:
+        log.write(event="y" * 60)
+        other.write("its own")
+    log.close()
+    assert (tmp_path / "other").read_text() == "its own"
+    assert "y" * 60 in (tmp_path / "log").read_text()
+    assert (tmp_path / "log.1").read_text() == kept["log"]
+    assert (tmp_path / "log.2").read_text() == kept["log.1"]

@@ -226,9 +226,48 @@ def test_calls_are_reported(forgetful: Any) -> None:
         ("Insert", "ALREADY_EXISTS", 1), ("GetCollection", "OK", 1), ("Query", "OK", 1),
         ("Scan", "OK", 1), ("Ingest", "OK", 1),
     ]  # fmt: skip
+    with connect(address, on_call=hook) as db:
+        given_up = db.get_collection("docs").ingest([([f"g{i}"], [[1, 2]]) for i in range(9)])
+        next(given_up)
+        given_up.close()
+    assert [(r.method, r.code) for r in reports[-1:]] == [("Ingest", "CANCELLED")]
     assert reports[1].sent_bytes > 2_000
     assert reports[2].received_bytes > 1_000
     assert all(r.seconds > 0 for r in reports)
+
+
+def test_a_stream_that_breaks_late_leaves_the_deadline(
+    start: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A query that comes back from a stream is sent as a call with the rest of its time, not with all of it."""
+    given_s: list[float] = []
+
+    def watch(client: Any) -> None:
+        query = client._connection._stub.Query
+
+        def watched(request: Any, timeout: float, **more: Any) -> Any:
+            given_s.append(timeout)
+            return query(request, timeout=timeout, **more)
+
+        monkeypatch.setattr(client._connection._stub, "Query", watched)
+
+    server = start()
+    with connect(server.address, timeout_s=10) as db:
+        docs = db.create_collection("docs", dimension=2)
+        watch(db)
+        monkeypatch.setattr(db._connection._streams, "ask", lambda *_: time.sleep(0.5))
+        docs.query([1, 2], k=1)
+
+    async def asynchronous() -> None:
+        async with aio.connect(server.address, timeout_s=10) as db:
+            docs = await db.get_collection("docs")
+            watch(db)
+            monkeypatch.setattr(db._connection._streams, "ask", lambda *_: asyncio.sleep(0.5))
+            await docs.query([1, 2], k=1)
+
+    asyncio.run(asynchronous())
+    assert len(given_s) == 2
+    assert max(given_s) <= 9.5
 
 
 def test_a_thousand_queries_in_flight(start: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:

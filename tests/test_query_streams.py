@@ -14,7 +14,7 @@ import pytest
 from conftest import StartServer, wait_until
 
 import vecdb
-from vecdb_client import aio, connect, errors, streaming
+from vecdb_client import CallReport, aio, connect, errors, streaming
 from vecdb_client.v1 import vecdb_pb2 as pb
 
 ROWS, DIMENSION = 300, 8
@@ -30,10 +30,6 @@ def filled(client: Any) -> Any:
         documents=[f"d{i}" for i in range(ROWS)],
     )
     return docs
-
-
-def streams_of(client: Any) -> Any:
-    return client._connection._streams
 
 
 def warm(docs: Any) -> None:
@@ -404,3 +400,32 @@ def test_a_closed_client_says_so(start: StartServer) -> None:
     client.close()
     with pytest.raises(errors.Closed):
         docs.query(VECTORS[0], k=1)
+
+
+def test_errors_on_a_stream_are_reported_as_those_of_calls(start: StartServer) -> None:
+    """The hook `on_call` gets the status of a query, whether it went on a stream or as a call."""
+    reports: list[CallReport] = []
+    server = start()
+    with connect(server.address, on_call=reports.append) as client:
+        docs = filled(client)
+        nobody = client.create_collection("gone", dimension=DIMENSION)
+        client.drop_collection("gone")
+        for rounds in range(2):
+            if rounds:
+                warm(docs)
+            del reports[:]
+            with pytest.raises(errors.InvalidVector):
+                docs.query(np.zeros(DIMENSION + 1, np.float32), k=1)
+            with pytest.raises(errors.CollectionNotFound):
+                nobody.query(VECTORS[0], k=1)
+            docs.query(VECTORS[0], k=1)
+            assert [r.code for r in reports] == ["INVALID_ARGUMENT", "NOT_FOUND", "OK"]
+
+
+def test_a_patience_of_ages_is_taken(start: StartServer) -> None:
+    """A `timeout_s` beyond what the system can count is no error of a query on a stream."""
+    server = start()
+    with connect(server.address) as client:
+        docs = filled(client)
+        warm(docs)
+        assert docs.query(VECTORS[5], k=1, timeout_s=1e12).ids == [["r5"]]

@@ -108,7 +108,7 @@ def require_everything() -> None:
 
 
 class GuardedDatabase:
-    """The verbs of `vecdb.Database` that handlers use, each asked of `CALLER` first.
+    """The verbs of `vecdb.Database` that handlers use, and no others, each asked of `CALLER` first.
 
     The right is checked on the very collection that is handed out, so an alias that moves meanwhile
     changes nothing. Without a caller everything is allowed: the embedded case, and no call's.
@@ -116,10 +116,6 @@ class GuardedDatabase:
 
     def __init__(self, database: vecdb.Database) -> None:
         self._database = database
-
-    def __getattr__(self, name: str) -> Any:
-        # Devices and the like, which no client reaches by name.
-        return getattr(self._database, name)
 
     def get_collection(self, name: str) -> vecdb.Collection:
         caller = CALLER.get()
@@ -165,6 +161,14 @@ class GuardedDatabase:
     def drop_alias(self, alias: str) -> None:
         self._require(alias, *self._behind(alias))
         self._database.drop_alias(alias)
+
+    # These run in threads of their own, which have no caller: handlers ask `require_everything` before.
+
+    def backup(self, target: str, **given: Any) -> vecdb.BackupInfo:
+        return self._database.backup(target, **given)
+
+    def restore(self, target: str, **given: Any) -> vecdb.RestoreResult:
+        return self._database.restore(target, **given)
 
     def _behind(self, alias: str) -> list[str]:
         """The collection that an alias stands for now, so that it can be taken from nobody else."""

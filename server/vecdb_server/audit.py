@@ -23,6 +23,7 @@ log = logging.getLogger("vecdb.server")
 
 REFUSALS_A_SECOND = 50
 _COMPLAIN_EVERY_S = 60.0
+_APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
 
 class AuditLog:
@@ -42,10 +43,7 @@ class AuditLog:
         self._refused = 0
         self._left_out = 0
         self._complained_s = -_COMPLAIN_EVERY_S
-        self._open()
-
-    def _open(self) -> None:
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._descriptor = os.open(path, _APPEND, 0o600)
         self._size = os.fstat(self._descriptor).st_size
 
     def write(self, **fields: Any) -> None:
@@ -81,15 +79,25 @@ class AuditLog:
                 log.error("the audit log %s cannot be written: %s", self._path, error)
 
     def _turn(self) -> None:
-        """Moves each file one on; the last one is gone."""
-        names = [self._path, *(Path(f"{self._path}.{n}") for n in range(1, self._files))]
-        for newer, older in reversed(list(itertools.pairwise(names))):
-            if newer.exists():
-                os.replace(newer, older)
+        """Begins a new file and moves each older one on; the last one is gone.
+
+        The new one is made first: without it nothing moves, and the old descriptor stays. One that was
+        closed already might be that of another file by then.
+        """
+        names = [
+            Path(f"{self._path}{end}")
+            for end in (".new", "", *(f".{n}" for n in range(1, self._files)))
+        ]
+        fresh = os.open(names[0], _APPEND | os.O_TRUNC, 0o600)
+        try:
+            for newer, older in reversed(list(itertools.pairwise(names))):
+                if newer.exists():
+                    os.replace(newer, older)
+        except BaseException:
+            os.close(fresh)
+            raise
         os.close(self._descriptor)
-        if self._files == 1:
-            self._path.unlink(missing_ok=True)
-        self._open()
+        self._descriptor, self._size = fresh, 0
 
     def close(self) -> None:
         """Closes the file; later lines are lost, with a complaint."""

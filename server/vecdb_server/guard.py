@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vecdb.errors import InvalidSetting, PermissionDenied, Unauthenticated
+import grpc
+
+from vecdb.errors import Cancelled, InvalidSetting, PermissionDenied, Unauthenticated
 
 from . import keys
 from .access import CALLER, ROLE_OF, Caller
@@ -32,10 +34,10 @@ class KeyRing:
     A file that has become unreadable changes nothing: the keys before stay good, and the log says so.
     """
 
-    def __init__(self, path: Path, on_change: Callable[[set[str], set[str]], None]) -> None:
-        """InvalidSetting when the file cannot be read. `on_change` is told which ids came and went."""
+    def __init__(self, path: Path, audit: AuditLog | None) -> None:
+        """InvalidSetting when the file cannot be read. The audit log is told which ids came and went."""
         self._path = path
-        self._on_change = on_change
+        self._audit = audit
         self._lock = threading.Lock()
         self._stamp = self._now()
         self._keys = keys.load(path)
@@ -58,7 +60,10 @@ class KeyRing:
             self._keys, self._stamp = keys.load(self._path), stamp
             old = {i for i, key in before.items() if key.state(now_s) == "active"}
             new = {i for i, key in self._keys.items() if key.state(now_s) == "active"}
-        self._on_change(new - old, old - new)
+        came, went = sorted(new - old), sorted(old - new)
+        log.info("keys were read again", extra={"came": len(came), "went": len(went)})
+        if self._audit is not None:
+            self._audit.write(event="keys changed", came=came, went=went)
         return True
 
     def _look(self) -> None:
@@ -147,6 +152,7 @@ class Guard:
         def guarded(given: Any, context: Any) -> Iterator[Any]:
             caller = self._caller(method, context)
             last: list[Any] = [None]
+            told = False
 
             def limited(request: Any) -> Any:
                 if last[0] is not None and self._ring is not None:
@@ -161,8 +167,17 @@ class Guard:
                     taken = map(limited, given) if hasattr(given, "__next__") else limited(given)
                     answers = iter(behavior(taken, context))
                     while (answer := _next_as(caller, answers)) is not _END:
-                        self._note(caller, last[0], answer, None)
+                        if not _only_progress(answer):
+                            told = True
+                            self._note(caller, last[0], answer, None)
                         yield answer
+            except grpc.RpcError:
+                # The client has gone between two messages: those before it have their lines.
+                raise
+            except GeneratorExit:
+                if not told:
+                    self._note(caller, last[0], None, Cancelled("the client has gone"))
+                raise
             except Exception as error:
                 self._note(caller, last[0], None, error)
                 raise
@@ -190,12 +205,6 @@ class Guard:
             reason="" if error is None else str(getattr(error, "reason", "")),
         )
 
-    def changed_keys(self, came: set[str], went: set[str]) -> None:
-        """Tells both logs that keys became good, or no longer are, by a change of their file."""
-        log.info("keys were read again", extra={"came": len(came), "went": len(went)})
-        if self._audit is not None:
-            self._audit.write(event="keys changed", came=sorted(came), went=sorted(went))
-
 
 def _next_as(caller: Caller, answers: Iterator[Any]) -> Any:
     # Set for each step alone: a generator may be closed by another thread than the one that ran it.
@@ -204,6 +213,11 @@ def _next_as(caller: Caller, answers: Iterator[Any]) -> Any:
         return next(answers, _END)
     finally:
         CALLER.reset(token)
+
+
+def _only_progress(answer: Any) -> bool:
+    """Whether an answer says how far a call is, and not yet what came of it."""
+    return "progress" in answer.DESCRIPTOR.fields_by_name and answer.HasField("progress")
 
 
 def _named(request: Any) -> str:

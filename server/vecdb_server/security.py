@@ -33,11 +33,8 @@ class Security:
         limits, peers = Limits(settings), Peers(settings["max_connections_per_peer"])
         self._ring = None
         if settings["keys_file"]:
-            self._ring = KeyRing(Path(settings["keys_file"]), self._changed_keys)
+            self._ring = KeyRing(Path(settings["keys_file"]), self._audit)
         self.guard = Guard(self._ring, self._audit, limits, peers)
-
-    def _changed_keys(self, came: set[str], went: set[str]) -> None:
-        self.guard.changed_keys(came, went)
 
     def bind(self, server: Any, address: str) -> int:
         """Opens the port of a grpc.Server, encrypted if there are certificates; the number, 0 if it failed."""

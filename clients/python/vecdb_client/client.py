@@ -16,7 +16,7 @@ from .backup_types import BackupInfo, BackupKind, BackupReport, Progress, Restor
 from .calls import ServerInfo
 from .collection import Collection
 from .connection import Connection
-from .credentials import Credentials, Tls, credentials
+from .credentials import Tls, credentials
 from .reports import OnCall
 from .types import CollectionInfo, IndexKind, Metric, Quantization, Storage, VectorSettings
 
@@ -44,13 +44,16 @@ def connect(
     bounds how long a failing call is repeated (see `transport.py`); 0: never. `on_call` gets a
     `CallReport` of each call, in the thread that made it. InvalidSetting.
     """
+    shown = credentials(transport.normalised_target(target), api_key, tls, send_key_unencrypted)
     return Client(
-        target,
-        credentials(transport.normalised_target(target), api_key, tls, send_key_unencrypted),
-        timeout_s=timeout_s,
-        retry_s=retry_s,
-        max_message_bytes=max_message_bytes,
-        on_call=on_call,
+        Connection(
+            target,
+            shown,
+            timeout_s=timeout_s,
+            retry_s=retry_s,
+            max_message_bytes=max_message_bytes,
+            on_call=on_call,
+        )
     )
 
 
@@ -61,24 +64,8 @@ class Client:
     write is done once all the same. Errors are those of `vecdb_client.errors`, the same as the engine's.
     """
 
-    def __init__(
-        self,
-        target: str,
-        shown: Credentials,
-        *,
-        timeout_s: float,
-        retry_s: float,
-        max_message_bytes: int,
-        on_call: OnCall | None,
-    ) -> None:
-        self._connection = Connection(
-            target,
-            shown,
-            timeout_s=timeout_s,
-            retry_s=retry_s,
-            max_message_bytes=max_message_bytes,
-            on_call=on_call,
-        )
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
     def __enter__(self) -> Self:
         return self

@@ -189,6 +189,9 @@ class Collection:
         except grpc.RpcError as error:
             meter.failed(error)
             raise calls.acknowledged(connection.raised(error), done) from None
+        except BaseException as error:
+            meter.failed(error)
+            raise
         finally:
             to_send.put(None)
             stream.cancel()

@@ -79,12 +79,13 @@ class Connection:
         meter = Meter(call.rpc, self.on_call)
         try:
             while True:
-                left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
+                left_s = transport.left_s(end_s)
                 meter.attempt(call.request)
                 try:
                     answer = self._streams.ask(call.request, left_s) if call.streams else None
                     if answer is None:
-                        answer = method(call.request, timeout=left_s)
+                        # A stream may have broken late: what is left now counts.
+                        answer = method(call.request, timeout=transport.left_s(end_s))
                 except (grpc.RpcError, ValueError, VecdbError) as error:
                     meter.failed(error)
                     raised = self.raised(error)
@@ -109,7 +110,7 @@ class Connection:
             for answer in stream:
                 if call.last(answer, progress):
                     return call.read(answer)
-        except (grpc.RpcError, ValueError) as error:
+        except grpc.RpcError as error:
             raise self.raised(error) from None
         finally:
             stream.cancel()
@@ -141,7 +142,7 @@ class Connection:
         meter = Meter(call.rpc, self.on_call)
         try:
             while left is not None:
-                left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
+                left_s = transport.left_s(end_s)
                 meter.attempt(left.request)
                 stream = self.method(left.rpc)(left.request, timeout=left_s)
                 try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ class Tls:
 
     ca: str | Path | bytes | None = None
     cert: str | Path | bytes | None = None
-    key: str | Path | bytes | None = None
+    key: str | Path | bytes | None = field(default=None, repr=False)
     server_name: str | None = None
 
 
@@ -38,7 +38,7 @@ class Credentials:
 
     channel: Any
     options: tuple[tuple[str, Any], ...]
-    metadata: tuple[tuple[str, str], ...]
+    metadata: tuple[tuple[str, str], ...] = field(repr=False)
 
 
 def credentials(

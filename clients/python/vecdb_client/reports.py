@@ -10,7 +10,17 @@ from typing import Any
 
 import grpc
 
+from .errors import Corrupted, VecdbError
+
 log = logging.getLogger("vecdb.client")
+
+
+def _code_of(error: VecdbError) -> str:
+    """What the status would be of an error that came on a stream of queries: named as its kind is."""
+    kind = next((k for k in type(error).__mro__ if VecdbError in k.__bases__), None)
+    if kind is None:
+        return "UNKNOWN"
+    return "DATA_LOSS" if kind is Corrupted else kind.__dict__["reason"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +72,10 @@ class Meter:
 
     def failed(self, error: BaseException) -> None:
         """How the attempt ended. A caller that goes away counts as CANCELLED."""
-        code = error.code() if isinstance(error, grpc.RpcError) else None
-        self.code = "CANCELLED" if code is None else code.name
+        if isinstance(error, grpc.RpcError):
+            self.code = error.code().name
+        else:
+            self.code = _code_of(error) if isinstance(error, VecdbError) else "CANCELLED"
 
     def report(self) -> None:
         """The last word. What the hook raises is logged and changes nothing."""

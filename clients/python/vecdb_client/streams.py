@@ -105,7 +105,8 @@ class QueryStreams:
             elif self._threads < streaming.MOST_STREAMS:
                 self._threads += 1
                 threading.Thread(target=self._serve, name="vecdb-queries", daemon=True).start()
-        if not asked.wake.acquire(timeout=-1 if timeout_s is None else timeout_s):
+        patience_s = -1 if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
+        if not asked.wake.acquire(timeout=patience_s):
             asked.given_up = True
             if asked.stream is not None:
                 asked.stream.give_up_if_silent()

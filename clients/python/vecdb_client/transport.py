@@ -101,6 +101,11 @@ def checked_timeout(timeout_s: float | None, default_s: float | None) -> float |
     return None if math.isinf(chosen) else float(chosen)
 
 
+def left_s(end_s: float | None) -> float | None:
+    """Seconds until a moment of `time.monotonic`, at least a millisecond, as the time a call gets."""
+    return None if end_s is None else max(end_s - time.monotonic(), 0.001)
+
+
 def checked_retry(retry_s: float) -> float:
     """Seconds that failing calls are repeated for; 0: they are not."""
     if isinstance(retry_s, bool) or not isinstance(retry_s, int | float) or not retry_s >= 0:
@@ -110,7 +115,7 @@ def checked_retry(retry_s: float) -> float:
     return float(retry_s)
 
 
-def retry_pauses_s(retry_s: float = DEFAULT_RETRY_S) -> Iterator[float]:
+def retry_pauses_s(retry_s: float) -> Iterator[float]:
     """Pauses before each repetition, `retry_s` in all; random, so that many clients do not come at once."""
     longest_s, left_s = 0.1, retry_s
     while left_s > 0:

@@ -21,7 +21,7 @@ from typing import Any, Self
 from .. import backups, calls, transport
 from ..backup_types import BackupInfo, BackupKind, BackupReport, Progress, RestoreResult, unwatched
 from ..calls import ServerInfo
-from ..credentials import Credentials, Tls, credentials
+from ..credentials import Tls, credentials
 from ..reports import OnCall
 from ..types import CollectionInfo, IndexKind, Metric, Quantization, Storage, VectorSettings
 from .collection import Collection
@@ -51,13 +51,16 @@ def connect(
     bounds how long a failing call is repeated (see `transport.py`); 0: never. `on_call` gets a
     `CallReport` of each call, in the thread or task that made it. InvalidSetting.
     """
+    shown = credentials(transport.normalised_target(target), api_key, tls, send_key_unencrypted)
     return Client(
-        target,
-        credentials(transport.normalised_target(target), api_key, tls, send_key_unencrypted),
-        timeout_s=timeout_s,
-        retry_s=retry_s,
-        max_message_bytes=max_message_bytes,
-        on_call=on_call,
+        Connection(
+            target,
+            shown,
+            timeout_s=timeout_s,
+            retry_s=retry_s,
+            max_message_bytes=max_message_bytes,
+            on_call=on_call,
+        )
     )
 
 
@@ -68,24 +71,8 @@ class Client:
     write is done once all the same. Errors are those of `vecdb_client.errors`, the same as the engine's.
     """
 
-    def __init__(
-        self,
-        target: str,
-        shown: Credentials,
-        *,
-        timeout_s: float,
-        retry_s: float,
-        max_message_bytes: int,
-        on_call: OnCall | None,
-    ) -> None:
-        self._connection = Connection(
-            target,
-            shown,
-            timeout_s=timeout_s,
-            retry_s=retry_s,
-            max_message_bytes=max_message_bytes,
-            on_call=on_call,
-        )
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
     async def __aenter__(self) -> Self:
         return self

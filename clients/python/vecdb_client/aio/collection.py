@@ -170,6 +170,9 @@ class Collection:
         except (grpc.RpcError, Unavailable) as error:
             meter.failed(error)
             raise calls.acknowledged(connection.raised(error), done) from None
+        except BaseException as error:
+            meter.failed(error)
+            raise
         finally:
             await messages.aclose()
             upload.cancel()

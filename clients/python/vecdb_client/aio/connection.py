@@ -93,12 +93,13 @@ class Connection:
         meter = Meter(call.rpc, self.on_call)
         try:
             while True:
-                left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
+                left_s = transport.left_s(end_s)
                 meter.attempt(call.request)
                 try:
                     answer = await self._streams.ask(call.request, left_s) if call.streams else None
                     if answer is None:
-                        answer = await method(call.request, timeout=left_s)
+                        # A stream may have broken late: what is left now counts.
+                        answer = await method(call.request, timeout=transport.left_s(end_s))
                 except (grpc.RpcError, grpc.aio.UsageError, VecdbError) as error:
                     meter.failed(error)
                     raised = self.raised(error)
@@ -157,7 +158,7 @@ class Connection:
         meter = Meter(call.rpc, self.on_call)
         try:
             while left is not None:
-                left_s = None if end_s is None else max(end_s - time.monotonic(), 0.001)
+                left_s = transport.left_s(end_s)
                 meter.attempt(left.request)
                 stream = self.method(left.rpc)(left.request, timeout=left_s)
                 try:

@@ -77,8 +77,8 @@ class QueryStreams:
     def __init__(self, open_call: Callable[[], Any]) -> None:
         self._open_call = open_call
         self._waiting: deque[_Asked] = deque()
-        self._bells: list[asyncio.Future[None]] = []
-        """What tasks without work wait for."""
+        self._bells: list[asyncio.Future[bool]] = []
+        """What tasks without work wait for: True when there is some, False when there was none for long."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._queries = 0
         self._closed_until_s = 0.0
@@ -113,9 +113,10 @@ class QueryStreams:
         while self._bells:
             bell = self._bells.pop()
             if not bell.done():
-                bell.set_result(None)
+                bell.set_result(True)
                 return
-        if len(self._tasks) < streaming.MOST_STREAMS:
+        # A task that has ended is in the set until the loop comes round.
+        if sum(not task.done() for task in self._tasks) < streaming.MOST_STREAMS:
             task = loop.create_task(self._serve())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -127,6 +128,8 @@ class QueryStreams:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # A task that had not begun has released nothing.
+        self._release([])
 
     async def _serve(self) -> None:
         """The life of a task: a stream, until it breaks or nobody asks."""
@@ -153,22 +156,22 @@ class QueryStreams:
     async def _next_group(self) -> list[_Asked]:
         """What waits, as soon as something does; nothing to end the task."""
         loop = asyncio.get_running_loop()
-        while True:
-            if group := streaming.take(self._waiting):
-                return group
-            bell = loop.create_future()
+        while not (group := streaming.take(self._waiting)):
+            bell: asyncio.Future[bool] = loop.create_future()
             self._bells.append(bell)
-            alarm = loop.call_later(streaming.IDLE_S, bell.cancel)
+            alarm = loop.call_later(streaming.IDLE_S, self._end_idle, bell)
             try:
-                await bell
-            except asyncio.CancelledError:
-                if not bell.cancelled():
-                    raise  # the task is cancelled, not the bell
-                if bell in self._bells:
-                    self._bells.remove(bell)
-                return []
+                if not await bell:
+                    # Somebody may have asked since the alarm, and found no bell.
+                    return streaming.take(self._waiting)
             finally:
                 alarm.cancel()
+        return group
+
+    def _end_idle(self, bell: asyncio.Future[bool]) -> None:
+        if bell in self._bells and not bell.done():
+            self._bells.remove(bell)
+            bell.set_result(False)
 
     def _release(self, group: list[_Asked]) -> None:
         """A stream broke: its queries, and all that wait, are sent as calls."""
