@@ -3,8 +3,9 @@
     python -m bench serving
 
 A server and, beside it, a process that echoes: both are gRPC's synchronous server with a thread a core. A third
-process asks: asyncio tasks or threads, each with one query under way. Callers of the echo send what a query
-weighs and get what its answer weighs, as calls or on one stream. Rounds are interleaved, medians are given.
+process asks: asyncio tasks or threads, each with one query under way. vecdb's clients open streams by themselves,
+except in the line "calls". Callers of the echo send what a query weighs and get what its answer weighs, as calls
+or on one stream. Rounds are interleaved, medians are given.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from .systems import NAME, Served
 
 K = 10
 IN_FLIGHT = (1, 8, 32)
-KINDS = ("echo, calls", "echo, stream", "vecdb, asyncio", "vecdb, threads")
+KINDS = ("echo, calls", "echo, stream", "vecdb, calls", "vecdb, asyncio", "vecdb, threads")
 _WARM_S = 0.7
 
 
@@ -77,6 +78,7 @@ class Load:
         ask = {
             "echo, calls": self._calls,
             "echo, stream": self._stream,
+            "vecdb, calls": self._client_calls,
             "vecdb, asyncio": self._client,
         }[kind]
         return asyncio.run(ask(callers, seconds))
@@ -116,6 +118,13 @@ class Load:
             reader.cancel()
             stream.cancel()
             return found
+
+    async def _client_calls(self, callers: int, seconds: float) -> dict[str, float]:
+        """The asyncio client, kept from opening streams."""
+        from vecdb_client import streaming
+
+        streaming.FEW_QUERIES = 1 << 60  # this process runs nothing else
+        return await self._client(callers, seconds)
 
     async def _client(self, callers: int, seconds: float) -> dict[str, float]:
         from vecdb_client.aio import connect
