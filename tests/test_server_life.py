@@ -28,7 +28,8 @@ from vecdb import database
 from vecdb.errors import DatabaseLocked, InvalidSetting
 from vecdb_client import connect, errors
 from vecdb_server import logs
-from vecdb_server.server import SERVICE_NAME, Server, serve
+from vecdb_server.server import SERVICE_NAME, Server
+from vecdb_server.serving import serve
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 1024 * 1024

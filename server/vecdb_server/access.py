@@ -17,6 +17,7 @@ from .keys import ROLES, Grant, Key
 
 ROLE_OF = {
     "GetServerInfo": "",
+    "GetMetrics": "admin",
     "ListCollections": "",
     "ListAliases": "",
     "GetCollection": "read",

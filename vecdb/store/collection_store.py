@@ -296,6 +296,10 @@ class CollectionStore:
         """(bytes of the LMDB map in use, bytes it may grow to)."""
         return self._env.map_bytes()
 
+    def map_use(self) -> tuple[int, int, int, int]:
+        """(bytes of the map in use, its size, reader slots taken, reader slots there are)."""
+        return self._env.map_use()
+
     def close(self) -> None:
         self._env.close()
 

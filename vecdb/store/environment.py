@@ -269,6 +269,19 @@ class Environment:
             self._leave()
         return (info["last_pgno"] + 1) * stat["psize"], self.map_limit_bytes
 
+    def map_use(self) -> tuple[int, int, int, int]:
+        """(bytes of the map in use, its size now, slots of readers that are taken, slots there are); 4 us.
+
+        A slot belongs to a thread that has read, and stays its own until the thread ends.
+        """
+        self._enter()
+        try:
+            info, stat = self._opened().info(), self._opened().stat()
+        finally:
+            self._leave()
+        used = (info["last_pgno"] + 1) * stat["psize"]
+        return used, info["map_size"], info["num_readers"], info["max_readers"]
+
     def last_transaction(self) -> int:
         """Number of the last commit of any process; about 2 us."""
         self._enter()

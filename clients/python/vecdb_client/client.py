@@ -91,6 +91,10 @@ class Client:
         """Version and limits of the server."""
         return self._connection.run(calls.server_info(), timeout_s)
 
+    def metrics(self, *, timeout_s: float | None = None) -> str:
+        """All metrics of the server in the text format of Prometheus; docs/operations.md lists them."""
+        return self._connection.run(calls.metrics(), timeout_s)
+
     def create_collection(
         self,
         name: str,

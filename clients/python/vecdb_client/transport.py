@@ -24,6 +24,8 @@ from . import errors
 ERROR_KEY = "vecdb-error-bin"
 RETRY_AFTER_KEY = "vecdb-retry-after-ms"
 """Trailing metadata: when a call that was refused before it began may come again."""
+COLLECTION_KEY = "vecdb-collection-bin"
+"""Metadata of a call: the name of its collection, by which a busy server is fair before it reads requests."""
 SERVICE = "vecdb.v1.VecdbService"
 DEFAULT_PORT = 7700
 DEFAULT_TIMEOUT_S = 30.0
@@ -87,6 +89,13 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
     ]
+
+
+def headers(shown: tuple[tuple[str, str], ...], collection: Any) -> tuple[tuple[str, Any], ...]:
+    """Metadata of a call: who calls, and which collection it is for, if it is for one by name."""
+    if not collection or not isinstance(collection, str):
+        return shown
+    return (*shown, (COLLECTION_KEY, collection.encode(errors="replace")[:512]))
 
 
 def checked_timeout(timeout_s: float | None, default_s: float | None) -> float | None:

@@ -98,6 +98,10 @@ class Client:
         """Version and limits of the server."""
         return await self._connection.run(calls.server_info(), timeout_s)
 
+    async def metrics(self, *, timeout_s: float | None = None) -> str:
+        """All metrics of the server in the text format of Prometheus; docs/operations.md lists them."""
+        return await self._connection.run(calls.metrics(), timeout_s)
+
     async def create_collection(
         self,
         name: str,

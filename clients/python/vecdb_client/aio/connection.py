@@ -57,7 +57,7 @@ class Connection:
             await self._streams.close()
             await self._channel.close()
 
-    def method(self, rpc: str) -> Any:
+    def method(self, rpc: str, collection: Any = None) -> Any:
         if self._closed:
             raise self._after_close()
         if self._channel is None:
@@ -73,7 +73,8 @@ class Connection:
                 partial(self._stub.QueryStream, metadata=self._shown.metadata)
             )
         found = getattr(self._stub, rpc)
-        return partial(found, metadata=self._shown.metadata) if self._shown.metadata else found
+        metadata = transport.headers(self._shown.metadata, collection)
+        return partial(found, metadata=metadata) if metadata else found
 
     def _after_close(self) -> Closed:
         return Closed(f"this client of {self.target} was closed; connect again")
@@ -86,7 +87,7 @@ class Connection:
         return transport.read_error(error, self.target)
 
     async def run(self, call: Call[T], timeout_s: float | None = None) -> T:
-        method = self.method(call.rpc)
+        method = self.method(call.rpc, getattr(call.request, "collection", None))
         limit_s = transport.checked_timeout(timeout_s, self._timeout_s)
         end_s = None if limit_s is None else time.monotonic() + limit_s
         pauses_s = transport.retry_pauses_s(self._retry_s)
@@ -119,7 +120,9 @@ class Connection:
     async def watch(self, call: Watched[T], timeout_s: float | None, progress: Progress) -> T:
         """A long call, sent once; `timeout_s` None: no limit. What `progress` raises ends it."""
         limit_s = transport.checked_timeout(timeout_s, None)
-        stream = self.method(call.rpc)(call.request, timeout=limit_s)
+        stream = self.method(call.rpc, getattr(call.request, "collection", None))(
+            call.request, timeout=limit_s
+        )
         try:
             async for answer in stream:
                 if call.last(answer, progress):
@@ -160,7 +163,9 @@ class Connection:
             while left is not None:
                 left_s = transport.left_s(end_s)
                 meter.attempt(left.request)
-                stream = self.method(left.rpc)(left.request, timeout=left_s)
+                stream = self.method(left.rpc, left.request.collection)(
+                    left.request, timeout=left_s
+                )
                 try:
                     async for answer in stream:
                         meter.received(answer)
