@@ -136,7 +136,7 @@ class QueryStreams:
             with self._guard:
                 self._answering -= 1
                 self._under_way -= len(queries)
-                if refusal is None:
+                if refusal is None and queries:
                     # With so many others it has shared the cores, at its start.
                     own_s = took_s / (before + len(queries))
                     self._cost_s += _WEIGHT * (own_s - self._cost_s)

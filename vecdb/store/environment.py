@@ -262,24 +262,16 @@ class Environment:
 
     def map_bytes(self) -> tuple[int, int]:
         """(bytes of the map in use, bytes it may grow to)."""
-        self._enter()
-        try:
-            info, stat = self._opened().info(), self._opened().stat()
-        finally:
-            self._leave()
-        return (info["last_pgno"] + 1) * stat["psize"], self.map_limit_bytes
+        return self.map_use()[0], self.map_limit_bytes
 
     def map_use(self) -> tuple[int, int, int, int]:
-        """(bytes of the map in use, its size now, slots of readers that are taken, slots there are); 4 us.
-
-        A slot belongs to a thread that has read, and stays its own until the thread ends.
-        """
+        """(bytes of the map in use, its size, reader slots taken: one a thread that has read, slots there are)."""
         self._enter()
         try:
-            info, stat = self._opened().info(), self._opened().stat()
+            info, page = self._opened().info(), self._opened().stat()["psize"]
         finally:
             self._leave()
-        used = (info["last_pgno"] + 1) * stat["psize"]
+        used = (info["last_pgno"] + 1) * page
         return used, info["map_size"], info["num_readers"], info["max_readers"]
 
     def last_transaction(self) -> int:
