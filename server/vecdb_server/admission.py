@@ -62,14 +62,16 @@ class Admission:
                 why=f"it would wait for about {pool.wait_s:.2g} s, and its deadline is in {left_s:.2g} s",
             )  # fmt: skip
         places = max(2 * pool.size, longest_s * pool.size / pool.cost_s)
-        free = places - pool.waiting
+        mine = pool.of(who.client)[0]
+        # Places are fewer at once when calls begin to take longer. Who has none yet must not suffer for those
+        # who took them before.
+        free = (places if mine else 2 * places) - pool.waiting
         if free <= 0:
             return self._no(
                 "wait", pool.wait_s, limit=longest_s,
                 why=f"it would wait for about {pool.wait_s:.2g} s, and this server lets calls wait for "
                 f"{longest_s:g} s at most (max_wait_s)",
             )  # fmt: skip
-        mine = pool.of(who.client)[0]
         if mine and mine >= free:
             return self._no(
                 "share", mine * pool.cost_s / pool.size, limit=int(free),
