@@ -12,6 +12,8 @@ from collections import deque
 from typing import Any, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
+_NOTHING_S = 1e-9
+"""Less than any work takes: sums of floats are not exact."""
 _LOOK_EVERY = 256
 """Settled pieces of work between two looks for members that can be forgotten."""
 
@@ -43,11 +45,14 @@ class _Member:
 class _Turns:
     """Members, and which of those that wait has used the least."""
 
-    __slots__ = ("_heap", "_members", "_number", "clock_s")
+    __slots__ = ("_active", "_heap", "_members", "_number", "clock_s")
 
     def __init__(self) -> None:
         self.clock_s = 0.0
-        """What the one had used that was served last."""
+        """What a member has used that always got its share; here newcomers begin. It goes on by the time that
+        is used, divided among those who have work, so that no crowd of newcomers passes the others by."""
+        self._active = 0
+        """Members with work."""
         self._members: dict[str, _Member] = {}
         self._heap: list[tuple[float, int, _Member]] = []
         self._number = 0
@@ -63,6 +68,8 @@ class _Turns:
         member = self._members.get(key)
         if member is None:
             member = self._members[key] = _Member(key, self.clock_s)
+        if not member.waiting and not member.running:
+            self._active += 1
         member.waiting += 1
         if member.waiting == 1:
             member.used_s = max(member.used_s, self.clock_s)
@@ -78,7 +85,6 @@ class _Turns:
             if used_s < member.used_s:
                 self._push(member)  # it was charged since
                 continue
-            self.clock_s = max(self.clock_s, used_s)
             member.used_s += cost_s
             member.waiting -= 1
             member.running += 1
@@ -86,14 +92,21 @@ class _Turns:
                 self._push(member)
             return member
 
-    def settle(self, member: _Member, more_s: float) -> None:
-        member.used_s += more_s
+    def settle(self, member: _Member, charged_s: float, took_s: float) -> None:
+        member.used_s += took_s - charged_s
         member.running -= 1
+        self.clock_s += took_s / self._active
+        if not member.waiting and not member.running:
+            self._active -= 1
 
     def forget_idle(self) -> None:
         """Drops members without work whose use is no more than everybody's."""
         for member in list(self._members.values()):
-            if not member.waiting and not member.running and member.used_s <= self.clock_s:
+            if (
+                not member.waiting
+                and not member.running
+                and member.used_s <= self.clock_s + _NOTHING_S
+            ):
                 del self._members[member.key]
             elif len(member.parts):
                 member.parts.forget_idle()
@@ -145,9 +158,8 @@ class FairQueue(Generic[T]):
 
     def settle(self, ticket: Ticket, took_s: float) -> None:
         """Charges what a piece of work has really taken."""
-        more_s = took_s - ticket.charged_s
-        ticket.client.parts.settle(ticket.collection, more_s)
-        self._clients.settle(ticket.client, more_s)
+        ticket.client.parts.settle(ticket.collection, ticket.charged_s, took_s)
+        self._clients.settle(ticket.client, ticket.charged_s, took_s)
         self._settled += 1
         if self._settled % _LOOK_EVERY == 0:
             self._clients.forget_idle()
