@@ -14,6 +14,7 @@ from . import (
     cli_keys,
     cli_records,
     cli_serve,
+    cli_top,
     cli_transfer,
 )
 from .cli_target import EXIT_CODES, Target
@@ -172,6 +173,7 @@ def build_parser(named: Container[str]) -> argparse.ArgumentParser:
     )
     cancel_build.add_argument("collection")
 
+    top = cli_top.add_top(command)
     cli_backups.add_commands(command, _add_target)
     downgrade = command(
         "downgrade",
@@ -194,7 +196,7 @@ def build_parser(named: Container[str]) -> argparse.ArgumentParser:
     cli_keys.add_arguments(keys)
 
     for one in (create, list_, drop, rename, alias, import_, export, query, get, delete, count,
-                stats, check, compact, cancel_build, downgrade):  # fmt: skip
+                stats, check, compact, cancel_build, downgrade, top):  # fmt: skip
         _add_target(one)
     return parser
 
