@@ -167,3 +167,18 @@ def test_it_draws_until_it_is_left(tmp_path: Path, way: str) -> None:
             assert termios.tcgetattr(screen.slave) == screen.before
         finally:
             screen.close()
+
+
+def test_health_as_an_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """0 where the server, or a collection of it, serves; 1 where it does not; 5 where nobody answers."""
+    with serving(tmp_path / "db") as address:
+        fill(address)
+        where = ["--server", address, "--timeout-s", "5"]
+        assert command_line.main(["health", *where]) == 0
+        assert command_line.main(["health", "films", *where]) == 0
+        assert command_line.main(["health", "none", *where]) == 1
+        assert capsys.readouterr().out.split("\n")[:3] == ["serving", "serving", "service unknown"]
+        assert command_line.main(["health", "films", "--json", *where]) == 0
+        assert '"SERVING"' in capsys.readouterr().out
+    assert command_line.main(["health", *where]) == 5
+    assert command_line.main(["health", "--data", str(tmp_path)]) == 2

@@ -11,6 +11,7 @@ from . import (
     cli_backups,
     cli_collections,
     cli_downgrade,
+    cli_health,
     cli_keys,
     cli_records,
     cli_serve,
@@ -173,7 +174,7 @@ def build_parser(named: Container[str]) -> argparse.ArgumentParser:
     )
     cancel_build.add_argument("collection")
 
-    top = cli_top.add_top(command)
+    top, health = cli_top.add_top(command), cli_health.add_health(command)
     cli_backups.add_commands(command, _add_target)
     downgrade = command(
         "downgrade",
@@ -196,7 +197,7 @@ def build_parser(named: Container[str]) -> argparse.ArgumentParser:
     cli_keys.add_arguments(keys)
 
     for one in (create, list_, drop, rename, alias, import_, export, query, get, delete, count,
-                stats, check, compact, cancel_build, downgrade, top):  # fmt: skip
+                stats, check, compact, cancel_build, downgrade, top, health):  # fmt: skip
         _add_target(one)
     return parser
 

@@ -13,7 +13,7 @@ import select
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from .cli_output import size
 from .cli_target import EXIT_OK, EXIT_USAGE, CommandFailed, Target, opened
@@ -186,7 +186,7 @@ def _devices(between: Between) -> list[str]:
     return ["", *_table(head, rows)]
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = []
     for row in [head, *rows]:
