@@ -151,10 +151,10 @@ def test_slow_queries_are_logged_with_their_explanation(start: StartServer) -> N
     assert second["ms"] >= 0
 
 
-def test_quick_queries_are_not_logged(start: StartServer) -> None:
+def test_quick_queries_are_not_logged(start: StartServer, tmp_path: Any) -> None:
     """Below the threshold nothing is logged, and with 0 nothing ever."""
     for slow_s in (10.0, 0.0):
-        server = start(slow_query_s=slow_s, data=str(slow_s))
+        server = start(slow_query_s=slow_s, data=str(tmp_path / str(slow_s)))
 
         def use(_: logging.Logger, server: Any = server) -> None:
             with connect(server.address) as client:
@@ -233,6 +233,23 @@ def test_a_traced_query_has_a_span_for_each_step(start: StartServer, kept: Kept)
         assert spans[step].parent.span_id == query.context.span_id
         assert query.start_time <= spans[step].start_time <= spans[step].end_time
     assert spans["GetCollection"].attributes["error.type"] == "COLLECTION_NOT_FOUND"
+
+
+def test_a_client_carries_its_trace(start: StartServer, kept: Kept) -> None:
+    """What `call_metadata` gives goes with each call, so that queries of a traced program are in its trace."""
+    server = start(trace_endpoint="http://unused", trace_share=0.0)
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    with connect(
+        server.address,
+        call_metadata=lambda: [("traceparent", f"00-{trace_id}-b7ad6b7169203331-01")],
+    ) as client:
+        docs = fill(client)
+        for _ in range(5):
+            docs.query([1, 1, 1, 1], k=3)
+    server._observing._tracing._provider.force_flush()
+    queries = [span for span in kept.spans if span.name.endswith("/Query")]
+    assert len(queries) == 5
+    assert {f"{span.context.trace_id:032x}" for span in kept.spans} == {trace_id}
 
 
 def test_a_share_of_calls_is_traced(start: StartServer, kept: Kept) -> None:

@@ -35,6 +35,7 @@ class Connection:
         retry_s: float,
         max_message_bytes: int,
         on_call: OnCall | None,
+        call_metadata: transport.CallMetadata | None,
     ) -> None:
         self.target = transport.normalised_target(target)
         self.max_message_bytes = max_message_bytes
@@ -42,6 +43,7 @@ class Connection:
         self._retry_s = transport.checked_retry(retry_s)
         self._shown = shown
         self.on_call = on_call
+        self._call_metadata = call_metadata
         options = [*transport.channel_options(max_message_bytes), *shown.options]
         if shown.channel is None:
             self._channel = grpc.insecure_channel(self.target, options=options)
@@ -61,7 +63,7 @@ class Connection:
         if self._closed:
             raise Closed(f"this client of {self.target} was closed; connect again")
         found = getattr(self._stub, rpc)
-        metadata = transport.headers(self._shown.metadata, collection)
+        metadata = transport.headers(self._shown.metadata, collection, self._call_metadata)
         return partial(found, metadata=metadata) if metadata else found
 
     def raised(self, error: Exception) -> VecdbError:
@@ -78,12 +80,14 @@ class Connection:
         end_s = None if limit_s is None else time.monotonic() + limit_s
         pauses_s = transport.retry_pauses_s(self._retry_s)
         meter = Meter(call.rpc, self.on_call)
+        # What goes with a call alone cannot go with a stream of many.
+        streams = call.streams and self._call_metadata is None
         try:
             while True:
                 left_s = transport.left_s(end_s)
                 meter.attempt(call.request)
                 try:
-                    answer = self._streams.ask(call.request, left_s) if call.streams else None
+                    answer = self._streams.ask(call.request, left_s) if streams else None
                     if answer is None:
                         # A stream may have broken late: what is left now counts.
                         answer = method(call.request, timeout=transport.left_s(end_s))

@@ -14,7 +14,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grpc
@@ -91,11 +91,19 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
     ]
 
 
-def headers(shown: tuple[tuple[str, str], ...], collection: Any) -> tuple[tuple[str, Any], ...]:
-    """Metadata of a call: who calls, and which collection it is for, if it is for one by name."""
+CallMetadata = Callable[[], Iterable[tuple[str, str]]]
+"""Gives further metadata of a call, such as the `traceparent` of the trace that it belongs to."""
+
+
+def headers(
+    shown: tuple[tuple[str, str], ...], collection: Any, further: CallMetadata | None
+) -> tuple[tuple[str, Any], ...]:
+    """Metadata of a call: who calls, which collection it is for, if it is for one by name, and what the
+    caller adds."""
+    added = () if further is None else tuple(further())
     if not collection or not isinstance(collection, str):
-        return shown
-    return (*shown, (COLLECTION_KEY, collection.encode(errors="replace")[:512]))
+        return (*shown, *added)
+    return (*shown, *added, (COLLECTION_KEY, collection.encode(errors="replace")[:512]))
 
 
 def checked_timeout(timeout_s: float | None, default_s: float | None) -> float | None:

@@ -37,6 +37,7 @@ class Connection:
         retry_s: float,
         max_message_bytes: int,
         on_call: OnCall | None,
+        call_metadata: transport.CallMetadata | None,
     ) -> None:
         self.target = transport.normalised_target(target)
         self.max_message_bytes = max_message_bytes
@@ -44,6 +45,7 @@ class Connection:
         self._retry_s = transport.checked_retry(retry_s)
         self._shown = shown
         self.on_call = on_call
+        self._call_metadata = call_metadata
         self._options = [*transport.channel_options(max_message_bytes), *shown.options]
         self._channel: Any = None
         self._stub: Any = None
@@ -73,7 +75,7 @@ class Connection:
                 partial(self._stub.QueryStream, metadata=self._shown.metadata)
             )
         found = getattr(self._stub, rpc)
-        metadata = transport.headers(self._shown.metadata, collection)
+        metadata = transport.headers(self._shown.metadata, collection, self._call_metadata)
         return partial(found, metadata=metadata) if metadata else found
 
     def _after_close(self) -> Closed:
@@ -92,12 +94,14 @@ class Connection:
         end_s = None if limit_s is None else time.monotonic() + limit_s
         pauses_s = transport.retry_pauses_s(self._retry_s)
         meter = Meter(call.rpc, self.on_call)
+        # What goes with a call alone cannot go with a stream of many.
+        streams = call.streams and self._call_metadata is None
         try:
             while True:
                 left_s = transport.left_s(end_s)
                 meter.attempt(call.request)
                 try:
-                    answer = await self._streams.ask(call.request, left_s) if call.streams else None
+                    answer = await self._streams.ask(call.request, left_s) if streams else None
                     if answer is None:
                         # A stream may have broken late: what is left now counts.
                         answer = await method(call.request, timeout=transport.left_s(end_s))
