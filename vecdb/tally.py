@@ -37,11 +37,11 @@ class Tally:
         self._total = 0.0
         self._lock = threading.Lock()
 
-    def add(self, value: float) -> None:
+    def add(self, value: float, times: int = 1) -> None:
         place = bisect_left(self.bounds, value)
         with self._lock:
-            self._counts[place] += 1
-            self._total += value
+            self._counts[place] += times
+            self._total += times * value
 
     def read(self) -> Counted:
         with self._lock:

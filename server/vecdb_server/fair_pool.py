@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
+from _thread import allocate_lock
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from vecdb.tally import SECONDS, Tally
@@ -40,9 +42,10 @@ class FairPool(ThreadPoolExecutor):
         self.cost_s = _FIRST_COST_S
         """Mean of what a piece of work takes, the newest ones counting most."""
         self._queue: FairQueue[_Job] = FairQueue()
-        self._news = threading.Condition()
+        self._guard = allocate_lock()
+        self._bells: SimpleQueue[None] = SimpleQueue()
+        """One entry for each piece of work, and for each thread that is to end: threads wait in C."""
         self._pool_threads: list[threading.Thread] = []
-        self._idle = 0
         self._running = 0
         self._ended = False
 
@@ -72,7 +75,7 @@ class FairPool(ThreadPoolExecutor):
 
     def of(self, client: str) -> tuple[int, int]:
         """(pieces of work of a client that wait, that run)."""
-        with self._news:
+        with self._guard:
             return self._queue.of(client)
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **_: Any) -> Future[Any]:
@@ -81,29 +84,31 @@ class FairPool(ThreadPoolExecutor):
     def submit_for(self, who: Who, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
         """`submit` for a client and a collection."""
         future: Future[Any] = Future()
-        with self._news:
+        with self._guard:
             if self._ended:
                 raise RuntimeError("this pool was shut down")
             self._queue.put(who, _Job(future, fn, args, time.perf_counter()))
-            if self._idle:
-                self._news.notify()
-            elif len(self._pool_threads) < self.size:
-                name = f"vecdb-{self.name}-{len(self._pool_threads)}"
-                thread = threading.Thread(target=self._work, name=name, daemon=True)
+            threads = len(self._pool_threads)
+            if threads < self.size and self._running + len(self._queue) > threads:
+                thread = threading.Thread(
+                    target=self._work, name=f"vecdb-{self.name}-{threads}", daemon=True
+                )
                 self._pool_threads.append(thread)
                 thread.start()
+        self._bells.put(None)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Takes no more work; with `cancel_futures` drops what waits, with `wait` returns when all is done."""
-        with self._news:
+        with self._guard:
             self._ended = True
             dropped = []
             while cancel_futures and len(self._queue):
                 job, ticket = self._queue.take(0.0)
                 self._queue.settle(ticket, 0.0)
                 dropped.append(job)
-            self._news.notify_all()
+        for _ in self._pool_threads:
+            self._bells.put(None)
         for job in dropped:
             job.future.cancel()
             job.future.set_running_or_notify_cancel()
@@ -112,13 +117,12 @@ class FairPool(ThreadPoolExecutor):
 
     def _work(self) -> None:
         while True:
-            with self._news:
-                while not len(self._queue):
+            self._bells.get()
+            with self._guard:
+                if not len(self._queue):
                     if self._ended:
                         return
-                    self._idle += 1
-                    self._news.wait()
-                    self._idle -= 1
+                    continue
                 job, ticket = self._queue.take(self.cost_s)
                 self._running += 1
             self._run(job, ticket)
@@ -136,7 +140,7 @@ class FairPool(ThreadPoolExecutor):
             except BaseException as error:
                 failure = error
         took_s = time.perf_counter() - begun_s
-        with self._news:
+        with self._guard:
             self._running -= 1
             self._queue.settle(ticket, took_s)
             self.cost_s += _WEIGHT * (took_s - self.cost_s)

@@ -35,8 +35,8 @@ Answer = Callable[[Any, float | None], Any]
 
 Search = Callable[[Any, Any, dict[str, Any]], Any]
 """Runs a query of a collection: the collection, the request, and the arguments of `Collection.query`."""
-Told = Callable[[int, float], None]
-"""Is told of an answer: the number of its status, and the seconds since its message came."""
+Told = Callable[[int, float, int], None]
+"""Is told of answers: the number of their status, the seconds since their message came, how many they are."""
 _WEIGHT = 0.05
 """Of the newest message in the mean of what a query costs."""
 
@@ -49,8 +49,8 @@ class QueryStreams:
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
-        self.told: Told = lambda code, took_s: None
-        """Told of each query that was answered."""
+        self.told: Told = lambda code, took_s, count: None
+        """Told of queries that were answered."""
         self._under_way = 0
         """Queries of messages that are being answered."""
         self._cost_s = 0.0
@@ -117,9 +117,10 @@ class QueryStreams:
             self._answering += 1
             self._under_way += len(queries)
         try:
-            limits = [streamed.timeout_s for streamed in queries]
-            left_s = max(limits, default=0.0) if all(limits) else None
-            refusal = self._admission.refusal_beside(len(queries), before, self._cost_s, left_s)
+            if before:
+                limits = [streamed.timeout_s for streamed in queries]
+                left_s = max(limits, default=0.0) if all(limits) else None
+                refusal = self._admission.refusal_beside(len(queries), before, self._cost_s, left_s)
             if refusal is not None:
                 responses = _packed(
                     range(len(queries)), [_failed(refusal) for _ in queries], max_message_bytes
@@ -128,8 +129,10 @@ class QueryStreams:
                 responses = _answers(queries, database, answer, max_message_bytes, search)
             for response in responses:
                 took_s = time.perf_counter() - begun_s
-                for one in response.answers:
-                    self.told(one.error.code, took_s)
+                failed = [one.error.code for one in response.answers if one.HasField("error")]
+                self.told(0, took_s, len(response.answers) - len(failed))
+                for code in failed:
+                    self.told(code, took_s, 1)
                 yield response
         finally:
             took_s = time.perf_counter() - begun_s
