@@ -383,3 +383,15 @@ def test_garbage_on_the_port_does_no_harm(start: StartServer) -> None:
                 except ConnectionError:
                     continue  # the server may hang up at the first wrong byte
         assert client.list_collections() == []
+
+
+def test_a_call_without_its_request_is_refused(start: StartServer) -> None:
+    """A call that ends before its request came is INVALID_ARGUMENT; of two requests the first is answered."""
+    server = start()
+    path = "/vecdb.v1.VecdbService/GetServerInfo"
+    with grpc.insecure_channel(server.address) as channel:
+        call: Any = channel.stream_unary(path)
+        with pytest.raises(grpc.RpcError) as caught:
+            call(iter([]), timeout=10)
+        assert isinstance(read_error(caught.value, ""), errors.InvalidArgument)
+        assert pb.GetServerInfoResponse.FromString(call(iter([b"", b""]), timeout=10)).version
