@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
@@ -289,6 +290,48 @@ def test_a_refusal_names_its_delay_and_reads_no_request(
         assert docs.count() == 0
         caller.join(10)
     assert server._pools.running() == 0
+
+
+def test_a_streamed_query_beside_too_many_is_refused(
+    start: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the queries under way will take longer than max_wait_s, each query of another message is refused with
+    a delay; when they are through, the next is answered."""
+    server = start()
+    entered, release = threading.Event(), threading.Event()
+    query = vecdb.Collection.query
+
+    def slow(self: Any, *args: Any, **keywords: Any) -> Any:
+        entered.set()
+        assert release.wait(20)
+        return query(self, *args, **keywords)
+
+    def message() -> Any:
+        vectors = pb.Vectors(data=b"\0\0\x80\x3f" * 2, count=1, dimension=2)
+        asked = pb.QueryRequest(collection="docs", vectors=vectors, k=1)
+        return pb.QueryStreamRequest(queries=[pb.StreamedQuery(query=asked, timeout_s=30)] * 3)
+
+    with connect(server.address) as client:
+        docs = client.create_collection("docs", dimension=2)
+        docs.insert(["a"], [[1, 2]])
+        stub: Any = client._connection._stub
+        monkeypatch.setattr(vecdb.Collection, "query", slow)
+        server._streams._cost_s = 1.0
+        first = stub.QueryStream(iter([message()]), timeout=30)
+        assert entered.wait(10)
+        (refused,) = list(stub.QueryStream(iter([message()]), timeout=30))
+        assert len(refused.answers) == 3
+        for one in refused.answers:
+            told = json.loads(one.error.error)
+            assert told["reason"] == "RESOURCE_EXHAUSTED"
+            assert told["details"]["retry_after_ms"] > 1_000
+        release.set()
+        assert all(one.answer.hits.ids == ["a"] for answer in first for one in answer.answers)
+        (later,) = list(stub.QueryStream(iter([message()]), timeout=30))
+        assert all(one.answer.hits.ids == ["a"] for one in later.answers)
+        text = client.metrics()
+    assert 'vecdb_calls_seconds_count{code="RESOURCE_EXHAUSTED",method="QueryStream"} 3.0' in text
+    assert 'vecdb_calls_seconds_count{code="OK",method="QueryStream"} 6.0' in text
 
 
 def test_a_client_does_not_get_all_threads_of_streams(start: StartServer) -> None:
