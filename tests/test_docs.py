@@ -33,7 +33,18 @@ ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 PROTO = (ROOT / "proto/vecdb/v1/vecdb.proto").read_text()
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = ("vecdb", "proto", "clients", "server", "tests", "bench", "deploy", "docs", "examples", "tools")
+FOLDERS = (
+    "vecdb",
+    "proto",
+    "clients",
+    "server",
+    "tests",
+    "bench",
+    "deploy",
+    "docs",
+    "examples",
+    "tools",
+)
 NEEDS_SERVER = "# server: running\n"
 
 
