@@ -22,6 +22,7 @@ from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 from vecdb_server.admission import Admission, give_way
 from vecdb_server.fair_pool import FairPool
 from vecdb_server.fair_queue import FairQueue, Who
+from vecdb_server.query_stream import QueryStreams
 
 LIMITS = {"max_concurrent": 1_000, "max_wait_s": 1.0}
 
@@ -203,13 +204,63 @@ def test_calls_that_would_wait_too_long_are_refused() -> None:
 
 
 def test_a_call_that_cannot_be_in_time_is_refused_at_once() -> None:
-    """Nothing is begun for a caller who will have gone before its turn."""
+    """Nothing is begun for a caller who will have gone before its turn; others that wait beyond their turns
+    are no reason to refuse it."""
     admission = Admission(LIMITS)
     with Held(a=50) as pool:
-        assert admission.refusal(pool, Who("b", ""), 0.3, 0) is None
-        refused = admission.refusal(pool, Who("b", ""), 0.2, 0)
-    assert refused is not None
-    assert refused.details["refused"] == "deadline"
+        assert admission.refusal(pool, Who("a", ""), 0.3, 0) is None
+        refused = admission.refusal(pool, Who("a", ""), 0.2, 0)
+        assert refused is not None
+        assert refused.details["refused"] == "deadline"
+        assert admission.refusal(pool, Who("b", ""), 0.2, 0) is None
+        assert admission.refusal(pool, Who("b", ""), 0.005, 0) is not None
+
+
+def test_work_is_done_where_the_system_gives_no_more_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pool goes on with the threads that it has; without any, who brings work is told, and none stays."""
+
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pool = FairPool(4, "few")
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none_left)
+        with pytest.raises(RuntimeError, match="new thread"):
+            pool.submit(int)
+    assert pool.busy == 0
+    assert pool.submit(int).result(10) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none_left)
+        done = [pool.submit(time.sleep, 0.01) for _ in range(20)]
+    for one in done:
+        one.result(10)
+    pool.shutdown(wait=True)
+
+
+def test_a_client_that_reads_slowly_keeps_no_stream_waiting() -> None:
+    """Answers that lie unread neither count as queries under way nor make queries look costly."""
+    streams = QueryStreams(Admission({"max_wait_s": 0.01}))
+    queries = [pb.StreamedQuery(query=pb.QueryRequest(collection=f"c{i}")) for i in range(4)]
+
+    def message(answer: Any) -> Any:
+        return streams._message(queries, None, answer, 1 << 20, lambda *_: None)
+
+    quick = lambda *_: pb.QueryResponse()  # noqa: E731
+    slow = message(quick)
+    sent = [next(slow) for _ in range(4)]
+    time.sleep(0.3)
+    slow.close()
+    unread = message(quick)
+    sent += [next(unread) for _ in range(4)]
+    for _ in range(20):
+        sent += list(message(quick))
+    assert not any(one.HasField("error") for response in sent for one in response.answers)
+    assert streams.answering == 1
+    unread.close()
+    assert streams.answering == 0
+    assert streams._under_way == 0
 
 
 def test_changed_limits_are_kept_from_then_on() -> None:

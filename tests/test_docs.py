@@ -176,7 +176,7 @@ def test_names_in_the_docs_are_there(page):
     """Whatever looks like a path of the project, a file of it, or a test, is one."""
     text = page.read_text()
     files = [*ROOT.glob("*"), *(p for folder in FOLDERS for p in (ROOT / folder).rglob("*"))]
-    for path in set(re.findall(rf"\b((?:{'|'.join(FOLDERS)})/[\w./-]*\w)", text)):
+    for path in set(re.findall(rf"(?<![\w/])((?:{'|'.join(FOLDERS)})/[\w./-]*\w)", text)):
         assert (ROOT / path).exists(), path
     for name in set(re.findall(r"`([\w./-]+\.(?:py|md|cu|proto))`", text)):
         assert any(path.as_posix().endswith("/" + name.removeprefix("../")) for path in files), name

@@ -56,13 +56,14 @@ class Admission:
         if (full := self._too_many(taken, pool.wait_s)) is not None:
             return full
         longest_s = self._limits["max_wait_s"]
-        if left_s is not None and pool.wait_s > left_s:
+        mine = pool.of(who.client)[0]
+        wait_s = pool.wait_for(mine)
+        if left_s is not None and wait_s > left_s:
             return self._no(
-                "deadline", pool.wait_s, limit=left_s,
-                why=f"it would wait for about {pool.wait_s:.2g} s, and its deadline is in {left_s:.2g} s",
+                "deadline", wait_s, limit=left_s,
+                why=f"it would wait for about {wait_s:.2g} s, and its deadline is in {left_s:.2g} s",
             )  # fmt: skip
         places = max(2 * pool.size, longest_s * pool.size / pool.cost_s)
-        mine = pool.of(who.client)[0]
         # Places are fewer at once when calls begin to take longer. Who has none yet must not suffer for those
         # who took them before.
         free = (places if mine else 2 * places) - pool.waiting

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from vecdb.errors import InvalidArgument, VecdbError
@@ -53,6 +53,11 @@ def refusal() -> VecdbError | None:
     return _here.refusal
 
 
+def waits_no_more() -> None:
+    """What this thread works on from now on came after its call had got the thread."""
+    _here.queued_s = 0.0
+
+
 def queued_s() -> float:
     """How long the call that this thread works on has waited for it."""
     return _here.queued_s
@@ -64,6 +69,25 @@ def only(requests: Iterator[Any]) -> Any:
     if found is None:
         raise InvalidArgument("the call ended without the request that it takes")
     return found
+
+
+class _AtOnce(ThreadPoolExecutor):
+    """No pool: work is done by the thread that brings it."""
+
+    def __init__(self) -> None:
+        pass
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **_: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(fn(*args))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+AT_ONCE = _AtOnce()
+"""For refusals: they take 0.1 ms, and a queue of them would have no end."""
 
 
 class GatedPool(FairPool):
@@ -82,13 +106,11 @@ class GatedPool(FairPool):
         refused = self._decide(self, who, _left_s(event))
         if refused is None:
             return self.submit_for(who, _timed, time.perf_counter(), fn, args)
-        done: Future[Any] = Future()
         _here.refusal = refused
         try:
-            done.set_result(fn(*args))
+            return AT_ONCE.submit(fn, *args)
         finally:
             _here.refusal = None
-        return done
 
 
 def _timed(came_s: float, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:

@@ -73,6 +73,12 @@ class FairPool(ThreadPoolExecutor):
         """How long new work would probably wait, if it came last."""
         return len(self._queue) * self.cost_s / self.size
 
+    def wait_for(self, mine: int) -> float:
+        """How long new work of a client would probably wait that has `mine` pieces waiting already: what
+        others have waiting beyond their turns comes after it."""
+        turns = min(len(self._queue), (mine + 1) * max(1, self._queue.active))
+        return turns * self.cost_s / self.size
+
     def of(self, client: str) -> tuple[int, int]:
         """(pieces of work of a client that wait, that run)."""
         with self._guard:
@@ -87,14 +93,10 @@ class FairPool(ThreadPoolExecutor):
         with self._guard:
             if self._ended:
                 raise RuntimeError("this pool was shut down")
-            self._queue.put(who, _Job(future, fn, args, time.perf_counter()))
             threads = len(self._pool_threads)
-            if threads < self.size and self._running + len(self._queue) > threads:
-                thread = threading.Thread(
-                    target=self._work, name=f"vecdb-{self.name}-{threads}", daemon=True
-                )
-                self._pool_threads.append(thread)
-                thread.start()
+            if threads < self.size and self._running + len(self._queue) >= threads:
+                self._add_thread()
+            self._queue.put(who, _Job(future, fn, args, time.perf_counter()))
         self._bells.put(None)
         return future
 
@@ -114,6 +116,20 @@ class FairPool(ThreadPoolExecutor):
             job.future.set_running_or_notify_cancel()
         for thread in self._pool_threads if wait else ():
             thread.join()
+
+    def _add_thread(self) -> None:
+        number = len(self._pool_threads)
+        thread = threading.Thread(
+            target=self._work, name=f"vecdb-{self.name}-{number}", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError:
+            # The system gives no more of them. Those that are there do the work, later.
+            if not number:
+                raise
+            return
+        self._pool_threads.append(thread)
 
     def _work(self) -> None:
         while True:

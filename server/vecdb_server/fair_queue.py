@@ -45,13 +45,13 @@ class _Member:
 class _Turns:
     """Members, and which of those that wait has used the least."""
 
-    __slots__ = ("_active", "_heap", "_members", "_number", "clock_s")
+    __slots__ = ("_heap", "_members", "_number", "active", "clock_s")
 
     def __init__(self) -> None:
         self.clock_s = 0.0
         """What a member has used that always got its share; here newcomers begin. It goes on by the time that
         is used, divided among those who have work, so that no crowd of newcomers passes the others by."""
-        self._active = 0
+        self.active = 0
         """Members with work."""
         self._members: dict[str, _Member] = {}
         self._heap: list[tuple[float, int, _Member]] = []
@@ -69,7 +69,7 @@ class _Turns:
         if member is None:
             member = self._members[key] = _Member(key, self.clock_s)
         if not member.waiting and not member.running:
-            self._active += 1
+            self.active += 1
         member.waiting += 1
         if member.waiting == 1:
             member.used_s = max(member.used_s, self.clock_s)
@@ -95,9 +95,9 @@ class _Turns:
     def settle(self, member: _Member, charged_s: float, took_s: float) -> None:
         member.used_s += took_s - charged_s
         member.running -= 1
-        self.clock_s += took_s / self._active
+        self.clock_s += took_s / self.active
         if not member.waiting and not member.running:
-            self._active -= 1
+            self.active -= 1
 
     def forget_idle(self) -> None:
         """Drops members without work whose use is no more than everybody's."""
@@ -134,6 +134,11 @@ class FairQueue(Generic[T]):
 
     def __len__(self) -> int:
         return self._waiting
+
+    @property
+    def active(self) -> int:
+        """Clients with work."""
+        return self._clients.active
 
     @property
     def clients(self) -> int:

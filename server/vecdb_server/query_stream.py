@@ -20,6 +20,7 @@ from vecdb_client import answers, messages, wire
 from vecdb_client.v1 import vecdb_pb2 as pb
 
 from .admission import Admission
+from .arrivals import waits_no_more
 from .status import encoded, failure_of, too_large
 
 MOST_QUERIES = 256
@@ -94,6 +95,7 @@ class QueryStreams:
         # Streams use all cores together. A search that shares its batch among threads waits for the last of
         # them, which on busy cores takes tens of milliseconds.
         vecdb.limit_search_threads(1)
+        waits_no_more()
         try:
             while not self._closing and (request := self._next(requests, context)) is not None:
                 yield from self._message(
@@ -112,6 +114,7 @@ class QueryStreams:
         search: Search,
     ) -> Iterator[Any]:
         begun_s, refusal = time.perf_counter(), None
+        unread_s, left = 0.0, len(queries)
         with self._guard:
             before = self._under_way
             self._answering += 1
@@ -133,13 +136,21 @@ class QueryStreams:
                 self.told(0, took_s, len(response.answers) - len(failed))
                 for code in failed:
                     self.told(code, took_s, 1)
-                yield response
+                # What is answered takes no core, however slowly its client reads.
+                with self._guard:
+                    self._under_way -= len(response.answers)
+                left -= len(response.answers)
+                sent_s = time.perf_counter()
+                try:
+                    yield response
+                finally:
+                    unread_s += time.perf_counter() - sent_s
         finally:
-            took_s = time.perf_counter() - begun_s
+            took_s = time.perf_counter() - begun_s - unread_s
             with self._guard:
                 self._answering -= 1
-                self._under_way -= len(queries)
-                if refusal is None and queries:
+                self._under_way -= left
+                if refusal is None and not left and queries:
                     # With so many others it has shared the cores, at its start.
                     own_s = took_s / (before + len(queries))
                     self._cost_s += _WEIGHT * (own_s - self._cost_s)

@@ -56,7 +56,10 @@ class QueryWatch:
 
     def _tell(self, name: str, request: Any, took_s: float, result: Any) -> None:
         self._metrics.slow_queries += 1
-        self._looked_at[name] = time.monotonic() + _LOOK_S
+        now = time.monotonic()
+        # Made anew, so that names of collections that have gone do not stay.
+        looked_at = {other: end for other, end in self._looked_at.copy().items() if end > now}
+        self._looked_at = {**looked_at, name: now + _LOOK_S}
         log.warning(
             "slow query",
             extra={

@@ -292,7 +292,7 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
             self._guard.refused(method.removeprefix(PREFIX), context, error)
             self._fail(method.removeprefix(PREFIX), context, error, time.perf_counter())
 
-        return grpc.stream_unary_rpc_method_handler(_in_pool(refuse, self._pools.quick))
+        return grpc.stream_unary_rpc_method_handler(_in_pool(refuse, arrivals.AT_ONCE))
 
     def _tell(self, name: str, code: grpc.StatusCode, started_s: float) -> None:
         took_s = time.perf_counter() - started_s
