@@ -309,6 +309,22 @@ def test_a_watcher_hears_of_a_collection(start: StartServer) -> None:
         watch.cancel()
 
 
+def test_nothing_stays_of_watchers_that_have_gone(start: StartServer) -> None:
+    """Strangers choose the names that they watch; a name that nobody watches any more is forgotten."""
+    server = start()
+    names = {f"collection/none-{i}" for i in range(20)}
+    with grpc.insecure_channel(server.address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call,unused-ignore]
+        watches = [
+            stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=30) for name in names
+        ]
+        for watch in watches:
+            next(watch)
+        assert names <= set(server._health._server_status)
+    wait_until(lambda: not names & set(server._health._server_status), "they are forgotten")
+    assert not names & set(server._health._send_response_callbacks)
+
+
 def test_health_tells_strangers_no_names(start: StartServer, add: AddKey, keys_file: Any) -> None:
     """Where keys are asked for, a collection is unknown to whoever may not read it."""
     reader, stranger = add("read:docs"), add("read:other")

@@ -112,14 +112,22 @@ class Health(health.HealthServicer):  # type: ignore[misc,unused-ignore]
     def _look(self) -> None:
         told: dict[str, int] = {}
         while not self._closed.wait(_LOOK_S):
-            watched = [
-                name for name in list(self._send_response_callbacks) if name.startswith(COLLECTION)
-            ]
+            watched = self._watched()
+            told = {name: status for name, status in told.items() if name in watched}
             for name in watched:
                 status = self._state(name)
                 if told.get(name) != status:
                     told[name] = status
                     self.set(name, status)
+
+    def _watched(self) -> list[str]:
+        """Names of collections that somebody watches. What was kept for others goes: strangers choose names."""
+        with self._lock:
+            for name, watchers in list(self._send_response_callbacks.items()):
+                if name.startswith(COLLECTION) and not watchers:
+                    del self._send_response_callbacks[name]
+                    self._server_status.pop(name, None)
+            return [name for name in self._send_response_callbacks if name.startswith(COLLECTION)]
 
     def close(self) -> None:
         """Tells all watchers that nothing is served any more; later changes are told to nobody."""
