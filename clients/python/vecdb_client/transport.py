@@ -162,6 +162,10 @@ def pause_before_retry_s(
     return pause_s
 
 
+_CANCELLED_HERE = ("Channel closed!", "Locally cancelled by application!")
+"""What gRPC says of a call that was cancelled on this side."""
+
+
 def read_error(error: Any, target: str) -> errors.VecdbError:
     """The error of the tree that a grpc.RpcError stands for."""
     code: grpc.StatusCode = error.code()
@@ -187,7 +191,10 @@ def _of_status(code: grpc.StatusCode, text: str, target: str) -> errors.VecdbErr
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return kind("not done in time; give a larger timeout_s. A write may have happened or not")
     if code is grpc.StatusCode.CANCELLED:
-        return kind("the call was cancelled")
+        if text in _CANCELLED_HERE:
+            return kind("the call was cancelled")
+        # A server that stops ends so what it has no time to finish.
+        return errors.Unavailable(f"the server at {target} has ended the call ({text})")
     sizes = _SIZES.search(text)
     if kind is errors.LimitExceeded and sizes:
         given, limit = int(sizes[1]), int(sizes[2])
