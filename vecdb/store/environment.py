@@ -110,7 +110,10 @@ class Environment:
         while True:
             sync_point.refuse_unsafe(self.folder)
             number = os.stat(self._data_file).st_ino
-            env, tables = self._open_in(self.folder, create=False)
+            try:
+                env, tables = self._open_in(self.folder, create=False)
+            except lmdb.MapResizedError:
+                continue  # another process has made the file larger since it was measured
             if number == os.stat(self._data_file).st_ino:
                 self._env, self._tables, self._file_number = env, tables, number
                 return
