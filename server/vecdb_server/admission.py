@@ -55,6 +55,8 @@ class Admission:
         """
         if (full := self._too_many(taken, pool.wait_s)) is not None:
             return full
+        if not pool.waiting:
+            return None
         longest_s = self._limits["max_wait_s"]
         mine = pool.of(who.client)[0]
         wait_s = pool.wait_for(mine)
