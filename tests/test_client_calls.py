@@ -273,7 +273,7 @@ def test_a_stream_that_breaks_late_leaves_the_deadline(
 
 def test_a_thousand_queries_in_flight(start: StartServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """One asyncio client has 1,000 queries under way at once on one connection, and each gets its answer."""
-    server = start(max_concurrent=2_000)
+    server = start(max_concurrent=2_000, max_wait_s=60.0)
     gate = threading.Event()
     query = vecdb.Collection.query
 

@@ -55,7 +55,11 @@ class Admission:
         """
         if (full := self._too_many(taken, pool.wait_s)) is not None:
             return full
-        longest_s = self._limits["max_wait_s"]
+        longest_s, waiting = self._limits["max_wait_s"], pool.waiting
+        places = max(2 * pool.size, longest_s * pool.size / pool.cost_s)
+        if 2 * waiting < places and (left_s is None or waiting * pool.cost_s <= left_s * pool.size):
+            # So few wait that it does not matter whose they are.
+            return None
         mine = pool.of(who.client)[0]
         wait_s = pool.wait_for(mine)
         if left_s is not None and wait_s > left_s:
@@ -63,7 +67,6 @@ class Admission:
                 "deadline", wait_s, limit=left_s,
                 why=f"it would wait for about {wait_s:.2g} s, and its deadline is in {left_s:.2g} s",
             )  # fmt: skip
-        places = max(2 * pool.size, longest_s * pool.size / pool.cost_s)
         # Places are fewer at once when calls begin to take longer. Who has none yet must not suffer for those
         # who took them before.
         free = (places if mine else 2 * places) - pool.waiting
