@@ -380,6 +380,8 @@ class Database(BackedUp):
                         info.device,
                         core.assigned.note,
                     )
+                for told in store.repairs():
+                    log.warning("collection %s: %s", name, told)
                 if not self.read_only:
                     sweep_files(core)
                 has_metadata = store.has_metadata()

@@ -154,9 +154,15 @@ def build_parser(named: Container[str]) -> argparse.ArgumentParser:
         "check",
         cli_collections.run_check,
         "compare all stored structures with each other",
-        "  vecdb check            every collection\n  vecdb check docs",
+        "  vecdb check            every collection\n  vecdb check docs\n"
+        "  vecdb check --data ./data --repair   damaged files are made again, losses are named",
     )
     check.add_argument("collection", nargs="?")
+    check.add_argument(
+        "--repair",
+        action="store_true",
+        help="make damaged files again from what can be read of them (a folder that nobody serves)",
+    )
 
     compact = command(
         "compact",

@@ -27,6 +27,7 @@ from ..layout import (
 from .environment import Environment
 from .fresh import FreshIds
 from .kept import keep
+from .losses import losses
 from .mapped import MappedBlocks
 from .purge import STEP_BYTES, Purger
 from .reader import Reader
@@ -278,6 +279,11 @@ class CollectionStore:
     def row_bytes(self) -> int:
         """Bytes of the vectors of one row that has all of them."""
         return sum(field.row_bytes for field in self._shape.fields)
+
+    def repairs(self) -> list[str]:
+        """What repairs could not keep, one sentence each; empty as long as nothing was lost."""
+        with self.read() as reader:
+            return losses(reader.repairs())
 
     def has_metadata(self) -> bool:
         with self.read() as reader:
