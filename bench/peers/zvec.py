@@ -8,19 +8,32 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from ..datasets import Vectors
 from ..sources import Condition, Part, Source
 from . import EF_CONSTRUCTION, EF_SEARCH, M
+from .base import Adapter
 
 _VECTOR = "vector"
 
 
-class System:
-    """The knob is ef."""
+class System(Adapter):
+    """The knob is ef. `flushed`: flush() after every batch."""
 
     settings: Sequence[float] = EF_SEARCH
+    packages: ClassVar = ("zvec",)
+    distribution: ClassVar = "zvec"
+    transport: ClassVar = "embedded"
+    durability: ClassVar = "flush() after every call; it was not seen to call fsync"
+    many_in_one: ClassVar = False
+    chosen: ClassVar = {
+        "index": "HNSW, float32, contiguous memory",
+        "m": M,
+        "ef_construction": EF_CONSTRUCTION,
+        "inverted_indexes": ["pos", "category", "n_lemmas (ranges)"],
+        "flush": "after every call",
+    }
 
     def __init__(
         self,
@@ -29,11 +42,12 @@ class System:
         *,
         create: bool,
         read_only: bool = False,
+        flushed: bool = False,
         **options: Any,
     ) -> None:
         zvec: Any = importlib.import_module("zvec")
         self._zvec = zvec
-        self._source = source
+        self._source, self._folder, self._flushed = source, folder, flushed
         self._read_only = read_only
         self._parameters: dict[float, Any] = {}
         zvec.init(log_level=zvec.LogLevel.ERROR)
@@ -69,18 +83,37 @@ class System:
         )
 
     def insert(self, start: int, part: Part) -> None:
-        zvec = self._zvec
-        records = [
-            zvec.Doc(
+        self._written(self._collection.insert(self._records(part)))
+
+    def upsert(self, numbers: Sequence[int], part: Part) -> None:
+        self._written(self._collection.upsert(self._records(part)))
+
+    def delete(self, numbers: Sequence[int], ids: Sequence[str]) -> None:
+        self._written(self._collection.delete(list(ids)))
+
+    def _records(self, part: Part) -> list[Any]:
+        return [
+            self._zvec.Doc(
                 id=part.ids[i],
                 vectors={_VECTOR: part.vectors[i]},
                 fields={"text": part.documents[i], **one},
             )
             for i, one in enumerate(part.metadata)
         ]
-        for status in self._collection.insert(records):
+
+    def _written(self, statuses: Any) -> None:
+        for status in statuses:
             if not status.ok():
                 raise RuntimeError(f"zvec refused a record: {status}")
+        if self._flushed:
+            self._collection.flush()
+
+    def count(self) -> int:
+        return int(self._collection.stats.doc_count)
+
+    def another(self, name: str) -> Self:
+        folder = self._folder.parent / name
+        return type(self)(self._source, folder, create=True, flushed=self._flushed)
 
     def ready(self) -> None:
         self._collection.flush()
