@@ -35,6 +35,8 @@ class Adapter:
     """Who asks when several do: "threads", or "asyncio" where the system has `ask`."""
     many_in_one: ClassVar[bool] = True
     """False where each collection has a folder and a handle of its own."""
+    names_rows: ClassVar[bool] = True
+    """`rows` gives numbers of the source; False: numbers within the collection, as they were inserted."""
     settings: Sequence[float]
 
     @classmethod

@@ -30,6 +30,7 @@ class System(Adapter):
     transport: ClassVar = "embedded"
     durability: ClassVar = "flush() after every call; it was not seen to call fsync"
     many_in_one: ClassVar = False
+    names_rows: ClassVar = False
     chosen: ClassVar = {
         "index": "HNSW, float32",
         "m": M,
