@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-MEASUREMENTS = ("backup", "durability", "first", "gpu", "index", "serving")
+MEASUREMENTS = ("backup", "durability", "first", "gpu", "index", "run", "serving")
 """Modules of this package, each with a `main`. Only the chosen one is loaded: `gpu` does with the engine's part that drives a card."""
 
 

@@ -139,14 +139,10 @@ def ask(system: Any, queries: Any, natives: Sequence[Any], case: Case) -> Asked:
     system.tune(case.setting)
     if case.batched:
         parts = [queries[i : i + QUERY_BATCH] for i in range(0, len(queries), QUERY_BATCH)]
-        return Pass(len(parts), case).blocking(
-            lambda i: system.batch(parts[i], K, case.setting)
-        )
+        return Pass(len(parts), case).blocking(lambda i: system.batch(parts[i], K, case.setting))
     one_pass = Pass(len(natives), case)
     if case.callers == 1 or system.callers == "threads":
-        return one_pass.blocking(
-            lambda i: system.query(natives[i], K, where, case.setting)[0]
-        )
+        return one_pass.blocking(lambda i: system.query(natives[i], K, where, case.setting)[0])
 
     async def ids(number: int) -> Any:
         return (await system.ask(natives[number], K, where, case.setting))[0]

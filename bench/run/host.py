@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..sources import Condition, Source
 from . import asking, mixture
-from .asking import K, Case
+from .asking import Case, K
 from .changes import renewed
 
 BATCH = 1_000
@@ -162,7 +162,14 @@ class Host:
         """The mix of a retrieval application; see `mixture`."""
         self._system.tune(setting)
         return mixture.mix(
-            self._system, self._source, self._prepared(), setting, callers, budget_s, versions, tenants
+            self._system,
+            self._source,
+            self._prepared(),
+            setting,
+            callers,
+            budget_s,
+            versions,
+            tenants,
         )
 
     def many(self, collections: int, rows: int, budget_s: float) -> dict[str, Any]:

@@ -80,9 +80,7 @@ def mix(
             failed.append(error)
 
     begun_s = time.perf_counter()
-    threads = [
-        threading.Thread(target=work, args=(i, begun_s + budget_s)) for i in range(callers)
-    ]
+    threads = [threading.Thread(target=work, args=(i, begun_s + budget_s)) for i in range(callers)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -16,7 +16,7 @@ from ..children import Child, ChildFailed
 from ..sources import Condition, Source, State
 from .asking import Case
 from .lines import Lines
-from .plan import K, Entry
+from .plan import Entry, K
 from .tree import Watch
 
 

@@ -158,7 +158,7 @@ def growth(session: Session, plan: Plan, folder: Path) -> None:
             found = session.asked(replace(asking, setting=setting))
         finally:
             session.source = whole
-        session.sample("growth", f"{case} recall={TARGETS[0]}", at_rows=at, seconds=ready_s, **found)
+        session.sample(
+            "growth", f"{case} recall={TARGETS[0]}", at_rows=at, seconds=ready_s, **found
+        )
         start = at
-
-
