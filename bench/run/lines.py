@@ -75,7 +75,7 @@ def fault(line: dict[str, Any]) -> str | None:
     if kind not in NEEDED:
         return f"kind is {kind!r}, expected one of {', '.join(NEEDED)}"
     needed, allowed = NEEDED[kind], ALLOWED.get(kind, {})
-    for name, types in needed.items():
+    for name in needed:
         if name not in line:
             return f"a line of kind {kind} lacks {name}"
     for name, value in line.items():

@@ -69,7 +69,7 @@ def filters(session: Session, plan: Plan, chosen: Chosen) -> None:
                 # The first pass also makes what a system keeps for a filter that is asked often.
                 session.call("ask", replace(case, setting=usual(session, chosen)))
                 tuning = _tuning(session, case, condition)
-                chosen["filter", name], reached = tuning.reaching(target)
+                chosen["filter", name], _ = tuning.reaching(target)
             found = session.asked(replace(case, setting=chosen["filter", name]), condition)
             session.sample("filter", name, **found)
 
