@@ -15,6 +15,7 @@ from ..datasets import Vectors
 from ..sources import Condition, Part, Source
 from . import EF_CONSTRUCTION, EF_SEARCH, M
 from .base import Adapter
+from .fields import ID, TEXT, Fields
 
 
 class System(Adapter):
@@ -37,7 +38,7 @@ class System(Adapter):
         "ef_construct": EF_CONSTRUCTION,
         "segments": 1,
         "max_search_threads": 1,
-        "payload_indexes": ["pos", "category", "n_lemmas"],
+        "payload_indexes": "the fields of filters",
         "flush": "after every call",
     }
 
@@ -68,11 +69,10 @@ class System(Adapter):
         )
         self._shard = edge.EdgeShard.create(str(folder), config)
         kinds = edge.PayloadSchemaType
-        for field, kind in (
-            ("pos", kinds.Keyword),
-            ("category", kinds.Keyword),
-            ("n_lemmas", kinds.Integer),
-        ):
+        of = {str: kinds.Keyword, int: kinds.Integer, float: kinds.Float, bool: kinds.Bool}
+        fields = Fields.of(source)
+        for field in fields.indexed:
+            kind = of[fields.kinds[field]]
             self._shard.update(edge.UpdateOperation.create_field_index(field, kind))
 
     def insert(self, start: int, part: Part) -> None:
@@ -81,9 +81,7 @@ class System(Adapter):
     def upsert(self, numbers: Sequence[int], part: Part) -> None:
         point = self._edge.Point
         points = [
-            point(
-                numbers[i], part.vectors[i], {"id": part.ids[i], "text": part.documents[i], **one}
-            )
+            point(numbers[i], part.vectors[i], {ID: part.ids[i], TEXT: part.documents[i], **one})
             for i, one in enumerate(part.metadata)
         ]
         self._update(self._edge.UpdateOperation.upsert_points(points))

@@ -14,6 +14,7 @@ from ..datasets import Vectors
 from ..sources import Condition, Part, Source
 from . import EF_CONSTRUCTION, EF_SEARCH, M
 from .base import Adapter
+from .fields import TEXT, Fields, literal
 
 _VECTOR = "vector"
 
@@ -31,7 +32,7 @@ class System(Adapter):
         "index": "HNSW, float32, contiguous memory",
         "m": M,
         "ef_construction": EF_CONSTRUCTION,
-        "inverted_indexes": ["pos", "category", "n_lemmas (ranges)"],
+        "inverted_indexes": "the fields of filters, with ranges where one asks for them",
         "flush": "after every call",
     }
 
@@ -47,6 +48,7 @@ class System(Adapter):
     ) -> None:
         zvec: Any = importlib.import_module("zvec")
         self._zvec = zvec
+        self._fields = Fields.of(source)
         self._source, self._folder, self._flushed = source, folder, flushed
         self._read_only = read_only
         self._parameters: dict[float, Any] = {}
@@ -60,9 +62,12 @@ class System(Adapter):
 
     def _schema(self, dimension: int) -> Any:
         zvec = self._zvec
-        field, text = zvec.FieldSchema, zvec.DataType.STRING
-        equal = zvec.InvertIndexParam()
-        ordered = zvec.InvertIndexParam(enable_range_optimization=True)
+        field, types = zvec.FieldSchema, zvec.DataType
+        kinds = {str: types.STRING, int: types.INT64, float: types.DOUBLE, bool: types.BOOL}
+        indexes = {
+            name: zvec.InvertIndexParam(enable_range_optimization=ranges)
+            for name, ranges in self._fields.indexed.items()
+        }
         graph = zvec.HnswIndexParam(
             metric_type=zvec.MetricType.COSINE,
             m=M,
@@ -73,11 +78,11 @@ class System(Adapter):
         return zvec.CollectionSchema(
             "bench",
             fields=[
-                field("pos", text, index_param=equal),
-                field("category", text, index_param=equal),
-                field("lemma", text),
-                field("n_lemmas", zvec.DataType.INT64, index_param=ordered),
-                field("text", text),
+                *(
+                    field(name, kinds[kind], nullable=True, index_param=indexes.get(name))
+                    for name, kind in self._fields.kinds.items()
+                ),
+                field(TEXT, zvec.DataType.STRING, nullable=True),
             ],
             vectors=[zvec.VectorSchema(_VECTOR, floats, dimension, index_param=graph)],
         )
@@ -96,7 +101,7 @@ class System(Adapter):
             self._zvec.Doc(
                 id=part.ids[i],
                 vectors={_VECTOR: part.vectors[i]},
-                fields={"text": part.documents[i], **one},
+                fields={TEXT: part.documents[i], **self._fields.values(one)},
             )
             for i, one in enumerate(part.metadata)
         ]
@@ -123,9 +128,7 @@ class System(Adapter):
         return list(queries)
 
     def where(self, condition: Condition) -> Any:
-        value = condition.value
-        written = f"'{value}'" if isinstance(value, str) else str(value)
-        return f"{condition.field} {condition.op} {written}"
+        return f"{condition.field} {condition.op} {literal(condition)}"
 
     def query(self, vector: Any, k: int, where: Any, setting: float) -> tuple[Any, Any]:
         query = self._zvec.Query(_VECTOR, vector=vector, param=self._asked(setting))
