@@ -16,9 +16,10 @@ import numpy as np
 from ..datasets import Vectors
 from ..sources import Condition, Part, Source
 from .base import NAME, Adapter
+from .fields import ID, TEXT, VECTOR, Fields, literal
 
 _REFINED = 3
-_COLUMNS = ["id", "_distance"]
+_COLUMNS = [ID, "_distance"]
 
 
 class System(Adapter):
@@ -32,17 +33,13 @@ class System(Adapter):
     chosen: ClassVar = {
         "index": "IVF_HNSW_SQ, its defaults",
         "refine_factor": _REFINED,
-        "scalar_indexes": {
-            "pos": "bitmap",
-            "category": "bitmap",
-            "n_lemmas": "btree",
-            "id": "btree",
-        },
+        "scalar_indexes": "btree of ids and where a filter asks for a range, bitmap for the others",
         "after a load": "optimize()",
     }
 
     def __init__(self, source: Source, folder: Path, *, create: bool, **options: Any) -> None:
         self._source, self._folder = source, folder
+        self._fields = Fields.of(source)
         self._arrow: Any = importlib.import_module("pyarrow")
         self._index: Any = importlib.import_module("lancedb.index")
         self._database = importlib.import_module("lancedb").connect(str(folder))
@@ -51,12 +48,10 @@ class System(Adapter):
     def _schema(self) -> Any:
         arrow = self._arrow
         text = arrow.string()
+        kinds = {str: text, int: arrow.int64(), float: arrow.float64(), bool: arrow.bool_()}
         vector = arrow.list_(arrow.float32(), self._source.dimension)
-        names = ("pos", "category", "lemma", "text")
-        return arrow.schema(
-            [("id", text), ("vector", vector), ("n_lemmas", arrow.int64())]
-            + [(name, text) for name in names]
-        )
+        fields = [(name, kinds[kind]) for name, kind in self._fields.kinds.items()]
+        return arrow.schema([(ID, text), (VECTOR, vector), (TEXT, text), *fields])
 
     def _create(self, name: str) -> Any:
         return self._database.create_table(name, schema=self._schema())
@@ -65,11 +60,11 @@ class System(Adapter):
         arrow, schema = self._arrow, self._schema()
         flat = arrow.array(np.ascontiguousarray(part.vectors).reshape(-1))
         columns: dict[str, Any] = {
-            "id": part.ids,
-            "vector": arrow.FixedSizeListArray.from_arrays(flat, self._source.dimension),
-            "text": part.documents,
+            ID: part.ids,
+            VECTOR: arrow.FixedSizeListArray.from_arrays(flat, self._source.dimension),
+            TEXT: part.documents,
         }
-        for name in ("pos", "category", "lemma", "n_lemmas"):
+        for name in self._fields.kinds:
             columns[name] = [one.get(name) for one in part.metadata]
         return arrow.table({name: columns[name] for name in schema.names}, schema=schema)
 
@@ -77,12 +72,12 @@ class System(Adapter):
         self._table.add(self._records(part))
 
     def upsert(self, numbers: Sequence[int], part: Part) -> None:
-        merge = self._table.merge_insert("id").when_matched_update_all()
+        merge = self._table.merge_insert(ID).when_matched_update_all()
         merge.when_not_matched_insert_all().execute(self._records(part))
 
     def delete(self, numbers: Sequence[int], ids: Sequence[str]) -> None:
         listed = ", ".join(_quoted(one) for one in ids)
-        self._table.delete(f"id IN ({listed})")
+        self._table.delete(f"{ID} IN ({listed})")
 
     def count(self) -> int:
         return int(self._table.count_rows())
@@ -90,33 +85,31 @@ class System(Adapter):
     def ready(self) -> None:
         index, table = self._index, self._table
         if not table.list_indices():
-            table.create_index("vector", config=index.HnswSq(distance_type="cosine"))
-            for field in ("pos", "category"):
-                table.create_index(field, config=index.Bitmap())
-            for field in ("n_lemmas", "id"):
-                table.create_index(field, config=index.BTree())
+            table.create_index(VECTOR, config=index.HnswSq(distance_type="cosine"))
+            for field, ranges in {**self._fields.indexed, ID: True}.items():
+                table.create_index(field, config=index.BTree() if ranges else index.Bitmap())
         table.optimize(cleanup_older_than=timedelta(0))
 
     def where(self, condition: Condition) -> Any:
         value = condition.value
-        written = _quoted(value) if isinstance(value, str) else str(value)
-        return f"{condition.field} {condition.op} {written}"
+        written = _quoted(value) if isinstance(value, str) else literal(condition)
+        return f"`{condition.field}` {condition.op} {written}"
 
     def query(self, vector: Any, k: int, where: Any, setting: float) -> tuple[Any, Any]:
-        asked = self._table.search(vector, vector_column_name="vector")
+        asked = self._table.search(vector, vector_column_name=VECTOR)
         asked = asked.distance_type("cosine").ef(int(setting)).refine_factor(_REFINED)
         if where is not None:
             asked = asked.where(where, prefilter=True)
         found = asked.limit(k).select(_COLUMNS).to_arrow()
-        return found["id"].to_pylist(), found["_distance"].to_pylist()
+        return found[ID].to_pylist(), found["_distance"].to_pylist()
 
     def batch(self, queries: Vectors, k: int, setting: float) -> Sequence[Any]:
-        asked = self._table.search(list(queries), vector_column_name="vector")
+        asked = self._table.search(list(queries), vector_column_name=VECTOR)
         asked = asked.distance_type("cosine").ef(int(setting)).refine_factor(_REFINED)
         found = asked.limit(k).select(_COLUMNS).to_arrow()
         answers: list[list[str]] = [[] for _ in queries]
         numbers = found["query_index"].to_pylist()
-        for number, one in zip(numbers, found["id"].to_pylist(), strict=True):
+        for number, one in zip(numbers, found[ID].to_pylist(), strict=True):
             answers[number].append(one)
         return answers
 

@@ -12,9 +12,9 @@ from ..datasets import Vectors
 from ..sources import Condition, Part, Source
 from . import EF_CONSTRUCTION, EF_SEARCH, M
 from .base import NAME, Adapter
+from .fields import ID, TEXT, VECTOR, Fields, literal
 
 _TEXT_BYTES = 65_535
-_FIELDS = ("pos", "category", "lemma")
 
 
 class System(Adapter):
@@ -29,12 +29,12 @@ class System(Adapter):
         "index": "HNSW, float32",
         "M": M,
         "efConstruction": EF_CONSTRUCTION,
-        "scalar_indexes": "inverted: pos, category, n_lemmas",
+        "scalar_indexes": "inverted, of the fields of filters",
         "after a load": "flush()",
     }
 
     def __init__(self, source: Source, folder: Path, *, create: bool, **options: Any) -> None:
-        self._source = source
+        self._source, self._fields = source, Fields.of(source)
         self._milvus: Any = importlib.import_module("pymilvus")
         folder.mkdir(parents=True, exist_ok=True)
         self._client = self._milvus.MilvusClient(str(folder / "milvus.db"))
@@ -46,30 +46,30 @@ class System(Adapter):
     def _create(self) -> None:
         kinds = self._milvus.DataType
         schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
-        schema.add_field("id", kinds.VARCHAR, is_primary=True, max_length=512)
-        schema.add_field("vector", kinds.FLOAT_VECTOR, dim=self._source.dimension)
-        schema.add_field("n_lemmas", kinds.INT64, nullable=True)
-        for name in (*_FIELDS, "text"):
-            schema.add_field(name, kinds.VARCHAR, max_length=_TEXT_BYTES, nullable=True)
+        schema.add_field(ID, kinds.VARCHAR, is_primary=True, max_length=512)
+        schema.add_field(VECTOR, kinds.FLOAT_VECTOR, dim=self._source.dimension)
+        of = {str: kinds.VARCHAR, int: kinds.INT64, float: kinds.DOUBLE, bool: kinds.BOOL}
+        for name, kind in {**self._fields.kinds, TEXT: str}.items():
+            length = {"max_length": _TEXT_BYTES} if kind is str else {}
+            schema.add_field(name, of[kind], nullable=True, **length)
         indexes = self._client.prepare_index_params()
         indexes.add_index(
-            field_name="vector",
+            field_name=VECTOR,
             index_type="HNSW",
             metric_type="COSINE",
             params={"M": M, "efConstruction": EF_CONSTRUCTION},
         )
-        for name in ("pos", "category", "n_lemmas"):
+        for name in self._fields.indexed:
             indexes.add_index(field_name=name, index_type="INVERTED")
         self._client.create_collection(self._name, schema=schema, index_params=indexes)
 
     def _records(self, part: Part) -> list[dict[str, Any]]:
         return [
             {
-                "id": part.ids[i],
-                "vector": part.vectors[i],
-                "text": part.documents[i],
-                "n_lemmas": one.get("n_lemmas"),
-                **{name: one.get(name) for name in _FIELDS},
+                ID: part.ids[i],
+                VECTOR: part.vectors[i],
+                TEXT: part.documents[i],
+                **self._fields.values(one),
             }
             for i, one in enumerate(part.metadata)
         ]
@@ -92,17 +92,16 @@ class System(Adapter):
         self._client.load_collection(self._name)
 
     def where(self, condition: Condition) -> Any:
-        value = condition.value
-        written = f'"{value}"' if isinstance(value, str) else str(value)
-        return f"{condition.field} {'==' if condition.op == '=' else condition.op} {written}"
+        operator = "==" if condition.op == "=" else condition.op
+        return f"{condition.field} {operator} {literal(condition, chr(34))}"
 
     def query(self, vector: Any, k: int, where: Any, setting: float) -> tuple[Any, Any]:
         found = self._found([vector], k, where, setting)[0]
-        return [one["id"] for one in found], [one["distance"] for one in found]
+        return [one[ID] for one in found], [one["distance"] for one in found]
 
     def batch(self, queries: Vectors, k: int, setting: float) -> Sequence[Any]:
         return [
-            [one["id"] for one in found] for found in self._found(list(queries), k, None, setting)
+            [one[ID] for one in found] for found in self._found(list(queries), k, None, setting)
         ]
 
     def _found(self, vectors: list[Any], k: int, where: Any, setting: float) -> Any:
@@ -112,7 +111,7 @@ class System(Adapter):
             limit=k,
             filter=where or "",
             search_params={"params": {"ef": int(setting)}},
-            output_fields=["id"],
+            output_fields=[ID],
         )
 
     def rows(self, ids: Any) -> Sequence[int]:

@@ -19,10 +19,10 @@ from ..datasets import Vectors
 from ..sources import Condition, Part, Source
 from . import EF_CONSTRUCTION, EF_SEARCH, M
 from .base import NAME, Adapter
+from .fields import ID, TEXT, VECTOR, Fields
 
 VARIABLE = "BENCH_PGVECTOR"
 _SCHEMA = "vecdb_bench"
-_FIELDS = ("pos", "category", "lemma", "n_lemmas")
 
 
 class System(Adapter):
@@ -38,13 +38,14 @@ class System(Adapter):
         "m": M,
         "ef_construction": EF_CONSTRUCTION,
         "hnsw.iterative_scan": "strict_order",
-        "indexes": ["pos", "category", "n_lemmas"],
+        "indexes": "the fields of filters",
     }
 
     def __init__(self, source: Source, folder: Path, *, create: bool, **options: Any) -> None:
         if VARIABLE not in os.environ:
             raise ModuleNotFoundError(name=f"a server named by {VARIABLE}")
         self._source, self._folder = source, folder
+        self._fields = Fields.of(source)
         self._psycopg: Any = importlib.import_module("psycopg")
         self._held = local()
         self._opened: list[Any] = []
@@ -57,10 +58,15 @@ class System(Adapter):
             self._create()
 
     def _create(self) -> None:
+        of = {str: "text", int: "bigint", float: "double precision", bool: "boolean"}
+        fields = "".join(f'"{name}" {of[kind]}, ' for name, kind in self._fields.kinds.items())
         self._run(
-            f"CREATE TABLE {self._table} (id text PRIMARY KEY, vector vector({self._source.dimension}), "
-            "pos text, category text, lemma text, n_lemmas bigint, body text)"
+            f"CREATE TABLE {self._table} ({ID} text PRIMARY KEY, {VECTOR} vector({self._source.dimension}), "
+            f"{fields}{TEXT} text)"
         )
+
+    def _columns(self) -> list[str]:
+        return [VECTOR, *(f'"{name}"' for name in self._fields.kinds), TEXT]
 
     def _connection(self) -> Any:
         if not hasattr(self._held, "connection"):
@@ -75,28 +81,39 @@ class System(Adapter):
 
     def insert(self, start: int, part: Part) -> None:
         connection = self._connection()
-        columns = f"(id, vector, {', '.join(_FIELDS)}, body)"
+        columns = f"({ID}, {', '.join(self._columns())})"
         with (
             connection.transaction(),
             connection.cursor().copy(f"COPY {self._table} {columns} FROM STDIN") as copy,
         ):
-            for record in _records(part):
+            for record in self._records(part):
                 copy.write_row(record)
 
     def upsert(self, numbers: Sequence[int], part: Part) -> None:
-        names = ("vector", *_FIELDS, "body")
+        names = self._columns()
         places = ", ".join(["%s"] * (len(names) + 1))
         replaced = ", ".join(f"{name} = EXCLUDED.{name}" for name in names)
         statement = (
-            f"INSERT INTO {self._table} (id, {', '.join(names)}) VALUES ({places}) "
-            f"ON CONFLICT (id) DO UPDATE SET {replaced}"
+            f"INSERT INTO {self._table} ({ID}, {', '.join(names)}) VALUES ({places}) "
+            f"ON CONFLICT ({ID}) DO UPDATE SET {replaced}"
         )
         connection = self._connection()
         with connection.transaction():
-            connection.cursor().executemany(statement, _records(part))
+            connection.cursor().executemany(statement, self._records(part))
+
+    def _records(self, part: Part) -> list[tuple[Any, ...]]:
+        return [
+            (
+                part.ids[i],
+                _text(part.vectors[i]),
+                *self._fields.values(one).values(),
+                part.documents[i],
+            )
+            for i, one in enumerate(part.metadata)
+        ]
 
     def delete(self, numbers: Sequence[int], ids: Sequence[str]) -> None:
-        self._run(f"DELETE FROM {self._table} WHERE id = ANY(%s)", [list(ids)])
+        self._run(f"DELETE FROM {self._table} WHERE {ID} = ANY(%s)", [list(ids)])
 
     def count(self) -> int:
         return int(self._run(f"SELECT count(*) FROM {self._table}").fetchone()[0])
@@ -104,18 +121,18 @@ class System(Adapter):
     def ready(self) -> None:
         table, name = self._table, self._table.rpartition(".")[2]
         self._run(
-            f"CREATE INDEX IF NOT EXISTS {name}_vector ON {table} USING hnsw (vector vector_cosine_ops) "
+            f"CREATE INDEX IF NOT EXISTS {name}_vector ON {table} USING hnsw ({VECTOR} vector_cosine_ops) "
             f"WITH (m = {M}, ef_construction = {EF_CONSTRUCTION})"
         )
-        for field in ("pos", "category", "n_lemmas"):
-            self._run(f"CREATE INDEX IF NOT EXISTS {name}_{field} ON {table} ({field})")
+        for field in self._fields.indexed:
+            self._run(f'CREATE INDEX IF NOT EXISTS "{name}_{field}" ON {table} ("{field}")')
         self._run(f"ANALYZE {table}")
 
     def prepare(self, queries: Vectors) -> Sequence[Any]:
         return [_text(one) for one in queries]
 
     def where(self, condition: Condition) -> Any:
-        return f"WHERE {condition.field} {condition.op} %s", condition.value
+        return f'WHERE "{condition.field}" {condition.op} %s', condition.value
 
     def query(self, vector: Any, k: int, where: Any, setting: float) -> tuple[Any, Any]:
         connection = self._connection()
@@ -124,7 +141,7 @@ class System(Adapter):
             self._held.setting = setting
         text, values = ("", ()) if where is None else (where[0], (where[1],))
         found = connection.execute(
-            f"SELECT id, vector <=> %s::vector AS distance FROM {self._table} {text} "
+            f"SELECT {ID}, {VECTOR} <=> %s::vector AS distance FROM {self._table} {text} "
             f"ORDER BY distance LIMIT {k}",
             (vector, *values),
         ).fetchall()
@@ -149,15 +166,3 @@ class System(Adapter):
 
 def _text(vector: Any) -> str:
     return "[" + ",".join(map(str, np.asarray(vector).tolist())) + "]"
-
-
-def _records(part: Part) -> list[tuple[Any, ...]]:
-    return [
-        (
-            part.ids[i],
-            _text(part.vectors[i]),
-            *(one.get(name) for name in _FIELDS),
-            part.documents[i],
-        )
-        for i, one in enumerate(part.metadata)
-    ]
