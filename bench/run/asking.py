@@ -159,7 +159,7 @@ def ask(system: Any, queries: Any, natives: Sequence[Any], case: Case) -> Asked:
 
 def as_rows(system: Any, asked: Asked, *, batched: bool) -> np.ndarray[Any, Any]:
     """(q, K) rows of the first queries that all have an answer; -1 where fewer were found."""
-    lines = []
+    lines: list[Any] = []
     for number in range(len(asked.answers)):
         if number not in asked.answers:
             break

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import measure
-from ..sources import prepare
+from ..sources import CACHE, prepare
 from .lines import SCHEMA, Lines
 from .plan import SYSTEMS, TARGETS, USUAL, WORKLOADS, K, Plan
 from .turns import Turns
@@ -24,7 +24,7 @@ _INTERRUPTED = 130
 def main(argv: Sequence[str]) -> int:
     """Runs it; 0, or 130 after Ctrl-C, which leaves the lines written until then."""
     args = _arguments(argv)
-    source = prepare(args.dataset, args.rows, args.queries, args.seed)
+    source = prepare(args.dataset, args.rows, args.queries, args.seed, args.cache)
     now = dt.datetime.now(dt.UTC)
     name = f"{now:%Y-%m-%d}-run-{source.name}-{source.rows}.jsonl"
     with (
@@ -121,6 +121,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--many-seconds", type=float, default=usual.many_seconds)
     add("--growth", type=_numbers, default=list(usual.growth), metavar="ROWS,…")
     add("--out", type=Path, default=Path("bench/results"))
+    add("--cache", type=Path, default=CACHE, help="folder of data sets and exact answers")
     add("--work", type=Path, help="folder of the systems' files; default: the system's for such")
     return parser.parse_args(argv)
 

@@ -44,7 +44,7 @@ def settle(session: Session, case: Case, chosen: Chosen) -> None:
 def usual(session: Session, chosen: Chosen) -> float:
     """The setting that reaches the first target, or the middle one where none was looked for."""
     settings = session.call("settings")
-    return chosen.get(("single", TARGETS[0]), settings[len(settings) // 2])
+    return float(chosen.get(("single", TARGETS[0]), settings[len(settings) // 2]))
 
 
 def batch(session: Session, plan: Plan, chosen: Chosen) -> None:
