@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from seeds import RUN_SEED
+
 from bench.run import main, plan
 from bench.run.lines import Lines, fault
 from bench.run.plan import WORKLOADS, Entry
 from bench.run.tree import members
 from bench.run.tuning import Tuning
-from seeds import RUN_SEED
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
