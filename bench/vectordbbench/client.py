@@ -1,7 +1,7 @@
 """vecdb as VectorDBBench asks a database: over gRPC, a collection a run.
 
-Ids are their numbers as decimal strings. Each record has its number as the field `id`, by which their number
-filters ask, and in cases with labels the field `labels`. Vectors go as they come: cosine needs no scaling.
+Ids are their numbers as decimal strings. Each record has its number as the field `number`, by which their number
+filters ask (`id` is the record's own), and in cases with labels the field `labels`. Vectors go as they come: cosine needs no scaling.
 """
 
 from __future__ import annotations
@@ -12,15 +12,23 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
-from vectordb_bench.backend.clients.api import DBCaseConfig, DBConfig, MetricType, VectorDB
+from vectordb_bench.backend.clients.api import (
+    DBCaseConfig,
+    DBConfig,
+    MetricType,
+    NonRetryableInsertError,
+    VectorDB,
+)
 from vectordb_bench.backend.filter import Filter, FilterOp
 
 import vecdb_client
+from vecdb_client.errors import InvalidArgument, VecdbError
 
 NAME = "VectorDBBench"
 TIMEOUT_S = 3_600.0
 """Also of one call that waits for an index."""
 _BUILD_S = 86_400.0
+NUMBER = "number"
 _METRICS = {MetricType.COSINE: "cosine", MetricType.L2: "l2", MetricType.IP: "ip"}
 
 
@@ -110,7 +118,7 @@ class Vecdb(VectorDB):  # type: ignore[misc]
         if filters.type == FilterOp.NonFilter:
             self._filter = None
         elif filters.type == FilterOp.NumGE:
-            self._filter = {filters.int_field: {"$gte": filters.int_value}}
+            self._filter = {NUMBER: {"$gte": filters.int_value}}
         elif filters.type == FilterOp.StrEqual:
             self._filter = {filters.label_field: filters.label_value}
         else:
@@ -124,11 +132,12 @@ class Vecdb(VectorDB):  # type: ignore[misc]
         **_: Any,
     ) -> tuple[int, Exception | None]:
         """How many were acknowledged as durable, and what went wrong. A batch is there whole or not at all.
+        Their runner is told not to repeat what can only fail again.
 
         It is sent as an upsert: their runner sends a batch again after an error, whose first try may have
         arrived.
         """
-        records: list[dict[str, Any]] = [{"id": int(number)} for number in metadata]
+        records: list[dict[str, Any]] = [{NUMBER: int(number)} for number in metadata]
         if self._with_labels and labels_data is not None:
             for record, label in zip(records, labels_data, strict=True):
                 record["labels"] = label
@@ -138,7 +147,9 @@ class Vecdb(VectorDB):  # type: ignore[misc]
                 np.asarray(embeddings, np.float32),
                 metadata=records,
             )
-        except vecdb_client.VecdbError as error:
+        except InvalidArgument as error:
+            return 0, NonRetryableInsertError(str(error))
+        except VecdbError as error:
             return 0, error
         return len(records), None
 

@@ -83,9 +83,11 @@ def task(source: Source, folder: Path, target: str, args: argparse.Namespace) ->
     from .client import VecdbCaseConfig, VecdbConfig
     from .registry import registered
 
+    with vecdb_client.connect(target) as client:
+        version = client.server_info().version
     return TaskConfig(
         db=registered(),
-        db_config=VecdbConfig(target=target, version=vecdb_client.__version__),
+        db_config=VecdbConfig(target=target, version=version),
         db_case_config=VecdbCaseConfig(target_recall=args.target_recall),
         case_config=CaseConfig(
             case_id=CaseType.PerformanceCustomDataset,
@@ -148,7 +150,8 @@ def page(results: dict[str, Any]) -> str:
         f"Performance case over a custom data set, through vecdb's gRPC server on the same machine."
         f" {dataset['name']}: {dataset['rows']:,} rows of {dataset['dimension']} dimensions,"
         f" {dataset['queries']:,} queries, k = {results['k']}, cosine, `target_recall`"
-        f" {case_config['target_recall']}, durable on each batch of {_BATCH:,} rows. VectorDBBench's recall counts"
+        f" {case_config['target_recall']}, durable on each batch of {_BATCH:,} rows. The time of inserts has the start of the process that inserts in it."
+        " VectorDBBench's recall counts"
         " the very ids of the true neighbours, so rows that are equally far can count as wrong. Its callers are"
         " processes of Python.\n",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']},"
