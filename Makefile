@@ -4,11 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/made-in
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
+BENCH  := .venv-bench
 TESTS  ?= tests
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test crash histories fuzz overload audit check format stubs bench bench-gpu clean FORCE
+.PHONY: help venv demo test crash histories fuzz overload audit check format stubs bench bench-index bench-gpu clean FORCE
 
 help: ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -79,7 +80,20 @@ stubs: $(STAMP) ## Make the generated files anew from proto/, vecdb/ and the ker
 	$(BIN)/python tools/kernels.py
 	$(BIN)/python tools/dashboard.py
 
-bench: $(STAMP) ## Measure; writes to bench/results. Smaller: make bench ARGS='--rows 5000'
+# Systems and their versions are those of bench/requirements.txt; hnswlib is compiled, and left out where it cannot be.
+$(BENCH)/made-in: bench/requirements.txt pyproject.toml server/pyproject.toml clients/python/pyproject.toml constraints.txt
+	@echo "making $(BENCH) (once; takes some minutes)"
+	@$(PYTHON) -m venv --clear $(BENCH)
+	@$(BENCH)/bin/python -m pip --disable-pip-version-check install -q -r bench/requirements.txt
+	@$(BENCH)/bin/python -m pip --disable-pip-version-check install -q --no-deps --no-build-isolation -e . -e clients/python -e server
+	@$(BENCH)/bin/python -m pip --disable-pip-version-check install -q --no-deps hnswlib==0.8.0 || \
+	  echo "hnswlib could not be compiled and is left out" >&2
+	@printf '%s\n' '$(CURDIR)' > $@
+
+bench: $(BENCH)/made-in ## Measure vecdb beside other systems. Smaller: make bench ARGS='--rows 5000 --systems vecdb,chroma'
+	$(BENCH)/bin/python -m bench run $(ARGS)
+
+bench-index: $(STAMP) ## Measure the index; writes to bench/results. Smaller: make bench-index ARGS='--rows 5000'
 	@$(PIP) --no-build-isolation -e '.[cpu,bench]'
 	$(BIN)/python -m bench index $(ARGS)
 
@@ -87,8 +101,8 @@ bench: $(STAMP) ## Measure; writes to bench/results. Smaller: make bench ARGS='-
 bench-gpu: ## Measure a card in under 8 minutes. No card: make bench-gpu ARGS='--backend cpu'
 	$(PYTHON) -m bench gpu $(ARGS)
 
-clean: ## Remove .venv and everything that can be made again.
-	rm -rf $(VENV) build server/build clients/python/build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean: ## Remove .venv, .venv-bench and everything that can be made again.
+	rm -rf $(VENV) $(BENCH) build server/build clients/python/build .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -prune -exec rm -rf {} +
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -33,9 +34,15 @@ class Missing(ChildFailed):
 
 
 class Child:
-    """One process with one object in it. One call at a time."""
+    """One process with one object in it. One call at a time.
 
-    def __init__(self, target: str, *arguments: Any, one_core: bool = False) -> None:
+    `group`: with whatever it starts in a process group of its own, which ends as a whole: at once when a call was
+    broken off, as by Ctrl-C, so that no server is left behind.
+    """
+
+    def __init__(
+        self, target: str, *arguments: Any, one_core: bool = False, group: bool = False
+    ) -> None:
         here, there = Pipe()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
         if one_core:
@@ -46,8 +53,10 @@ class Child:
             env=environment,
             pass_fds=[there.fileno()],
             stdin=subprocess.DEVNULL,
-            stdout=sys.stderr.fileno(),
+            stdout=2,
+            start_new_session=group,
         )
+        self._group, self._busy = group, False
         there.close()
         self._pipe = here
         self.pid = self._process.pid
@@ -73,9 +82,11 @@ class Child:
         return self._ask(method, arguments)
 
     def _ask(self, what: str, arguments: tuple[Any, ...]) -> Any:
+        self._busy = True
         try:
             self._pipe.send_bytes(pickle.dumps((what, arguments)))
             outcome, value = pickle.loads(self._pipe.recv_bytes())
+            self._busy = False
         except (EOFError, BrokenPipeError, ConnectionResetError):
             code = self._process.wait()
             raise ChildFailed(f"the child ended with exit code {code} in {what}") from None
@@ -88,11 +99,24 @@ class Child:
     def close(self) -> None:
         """Ends the process: kindly, after 60 s not."""
         self._pipe.close()
+        if self._group and self._busy:
+            self._kill()
         try:
             self._process.wait(timeout=60)
         except subprocess.TimeoutExpired:
+            self._kill()
+        if self._group:
+            self._kill()
+        self._process.wait()
+
+    def _kill(self) -> None:
+        if not self._group:
             self._process.kill()
-            self._process.wait()
+            return
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
 
 
 class Sampler:

@@ -34,8 +34,8 @@ SLICE_ROWS = 20_000
 ID_PREFIX = "row-"
 ROWS_A_LEMMA = 100
 
-_DIRECTIONS = 20
-_NOISE = 0.7
+DIRECTIONS = 20
+NOISE = 0.7
 _ROWS_A_CLUSTER = 1_000
 _CATEGORIES = 45
 _POS = np.array(["noun", "verb", "adjective", "adverb"])
@@ -50,18 +50,23 @@ def unit(vectors: Vectors) -> Vectors:
     return vectors
 
 
+def count(rows: int) -> int:
+    """How many clusters a set of so many rows has."""
+    return int(np.clip(rows // _ROWS_A_CLUSTER, 16, 1_000))
+
+
 class Mixture:
     """The clusters of one seed; draws rows from them."""
 
     def __init__(self, rows: int, seed: int, dimension: int = DIMENSION) -> None:
         self.seed = seed
         self.dimension = dimension
-        self.count = int(np.clip(rows // _ROWS_A_CLUSTER, 16, 1_000))
+        self.count = count(rows)
         rng = np.random.default_rng([seed, 0])
         scale = np.float32(1 / np.sqrt(dimension))
-        shape = (self.count, _DIRECTIONS, dimension)
+        shape = (self.count, DIRECTIONS, dimension)
         self._centres = rng.standard_normal((self.count, dimension), np.float32) * scale
-        self._spaces = rng.standard_normal(shape, np.float32) * (scale / np.sqrt(_DIRECTIONS))
+        self._spaces = rng.standard_normal(shape, np.float32) * (scale / np.sqrt(DIRECTIONS))
         shares = 1 / (np.arange(self.count) + 10.0) ** 0.9
         self._shares = shares / shares.sum()
 
@@ -69,9 +74,9 @@ class Mixture:
         """Rows of slice `number`, and the cluster of each."""
         rng = np.random.default_rng([self.seed, 1, number])
         members = rng.choice(self.count, count, p=self._shares).astype(np.int32)
-        noise = np.float32(_NOISE / np.sqrt(self.dimension))
+        noise = np.float32(NOISE / np.sqrt(self.dimension))
         vectors = rng.standard_normal((count, self.dimension), np.float32) * noise
-        points = rng.standard_normal((count, _DIRECTIONS), np.float32)
+        points = rng.standard_normal((count, DIRECTIONS), np.float32)
         order = np.argsort(members, kind="stable")
         ends = np.searchsorted(members[order], np.arange(self.count + 1))
         for cluster in range(self.count):
@@ -107,7 +112,7 @@ def write(
     return members, mixture.draw(queries, slices)[0]
 
 
-def _hashed(rows: NDArray[np.int64], salt: int) -> NDArray[np.float64]:
+def hashed(rows: NDArray[np.int64], salt: int) -> NDArray[np.float64]:
     """Numbers in [0, 1) that follow from the row alone, and look like chance."""
     mixed = (rows.astype(np.uint64) + np.uint64(salt)) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ (mixed >> np.uint64(31))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -123,11 +128,11 @@ def category(cluster: int) -> str:
 
 
 def _pos(rows: NDArray[np.int64]) -> NDArray[Any]:
-    return _POS[np.searchsorted(_POS_ENDS, _hashed(rows, 1), side="right")]
+    return _POS[np.searchsorted(_POS_ENDS, hashed(rows, 1), side="right")]
 
 
 def _n_lemmas(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    chance = np.maximum(_hashed(rows, 2), 1e-12)
+    chance = np.maximum(hashed(rows, 2), 1e-12)
     more: NDArray[np.int64] = np.floor(np.log(chance) / np.log(_ANOTHER_LEMMA)).astype(np.int64)
     return 1 + more
 

@@ -1,29 +1,23 @@
-"""vecdb, embedded."""
+"""vecdb, embedded; what its collection has in common with the client's is in `collection`."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import vecdb
 
 from ..datasets import Vectors
-from ..sources import Condition, Part, Source
-
-NAME = "bench"
-_LOOK_S = 0.02
-TARGETS = (
-    0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.975, 0.98, 0.985, 0.9875, 0.99,
-    0.9925, 0.995, 0.999,
-)  # fmt: skip
+from ..sources import Source
+from . import collection
+from .base import NAME
 
 
-class System:
+class System(collection.System):
     """The knob is `target_recall`."""
 
-    settings: Sequence[float] = TARGETS
+    packages: ClassVar = ("vecdb",)
+    transport: ClassVar = "embedded"
 
     def __init__(
         self,
@@ -35,7 +29,7 @@ class System:
         quantization: Any = "auto",
         **settings: Any,
     ) -> None:
-        self._source = source
+        super().__init__(source)
         # Without audits, which would take time from what is measured.
         self.database = vecdb.open(folder, **{"audit_share": 0.0, **settings})
         if create:
@@ -45,51 +39,8 @@ class System:
         else:
             self.collection = self.database.get_collection(NAME)
 
-    def insert(self, start: int, part: Part) -> None:
-        self.collection.insert(
-            part.ids, part.vectors, metadata=part.metadata, documents=part.documents
-        )
-
-    def ready(self) -> None:
-        self.collection.build_index(wait=False)
-        while not self._at_target() and self.stats().index.building:
-            time.sleep(_LOOK_S)
-        if not self._at_target():
-            self.finish()  # compared one by one, or the build has failed, which is raised here
-
-    def _at_target(self) -> bool:
-        stats = self.stats()
-        index = stats.index
-        return bool(
-            index.indexed_rows - index.dead_rows >= stats.count
-            and index.measured_recall >= index.target_recall
-        )
-
-    def finish(self) -> None:
-        """Returns when nothing is left to be built: lists may serve while a graph is made."""
-        self.collection.build_index(wait=True, timeout_s=86_400)
-
-    def prepare(self, queries: Vectors) -> Sequence[Any]:
-        return [queries[i : i + 1] for i in range(len(queries))]
-
-    def where(self, condition: Condition) -> Any:
-        if condition.op == "=":
-            return {condition.field: condition.value}
-        return {condition.field: {"$gte": condition.value}}
-
-    def query(self, vector: Any, k: int, where: Any, setting: float) -> tuple[Any, Any]:
-        found = self.collection.query(vector, k=k, filter=where, target_recall=setting)
-        return found.ids[0], found.distances[0]
-
-    def batch(self, queries: Vectors, k: int, setting: float) -> Sequence[Any]:
-        found: Sequence[Any] = self.collection.query(queries, k=k, target_recall=setting).ids
-        return found
-
-    def rows(self, ids: Any) -> Sequence[int]:
-        return self._source.rows_of(ids)
-
-    def stats(self) -> Any:
-        return self.collection.stats()
+    def _made(self, name: str) -> Any:
+        return self.database.create_collection(name, dimension=self._source.dimension)
 
     def explained(self, vector: Vectors, k: int, setting: float) -> dict[str, Any]:
         """Plan and setting of a query at this target."""

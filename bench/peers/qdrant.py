@@ -9,21 +9,51 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from ..datasets import Vectors
 from ..sources import Condition, Part, Source
 from . import EF_CONSTRUCTION, EF_SEARCH, M
+from .base import Adapter
+from .fields import ID, TEXT, Fields
 
 
-class System:
-    """The knob is hnsw_ef. Ids are row numbers, since Qdrant takes integers and UUIDs only."""
+class System(Adapter):
+    """The knob is hnsw_ef. Ids are row numbers, since Qdrant takes integers and UUIDs only.
+
+    `flushed`: flush() after every batch, which writes what the segments hold; without it a batch lies in a log
+    that is not synced.
+    """
 
     settings: Sequence[float] = EF_SEARCH
+    packages: ClassVar = ("qdrant_edge",)
+    distribution: ClassVar = "qdrant-edge-py"
+    transport: ClassVar = "embedded"
+    durability: ClassVar = "flush() after every call; it was not seen to call fsync"
+    many_in_one: ClassVar = False
+    names_rows: ClassVar = False
+    chosen: ClassVar = {
+        "index": "HNSW, float32",
+        "m": M,
+        "ef_construct": EF_CONSTRUCTION,
+        "segments": 1,
+        "max_search_threads": 1,
+        "payload_indexes": "the fields of filters",
+        "flush": "after every call",
+    }
 
-    def __init__(self, source: Source, folder: Path, *, create: bool, **options: Any) -> None:
+    def __init__(
+        self,
+        source: Source,
+        folder: Path,
+        *,
+        create: bool,
+        flushed: bool = False,
+        **options: Any,
+    ) -> None:
         edge: Any = importlib.import_module("qdrant_edge")
         self._edge = edge
+        self._source, self._folder, self._flushed = source, folder, flushed
         self._parameters: dict[float, Any] = {}
         if not create:
             self._shard = edge.EdgeShard.load(str(folder))
@@ -39,20 +69,37 @@ class System:
         )
         self._shard = edge.EdgeShard.create(str(folder), config)
         kinds = edge.PayloadSchemaType
-        for field, kind in (
-            ("pos", kinds.Keyword),
-            ("category", kinds.Keyword),
-            ("n_lemmas", kinds.Integer),
-        ):
+        of = {str: kinds.Keyword, int: kinds.Integer, float: kinds.Float, bool: kinds.Bool}
+        fields = Fields.of(source)
+        for field in fields.indexed:
+            kind = of[fields.kinds[field]]
             self._shard.update(edge.UpdateOperation.create_field_index(field, kind))
 
     def insert(self, start: int, part: Part) -> None:
+        self.upsert(range(start, start + len(part.ids)), part)
+
+    def upsert(self, numbers: Sequence[int], part: Part) -> None:
         point = self._edge.Point
         points = [
-            point(start + i, part.vectors[i], {"id": part.ids[i], "text": part.documents[i], **one})
+            point(numbers[i], part.vectors[i], {ID: part.ids[i], TEXT: part.documents[i], **one})
             for i, one in enumerate(part.metadata)
         ]
-        self._shard.update(self._edge.UpdateOperation.upsert_points(points))
+        self._update(self._edge.UpdateOperation.upsert_points(points))
+
+    def delete(self, numbers: Sequence[int], ids: Sequence[str]) -> None:
+        self._update(self._edge.UpdateOperation.delete_points(list(numbers)))
+
+    def _update(self, operation: Any) -> None:
+        self._shard.update(operation)
+        if self._flushed:
+            self._shard.flush()
+
+    def count(self) -> int:
+        return int(self._shard.count(self._edge.CountRequest(exact=True)))
+
+    def another(self, name: str) -> Self:
+        folder = self._folder.parent / name
+        return type(self)(self._source, folder, create=True, flushed=self._flushed)
 
     def ready(self) -> None:
         self._shard.flush()

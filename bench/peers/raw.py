@@ -9,21 +9,25 @@ import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, ClassVar
 
 from ..datasets import Vectors
-from ..sources import Condition, Part, Source
+from ..sources import Part, Source
 from . import EF_CONSTRUCTION, EF_SEARCH, M
+from .base import Adapter, rows_in
 
 faiss: Any = importlib.import_module("faiss")
 
 
-class System:
+class System(Adapter):
     """The knob is efSearch. One query takes one thread, a batch those that OpenMP has."""
 
     settings: Sequence[float] = EF_SEARCH
+    packages: ClassVar = ("faiss",)
+    distribution: ClassVar = "faiss-cpu"
+    role: ClassVar = "limit"
+    durability: ClassVar = "none: in memory, written once at the end"
+    chosen: ClassVar = {"index": "HNSW, float32", "M": M, "efConstruction": EF_CONSTRUCTION}
 
     def __init__(self, source: Source, folder: Path, *, create: bool, **options: Any) -> None:
         self._source = source
@@ -55,9 +59,6 @@ class System:
     def prepare(self, queries: Vectors) -> Sequence[Any]:
         return [queries[i : i + 1] for i in range(len(queries))]
 
-    def where(self, condition: Condition) -> Any:
-        raise LookupError("FAISS holds no metadata to filter by")
-
     def query(self, vector: Any, k: int, where: Any, setting: float) -> tuple[Any, Any]:
         faiss.omp_set_num_threads(1)
         distances, rows = self._index.search(vector, k, params=self._asked(setting))
@@ -69,8 +70,10 @@ class System:
         return list(rows)
 
     def rows(self, ids: Any) -> Sequence[int]:
-        found: list[int] = np.asarray(ids).tolist()
-        return found
+        return rows_in(ids)
+
+    def count(self) -> int:
+        return int(self._index.ntotal)
 
     def close(self) -> None:
         self._index.reset()

@@ -8,19 +8,33 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from ..datasets import Vectors
 from ..sources import Condition, Part, Source
 from . import EF_CONSTRUCTION, EF_SEARCH, M
+from .base import Adapter
+from .fields import TEXT, Fields, literal
 
 _VECTOR = "vector"
 
 
-class System:
-    """The knob is ef."""
+class System(Adapter):
+    """The knob is ef. `flushed`: flush() after every batch."""
 
     settings: Sequence[float] = EF_SEARCH
+    packages: ClassVar = ("zvec",)
+    distribution: ClassVar = "zvec"
+    transport: ClassVar = "embedded"
+    durability: ClassVar = "flush() after every call; it was not seen to call fsync"
+    many_in_one: ClassVar = False
+    chosen: ClassVar = {
+        "index": "HNSW, float32, contiguous memory",
+        "m": M,
+        "ef_construction": EF_CONSTRUCTION,
+        "inverted_indexes": "the fields of filters, with ranges where one asks for them",
+        "flush": "after every call",
+    }
 
     def __init__(
         self,
@@ -29,11 +43,13 @@ class System:
         *,
         create: bool,
         read_only: bool = False,
+        flushed: bool = False,
         **options: Any,
     ) -> None:
         zvec: Any = importlib.import_module("zvec")
         self._zvec = zvec
-        self._source = source
+        self._fields = Fields.of(source)
+        self._source, self._folder, self._flushed = source, folder, flushed
         self._read_only = read_only
         self._parameters: dict[float, Any] = {}
         zvec.init(log_level=zvec.LogLevel.ERROR)
@@ -46,9 +62,12 @@ class System:
 
     def _schema(self, dimension: int) -> Any:
         zvec = self._zvec
-        field, text = zvec.FieldSchema, zvec.DataType.STRING
-        equal = zvec.InvertIndexParam()
-        ordered = zvec.InvertIndexParam(enable_range_optimization=True)
+        field, types = zvec.FieldSchema, zvec.DataType
+        kinds = {str: types.STRING, int: types.INT64, float: types.DOUBLE, bool: types.BOOL}
+        indexes = {
+            name: zvec.InvertIndexParam(enable_range_optimization=ranges)
+            for name, ranges in self._fields.indexed.items()
+        }
         graph = zvec.HnswIndexParam(
             metric_type=zvec.MetricType.COSINE,
             m=M,
@@ -59,28 +78,47 @@ class System:
         return zvec.CollectionSchema(
             "bench",
             fields=[
-                field("pos", text, index_param=equal),
-                field("category", text, index_param=equal),
-                field("lemma", text),
-                field("n_lemmas", zvec.DataType.INT64, index_param=ordered),
-                field("text", text),
+                *(
+                    field(name, kinds[kind], nullable=True, index_param=indexes.get(name))
+                    for name, kind in self._fields.kinds.items()
+                ),
+                field(TEXT, zvec.DataType.STRING, nullable=True),
             ],
             vectors=[zvec.VectorSchema(_VECTOR, floats, dimension, index_param=graph)],
         )
 
     def insert(self, start: int, part: Part) -> None:
-        zvec = self._zvec
-        records = [
-            zvec.Doc(
+        self._written(self._collection.insert(self._records(part)))
+
+    def upsert(self, numbers: Sequence[int], part: Part) -> None:
+        self._written(self._collection.upsert(self._records(part)))
+
+    def delete(self, numbers: Sequence[int], ids: Sequence[str]) -> None:
+        self._written(self._collection.delete(list(ids)))
+
+    def _records(self, part: Part) -> list[Any]:
+        return [
+            self._zvec.Doc(
                 id=part.ids[i],
                 vectors={_VECTOR: part.vectors[i]},
-                fields={"text": part.documents[i], **one},
+                fields={TEXT: part.documents[i], **self._fields.values(one)},
             )
             for i, one in enumerate(part.metadata)
         ]
-        for status in self._collection.insert(records):
+
+    def _written(self, statuses: Any) -> None:
+        for status in statuses:
             if not status.ok():
                 raise RuntimeError(f"zvec refused a record: {status}")
+        if self._flushed:
+            self._collection.flush()
+
+    def count(self) -> int:
+        return int(self._collection.stats.doc_count)
+
+    def another(self, name: str) -> Self:
+        folder = self._folder.parent / name
+        return type(self)(self._source, folder, create=True, flushed=self._flushed)
 
     def ready(self) -> None:
         self._collection.flush()
@@ -90,9 +128,7 @@ class System:
         return list(queries)
 
     def where(self, condition: Condition) -> Any:
-        value = condition.value
-        written = f"'{value}'" if isinstance(value, str) else str(value)
-        return f"{condition.field} {condition.op} {written}"
+        return f"{condition.field} {condition.op} {literal(condition)}"
 
     def query(self, vector: Any, k: int, where: Any, setting: float) -> tuple[Any, Any]:
         query = self._zvec.Query(_VECTOR, vector=vector, param=self._asked(setting))

@@ -1,0 +1,70 @@
+"""vecdb over gRPC: its server in a process of its own, and its client here.
+
+Several callers are tasks of the asyncio client, which the manual's figures for many in flight are of.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..sources import Source
+from . import collection
+from .base import NAME
+from .server import Server
+
+TIMEOUT_S = 3600
+
+
+class System(collection.System):
+    """The knob is `target_recall`."""
+
+    packages: ClassVar = ("vecdb_client", "vecdb_client.aio")
+    transport: ClassVar = "grpc"
+    callers: ClassVar = "asyncio"
+    chosen: ClassVar = {
+        **collection.System.chosen,
+        "client": "blocking for one caller and for writes, asyncio for several callers",
+    }
+
+    def __init__(self, source: Source, folder: Path, *, create: bool, **options: Any) -> None:
+        super().__init__(source)
+        words = ["-m", "vecdb_server", "serve", "--data", str(folder), "--port", "0"]
+        self._server = Server([sys.executable, *words, "--audit-share", "0"], heard=True)
+        try:
+            self._target = self._server.first_line().split()[-1]
+            client = importlib.import_module("vecdb_client")
+            self._client = client.connect(self._target, timeout_s=TIMEOUT_S)
+            if create:
+                self.collection = self._client.create_collection(NAME, dimension=source.dimension)
+            else:
+                self.collection = self._client.get_collection(NAME)
+        except BaseException:
+            self._server.stop()
+            raise
+
+    def _made(self, name: str) -> Any:
+        return self._client.create_collection(name, dimension=self._source.dimension)
+
+    async def begin(self) -> None:
+        connect = importlib.import_module("vecdb_client.aio").connect
+        self._tasks = connect(self._target, timeout_s=TIMEOUT_S)
+        self._of_tasks = await self._tasks.get_collection(NAME)
+
+    async def ask(self, vector: Any, k: int, where: Any, setting: float) -> tuple[Any, Any]:
+        found = await self._of_tasks.query(vector, k=k, filter=where, target_recall=setting)
+        return found.ids[0], np.asarray(found.distances)[0]
+
+    async def end(self) -> None:
+        await self._tasks.close()
+
+    def server_pid(self) -> int | None:
+        return self._server.pid
+
+    def close(self) -> None:
+        self._client.close()
+        self._server.stop()

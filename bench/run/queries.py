@@ -1,0 +1,81 @@
+"""The workloads that only ask: single queries, batches, filters."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..sources import Condition
+from .asking import QUERY_BATCH, Case
+from .plan import TARGETS, Plan
+from .session import Session
+from .tuning import Tuning
+
+Chosen = dict[tuple[str, Any], float]
+"""The setting that reaches a target, by (what is asked, target); found in the first round and kept."""
+
+_LEAST, _LEAST_FILTERED, _LEAST_BATCHES = 100, 30, 2
+
+
+def single(session: Session, plan: Plan, chosen: Chosen) -> None:
+    """One caller over the whole range of settings, then each number of callers at what reaches the targets."""
+    case = Case(0.0, budget_s=plan.seconds, least=_LEAST)
+    if session.turn == 0:
+        settle(session, case, chosen)
+        tuning = _tuning(session, case)
+        tuning.spread()
+        for target in TARGETS:
+            chosen["single", target], _ = tuning.reaching(target)
+        for found in (tuning.seen[one] for one in sorted(tuning.seen)):
+            session.sample("single", "callers=1", **found)
+    for target in TARGETS:
+        for callers in plan.callers:
+            asked = replace(case, setting=chosen["single", target], callers=callers)
+            found = session.asked(asked)
+            session.sample("single", f"callers={callers} recall={target}", **found)
+
+
+def settle(session: Session, case: Case, chosen: Chosen) -> None:
+    """Fills caches: what is measured first must not pay for what is measured later."""
+    settings = session.call("settings")
+    session.call("ask", replace(case, setting=settings[len(settings) // 2]))
+
+
+def usual(session: Session, chosen: Chosen) -> float:
+    """The setting that reaches the first target, or the middle one where none was looked for."""
+    settings = session.call("settings")
+    return float(chosen.get(("single", TARGETS[0]), settings[len(settings) // 2]))
+
+
+def batch(session: Session, plan: Plan, chosen: Chosen) -> None:
+    case = Case(0.0, batched=True, budget_s=plan.seconds, least=_LEAST_BATCHES)
+    for target in TARGETS:
+        if ("batch", target) not in chosen:
+            tuning = _tuning(session, case)
+            chosen["batch", target], _ = tuning.reaching(target)
+        found = session.asked(replace(case, setting=chosen["batch", target]))
+        session.sample("batch", f"{QUERY_BATCH} recall={target}", **found)
+        if target == TARGETS[0]:
+            session.sample("batch", f"{QUERY_BATCH}", **found)
+
+
+def filters(session: Session, plan: Plan, chosen: Chosen) -> None:
+    target = TARGETS[0]
+    for condition in session.source.conditions():
+        name = session.source.case(condition)
+        with session.attempt("filter", name):
+            case = Case(0.0, condition, budget_s=plan.seconds, least=_LEAST_FILTERED)
+            if ("filter", name) not in chosen:
+                # The first pass also makes what a system keeps for a filter that is asked often.
+                session.call("ask", replace(case, setting=usual(session, chosen)))
+                tuning = _tuning(session, case, condition)
+                chosen["filter", name], _ = tuning.reaching(target)
+            found = session.asked(replace(case, setting=chosen["filter", name]), condition)
+            session.sample("filter", name, **found)
+
+
+def _tuning(session: Session, case: Case, condition: Condition | None = None) -> Tuning:
+    def asked(setting: float) -> dict[str, Any]:
+        return session.asked(replace(case, setting=setting), condition)
+
+    return Tuning(session.call("settings"), asked)

@@ -1,0 +1,179 @@
+"""Who is measured when: one system after another, A B A B, each in processes of its own."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ..children import ChildFailed, Missing
+from ..sources import Source
+from . import queries, writes
+from .changes import Changes
+from .lines import Lines
+from .plan import LOADED, SYSTEMS, K, Plan
+from .queries import Chosen
+from .session import Session, disk, drop_cache
+
+_FIRST_SETTING = 0.95
+"""Of the first query after an opening; systems whose settings are whole numbers take their middle one."""
+
+
+class Turns:
+    """One run. Folders of the systems lie below `plan.folder`."""
+
+    def __init__(self, plan: Plan, source: Source, lines: Lines) -> None:
+        self._plan, self._source, self._lines = plan, source, lines
+        self._chosen: dict[str, Chosen] = {}
+        self._ready: list[str] = []
+
+    def run(self) -> None:
+        self._systems = self._described()
+        wanted = self._plan.workloads
+        if wanted & LOADED:
+            for turn in range(self._plan.loads):
+                self._each(self._systems, turn, "load", self._load)
+            if wanted & (LOADED - {"load"}):
+                for turn in range(self._plan.rounds):
+                    self._each(self._ready, turn, "single", self._ask)
+            if wanted & {"update", "rag"}:
+                self._each(self._ready, 0, "update", self._change)
+        for name in self._ready:
+            shutil.rmtree(self._plan.folder / name, ignore_errors=True)
+        if "load_query" in wanted:
+            source = self._source.first(min(self._plan.load_query_rows, self._source.rows))
+            self._each(self._systems, 0, "load_query", self._aside(writes.load_query), source)
+        if "many" in wanted:
+            self._each(self._systems, 0, "many", self._aside(writes.many))
+        if "growth" in wanted:
+            self._each(self._systems, 0, "growth", self._aside(writes.growth))
+
+    def _described(self) -> list[str]:
+        there = []
+        for name in self._plan.systems:
+            try:
+                with Session(name, SYSTEMS[name], self._source, self._lines, 0) as session:
+                    about = session.about
+                    self._lines.write(
+                        "system", system=name, memory_base_bytes=session.memory(), **about
+                    )
+            except Missing as error:
+                self._skip(name, str(error).strip())
+            except ChildFailed as error:
+                self._skip(name, _last(error))
+            else:
+                there.append(name)
+                self._chosen[name] = {}
+        return there
+
+    def _skip(self, name: str, reason: str) -> None:
+        _say(f"{name}: skipped, {reason}")
+        self._lines.write("skipped", system=name, reason=reason)
+
+    def _each(
+        self,
+        names: list[str],
+        turn: int,
+        workload: str,
+        what: Callable[[Session], None],
+        source: Source | None = None,
+    ) -> None:
+        """`what` with each system in turn; one that fails is named and the others go on."""
+        for name in list(names):
+            begun_s = time.perf_counter()
+            try:
+                session = Session(name, SYSTEMS[name], source or self._source, self._lines, turn)
+                with session:
+                    what(session)
+            except Missing as error:
+                self._skip(name, str(error).strip())
+                names.remove(name)
+            except ChildFailed as error:
+                _say(f"{name}: {error}")
+                values: dict[str, Any] = {"workload": workload, "case": "", "round": turn}
+                self._lines.write("failed", system=name, reason=_last(error), **values)
+            _say(f"{workload} {turn}: {name}, {time.perf_counter() - begun_s:.0f} s")
+
+    def _load(self, session: Session) -> None:
+        folder = self._plan.folder / session.name / "data"
+        shutil.rmtree(folder.parent, ignore_errors=True)
+        folder.parent.mkdir(parents=True)
+        if session.name in self._ready:
+            self._ready.remove(session.name)
+        if writes.load(session, self._plan, folder):
+            self._ready.append(session.name)
+
+    def _ask(self, session: Session) -> None:
+        plan, chosen = self._plan, self._chosen[session.name]
+        wanted = plan.workloads
+        self._open(session, sampled="open" in wanted)
+        for name, workload in (
+            ("single", queries.single),
+            ("batch", queries.batch),
+            ("filter", queries.filters),
+        ):
+            if name in wanted:
+                with session.attempt(name):
+                    workload(session, plan, chosen)
+
+    def _open(self, session: Session, *, sampled: bool) -> None:
+        """From nothing in memory to the first answer: its server, its files, its first query."""
+        folder = self._plan.folder / session.name / "data"
+        size = disk(self._source, folder)
+        dropped = drop_cache(folder)
+        opened_s, took = session.watched("open", folder, False)
+        settings = session.call("settings")
+        setting = self._chosen[session.name].get(
+            ("single", _FIRST_SETTING), settings[len(settings) // 2]
+        )
+        (first_s, found), after = session.watched("first", setting)
+        truth = self._source.truth(K)
+        if sampled:
+            after["cpu_s"] = round(took["cpu_s"] + after["cpu_s"], 3)
+            after["memory_peak_bytes"] = max(took["memory_peak_bytes"], after["memory_peak_bytes"])
+            after.pop("cpu_server_s", None)
+            session.sample(
+                "open",
+                "",
+                seconds=opened_s + first_s,
+                open_s=opened_s,
+                recall=self._source.recall(found, truth),
+                note="page cache dropped"
+                if dropped
+                else "page cache kept: it cannot be dropped here",
+                **after,
+                **size,
+            )
+
+    def _change(self, session: Session) -> None:
+        self._open(session, sampled=False)
+        plan, chosen, changes = self._plan, self._chosen[session.name], Changes()
+        if "update" in plan.workloads:
+            writes.update(session, plan, chosen, changes)
+        if "rag" in plan.workloads:
+            writes.rag(session, plan, chosen, changes)
+
+    def _aside(self, what: Callable[..., None]) -> Callable[[Session], None]:
+        """`what` in a folder of its own, which is removed afterwards."""
+
+        def run(session: Session) -> None:
+            folder = self._plan.folder / f"{session.name}-aside" / "data"
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            folder.parent.mkdir(parents=True)
+            try:
+                with session.attempt(what.__name__):
+                    what(session, self._plan, folder)
+            finally:
+                shutil.rmtree(folder.parent, ignore_errors=True)
+
+        return run
+
+
+def _last(error: BaseException) -> str:
+    return str(error).strip().splitlines()[-1][:500]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

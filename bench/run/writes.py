@@ -1,0 +1,164 @@
+"""The workloads that write: loads, updates and deletes, the mix, many collections, growth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..sources import Condition, Source
+from .asking import Case
+from .changes import DELETED, Changes
+from .plan import TARGETS, Plan
+from .queries import Chosen, usual
+from .session import Session, disk
+from .tuning import Tuning
+
+_SHARE = 0.1
+"""Of all rows: so many are upserted, as many others deleted, at most 20,000 each."""
+_AT_MOST = 20_000
+_MIXED = (1, 8)
+_TENANTS, _TENANT_ROWS, _JUDGED = 50, 20, 3
+_SEED = 7
+
+
+def load(session: Session, plan: Plan, folder: Path) -> bool:
+    """Loads everything and waits until it is indexed; False where rows are missing at the end."""
+    rows, kept = session.source.rows, "load" in plan.workloads
+    session.call("open", folder, True)
+    (done, seconds), took = session.watched("load", 0, rows, plan.load_seconds)
+    if kept:
+        session.sample("load", "", rows_per_s=done / seconds, seconds=seconds, rows=done, **took)
+    if done < rows:
+        session.failed("load", "", f"{done} of {rows} rows were loaded in {seconds:.0f} s")
+        return False
+    ready_s, took = session.watched("ready")
+    count = session.call("count")
+    session.call("close", True)
+    if kept:
+        session.sample("load", "ready", seconds=ready_s, **took, **disk(session.source, folder))
+    if count not in (None, rows):
+        session.failed("load", "ready", f"it counts {count} rows, {rows} were acknowledged")
+        return False
+    return True
+
+
+def load_query(session: Session, plan: Plan, folder: Path) -> None:
+    """Queries from one caller while rows are inserted, over a part of the set."""
+    if session.about["role"] == "limit":
+        return  # no locks: what is asked while rows are added may be anything
+    session.call("open", folder, True)
+    settings = session.call("settings")
+    found, took = session.watched("load_and_ask", settings[len(settings) // 2], plan.load_seconds)
+    session.sample("load_query", "", **found, **took)
+
+
+def update(session: Session, plan: Plan, chosen: Chosen, changes: Changes) -> None:
+    """Upserts with new vectors, deletes of other rows, then queries over what is live."""
+    source = session.source
+    count = max(min(int(source.rows * _SHARE), _AT_MOST), 1)
+    order = np.random.default_rng(_SEED).permutation(source.rows)[: 2 * count].tolist()
+    with session.attempt("update", "upsert"):
+        (versions, seconds), took = session.watched("upsert", order[:count], plan.write_seconds)
+        changes.add(versions)
+        session.sample(
+            "update", "upsert", rows_per_s=len(versions) / seconds, rows=len(versions), **took
+        )
+    with session.attempt("update", "delete"):
+        (gone, seconds), took = session.watched("delete", order[count:], plan.write_seconds)
+        changes.add(dict.fromkeys(gone, DELETED))
+        session.sample("update", "delete", rows_per_s=len(gone) / seconds, rows=len(gone), **took)
+    if not changes.versions:
+        return
+    with session.attempt("update", "query"):
+        case = Case(usual(session, chosen), budget_s=plan.seconds, least=100)
+        session.sample("update", "query", **session.asked(case, state=changes.state(source)))
+        counted, live = session.call("count"), int(changes.live(source.rows).sum())
+        if counted not in (None, live):
+            session.failed("update", "query", f"it counts {counted} rows, {live} are live")
+
+
+def rag(session: Session, plan: Plan, chosen: Chosen, changes: Changes) -> None:
+    """The mix; recall is of queries with a tenant's filter over what is live at its end."""
+    source = session.source
+    tenants = _tenants(source)
+    if not tenants:
+        session.lines.write(
+            "skipped", system=session.name, workload="rag", reason="the set has no tenants"
+        )
+        return
+    setting = chosen.get(("filter", source.case(source.conditions()[0])), usual(session, chosen))
+    for callers in _MIXED:
+        with session.attempt("rag", f"callers={callers}"):
+            arguments = (setting, callers, plan.mix_seconds, changes.versions, tenants)
+            (found, versions), took = session.watched("mix", *arguments)
+            changes.add(versions)
+            state = changes.state(source)
+            recalls = []
+            for condition, _ in tenants[:_JUDGED]:
+                case = Case(setting, condition, budget_s=plan.seconds / 2, least=20)
+                recalls.append(session.asked(case, condition, state)["recall"])
+            session.sample(
+                "rag",
+                f"callers={callers}",
+                **{**found, **took, "recall": float(np.mean(recalls)), "setting": setting},
+            )
+
+
+def _tenants(source: Source) -> list[tuple[Condition, NDArray[np.int64]]]:
+    """Values of the field of text that most filters are on, each a tenant with its rows; in a seeded order."""
+    named = [one.field for one in source.conditions() if isinstance(one.value, str)]
+    if not named:
+        return []
+    field = max(dict.fromkeys(named), key=named.count)
+    column = np.array([str(one) for one in source.column(field).tolist()])
+    values, numbers = np.unique(column, return_inverse=True)
+    order = np.random.default_rng(_SEED).permutation(len(values))
+    rows = [(Condition(field, "=", str(values[i])), np.flatnonzero(numbers == i)) for i in order]
+    return [one for one in rows if len(one[1]) >= _TENANT_ROWS][:_TENANTS]
+
+
+def many(session: Session, plan: Plan, folder: Path) -> None:
+    session.call("open", folder, True)
+    found, took = session.watched("many", *plan.many, plan.many_seconds)
+    session.call("close")
+    case = f"{plan.many[0]} x {plan.many[1]}"
+    session.sample("many", case, **found, **took, **disk_of(session.source, folder.parent, found))
+
+
+def disk_of(source: Source, folder: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """As `disk`, against the rows that the collections hold together."""
+    size = disk(source, folder)["disk_bytes"]
+    return {"disk_bytes": size, "disk_to_raw": size / (found["rows"] * source.dimension * 4)}
+
+
+def growth(session: Session, plan: Plan, folder: Path) -> None:
+    """Loads on and on; at each size the rate of the last rows, and queries at the first target."""
+    session.call("open", folder, True)
+    whole, start = session.source, 0
+    for at in (one for one in plan.growth if one <= whole.rows):
+        (done, seconds), took = session.watched("load", start, at, plan.load_seconds)
+        case = f"{at}"
+        if done < at - start:
+            session.failed("growth", case, f"{start + done} rows were reached")
+            return
+        session.sample("growth", case, at_rows=at, rows_per_s=done / seconds, **took)
+        ready_s = session.call("ready")
+        session.source = whole.first(at)
+        try:
+            asking = Case(0.0, budget_s=plan.seconds, least=50)
+            tuning = Tuning(
+                session.call("settings"),
+                lambda setting, asking=asking: session.asked(replace(asking, setting=setting)),  # type: ignore[misc]
+            )
+            setting, _ = tuning.reaching(TARGETS[0])
+            found = session.asked(replace(asking, setting=setting))
+        finally:
+            session.source = whole
+        session.sample(
+            "growth", f"{case} recall={TARGETS[0]}", at_rows=at, seconds=ready_s, **found
+        )
+        start = at
