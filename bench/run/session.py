@@ -82,8 +82,7 @@ class Session:
         except ChildFailed as error:
             last = str(error).strip().splitlines()[-1]
             if "Unsupported" in last:
-                reason = last.partition(": ")[2]
-                self.lines.write("skipped", system=self.name, workload=workload, reason=reason)
+                self.lines.skip(self.name, workload, last.partition(": ")[2])
                 return
             self.failed(workload, case, last)
             if "the child ended" in last:
@@ -96,6 +95,7 @@ class Session:
         state: State | None = None,
     ) -> dict[str, Any]:
         """One pass: its figures, what the process took, and recall of what was found."""
+        self.call("tune", case.setting)  # a change of it may start a server anew
         (figures, found), took = self.watched("ask", case)
         truth = self.source.truth(K, condition, state)
         recall = self.source.recall(_within(found, self.source.rows), truth)
