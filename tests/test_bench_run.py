@@ -84,12 +84,19 @@ def test_every_workload_of_every_system_is_recorded(tmp_path: Path, cache: Path)
 def test_faults_of_a_system_show(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lost rows, wrong answers, errors and a child that ends are recorded, and the other systems are still measured."""
-    faults = ("none", "loses", "wrong", "raises", "ends")
+    """Lost rows, wrong answers, errors, a child that ends and one that hangs are recorded, and the other systems are still measured."""
+    faults = ("none", "loses", "wrong", "raises", "ends", "hangs")
     for name in faults:
         monkeypatch.setitem(plan.SYSTEMS, name, Entry("bench_planted", (("fault", name),)))
+    words = ["--patience", "5"]
     lines = run(
-        tmp_path, cache, "--systems", ",".join(faults), "--workloads", "load,open,single,batch"
+        tmp_path,
+        cache,
+        "--systems",
+        ",".join(faults),
+        "--workloads",
+        "load,open,single,batch",
+        *words,
     )
     assert [fault(line) for line in lines if fault(line)] == []
     recalls = {
@@ -106,6 +113,8 @@ def test_faults_of_a_system_show(
     assert "no answer today" in raised["reason"]
     (ended,) = of(lines, "failed", system="ends")
     assert "exit code 3" in ended["reason"]
+    (hung,) = of(lines, "failed", system="hangs")
+    assert "no answer for 5 s" in hung["reason"]
 
 
 def test_a_system_that_is_not_installed_is_skipped(

@@ -84,7 +84,14 @@ class Turns:
         for name in list(names):
             begun_s = time.perf_counter()
             try:
-                session = Session(name, SYSTEMS[name], source or self._source, self._lines, turn)
+                session = Session(
+                    name,
+                    SYSTEMS[name],
+                    source or self._source,
+                    self._lines,
+                    turn,
+                    self._plan.patience,
+                )
                 with session:
                     what(session)
             except Missing as error:
