@@ -9,7 +9,7 @@ from typing import Any
 
 from .curves import Point
 
-_MARKS = "osD^vPX*<>dph8H"
+MARKS = "osD^vPX*<>dph8H"
 _LEAST_RECALL = 0.8
 
 
@@ -18,6 +18,19 @@ def recall_rate(path: Path, panels: Mapping[str, Mapping[str, Sequence[Point]]])
 
     The name of the file; None without matplotlib.
     """
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    drawn = blank(7 * columns, 4.5 * rows)
+    if drawn is None:
+        return None
+    axes = drawn.subplots(rows, columns, squeeze=False).flat
+    for place, (title, curves) in zip(axes, panels.items(), strict=False):
+        _panel(place, title, curves)
+    return save(drawn, path)
+
+
+def blank(width: float, height: float) -> Any | None:
+    """An empty figure of so many inches; None without matplotlib."""
     try:
         matplotlib: Any = importlib.import_module("matplotlib")
         figure: Any = importlib.import_module("matplotlib.figure")
@@ -25,12 +38,11 @@ def recall_rate(path: Path, panels: Mapping[str, Mapping[str, Sequence[Point]]])
         return None
     # The same measurement gives the same file, with its words as text.
     matplotlib.rcParams.update({"svg.hashsalt": "vecdb", "svg.fonttype": "none"})
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    drawn = figure.Figure(figsize=(7 * columns, 4.5 * rows), layout="constrained")
-    axes = drawn.subplots(rows, columns, squeeze=False).flat
-    for place, (title, curves) in zip(axes, panels.items(), strict=False):
-        _panel(place, title, curves)
+    return figure.Figure(figsize=(width, height), layout="constrained")
+
+
+def save(drawn: Any, path: Path) -> str:
+    """Writes the figure as SVG; the name of the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(path, metadata={"Date": None})
     return path.name
@@ -44,7 +56,7 @@ def _panel(axes: Any, title: str, curves: Mapping[str, Sequence[Point]]) -> None
         axes.plot(
             [one["recall"] for one in shown],
             [one["queries_per_s"] for one in shown],
-            marker=_MARKS[number % len(_MARKS)],
+            marker=MARKS[number % len(MARKS)],
             markersize=4,
             linewidth=1.2,
             label=name,

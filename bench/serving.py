@@ -16,6 +16,9 @@ import datetime as dt
 import json
 import os
 import shlex
+import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -31,12 +34,49 @@ import numpy as np
 from . import datasets, measure
 from .children import Child
 from .index.tables import table
-from .systems import NAME, Served
 
+NAME = "bench"
 K = 10
 IN_FLIGHT = (1, 8, 32)
 KINDS = ("echo, calls", "echo, stream", "vecdb, calls", "vecdb, asyncio", "vecdb, threads")
 _WARM_S = 0.7
+_BATCH = 5_000
+
+
+class Served:
+    """vecdb's server in a process of its own, with one collection; reached through the loopback device."""
+
+    def __init__(self, folder: Path, dimension: int) -> None:
+        from vecdb_client import connect
+
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "vecdb_server", "serve", "--data", str(folder), "--port", "0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the server did not start: exit code {self._process.wait()}")
+        self.client = connect(line.split()[-1], timeout_s=600)
+        self.collection = self.client.create_collection(NAME, dimension=dimension)
+
+    def fill(self, dataset: datasets.Dataset) -> None:
+        for start in range(0, len(dataset.ids), _BATCH):
+            part = slice(start, start + _BATCH)
+            self.collection.insert(
+                dataset.ids[part],
+                dataset.vectors[part],
+                metadata=dataset.metadata[part],
+                documents=dataset.documents[part],
+            )
+        self.collection.build_index(wait=True, timeout_s=86_400)
+
+    def close(self) -> None:
+        self.client.close()
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(timeout=60)
 
 
 class Echo:
@@ -229,10 +269,8 @@ def run(
     with tempfile.TemporaryDirectory(prefix="vecdb-bench-") as folder:
         served = Served(Path(folder), dataset.vectors.shape[1])
         try:
-            for start in range(0, len(dataset.ids), 5_000):
-                served.insert(dataset, start, start + 5_000)
-            served.ready()
-            found = served.query(dataset.queries, K)
+            served.fill(dataset)
+            found = served.collection.query(dataset.queries, k=K, include=()).ids
             recall = measure.recall(dataset, found, truth)
             answer_bytes = 4 * K + sum(map(len, found[0])) + 2 * K + 16
             with Child("bench.serving:Echo", answer_bytes) as echo:

@@ -19,7 +19,6 @@ from bench import (
     curves,
     datasets,
     durability,
-    first,
     measure,
     peers,
     serving,
@@ -88,28 +87,6 @@ def test_recall_counts_ties_and_nothing_else() -> None:
     assert measure.recall(data, [[ids[1], ids[5]]], filtered) == 1
     assert measure.recall(data, [[ids[1], ids[0]]], filtered) == 0.5
     assert measure.recall(data, [[]], filtered) == 0
-
-
-def test_the_first_measurement_runs_and_writes_its_results(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All cases of all systems end up in the JSON file and on the page, with recall and machine."""
-    monkeypatch.setattr(datasets, "WORDNET", tmp_path / "missing")
-    words = ["--rows", "600", "--queries", "20", "--rounds", "1", "--folder", str(tmp_path)]
-    first.main([*words, "--results", str(tmp_path / "results")])
-    (path,) = (tmp_path / "results").glob("*-first.json")
-    results = json.loads(path.read_text())
-    systems = {"vecdb embedded", "vecdb over gRPC", "FAISS flat", "FAISS HNSW M=16 efC=100"}
-    assert set(results["insert"]) == systems
-    assert set(results["query"]["single, 1 caller"]) == systems
-    assert results["machine"]["cores"] >= 1
-    for case, of_system in results["query"].items():
-        for name, one in of_system.items():
-            assert one["queries_per_s"] > 0, (case, name)
-            assert one["recall"] is None or one["recall"] >= 0.95, (case, name)
-    page = path.with_suffix(".md").read_text()
-    assert "p99" in page
-    assert "600 rows" in page
 
 
 @pytest.fixture

@@ -122,6 +122,27 @@ def bounds(
     return farthest
 
 
+def nearest(
+    queries: Vectors,
+    rows: int,
+    read: Callable[[int, int], Vectors],
+    k: int,
+    block_rows: int = _BLOCK_ROWS,
+) -> Rows:
+    """(q, k) rows, nearest first; of rows equally far the lower numbers. `k` is at most `rows`."""
+    near = np.full((len(queries), 0), np.inf, np.float32)
+    best = np.empty((len(queries), 0), np.int64)
+    for start in range(0, rows, block_rows):
+        stop = min(start + block_rows, rows)
+        distances = np.concatenate([near, 1 - queries @ read(start, stop).T], axis=1)
+        numbers = np.broadcast_to(np.arange(start, stop), (len(queries), stop - start))
+        numbers = np.concatenate([best, numbers], axis=1)
+        order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+        near = np.take_along_axis(distances, order, 1)
+        best = np.take_along_axis(numbers, order, 1)
+    return best
+
+
 def kept(path: Path, make: Callable[[], NDArray[np.generic]], shape: tuple[int, ...]) -> NDArray:  # type: ignore[type-arg]
     """The array that lies in `path`; made and put there where it is missing, torn or of another shape.
 

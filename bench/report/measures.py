@@ -1,0 +1,91 @@
+"""The numbers that pages, goals and the radar show, each named once by workload, case and key."""
+
+from __future__ import annotations
+
+from .cells import Column
+from .lines import Run
+
+MIB = 1 / 2**20
+
+
+def rate(run: Run, title: str, workload: str, case: str) -> Column:
+    """Queries a second of a case; the recall that is meant is in the case's name, else the lowest target."""
+    targets = run.about["target_recall"]
+    found = [one for one in targets if case.endswith(f"recall={one}")]
+    # What is mixed with writes is compared at what it reaches: it has no setting of its own.
+    asked = workload in ("single", "batch", "filter", "growth")
+    return Column(
+        title, workload, case, "qps", target=found[0] if found else min(targets) if asked else None
+    )
+
+
+def load() -> Column:
+    return Column("load rows/s", "load", "", "rows_per_s")
+
+
+def ready() -> Column:
+    return Column("all indexed after s", "load", "ready", "seconds", higher=False)
+
+
+def upsert() -> Column:
+    return Column("upsert rows/s", "update", "upsert", "rows_per_s")
+
+
+def opened() -> Column:
+    return Column("open to answer s", "open", "", "seconds", higher=False)
+
+
+def memory(server: bool = True) -> Column:
+    """Resident memory after reopening: of the server alone where there is one, which its load process is
+    no part of."""
+    instead = "memory_server_bytes" if server else None
+    return Column(
+        "memory MiB", "open", "", "memory_bytes", higher=False, scale=MIB, instead=instead
+    )
+
+
+def disk() -> Column:
+    return Column("disk / raw", "open", "", "disk_to_raw", higher=False)
+
+
+def filters(run: Run) -> list[Column]:
+    """The filter cases, from few rows allowed to many."""
+    return [rate(run, f"filter {case}", "filter", case) for case in filter_cases(run)]
+
+
+def filter_cases(run: Run) -> list[str]:
+    return sorted(run.cases("filter"), key=_share)
+
+
+def _share(case: str) -> float:
+    try:
+        return float(case.partition(" %")[0])
+    except ValueError:
+        return 0.0
+
+
+def singles(run: Run) -> list[Column]:
+    """Single queries by each number of callers at each recall that is asked for."""
+    cases = [case for case in run.cases("single") if " recall=" in case]
+    return [
+        rate(run, case.replace("callers=", "QPS callers ", 1), "single", case) for case in cases
+    ]
+
+
+def usual(run: Run) -> list[Column]:
+    """One column for each thing that a user waits or pays for: what engines are ranked by."""
+    present = set(run.cases("batch"))
+    batches = [
+        rate(run, f"batch of {case}", "batch", case) for case in present if " recall=" in case
+    ]
+    return [
+        load(),
+        ready(),
+        *singles(run),
+        *sorted(batches, key=lambda one: one.title),
+        *filters(run),
+        upsert(),
+        memory(),
+        disk(),
+        opened(),
+    ]
