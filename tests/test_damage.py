@@ -47,18 +47,19 @@ def data_file(folder):
     return collection / "data.mdb"
 
 
-# Opens, checks and reads everything; says what came of it. Damage may end this process, not the test's.
+# Opens, checks and reads everything, and only then says what came of it: once it has, the test changes the
+# file again. Damage may end this process, not the test's.
 READER = """
     import sys, vecdb
     from vecdb.errors import VecdbError
     for folder in sys.stdin:
-        report = None
+        report, said = None, None
         try:
             with vecdb.open(folder.strip(), read_only=True) as db:
                 docs = db.get_collection("docs")
                 report = docs.check()
                 if not report.ok:
-                    print("named", report.problems[0], flush=True)
+                    said = "named " + report.problems[0]
                 found = []
                 for batch in docs.scan(include=["vector", "metadata", "document", "content", "named_vectors"]):
                     for n, i in enumerate(batch.ids):
@@ -67,11 +68,12 @@ READER = """
                         found.append((i, batch.vectors[n].tobytes(), title, str(batch.metadata[n]),
                                       batch.documents[n], content))
                 if report.ok:
-                    print("ok", hash_of(found), flush=True)
+                    said = "ok " + hash_of(found)
         except VecdbError as error:
             # Whatever check has named, a scan may refuse to read.
             if report is None or report.ok:
-                print("refused", error.reason, str(error), flush=True)
+                said = f"refused {error.reason} {error}"
+        print(said, flush=True)
 """
 HASH = """
     import hashlib
