@@ -37,7 +37,8 @@ class Child:
     """One process with one object in it. One call at a time.
 
     `group`: with whatever it starts in a process group of its own, which ends as a whole: at once when a call was
-    broken off, as by Ctrl-C, so that no server is left behind.
+    broken off, as by Ctrl-C, so that no server is left behind. A call that takes longer than `limit_s`, where that is
+    set, is broken off as well.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Child:
             start_new_session=group,
         )
         self._group, self._busy = group, False
+        self.limit_s: float | None = None
         there.close()
         self._pipe = here
         self.pid = self._process.pid
@@ -85,6 +87,8 @@ class Child:
         self._busy = True
         try:
             self._pipe.send_bytes(pickle.dumps((what, arguments)))
+            if not self._pipe.poll(self.limit_s):
+                raise ChildFailed(f"no answer for {self.limit_s:g} s in {what}")
             outcome, value = pickle.loads(self._pipe.recv_bytes())
             self._busy = False
         except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from bench.peers.base import Adapter, rows_in
 
 
 class System(Adapter):
-    """Exact over all rows. `fault` is "none", "loses", "wrong", "raises" or "ends"."""
+    """Exact over all rows. `fault` is "none", "loses", "wrong", "raises", "ends" or "hangs"."""
 
     settings = (1.0, 2.0)
     distribution: ClassVar = "numpy"
@@ -46,6 +47,8 @@ class System(Adapter):
     def query(self, vector: Any, k: int, where: Any, setting: float) -> tuple[Any, Any]:
         if self._fault == "raises":
             raise RuntimeError("no answer today")
+        if self._fault == "hangs":
+            time.sleep(3600)
         if self._fault == "ends":
             os._exit(3)
         near = self._vectors @ vector

@@ -43,6 +43,14 @@ def run(folder: Path, cache: Path, *words: str) -> list[Line]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+def runs(pid: int) -> bool:
+    """Whether a process is there and has not ended; one that ended may wait to be collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def of(lines: list[Line], kind: str, **values: Any) -> list[Line]:
     return [
         one
@@ -84,12 +92,19 @@ def test_every_workload_of_every_system_is_recorded(tmp_path: Path, cache: Path)
 def test_faults_of_a_system_show(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lost rows, wrong answers, errors and a child that ends are recorded, and the other systems are still measured."""
-    faults = ("none", "loses", "wrong", "raises", "ends")
+    """Lost rows, wrong answers, errors, a child that ends and one that hangs are recorded, and the other systems are still measured."""
+    faults = ("none", "loses", "wrong", "raises", "ends", "hangs")
     for name in faults:
         monkeypatch.setitem(plan.SYSTEMS, name, Entry("bench_planted", (("fault", name),)))
+    words = ["--patience", "5"]
     lines = run(
-        tmp_path, cache, "--systems", ",".join(faults), "--workloads", "load,open,single,batch"
+        tmp_path,
+        cache,
+        "--systems",
+        ",".join(faults),
+        "--workloads",
+        "load,open,single,batch",
+        *words,
     )
     assert [fault(line) for line in lines if fault(line)] == []
     recalls = {
@@ -106,6 +121,8 @@ def test_faults_of_a_system_show(
     assert "no answer today" in raised["reason"]
     (ended,) = of(lines, "failed", system="ends")
     assert "exit code 3" in ended["reason"]
+    (hung,) = of(lines, "failed", system="hangs")
+    assert "no answer for 5 s" in hung["reason"]
 
 
 def test_a_system_that_is_not_installed_is_skipped(
@@ -141,8 +158,10 @@ def test_an_interrupt_leaves_a_readable_file_and_no_process(tmp_path: Path, cach
         assert process.wait(timeout=60) == 130
     finally:
         process.kill()
-    left = [pid for pid in started if Path(f"/proc/{pid}").exists()]
-    assert left == []
+    until_s = time.monotonic() + 10
+    while left := [pid for pid in started if runs(pid)]:
+        assert time.monotonic() < until_s, left
+        time.sleep(0.05)
     (file,) = tmp_path.glob("*.jsonl")
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["kind"] for line in lines[:2]] == ["run", "system"]

@@ -43,6 +43,10 @@ class Adapter:
     def version(cls) -> str:
         return metadata.version(cls.distribution)
 
+    @classmethod
+    def look(cls) -> None:
+        """Raises Unsupported where something is missing that is no package."""
+
     def tune(self, setting: float) -> None:
         """Makes `setting` hold from now on, where a query cannot carry it; not timed."""
 

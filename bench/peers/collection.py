@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import time
+import tomllib
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any, ClassVar, Self
 
-from ..datasets import Vectors
+from ..datasets import ROOT, Vectors
 from ..sources import Condition, Part, Source
 from .base import Adapter
 
@@ -22,13 +24,21 @@ class System(Adapter):
     """The knob is `target_recall`."""
 
     settings: Sequence[float] = TARGETS
-    distribution: ClassVar = "vecdb"
     durability: ClassVar = "every call: fsync before it returns"
     chosen: ClassVar = {"index": "auto", "quantization": "auto", "audit_share": 0.0}
     collection: Any
 
     def __init__(self, source: Source) -> None:
         self._source = source
+
+    @classmethod
+    def version(cls) -> str:
+        """Of the engine, which server and client are released with; of this checkout where it is not installed."""
+        try:
+            return metadata.version("vecdb")
+        except metadata.PackageNotFoundError:
+            text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+            return f"{tomllib.loads(text)['project']['version']}, a checkout"
 
     def insert(self, start: int, part: Part) -> None:
         self.collection.insert(

@@ -23,9 +23,9 @@ _COLUMNS = [ID, "_distance"]
 
 
 class System(Adapter):
-    """The knob is ef."""
+    """The knob is ef, of at least as many as are ranked again."""
 
-    settings: Sequence[float] = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+    settings: Sequence[float] = (30, 32, 40, 48, 64, 80, 96, 128, 192, 256, 384, 512)
     packages: ClassVar = ("lancedb", "pyarrow")
     distribution: ClassVar = "lancedb"
     transport: ClassVar = "embedded"

@@ -18,7 +18,7 @@ import numpy as np
 from ..datasets import Vectors
 from ..sources import Condition, Part, Source
 from . import EF_CONSTRUCTION, EF_SEARCH, M
-from .base import NAME, Adapter
+from .base import NAME, Adapter, Unsupported
 from .fields import ID, TEXT, VECTOR, Fields
 
 VARIABLE = "BENCH_PGVECTOR"
@@ -41,9 +41,12 @@ class System(Adapter):
         "indexes": "the fields of filters",
     }
 
-    def __init__(self, source: Source, folder: Path, *, create: bool, **options: Any) -> None:
+    @classmethod
+    def look(cls) -> None:
         if VARIABLE not in os.environ:
-            raise ModuleNotFoundError(name=f"a server named by {VARIABLE}")
+            raise Unsupported(f"{VARIABLE} names no server")
+
+    def __init__(self, source: Source, folder: Path, *, create: bool, **options: Any) -> None:
         self._source, self._folder = source, folder
         self._fields = Fields.of(source)
         self._psycopg: Any = importlib.import_module("psycopg")

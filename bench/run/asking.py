@@ -134,9 +134,9 @@ class Pass:
 
 
 def ask(system: Any, queries: Any, natives: Sequence[Any], case: Case) -> Asked:
-    """Asks by `case`; answers are ids as the system gives them, of a batch a list of those."""
+    """Asks by `case`, whose setting holds already; answers are ids as the system gives them, of a batch a list of
+    those."""
     where = None if case.condition is None else system.where(case.condition)
-    system.tune(case.setting)
     if case.batched:
         parts = [queries[i : i + QUERY_BATCH] for i in range(0, len(queries), QUERY_BATCH)]
         return Pass(len(parts), case).blocking(lambda i: system.batch(parts[i], K, case.setting))

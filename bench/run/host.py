@@ -35,6 +35,7 @@ class Host:
         """The system in words. Imports its packages, so that no later time has that in it."""
         begun_s = time.perf_counter()
         self._adapter = importlib.import_module(self._module).System
+        self._adapter.look()
         for name in self._adapter.packages:
             importlib.import_module(name)
         return {
@@ -106,13 +107,18 @@ class Host:
         except LookupError:
             return None
 
-    def first(self, setting: float) -> tuple[float, NDArray[np.int64]]:
-        """Seconds of the first query and the rows it found."""
+    def first(self, setting: float) -> float:
+        """Seconds of the first query. Raises LookupError where it finds nothing."""
         vector = self._system.prepare(self._source.queries[:1])[0]
         begun_s = time.perf_counter()
         ids = self._system.query(vector, K, None, setting)[0]
         taken_s = time.perf_counter() - begun_s
-        return taken_s, np.array([list(self._system.rows(ids))], np.int64)
+        if not len(self._system.rows(ids)):
+            raise LookupError("the first query found nothing")
+        return taken_s
+
+    def tune(self, setting: float) -> None:
+        self._system.tune(setting)
 
     def ask(self, case: Case) -> tuple[dict[str, Any], NDArray[np.int64]]:
         """Figures of one pass, and the rows that the first queries found."""
@@ -160,7 +166,6 @@ class Host:
         tenants: list[tuple[Condition, NDArray[np.int64]]],
     ) -> tuple[dict[str, Any], dict[int, int]]:
         """The mix of a retrieval application; see `mixture`."""
-        self._system.tune(setting)
         return mixture.mix(
             self._system,
             self._source,

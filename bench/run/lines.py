@@ -98,12 +98,19 @@ class Lines:
             named = path.with_name(f"{path.stem}-{number}{path.suffix}")
         self.path = named
         self._file = named.open("x", encoding="utf-8")
+        self._skipped: set[tuple[str, str]] = set()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+    def skip(self, system: str, workload: str, reason: str) -> None:
+        """That a system cannot play a workload, said once."""
+        if (system, workload) not in self._skipped:
+            self._skipped.add((system, workload))
+            self.write("skipped", system=system, workload=workload, reason=reason)
 
     def write(self, kind: str, **values: Any) -> None:
         """Raises ValueError if the line does not keep to the schema."""

@@ -15,7 +15,7 @@ from typing import Any
 from .. import measure
 from ..sources import CACHE, prepare
 from .lines import SCHEMA, Lines
-from .plan import SYSTEMS, TARGETS, USUAL, WORKLOADS, K, Plan
+from .plan import PATIENCE, SYSTEMS, TARGETS, USUAL, WORKLOADS, K, Plan
 from .turns import Turns
 
 _INTERRUPTED = 130
@@ -74,6 +74,7 @@ def _plan(args: argparse.Namespace, work: Path) -> Plan:
         write_seconds=args.write_seconds,
         mix_seconds=args.mix_seconds,
         load_query_rows=args.load_query_rows,
+        patience=(args.patience, PATIENCE[1] + args.load_seconds),
         many=args.many,
         many_seconds=args.many_seconds,
         growth=tuple(args.growth),
@@ -116,6 +117,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         default=usual.mix_seconds,
         help="of the mix at each number of callers",
     )
+    add("--patience", type=float, default=PATIENCE[0], help="seconds until a call is given up")
     add("--load-query-rows", type=int, default=usual.load_query_rows)
     add("--many", type=_many, default=usual.many, metavar="COLLECTIONSxROWS")
     add("--many-seconds", type=float, default=usual.many_seconds)

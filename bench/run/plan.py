@@ -41,6 +41,8 @@ USUAL = ("load", "load_query", "single", "batch", "filter", "open", "update", "r
 """Without the two that take long."""
 LOADED = {"load", "single", "batch", "filter", "open", "update", "rag"}
 """Workloads over the whole set, which is loaded once for all of them."""
+PATIENCE = (120.0, 900.0)
+"""Seconds after which a call that asks, and one that loads or indexes, are given up, with their process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Plan:
     write_seconds: float = 30.0
     """Of upserts, and of deletes."""
     mix_seconds: float = 4.0
+    patience: tuple[float, float] = PATIENCE
     load_query_rows: int = 20_000
     many: tuple[int, int] = (1_000, 1_000)
     many_seconds: float = 300.0

@@ -51,12 +51,19 @@ def batch(session: Session, plan: Plan, chosen: Chosen) -> None:
     case = Case(0.0, batched=True, budget_s=plan.seconds, least=_LEAST_BATCHES)
     for target in TARGETS:
         if ("batch", target) not in chosen:
-            tuning = _tuning(session, case)
-            chosen["batch", target], _ = tuning.reaching(target)
+            chosen["batch", target] = _of_batches(session, case, target, chosen)
         found = session.asked(replace(case, setting=chosen["batch", target]))
         session.sample("batch", f"{QUERY_BATCH} recall={target}", **found)
         if target == TARGETS[0]:
             session.sample("batch", f"{QUERY_BATCH}", **found)
+
+
+def _of_batches(session: Session, case: Case, target: float, chosen: Chosen) -> float:
+    """The setting of single queries, where it reaches the target in batches too; most systems walk the same way."""
+    known = chosen.get(("single", target))
+    if known is not None and session.asked(replace(case, setting=known))["recall"] >= target:
+        return known
+    return _tuning(session, case).reaching(target)[0]
 
 
 def filters(session: Session, plan: Plan, chosen: Chosen) -> None:
@@ -69,6 +76,7 @@ def filters(session: Session, plan: Plan, chosen: Chosen) -> None:
                 # The first pass also makes what a system keeps for a filter that is asked often.
                 session.call("ask", replace(case, setting=usual(session, chosen)))
                 tuning = _tuning(session, case, condition)
+                tuning.lowest()  # many systems compare what a filter leaves one by one, at any setting
                 chosen["filter", name], _ = tuning.reaching(target)
             found = session.asked(replace(case, setting=chosen["filter", name]), condition)
             session.sample("filter", name, **found)

@@ -16,18 +16,29 @@ from ..children import Child, ChildFailed
 from ..sources import Condition, Source, State
 from .asking import Case
 from .lines import Lines
-from .plan import Entry, K
+from .plan import PATIENCE, Entry, K
 from .tree import Watch
+
+_LONG = {"load", "ready", "load_and_ask", "upsert", "delete", "mix", "many", "close"}
 
 
 class Session:
     """A child process that ends with the context, with all that it has started."""
 
-    def __init__(self, name: str, entry: Entry, source: Source, lines: Lines, turn: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        entry: Entry,
+        source: Source,
+        lines: Lines,
+        turn: int,
+        patience: tuple[float, float] = PATIENCE,
+    ) -> None:
         self.name, self.source, self.lines, self.turn = name, source, lines, turn
         self._child = Child(
             "bench.run.host:Host", source, entry.module, dict(entry.options), group=True
         )
+        self._patience = patience
         self.about: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -46,6 +57,7 @@ class Session:
             self._child.close()
 
     def call(self, method: str, *arguments: Any) -> Any:
+        self._child.limit_s = self._patience[method in _LONG]
         return self._child.call(method, *arguments)
 
     def memory(self) -> int:
@@ -82,11 +94,10 @@ class Session:
         except ChildFailed as error:
             last = str(error).strip().splitlines()[-1]
             if "Unsupported" in last:
-                reason = last.partition(": ")[2]
-                self.lines.write("skipped", system=self.name, workload=workload, reason=reason)
+                self.lines.skip(self.name, workload, last.partition(": ")[2])
                 return
             self.failed(workload, case, last)
-            if "the child ended" in last:
+            if "the child ended" in last or "no answer" in last:
                 raise
 
     def asked(
@@ -96,6 +107,7 @@ class Session:
         state: State | None = None,
     ) -> dict[str, Any]:
         """One pass: its figures, what the process took, and recall of what was found."""
+        self.call("tune", case.setting)  # a change of it may start a server anew
         (figures, found), took = self.watched("ask", case)
         truth = self.source.truth(K, condition, state)
         recall = self.source.recall(_within(found, self.source.rows), truth)

@@ -26,6 +26,10 @@ class Tuning:
             if self._recall(round(last * step / (_SPREAD - 1))) >= _ENOUGH:
                 return
 
+    def lowest(self) -> None:
+        """Only the least setting."""
+        self._recall(0)
+
     def reaching(self, target: float) -> tuple[float, bool]:
         """The least setting that reaches the target by halving, or the best there is; whether it reaches it."""
         below, above = -1, len(self._settings)

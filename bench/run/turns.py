@@ -13,7 +13,7 @@ from ..sources import Source
 from . import queries, writes
 from .changes import Changes
 from .lines import Lines
-from .plan import LOADED, SYSTEMS, K, Plan
+from .plan import LOADED, SYSTEMS, Plan
 from .queries import Chosen
 from .session import Session, disk, drop_cache
 
@@ -84,7 +84,14 @@ class Turns:
         for name in list(names):
             begun_s = time.perf_counter()
             try:
-                session = Session(name, SYSTEMS[name], source or self._source, self._lines, turn)
+                session = Session(
+                    name,
+                    SYSTEMS[name],
+                    source or self._source,
+                    self._lines,
+                    turn,
+                    self._plan.patience,
+                )
                 with session:
                     what(session)
             except Missing as error:
@@ -128,8 +135,7 @@ class Turns:
         setting = self._chosen[session.name].get(
             ("single", _FIRST_SETTING), settings[len(settings) // 2]
         )
-        (first_s, found), after = session.watched("first", setting)
-        truth = self._source.truth(K)
+        first_s, after = session.watched("first", setting)
         if sampled:
             after["cpu_s"] = round(took["cpu_s"] + after["cpu_s"], 3)
             after["memory_peak_bytes"] = max(took["memory_peak_bytes"], after["memory_peak_bytes"])
@@ -139,7 +145,6 @@ class Turns:
                 "",
                 seconds=opened_s + first_s,
                 open_s=opened_s,
-                recall=self._source.recall(found, truth),
                 note="page cache dropped"
                 if dropped
                 else "page cache kept: it cannot be dropped here",
@@ -172,7 +177,8 @@ class Turns:
 
 
 def _last(error: BaseException) -> str:
-    return str(error).strip().splitlines()[-1][:500]
+    last = str(error).strip().splitlines()[-1]
+    return last.removeprefix("bench.peers.base.Unsupported: ")[:500]
 
 
 def _say(text: str) -> None:

@@ -49,7 +49,9 @@ def load(session: Session, plan: Plan, folder: Path) -> bool:
 def load_query(session: Session, plan: Plan, folder: Path) -> None:
     """Queries from one caller while rows are inserted, over a part of the set."""
     if session.about["role"] == "limit":
-        return  # no locks: what is asked while rows are added may be anything
+        reason = "it has no locks: what is found while rows are added may be anything"
+        session.lines.skip(session.name, "load_query", reason)
+        return
     session.call("open", folder, True)
     settings = session.call("settings")
     found, took = session.watched("load_and_ask", settings[len(settings) // 2], plan.load_seconds)
@@ -86,14 +88,13 @@ def rag(session: Session, plan: Plan, chosen: Chosen, changes: Changes) -> None:
     source = session.source
     tenants = _tenants(source)
     if not tenants:
-        session.lines.write(
-            "skipped", system=session.name, workload="rag", reason="the set has no tenants"
-        )
+        session.lines.skip(session.name, "rag", "the set has no tenants")
         return
     setting = chosen.get(("filter", source.case(source.conditions()[0])), usual(session, chosen))
     for callers in _MIXED:
         with session.attempt("rag", f"callers={callers}"):
             arguments = (setting, callers, plan.mix_seconds, changes.versions, tenants)
+            session.call("tune", setting)
             (found, versions), took = session.watched("mix", *arguments)
             changes.add(versions)
             state = changes.state(source)
