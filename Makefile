@@ -10,7 +10,7 @@ TESTS  ?= tests
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test crash histories fuzz audit check format stubs bench bench-index bench-gpu bench-vectordbbench clean FORCE
+.PHONY: help venv demo test crash histories fuzz overload audit check format stubs bench bench-index bench-gpu bench-vectordbbench clean FORCE
 
 help: ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -54,6 +54,9 @@ histories: $(STAMP) ## Play and judge histories of concurrent calls. Longer, or 
 fuzz: $(STAMP) ## Strange input for the wire and the filters: make fuzz MINUTES=30. SEED=n replays.
 	@PYTHONPATH=.:server:clients/python:tests MINUTES=$(MINUTES) SEED=$(SEED) $(BIN)/python tests/fuzzing.py
 
+overload: $(STAMP) ## A minute of three times the calls that can be answered. Longer: make overload SECONDS=300
+	VECDB_OVERLOAD_S=$(or $(SECONDS),60) $(BIN)/python -m pytest -q -s tests/test_overload.py -k three
+
 audit: $(STAMP) ## bandit over the code, and known faults of the packages in constraints.txt.
 	@$(PIP) --no-build-isolation -e '.[audit]'
 	$(BIN)/bandit -q -r -c pyproject.toml vecdb server/vecdb_server clients/python/vecdb_client tools
@@ -66,6 +69,7 @@ check: $(STAMP) ## Format, lint, types, contract, generated files, house rules.
 	$(BIN)/buf lint proto
 	$(BIN)/python tools/generate.py --check
 	$(BIN)/python tools/kernels.py --check
+	$(BIN)/python tools/dashboard.py --check
 	$(BIN)/python -m pytest -q tests/test_house.py
 
 format: $(STAMP) ## Format the code and mend what the linter can mend.
@@ -75,6 +79,7 @@ format: $(STAMP) ## Format the code and mend what the linter can mend.
 stubs: $(STAMP) ## Make the generated files anew from proto/, vecdb/ and the kernels for GPUs.
 	$(BIN)/python tools/generate.py
 	$(BIN)/python tools/kernels.py
+	$(BIN)/python tools/dashboard.py
 
 # Systems and their versions are those of bench/requirements.txt; hnswlib is compiled, and left out where it cannot be.
 $(BENCH)/made-in: bench/requirements.txt pyproject.toml server/pyproject.toml clients/python/pyproject.toml constraints.txt

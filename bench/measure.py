@@ -26,6 +26,7 @@ PACKAGES = (
     "faiss-gpu",
     "numpy",
     "lmdb",
+    "isal",
     "grpcio",
     "protobuf",
     "qdrant-edge-py",

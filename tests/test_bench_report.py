@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bench import report
-from bench.report import drawings, goals, lines, measures, readme
+from bench.report import goals, lines, readme
 from bench.report.cells import NONE, Column, best, cell
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -265,7 +265,7 @@ def test_plots_are_drawn_of_what_was_measured_and_no_more(tmp_path: Path) -> Non
     report.main([str(path)])
     text = path.with_suffix(".md").read_text()
     drawn = sorted(one.name for one in tmp_path.glob("*.svg"))
-    assert drawn == [f"run-{one}.svg" for one in ("filters", "latency", "radar", "recall")]
+    assert drawn == [f"run-{one}.svg" for one in ("filters", "latency", "recall")]
     assert all(f"({name})" in text for name in drawn)
     before = {name: (tmp_path / name).read_bytes() for name in drawn}
     report.main([str(path)])
@@ -277,15 +277,10 @@ def test_plots_are_drawn_of_what_was_measured_and_no_more(tmp_path: Path) -> Non
     assert (tmp_path / "run-growth.svg").exists()
 
 
-def test_the_radar_puts_the_best_outside_and_the_unmeasured_inside(tmp_path: Path) -> None:
-    """The best is 1, ten times worse a third less; nothing for a missed recall or no number."""
+def test_what_misses_its_recall_is_not_the_best(tmp_path: Path) -> None:
+    """The best is a database that reaches the recall; a limit is shown, and never the best."""
     run = lines.read(written(tmp_path, everything()))
-    load = measures.load()
-    assert drawings._depth(run, load, "zvec") == 1
-    assert drawings._depth(run, load, "chroma") == pytest.approx(1 - 1.602 / 3, abs=1e-3)
     single = Column("", "single", "callers=1 recall=0.95", "qps", target=0.95)
-    assert drawings._depth(run, single, "chroma") is None
-    assert drawings._depth(run, measures.upsert(), "vecdb") is None
     assert best(run, single) == 505
     assert cell(run, single, "faiss-hnsw") == "70,000"
 

@@ -221,7 +221,7 @@ def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> No
     assert set(actions.choices or ()) == {
         "serve", "create", "list", "drop", "rename", "alias", "import", "export", "query", "get",
         "delete", "count", "stats", "check", "compact", "cancel-build", "downgrade", "keys",
-        "backup", "backups", "restore", "verify", "prune",
+        "backup", "backups", "restore", "verify", "prune", "top", "health",
     }  # fmt: skip
     for name in actions.choices or ():
         with pytest.raises(SystemExit) as stop:

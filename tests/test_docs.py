@@ -18,7 +18,12 @@ from vecdb import errors
 from vecdb.filters import parse
 from vecdb.settings import ENGINE
 from vecdb.types import AuditStats, CurvePoint, DeviceStats, Explain, IndexStats
+from vecdb_client.v1 import vecdb_pb2 as pb
 from vecdb_server.access import ROLE_OF
+from vecdb_server.admission import Admission
+from vecdb_server.metrics import METRICS, PREFIX
+from vecdb_server.pools import Pools
+from vecdb_server.query_stream import QueryStreams
 from vecdb_server.settings import SERVER
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,7 +33,18 @@ ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 PROTO = (ROOT / "proto/vecdb/v1/vecdb.proto").read_text()
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
 PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
-FOLDERS = ("vecdb", "proto", "clients", "server", "tests", "bench", "docs", "examples", "tools")
+FOLDERS = (
+    "vecdb",
+    "proto",
+    "clients",
+    "server",
+    "tests",
+    "bench",
+    "deploy",
+    "docs",
+    "examples",
+    "tools",
+)
 NEEDS_SERVER = "# server: running\n"
 
 
@@ -160,7 +176,7 @@ def test_names_in_the_docs_are_there(page):
     """Whatever looks like a path of the project, a file of it, or a test, is one."""
     text = page.read_text()
     files = [*ROOT.glob("*"), *(p for folder in FOLDERS for p in (ROOT / folder).rglob("*"))]
-    for path in set(re.findall(rf"\b((?:{'|'.join(FOLDERS)})/[\w./-]*\w)", text)):
+    for path in set(re.findall(rf"(?<![\w/])((?:{'|'.join(FOLDERS)})/[\w./-]*\w)", text)):
         assert (ROOT / path).exists(), path
     for name in set(re.findall(r"`([\w./-]+\.(?:py|md|cu|proto))`", text)):
         assert any(path.as_posix().endswith("/" + name.removeprefix("../")) for path in files), name
@@ -169,3 +185,35 @@ def test_names_in_the_docs_are_there(page):
         *(re.findall(r"def (test_\w+)", path.read_text()) for path in tests)
     )
     assert not set(re.findall(r"`(test_\w+)`", text)) - known
+
+
+def test_the_settings_that_a_reload_takes_up_are_named():
+    """README names all settings that a running server takes up, and no others."""
+    (sentence,) = re.findall(
+        r"Taken up by a running server on SIGHUP.*?; and changed keys", README, re.DOTALL
+    )
+    named = re.findall(r"`([a-z_]+)`", sentence)
+    assert named == [row.name for row in [*SERVER, *ENGINE] if row.reload]
+
+
+def test_all_metrics_are_documented_as_they_are():
+    """The operations page has a line for each metric with its kind, labels and sentence, and for no other."""
+    section = OPERATIONS.split("### Metrics")[1].split("\n### ")[0]
+    lines = re.findall(r"^\| `(vecdb_\w+)` \| (\w+) \| (.*?) \| (.*) \|$", section, re.MULTILINE)
+    assert [
+        (name, kind, re.findall(r"`(\w+)`", labels), doc) for name, kind, labels, doc in lines
+    ] == [(PREFIX + row.name, row.kind, list(row.labels), row.doc) for row in METRICS]
+
+
+def test_all_calls_are_documented():
+    """The operations page has a line for each RPC, with the role that it needs and the threads that serve it."""
+    section = OPERATIONS.split("## Calls")[1].split("\n## ")[0]
+    lines = re.findall(r"^\| `(\w+)` \| ([\w ]+) \| (\w+) \| .+ \|$", section, re.MULTILINE)
+    methods = pb.DESCRIPTOR.services_by_name["VecdbService"].methods
+    assert [name for name, _, _ in lines] == [method.name for method in methods]
+    pools = Pools(1, 1, 1, 1, QueryStreams(Admission({})), Admission({}))
+    names = {"read": "read", "write": "write", "long": "long", "stream": "queries"}
+    for (name, role, threads), method in zip(lines, methods, strict=True):
+        assert role.split()[0] == (ROLE_OF[name] or "any"), name
+        assert threads == names[pools.of(name, streams=method.server_streaming).name], name
+    pools.shutdown(wait=True)

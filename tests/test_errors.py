@@ -107,7 +107,9 @@ def test_details_that_cannot_be_cut_are_dropped() -> None:
     [
         (grpc.StatusCode.UNAVAILABLE, "failed to connect", errors.Unavailable),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", errors.DeadlineExceeded),
-        (grpc.StatusCode.CANCELLED, "Cancelled", errors.Cancelled),
+        (grpc.StatusCode.CANCELLED, "Channel closed!", errors.Cancelled),
+        (grpc.StatusCode.CANCELLED, "Locally cancelled by application!", errors.Cancelled),
+        (grpc.StatusCode.CANCELLED, "CANCELLED", errors.Unavailable),  # by a server that stops
         (
             grpc.StatusCode.RESOURCE_EXHAUSTED,
             "CLIENT: Received message larger than max (900 vs. 500)",

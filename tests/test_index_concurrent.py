@@ -130,7 +130,7 @@ def test_readers_beside_a_writer_and_builds(kind, metric, storage, quantization,
     threads.append(run.guarded(run.builds))
     for thread in threads:
         thread.start()
-    sequence, end = 0, time.monotonic() + 60
+    sequence, end = 0, time.monotonic() + 180
     try:
         while not run.failures and time.monotonic() < end:
             sequence += 1

@@ -201,6 +201,7 @@ def requests_with(name: str) -> Iterator[tuple[str, Any]]:
         vectors=[pb.VectorField(name=name, dimension=2)],
     )  # fmt: skip
     yield "GetServerInfo", pb.GetServerInfoRequest()
+    yield "GetMetrics", pb.GetMetricsRequest()
     yield "CreateCollection", pb.CreateCollectionRequest(collection=made)
     yield (
         "CreateCollection",

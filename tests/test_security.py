@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import grpc
 import pytest
@@ -16,6 +19,7 @@ from conftest import AddKey, StartServer, wait_until
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+import vecdb
 from vecdb.errors import InvalidSetting
 from vecdb_client import Tls, aio, connect, errors
 from vecdb_client.v1 import vecdb_pb2
@@ -148,6 +152,33 @@ def test_an_alias_is_taken_from_nobody(start: StartServer, add: AddKey, keys_fil
             with pytest.raises(errors.PermissionDenied):
                 forbidden()
         assert admin.list_aliases() == {"shared": "other"}
+
+
+def test_of_two_admins_at_once_neither_takes_an_alias_that_is_not_theirs(tmp_path: Path) -> None:
+    """An alias that comes to stand for another's collection while it is asked for is not moved away from it."""
+    team = keys.Key("k", (keys.Grant("admin", "team-*"), keys.Grant("admin", "shared")), ())
+    with vecdb.open(tmp_path / "db") as database, ThreadPoolExecutor(1) as pool:
+        for name in ("other", "team-a"):
+            database.create_collection(name, dimension=2)
+        guarded = access.GuardedDatabase(database)
+        roots: list[Future[None]] = []
+        listed, here = database.list_aliases, threading.get_ident()
+
+        def listed_slowly() -> dict[str, str]:
+            found = listed()
+            if threading.get_ident() == here:
+                roots.append(pool.submit(guarded.set_alias, "shared", "other"))
+                wait(roots, timeout=0.5)
+            return found
+
+        with mock.patch.object(database, "list_aliases", listed_slowly):
+            token = access.CALLER.set(access.Caller("SetAlias", team, "peer"))
+            try:
+                guarded.set_alias("shared", "team-a")
+            finally:
+                access.CALLER.reset(token)
+        roots[0].result(timeout=10)
+        assert database.list_aliases() == {"shared": "other"}
 
 
 def test_keys_change_without_a_restart(start: StartServer, add: AddKey, keys_file: Path) -> None:

@@ -8,6 +8,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from vecdb_client import connect, errors
 from vecdb_client.transport import read_error
 from vecdb_client.v1 import vecdb_pb2 as pb
 from vecdb_server import status
+from vecdb_server.admission import Admission
 from vecdb_server.guard import Guard
 from vecdb_server.limits import Limits, Peers
 from vecdb_server.pools import Pools
@@ -51,16 +54,27 @@ class LateContext:
         raise ConnectionAbortedError
 
 
+class Unwatched:
+    """Watches nothing."""
+
+    def call(self, method: str, context: Any) -> Any:
+        return nullcontext()
+
+    def ended(self, method: str, code: Any, took_s: float) -> None:
+        """Counts nothing."""
+
+
 def test_a_late_call_is_not_executed() -> None:
     """A call that waited past its deadline is refused without running."""
-    border = status.Border(
-        Pools(1, 1, 1, 1, QueryStreams()), MIB, Guard(None, None, Limits({}), Peers(1))
-    )
+    admission = Admission({"max_concurrent": 1, "max_wait_s": 1.0})
+    pools = Pools(1, 1, 1, 1, QueryStreams(admission), admission)
+    guard = Guard(None, None, Limits({}), Peers(1))
+    border = status.Border(pools, MIB, guard, Unwatched())
     ran: list[Any] = []
-    for wrap in (border._unary, border._stream):
+    for wrap in (border._unary, partial(border._stream, one=True)):
         context = LateContext()
         with pytest.raises(ConnectionAbortedError):
-            list(wrap("Insert", lambda *_: ran.append(1))(pb.InsertRequest(), context))
+            list(wrap("Insert", lambda *_: ran.append(1))(iter([pb.InsertRequest()]), context))
         assert context.code is grpc.StatusCode.DEADLINE_EXCEEDED
         assert json.loads(context.trailing[0][1])["reason"] == "DEADLINE_EXCEEDED"
     assert not ran
@@ -369,3 +383,15 @@ def test_garbage_on_the_port_does_no_harm(start: StartServer) -> None:
                 except ConnectionError:
                     continue  # the server may hang up at the first wrong byte
         assert client.list_collections() == []
+
+
+def test_a_call_without_its_request_is_refused(start: StartServer) -> None:
+    """A call that ends before its request came is INVALID_ARGUMENT; of two requests the first is answered."""
+    server = start()
+    path = "/vecdb.v1.VecdbService/GetServerInfo"
+    with grpc.insecure_channel(server.address) as channel:
+        call: Any = channel.stream_unary(path)
+        with pytest.raises(grpc.RpcError) as caught:
+            call(iter([]), timeout=10)
+        assert isinstance(read_error(caught.value, ""), errors.InvalidArgument)
+        assert pb.GetServerInfoResponse.FromString(call(iter([b"", b""]), timeout=10)).version

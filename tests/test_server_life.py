@@ -5,10 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +18,7 @@ import pytest
 from conftest import StartServer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from server_process import spawn
 from some_devices import SomeDevices
 
 import vecdb
@@ -28,7 +26,8 @@ from vecdb import database
 from vecdb.errors import DatabaseLocked, InvalidSetting
 from vecdb_client import connect, errors
 from vecdb_server import logs
-from vecdb_server.server import SERVICE_NAME, Server, serve
+from vecdb_server.server import SERVICE_NAME, Server
+from vecdb_server.serving import serve
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 1024 * 1024
@@ -193,34 +192,6 @@ def test_the_log_says_what_searches(
 
 
 # --- a real process
-
-
-def spawn(folder: Path, *flags: str) -> tuple[subprocess.Popen[str], str]:
-    """A server process and its address, once it says that it serves."""
-    paths = [str(ROOT), str(ROOT / "server"), str(ROOT / "clients/python")]
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "vecdb_server",
-            "serve",
-            "--data",
-            str(folder),
-            "--port",
-            "0",
-            *flags,
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-    )
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    if not line.startswith("vecdb "):
-        process.kill()
-        raise AssertionError(f"no address but {line!r}; {process.communicate()[1]}")
-    return process, line.split()[-1]
 
 
 def test_a_server_without_its_gpu_does_not_start(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import threading
 
 import lmdb
@@ -11,7 +13,7 @@ import pytest
 
 import vecdb
 from vecdb import errors, layout
-from vecdb.store import fresh
+from vecdb.store import fresh, opening
 
 SETTINGS = {"map_initial_bytes": 1 << 20, "auto_build": False}
 
@@ -218,3 +220,34 @@ def test_every_commit_is_in_the_log(data_folder):
             assert [c.sequence for c in reader.log(2)] == [3]
     assert log == [(1, 0, 3, []), (2, 3, 5, [1]), (3, 5, 5, [0, 4])]
     assert times == sorted(times)
+
+
+def test_a_reader_opens_while_the_writer_grows_the_file(data_folder, monkeypatch):
+    """A file that becomes larger between the look at its size and the first transaction is looked at again."""
+    write = (
+        "import sys, numpy as np, vecdb\n"
+        "with vecdb.open(sys.argv[1], auto_build=False) as db:\n"
+        "    docs = db.create_collection('docs', dimension=256, exist_ok=True)\n"
+        "    n = docs.count()\n"
+        "    docs.insert([f'r{i}' for i in range(n, n + 8_000)], np.ones((8_000, 256), np.float32))\n"
+    )
+
+    def insert() -> None:
+        subprocess.run([sys.executable, "-c", write, str(data_folder)], check=True)
+
+    insert()
+    opened: list[str] = []
+
+    def opens_late(path, **given):
+        env = lmdb_open(path, **given)
+        if "collections" in path:
+            opened.append(path)
+            if len(opened) == 1:
+                insert()
+        return env
+
+    lmdb_open = lmdb.open
+    monkeypatch.setattr(opening.lmdb, "open", opens_late)
+    with vecdb.open(data_folder, read_only=True, map_initial_bytes=1 << 20) as db:
+        assert db.get_collection("docs").count() == 16_000
+    assert len(opened) == 2

@@ -26,6 +26,7 @@ from .database import Database, open
 from .downgrading import Downgraded, discard_kept, downgrade
 from .errors import VecdbError
 from .index import limit_threads as limit_search_threads
+from .repairing import CheckedCollection, check
 from .restored import restore
 from .types import (
     AuditStats,
@@ -54,6 +55,7 @@ __all__ = [
     "BackupProgress",
     "BackupReport",
     "CheckReport",
+    "CheckedCollection",
     "Collection",
     "CollectionInfo",
     "CollectionStats",
@@ -73,6 +75,7 @@ __all__ = [
     "VecdbError",
     "VectorSettings",
     "WriteResult",
+    "check",
     "discard_kept",
     "downgrade",
     "errors",

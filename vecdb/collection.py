@@ -10,11 +10,12 @@ import numpy as np
 from . import collection_stats, durability, paging, searching
 from .batch import check_columns, check_ids, check_patch, check_request_id
 from .builder import Builder
-from .core import Core, deadline
+from .core import Core
 from .errors import InvalidBatch, InvalidQuery
 from .parsed_filters import FilterLike, parsed
 from .query_spec import check_k, check_query, check_share
 from .recall_audit import audit_of
+from .stopping import deadline
 from .types import (
     CheckReport,
     CollectionInfo,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -30,6 +30,7 @@ from .lane import Applied, Lane, Write
 from .masks import Deaths, FilterMasks, Moment, StoredTexts, rows_at
 from .pins import Pins
 from .selection import Selection
+from .stopping import Interrupt
 from .store import CollectionStore, Reader, State
 from .stored_columns import StoredColumns
 from .types import CollectionInfo
@@ -37,7 +38,6 @@ from .vectors import Space
 
 log = logging.getLogger("vecdb")
 
-Interrupt = Callable[[], None]
 Rows = NDArray[np.int64]
 _Matched = tuple[Filter | None, FilterMasks, Selection | None]
 
@@ -72,6 +72,7 @@ class Core:
         self._matched: _Matched = (None, self.masks, None)
         self.closed: str | None = None
         self._lane = Lane(store, self._publish, self._prepare)
+        self.commits, self.groups = self._lane.commits, self._lane.groups
         self._news = threading.Condition()
         self._columns_lock = threading.Lock()
         self._stale = False
@@ -431,20 +432,4 @@ class Core:
                 self._news.notify_all()
 
 
-def deadline(timeout_s: float | None) -> Interrupt:
-    """Raises DeadlineExceeded when called more than `timeout_s` from now; never for None."""
-    if timeout_s is None:
-        return lambda: None
-    end = time.monotonic() + timeout_s
-
-    def check() -> None:
-        if time.monotonic() > end:
-            raise DeadlineExceeded(
-                f"not done within {timeout_s:g} s; give more time, ask for less at once, or put a "
-                "cheaper condition beside the filter"
-            )
-
-    return check
-
-
-__all__ = ["Core", "Interrupt", "deadline"]
+__all__ = ["Core", "Interrupt"]

@@ -27,6 +27,7 @@ from .layout import COLLECTIONS_FOLDER, DATA_FILE, UNNAMED_FILE
 from .settings import ENGINE, resolve
 from .store import Catalog, CollectionStore, not_found, system_in_our_words, taken
 from .types import CollectionInfo, VectorSettings
+from .watching import CollectionFigures, collection_figures
 
 log = logging.getLogger("vecdb")
 
@@ -222,6 +223,25 @@ class Database(BackedUp):
         self._check_open()
         return dict(self._catalog.names().aliases)
 
+    # -- for operators
+
+    def figures(self) -> list[CollectionFigures]:
+        """Figures of the collections that are loaded, ordered by name. Loads none, waits for nobody."""
+        self._check_open()
+        with self._lock:
+            cores = list(self._cores.values())
+        return collection_figures(cores, self._builder)
+
+    def is_loaded(self, name: str) -> bool:
+        """Whether the collection with this name or alias is in memory, so that calls are answered at once.
+        Raises CollectionNotFound."""
+        self._check_open()
+        token = self._catalog.names().token(name)
+        if token is None:
+            raise not_found(name)
+        core = self._cores.get(token)
+        return core is not None and core.closed is None
+
     # -- the end
 
     def close(self) -> None:
@@ -360,6 +380,8 @@ class Database(BackedUp):
                         info.device,
                         core.assigned.note,
                     )
+                for told in store.repairs():
+                    log.warning("collection %s: %s", name, told)
                 if not self.read_only:
                     sweep_files(core)
                 has_metadata = store.has_metadata()

@@ -85,6 +85,13 @@ def rename(source: Path, target: Path, what: str) -> None:
     reach(f"{what}.rename.after", target)
 
 
+def link(source: Path, target: Path, what: str) -> None:
+    """Gives a file a second name on the same disk. FileExistsError when there is one of this name."""
+    reach(f"{what}.link.before", target)
+    os.link(source, target)
+    reach(f"{what}.link.after", target)
+
+
 def remove(path: Path, what: str) -> None:
     """Removes a file, if it is there."""
     reach(f"{what}.remove.before", path)

@@ -10,7 +10,14 @@ from typing import Any
 
 from . import disk
 from .errors import Corrupted, DatabaseLocked, DatabaseNotFound
-from .layout import CATALOG_ASIDE, CATALOG_FOLDER, COLLECTIONS_FOLDER, DATA_FILE, LOCK_FILE
+from .layout import (
+    CATALOG_ASIDE,
+    CATALOG_FOLDER,
+    COLLECTIONS_FOLDER,
+    DATA_FILE,
+    LOCK_FILE,
+    QUARANTINE_FOLDER,
+)
 
 _WHAT = "database"
 
@@ -42,6 +49,7 @@ def prepare(path: Path, read_only: bool) -> bool:
         CATALOG_FOLDER,
         CATALOG_ASIDE,
         COLLECTIONS_FOLDER,
+        QUARANTINE_FOLDER,
     }
     if strangers and not catalog:
         raise Corrupted(

@@ -12,6 +12,7 @@ as a whole.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from .columns import ColumnBatch
 from .errors import VecdbError
 from .store import CollectionStore, Writer, no_thread
+from .tally import SECONDS, SIZES, Tally
 from .vectors import NamedColumn
 
 _NO_ROWS = np.empty(0, np.int64)
@@ -107,6 +109,10 @@ class Lane:
         self._lane = threading.RLock()
         self._mutex = threading.Lock()
         self._waiting: list[_Entry] = []
+        self.commits = Tally(SECONDS)
+        """Seconds of each commit, from its first write until it is published."""
+        self.groups = Tally(SIZES)
+        """Writes that shared a commit."""
         self._led = False
         """Whether a thread commits for those who wait."""
         self._for_main = ThreadPoolExecutor(1, thread_name_prefix="vecdb-lane")
@@ -225,6 +231,7 @@ class Lane:
                 else:
                     preparing.append(ahead)
 
+        begun_s = time.perf_counter()
         try:
             try:
                 _, sequence = self._store.commit(work, beside_the_disk)
@@ -239,6 +246,8 @@ class Lane:
                 group[0].error = error
             return
         self._publish([o for o in outcomes if isinstance(o, Applied)], sequence)
+        self.commits.add(time.perf_counter() - begun_s)
+        self.groups.add(len(group))
         for entry, outcome in zip(group, outcomes, strict=True):
             earlier = getattr(outcome, "sequence", None)
             entry.sequence = sequence if earlier is None else earlier

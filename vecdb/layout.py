@@ -4,6 +4,7 @@ Folder of a database
     vecdb.lock             flock'ed by the one process that writes; holds its pid for people
     catalog/               LMDB: which collections and aliases exist; `catalog-new` until it is durable
     collections/<token>/   one LMDB environment a collection, with its index files beside it
+    quarantine/            damaged files that a repair has put others in the place of; removed by hand only
 
 A collection has an environment of its own because LMDB has one writer and one map limit per
 environment: so collections never wait for each other, and dropping one gives its space back at once.
@@ -26,6 +27,7 @@ that died at or before the horizon may be purged: nothing is left of it but its 
                  b"index"    -> JSON record of the saved index, absent while there is none; b"index:2"
                                 for that of named vector 2
                  b"horizon"  -> SEQUENCE_VALUE: no moment before it can be read any more; absent for 0
+                 b"repairs"  -> JSON list of what repairs have lost, absent while nothing was
                  b"keyed"    -> KEYED and an id, see `keys`; absent when `keys` holds every row
     vectors      VECTOR_KEY (field, block) -> the vectors of rows block*R .. block*R + R - 1, row-major,
                  little-endian, no header; the last block may be short. Many vectors share a value since
@@ -98,6 +100,7 @@ LMDB_LOCK_FILE = "lock.mdb"
 UNNAMED_FILE = "unnamed"
 COMPACTING_PREFIX = "compacting-"
 COMPACTED_FOLDER = "compacted"
+QUARANTINE_FOLDER = "quarantine"
 SYNC_POINT_FILE = "sync.point"
 KEPT_FILE = "data.format-{}.mdb"
 BOOT_FILE = "/proc/sys/kernel/random/boot_id"
@@ -118,6 +121,7 @@ META_STATE = b"state"
 META_INDEX = b"index"
 META_HORIZON = b"horizon"
 META_KEYED = b"keyed"
+META_REPAIRS = b"repairs"
 
 STATE = struct.Struct("<QQQ")
 ROW = struct.Struct(">Q")

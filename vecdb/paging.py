@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from . import metadata as meta
 from .batch import check_ids
 from .columns import ColumnBatch, Columns
-from .core import Core, Interrupt, deadline
+from .core import Core
 from .cursor import Cursor, purpose
 from .errors import InvalidCursor, InvalidQuery
 from .fetching import Fetched, check_include, fetch, must_be_readable
@@ -19,6 +19,7 @@ from .filters import Filter, evaluate
 from .masks import Moment
 from .ordering import sort_ranks
 from .selection import Selection
+from .stopping import Interrupt, deadline
 from .store import Reader
 from .types import MAX_PAGE, Records
 

@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 from .errors import DeadlineExceeded
 from .index import Found, Trace, View
 from .selection import Selection
+from .stopping import stop_if_unwanted, watched
+from .tally import SIZES, Tally
 
 MAX_TOGETHER = 64
 """Queries that are searched in one call for several callers, at most."""
@@ -120,11 +122,11 @@ class _Ask:
         )
 
     def search(self, queries: NDArray[Any], trace: Trace | None) -> Found:
-        # The deadline of one must not end the search of others.
-        mine = self.end if len(self.group) == 1 else None
+        # What ends the search of one, its deadline or that its caller has gone, must not end that of others.
+        alone = len(self.group) == 1
         return self.view.search(
             queries, self.k, allowed=self.allowed, exact=self.exact,
-            target_recall=self.target_recall, trace=trace, check=_until(mine),
+            target_recall=self.target_recall, trace=trace, check=_until(self.end) if alone else _never,
         )  # fmt: skip
 
 
@@ -133,6 +135,8 @@ class SearchLane:
 
     def __init__(self, cores: int) -> None:
         self._cores = cores
+        self.batches = Tally(SIZES)
+        """Queries that were searched in one call."""
         self.clear()
 
     def clear(self) -> None:
@@ -166,7 +170,8 @@ class SearchLane:
         key = get_ident()
         try:
             self._running[key] = ()
-            if end is None:
+            self.batches.add(len(queries))
+            if end is None and not watched():
                 return view.search(
                     queries, k, allowed=allowed, exact=exact, target_recall=target_recall
                 )
@@ -201,6 +206,7 @@ class SearchLane:
             return
         note = note or Note()
         while start < len(queries):
+            stop_if_unwanted()
             if end is not None and time.monotonic() > end:
                 raise _too_late()
             before = note.search_s
@@ -219,6 +225,11 @@ class SearchLane:
     def idle(self) -> bool:
         """Whether nobody searches."""
         return not self._running
+
+    @property
+    def waiting(self) -> int:
+        """Searches that wait for their turn."""
+        return len(self._waiting)
 
     def _in_turn(self, ask: _Ask) -> Found:
         arrived, end = time.monotonic(), ask.end
@@ -251,6 +262,7 @@ class SearchLane:
         noted = [a for a in group if a.note is not None]
         trace = Trace() if noted else None
         queries = ask.queries if len(group) == 1 else np.concatenate([a.queries for a in group])
+        self.batches.add(len(queries))
         try:
             found = ask.search(queries, trace)
         except Exception:
@@ -349,13 +361,19 @@ def _left(end: float | None) -> float:
 
 
 def _until(end: float | None) -> Callable[[], None]:
-    """Raises DeadlineExceeded when called behind `end`, a time of `time.monotonic`."""
+    """Raises DeadlineExceeded when called behind `end`, a time of `time.monotonic`; Cancelled when the caller
+    of this thread has gone."""
 
     def check() -> None:
+        stop_if_unwanted()
         if end is not None and time.monotonic() > end:
             raise _too_late()
 
     return check
+
+
+def _never() -> None:
+    """Ends nothing."""
 
 
 def _too_late() -> DeadlineExceeded:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .core import Core, deadline
+from .core import Core
 from .errors import DeadlineExceeded, LimitExceeded
 from .explaining import explained
 from .fetching import fetch
@@ -24,6 +24,7 @@ from .ranking import most_relevant
 from .recall_audit import Audit
 from .search_lane import LANE, MAX_TOGETHER, Note
 from .selection import Selection
+from .stopping import deadline, stop_if_unwanted
 from .types import MAX_K, QueryResult
 
 Floats = NDArray[np.float32]
@@ -156,7 +157,8 @@ class Search:
         return self.field.settings.target_recall if asked is None else asked
 
     def check(self) -> None:
-        """DeadlineExceeded when the time is over."""
+        """DeadlineExceeded when the time is over, Cancelled when nobody waits any more."""
+        stop_if_unwanted()
         if self._end is not None and time.monotonic() > self._end:
             raise DeadlineExceeded(
                 f"not done within {self.asked.timeout_s:g} s; give more time, or ask for less at once"

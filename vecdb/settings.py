@@ -29,6 +29,8 @@ class Setting:
     high: float | None = None
     choices: tuple[str, ...] = ()
     """Texts that it may be; any, if there are none."""
+    reload: bool = False
+    """Whether a server takes up a change of it while it runs."""
 
     def check(self, value: Any) -> SettingValue:
         """`value` in this setting's type; InvalidSetting says what is wrong with it."""

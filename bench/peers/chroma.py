@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -72,8 +73,9 @@ class Collection(Adapter):
     def _get(self) -> Any:
         return self.client.get_collection(NAME, embedding_function=None)
 
+    @abstractmethod
     def _reopen(self) -> None:
-        raise NotImplementedError
+        """Connects anew to what is in the folder."""
 
     def tune(self, setting: float) -> None:
         if setting != self._tuned:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import tomllib
+from abc import abstractmethod
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any, ClassVar, Self
@@ -102,5 +103,6 @@ class System(Adapter):
         made.collection = self._made(name)
         return made
 
+    @abstractmethod
     def _made(self, name: str) -> Any:
-        raise NotImplementedError
+        """A new collection of this name."""

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .. import plots
 from . import measures
-from .cells import Column, best
 from .lines import Run
 
 _LEAST_RECALL = 0.8
-_WORST = 1e-3
-"""On the radar, what is a thousand times behind the best or more lies in the middle."""
 _COLOURS = (
     *("#0b5fa5", "#e07b00", "#2a9d3a", "#c9302c", "#7b4fb5", "#8c5a45", "#d45fa8", "#7f9a00"),
     *("#0fa3b1", "#444444", "#b59f00", "#5f7fd4"),
@@ -163,56 +159,6 @@ def _filters(run: Run, figure: Any) -> bool:
     return True
 
 
-def _radar(run: Run, figure: Any) -> bool:
-    spokes = _spokes(run)
-    if len(spokes) < 3:
-        return False
-    axes = figure.subplots(subplot_kw={"projection": "polar"})
-    angles = [2 * math.pi * i / len(spokes) for i in range(len(spokes))]
-    for system in run.engines:
-        values = [_depth(run, column, system) for column in spokes.values()]
-        if any(one is not None for one in values):
-            closed = [0.0 if one is None else one for one in values]
-            axes.plot([*angles, angles[0]], [*closed, closed[0]], **_style(run, system))
-    axes.set_xticks(angles, list(spokes))
-    axes.set_ylim(0, 1)
-    steps = [i / 3 for i in range(4)]
-    axes.set_yticks(steps, ["", "1/100", "1/10", "best"], fontsize=7)
-    axes.set_title(
-        "Share of the best, by powers of ten; recall missed or not measured: middle", fontsize=9
-    )
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.05, 1))
-    return True
-
-
-def _spokes(run: Run) -> Mapping[str, Column]:
-    """What the radar shows: of filters the rarest and the widest, of single queries the lowest target."""
-    target = min(run.about["target_recall"])
-    wanted = {
-        "load": measures.load(),
-        "1 caller": measures.rate(run, "", "single", f"callers=1 recall={target}"),
-        "8 callers": measures.rate(run, "", "single", f"callers=8 recall={target}"),
-        "batches": measures.rate(run, "", "batch", f"100 recall={target}"),
-        "upsert": measures.upsert(),
-        "open": measures.opened(),
-        "disk": measures.disk(),
-        "memory": measures.memory(),
-    }
-    cases = measures.filters(run)
-    if cases:
-        wanted |= {f"filter {cases[0].case}": cases[0], f"filter {cases[-1].case}": cases[-1]}
-    return {title: one for title, one in wanted.items() if best(run, one) is not None}
-
-
-def _depth(run: Run, column: Column, system: str) -> float | None:
-    """1 for the best, a third less for each power of ten behind it; None where it does not count."""
-    found, top = column.spread(run, system), best(run, column)
-    if found is None or not top or not found.median or column.is_short(run, system):
-        return None
-    share = found.median / top if column.higher else top / found.median
-    return max(0.0, 1 - math.log(share) / math.log(_WORST))
-
-
 def _label(axes: Any, across: str, up: str, title: str) -> None:
     axes.set_xlabel(across)
     axes.set_ylabel(up)
@@ -228,6 +174,5 @@ PLOTS: dict[str, tuple[str, float, float, Draw]] = {
     "filters": ("Filters by selectivity", 10, 5, _filters),
     "latency": ("Latency of single queries", 14, 4.5, _latency),
     "growth": ("Scaling with rows", 12, 4.5, _growth),
-    "radar": ("All things in one", 9, 6, _radar),
 }
 """By the end of the file's name: title, inches across and down, and what draws it."""

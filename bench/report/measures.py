@@ -1,4 +1,4 @@
-"""The numbers that pages, goals and the radar show, each named once by workload, case and key."""
+"""The numbers that pages, goals and plots show, each named once by workload, case and key."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ END = "<!-- bench run: end -->"
 _PART = re.compile(
     r"<!-- bench run: begin *(?P<file>[^ ]*) *-->\n.*?<!-- bench run: end -->", re.DOTALL
 )
-_SHOWN = ("recall", "filters", "radar")
+_SHOWN = ("recall", "filters", "latency")
 """Plots that README shows; the page has all."""
 
 

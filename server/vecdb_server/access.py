@@ -6,6 +6,7 @@ collection that it stands for. Whoever may not read a collection is not told whe
 
 from __future__ import annotations
 
+import threading
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from .keys import ROLES, Grant, Key
 
 ROLE_OF = {
     "GetServerInfo": "",
+    "GetMetrics": "admin",
     "ListCollections": "",
     "ListAliases": "",
     "GetCollection": "read",
@@ -116,6 +118,8 @@ class GuardedDatabase:
 
     def __init__(self, database: vecdb.Database) -> None:
         self._database = database
+        # What an alias stands for must not change between the question and the change.
+        self._names = threading.Lock()
 
     def get_collection(self, name: str) -> vecdb.Collection:
         caller = CALLER.get()
@@ -151,16 +155,19 @@ class GuardedDatabase:
         self._database.drop_collection(name)
 
     def rename_collection(self, name: str, new_name: str) -> None:
-        self._require(name, new_name)
-        self._database.rename_collection(name, new_name)
+        with self._names:
+            self._require(name, new_name)
+            self._database.rename_collection(name, new_name)
 
     def set_alias(self, alias: str, collection: str) -> None:
-        self._require(collection, alias, *self._behind(alias))
-        self._database.set_alias(alias, collection)
+        with self._names:
+            self._require(collection, alias, *self._behind(alias))
+            self._database.set_alias(alias, collection)
 
     def drop_alias(self, alias: str) -> None:
-        self._require(alias, *self._behind(alias))
-        self._database.drop_alias(alias)
+        with self._names:
+            self._require(alias, *self._behind(alias))
+            self._database.drop_alias(alias)
 
     # These run in threads of their own, which have no caller: handlers ask `require_everything` before.
 

@@ -11,9 +11,11 @@ from . import (
     cli_backups,
     cli_collections,
     cli_downgrade,
+    cli_health,
     cli_keys,
     cli_records,
     cli_serve,
+    cli_top,
     cli_transfer,
 )
 from .cli_target import EXIT_CODES, Target
@@ -152,9 +154,15 @@ def build_parser(named: Container[str]) -> argparse.ArgumentParser:
         "check",
         cli_collections.run_check,
         "compare all stored structures with each other",
-        "  vecdb check            every collection\n  vecdb check docs",
+        "  vecdb check            every collection\n  vecdb check docs\n"
+        "  vecdb check --data ./data --repair   damaged files are made again, losses are named",
     )
     check.add_argument("collection", nargs="?")
+    check.add_argument(
+        "--repair",
+        action="store_true",
+        help="make damaged files again from what can be read of them (a folder that nobody serves)",
+    )
 
     compact = command(
         "compact",
@@ -172,6 +180,7 @@ def build_parser(named: Container[str]) -> argparse.ArgumentParser:
     )
     cancel_build.add_argument("collection")
 
+    top, health = cli_top.add_top(command), cli_health.add_health(command)
     cli_backups.add_commands(command, _add_target)
     downgrade = command(
         "downgrade",
@@ -194,7 +203,7 @@ def build_parser(named: Container[str]) -> argparse.ArgumentParser:
     cli_keys.add_arguments(keys)
 
     for one in (create, list_, drop, rename, alias, import_, export, query, get, delete, count,
-                stats, check, compact, cancel_build, downgrade):  # fmt: skip
+                stats, check, compact, cancel_build, downgrade, top, health):  # fmt: skip
         _add_target(one)
     return parser
 

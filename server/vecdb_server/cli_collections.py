@@ -7,6 +7,7 @@ import argparse
 from typing import Any
 
 from .cli_output import json_line, pairs, plain, size, table
+from .cli_repair import run_repair
 from .cli_target import EXIT_OK, EXIT_PROBLEMS, EXIT_USAGE, CommandFailed, Target, opened
 from .cli_transfer import creation_settings
 
@@ -226,6 +227,8 @@ def run_cancel_build(args: argparse.Namespace, target: Target) -> int:
 
 def run_check(args: argparse.Namespace, target: Target) -> int:
     """Checks one collection, or all of them; EXIT_PROBLEMS when anything is wrong."""
+    if args.repair:
+        return run_repair(args, target)
     ok = True
     with opened(target) as database:
         names = (

@@ -34,9 +34,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
             dest=f"setting_{row.name}",
             metavar=_METAVARS[row.kind],
             # A percent sign means a value to argparse.
-            help=f"{row.doc} Default {row.default}; {ENV_PREFIX}{row.name.upper()}".replace(
-                "%", "%%"
-            ),
+            help=f"{row.doc} Default {row.default}; {ENV_PREFIX}{row.name.upper()}"
+            f"{'; taken up on SIGHUP' * row.reload}".replace("%", "%%"),
         )
 
 
@@ -45,18 +44,23 @@ def run_serve(args: argparse.Namespace, _: Target) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
     from vecdb.errors import InvalidSetting
+    from vecdb.settings import SettingValue
 
-    from .server import serve
+    from .serving import serve
     from .settings import ENV_PREFIX, SETTINGS, load, unknown_variables
 
     environ = args.environ
     given = args.config or environ.get(ENV_PREFIX + "CONFIG")
     flags = {row.name: getattr(args, f"setting_{row.name}") for row in SETTINGS}
+
+    def read() -> dict[str, SettingValue]:
+        return load(flags, environ, Path(given) if given else None)
+
     try:
-        settings = load(flags, environ, Path(given) if given else None)
+        settings = read()
     except InvalidSetting as error:
         raise CommandFailed(error.message, EXIT_USAGE) from error
     for name in unknown_variables(environ):
         if name not in _OTHER_VARIABLES:
             print(f"vecdb: environment variable {name} is no setting", file=sys.stderr)
-    return serve(settings)
+    return serve(settings, read)

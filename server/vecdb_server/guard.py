@@ -117,6 +117,25 @@ class Guard:
             return error
         return None
 
+    def known_as(self, metadata: Any) -> str:
+        """The id of the key of a call that `refusal` lets pass; empty where no keys are asked for."""
+        if self._ring is None:
+            return ""
+        try:
+            return self._ring.find(metadata).id
+        except Unauthenticated:
+            return ""  # it has expired this very moment
+
+    def may_know(self, metadata: Any, collection: str) -> bool:
+        """Whether a caller may be told of a collection: one whose key may read it, everybody without keys."""
+        if self._ring is None:
+            return True
+        try:
+            caller = Caller("GetCollection", self._ring.find(metadata), "")
+        except Unauthenticated:
+            return False
+        return caller.may("read", collection)
+
     def refused(self, method: str, context: Any, error: Exception) -> None:
         """Tells the audit log of a call that `refusal` has stopped."""
         self._note(Caller(method, None, context.peer()), None, None, error)

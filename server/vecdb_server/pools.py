@@ -9,10 +9,14 @@ own threads, so that they never keep a query waiting; a health check neither.
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Protocol
+
+from vecdb.errors import VecdbError
+
+from .admission import Admission
+from .arrivals import GatedPool
+from .fair_pool import FairPool
+from .fair_queue import Who
 
 _WRITES = frozenset(
     (
@@ -31,29 +35,6 @@ _WRITES = frozenset(
 _LONG = frozenset(
     ("Scan", "Ingest", "Check", "BuildIndex", "Compact", "ListBackups", "PruneBackups")
 )
-
-
-class CountedPool(ThreadPoolExecutor):
-    """A pool that knows how many of its calls wait or run."""
-
-    def __init__(self, size: int, name: str, setting: str) -> None:
-        super().__init__(size, thread_name_prefix=f"vecdb-{name}")
-        self.size = size
-        self.setting = setting
-        """The setting that makes it larger."""
-        self.busy = 0
-        self._guard = threading.Lock()
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        with self._guard:
-            self.busy += 1
-        future = super().submit(fn, *args, **kwargs)
-        future.add_done_callback(self._ended)
-        return future
-
-    def _ended(self, _: Future[Any]) -> None:
-        with self._guard:
-            self.busy -= 1
 
 
 class Streams(Protocol):
@@ -77,16 +58,19 @@ class Pools:
         stream_threads: int,
         query_streams: int,
         streams: Streams,
+        admission: Admission,
     ) -> None:
-        self.read_threads = worker_threads or max(2, os.cpu_count() or 1)
-        self.reads = CountedPool(self.read_threads, "read", "worker_threads")
-        self.writes = CountedPool(write_threads, "write", "write_threads")
-        self.long = CountedPool(stream_threads, "long", "stream_threads")
-        self.queries = CountedPool(query_streams, "queries", "query_streams")
-        self.quick = CountedPool(1, "health", "")
         self._streams = streams
+        self._admission = admission
+        self.read_threads = worker_threads or max(2, os.cpu_count() or 1)
+        self.reads = GatedPool(self.read_threads, "read", self._refusal)
+        self.writes = GatedPool(write_threads, "write", self._refusal)
+        self.long = GatedPool(stream_threads, "long", self._refusal_of_long)
+        self.queries = GatedPool(query_streams, "stream", self._refusal_of_stream)
+        self.quick = FairPool(1, "health")
+        self._gated = (self.reads, self.writes, self.long)
 
-    def of(self, method: str, *, streams: bool) -> CountedPool:
+    def of(self, method: str, *, streams: bool) -> FairPool:
         """The pool of a call, by its full method name."""
         name = method.rsplit("/", 1)[-1]
         if method.startswith("/grpc.health"):
@@ -97,20 +81,32 @@ class Pools:
             return self.long
         return self.writes if name in _WRITES else self.reads
 
-    def full(self, pool: CountedPool) -> bool:
-        """Whether a call for `pool` must be refused: long calls may last too long to queue."""
-        return pool in (self.long, self.queries) and pool.busy >= pool.size
+    def by_name(self) -> dict[str, FairPool]:
+        """Those that calls of ours wait for."""
+        return {pool.name: pool for pool in (*self._gated, self.queries)}
 
-    def make_room(self, pool: CountedPool) -> bool:
-        """Ends a call that only waits for its client, if there is one in `pool`."""
-        return pool is self.queries and self._streams.make_room()
+    def _refusal(self, pool: FairPool, who: Who, left_s: float | None) -> VecdbError | None:
+        return self._admission.refusal(pool, who, left_s, self.running())
+
+    def _refusal_of_long(self, pool: FairPool, who: Who, _: float | None) -> VecdbError | None:
+        # Long calls may last too long to queue.
+        return self._admission.refusal_of_long(pool, who, self.running(), "stream_threads")
+
+    def _refusal_of_stream(self, pool: FairPool, who: Who, _: float | None) -> VecdbError | None:
+        # A stream that is ended gives its thread back a moment later, so the new one may wait for it.
+        if pool.busy >= pool.size and self._streams.make_room():
+            return None
+        return self._admission.refusal_of_long(pool, who, 0, "query_streams")
+
+    def queries_wait(self) -> bool:
+        """Whether there are queries that no core has time for."""
+        return self.reads.waiting > 0 or self._streams.answering > self.read_threads
 
     def running(self) -> int:
         """Calls that wait or run, but for health checks, and for streams that have nothing to answer."""
-        calls = self.reads.busy + self.writes.busy + self.long.busy
-        return calls + self._streams.answering
+        return sum(pool.busy for pool in self._gated) + self._streams.answering
 
     def shutdown(self, *, wait: bool) -> None:
         """Ends the threads; with `wait` once they are through."""
-        for pool in (self.reads, self.writes, self.long, self.queries, self.quick):
+        for pool in (*self._gated, self.queries, self.quick):
             pool.shutdown(wait=wait, cancel_futures=True)

@@ -19,6 +19,8 @@ from vecdb.errors import DeadlineExceeded, InvalidQuery, PermissionDenied
 from vecdb_client import answers, messages, wire
 from vecdb_client.v1 import vecdb_pb2 as pb
 
+from .admission import Admission
+from .arrivals import waits_no_more
 from .status import encoded, failure_of, too_large
 
 MOST_QUERIES = 256
@@ -32,6 +34,13 @@ _ENVELOPE_BYTES = 32
 Answer = Callable[[Any, float | None], Any]
 """Answers one QueryRequest within the seconds given."""
 
+Search = Callable[[Any, Any, dict[str, Any]], Any]
+"""Runs a query of a collection: the collection, the request, and the arguments of `Collection.query`."""
+Told = Callable[[int, float, int], None]
+"""Is told of answers: the number of their status, the seconds since their message came, how many they are."""
+_WEIGHT = 0.05
+"""Of the newest message in the mean of what a query costs."""
+
 _RARE = frozenset(("ids", "positive", "negative", "max_distance", "vector_name", "group_by",
                    "group_size", "mmr_lambda", "mmr_candidates", "explain"))  # fmt: skip
 
@@ -39,7 +48,14 @@ _RARE = frozenset(("ids", "positive", "negative", "max_distance", "vector_name",
 class QueryStreams:
     """The open streams of a server: which of them work, and which could go. Any thread may call."""
 
-    def __init__(self) -> None:
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self.told: Told = lambda code, took_s, count: None
+        """Told of queries that were answered."""
+        self._under_way = 0
+        """Queries of messages that are being answered."""
+        self._cost_s = 0.0
+        """How much longer each of them makes the others last."""
         self._guard = threading.Lock()
         self._silent_since: dict[Any, float] = {}
         """Streams, by their contexts, that wait for their next message."""
@@ -73,23 +89,71 @@ class QueryStreams:
         database: Any,
         answer: Answer,
         max_message_bytes: int,
+        search: Search,
     ) -> Iterator[Any]:
-        """The answers to a stream of messages. InvalidQuery ends it for a message of none or too many."""
+        """The answers to a stream of messages; `search` runs a query. InvalidQuery ends it for a message of none or too many."""
         # Streams use all cores together. A search that shares its batch among threads waits for the last of
         # them, which on busy cores takes tens of milliseconds.
         vecdb.limit_search_threads(1)
+        waits_no_more()
         try:
             while not self._closing and (request := self._next(requests, context)) is not None:
-                with self._guard:
-                    self._answering += 1
-                try:
-                    yield from _answers(request.queries, database, answer, max_message_bytes)
-                finally:
-                    with self._guard:
-                        self._answering -= 1
+                yield from self._message(
+                    request.queries, database, answer, max_message_bytes, search
+                )
         finally:
             with self._guard:
                 self._silent_since.pop(context, None)
+
+    def _message(
+        self,
+        queries: Sequence[Any],
+        database: Any,
+        answer: Answer,
+        max_message_bytes: int,
+        search: Search,
+    ) -> Iterator[Any]:
+        begun_s, refusal = time.perf_counter(), None
+        unread_s, left = 0.0, len(queries)
+        with self._guard:
+            before = self._under_way
+            self._answering += 1
+            self._under_way += len(queries)
+        try:
+            if before:
+                limits = [streamed.timeout_s for streamed in queries]
+                left_s = max(limits, default=0.0) if all(limits) else None
+                refusal = self._admission.refusal_beside(len(queries), before, self._cost_s, left_s)
+            if refusal is not None:
+                responses = _packed(
+                    range(len(queries)), [_failed(refusal) for _ in queries], max_message_bytes
+                )
+            else:
+                responses = _answers(queries, database, answer, max_message_bytes, search)
+            for response in responses:
+                took_s = time.perf_counter() - begun_s
+                failed = [one.error.code for one in response.answers if one.HasField("error")]
+                self.told(0, took_s, len(response.answers) - len(failed))
+                for code in failed:
+                    self.told(code, took_s, 1)
+                # What is answered takes no core, however slowly its client reads.
+                with self._guard:
+                    self._under_way -= len(response.answers)
+                left -= len(response.answers)
+                sent_s = time.perf_counter()
+                try:
+                    yield response
+                finally:
+                    unread_s += time.perf_counter() - sent_s
+        finally:
+            took_s = time.perf_counter() - begun_s - unread_s
+            with self._guard:
+                self._answering -= 1
+                self._under_way -= left
+                if refusal is None and not left and queries:
+                    # With so many others it has shared the cores, at its start.
+                    own_s = took_s / (before + len(queries))
+                    self._cost_s += _WEIGHT * (own_s - self._cost_s)
 
     def _next(self, requests: Iterator[Any], context: Any) -> Any:
         with self._guard:
@@ -102,7 +166,7 @@ class QueryStreams:
 
 
 def _answers(
-    queries: Sequence[Any], database: Any, answer: Answer, max_message_bytes: int
+    queries: Sequence[Any], database: Any, answer: Answer, max_message_bytes: int, search: Search
 ) -> Iterator[Any]:
     """Messages with the answers to one message."""
     arrived = time.monotonic()
@@ -114,7 +178,7 @@ def _answers(
         if len(positions) > 1:
             try:
                 group = [queries[p] for p in positions]
-                found = _searched(database, group, arrived, max_message_bytes)
+                found = _searched(database, group, arrived, max_message_bytes, search)
             except Exception:
                 # One of them may be the reason. Each meets its own failure, or none.
                 found = []
@@ -181,7 +245,9 @@ def _left_s(timeout_s: float, arrived: float) -> float | None:
     return left
 
 
-def _searched(database: Any, group: Sequence[Any], arrived: float, max_bytes: int) -> list[Any]:
+def _searched(
+    database: Any, group: Sequence[Any], arrived: float, max_bytes: int, search: Search
+) -> list[Any]:
     """The answers to queries that agree in everything but the vector, by one call of the engine."""
     first = group[0].query
     # The deadline of one must not end the search of others: the most patient decides.
@@ -192,17 +258,18 @@ def _searched(database: Any, group: Sequence[Any], arrived: float, max_bytes: in
         dimension=first.vectors.dimension,
         element_type=first.vectors.element_type,
     )
-    result = database.get_collection(first.collection).query(
-        wire.decode_vectors(joined),
-        k=first.k or None,
-        filter=first.filter or None,
-        exact=first.exact,
-        target_recall=first.target_recall or None,
-        include=messages.decode_includes(first.include),
-        timeout_s=_left_s(0.0 if 0.0 in limits else max(limits), arrived),
-        raw_metadata=True,
-        max_bytes=max_bytes,
-    )
+    given = {
+        "vectors": wire.decode_vectors(joined),
+        "k": first.k or None,
+        "filter": first.filter or None,
+        "exact": first.exact,
+        "target_recall": first.target_recall or None,
+        "include": messages.decode_includes(first.include),
+        "timeout_s": _left_s(0.0 if 0.0 in limits else max(limits), arrived),
+        "raw_metadata": True,
+        "max_bytes": max_bytes,
+    }
+    result = search(database.get_collection(first.collection), first, given)
     if first.include:
         return [
             pb.StreamedAnswer(answer=answers.encode_query_result(one))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import vecdb
 from vecdb_client import messages
 from vecdb_client.v1 import vecdb_pb2 as pb
 
+from .admission import give_way
 from .status import remaining_s
 
 MESSAGE_BYTES = 4 * 1024 * 1024
@@ -17,9 +19,13 @@ DEFAULT_BATCH = 1_000
 
 
 def scan_messages(
-    collection: vecdb.Collection, request: Any, context: Any, max_message_bytes: int
+    collection: vecdb.Collection,
+    request: Any,
+    context: Any,
+    max_message_bytes: int,
+    queries_wait: Callable[[], bool],
 ) -> Iterator[Any]:
-    """The messages of one scan. Ends when the client has gone.
+    """The messages of one scan. Ends when the client has gone. Between two of them queries go first.
 
     How large a batch is shows only once it is read. One that is more than twice too large is read
     again in smaller batches, from the cursor before it, and these stay small.
@@ -31,6 +37,7 @@ def scan_messages(
         size = min(size, max(1, aim_bytes // (4 * numbers)))
     cursor = request.cursor or None
     again = True
+    begun_s = time.monotonic()
     while again:
         again = False
         batches = collection.scan(
@@ -54,7 +61,10 @@ def scan_messages(
             cursor = records.cursor
             if not context.is_active():
                 return
+            took_s = time.monotonic() - begun_s
             yield pb.ScanResponse(records=batch, cursor=cursor or "", sequence=records.sequence)
+            give_way(took_s, queries_wait, context.is_active)
+            begun_s = time.monotonic()
 
 
 def _numbers(info: vecdb.CollectionInfo, include: tuple[str, ...]) -> int:

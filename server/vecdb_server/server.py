@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import signal
 import socket
-import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_reflection.v1alpha import reflection
 
 import vecdb
-from vecdb.errors import DatabaseLocked, FormatMismatch, InvalidSetting, VecdbError
+from vecdb.errors import InvalidSetting
 from vecdb_client.v1 import vecdb_pb2 as pb
 from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 
-from . import logs
 from .access import GuardedDatabase
+from .admission import Admission
+from .health import Health
+from .observing import Observing
 from .pools import Pools
 from .query_stream import QueryStreams
+from .reloading import taken_up
 from .security import Security
 from .service_records import Service
 from .settings import check, split
@@ -34,10 +34,6 @@ log = logging.getLogger("vecdb.server")
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["VecdbService"].full_name
 
-EXIT_OK = 0
-EXIT_ERROR = 1
-EXIT_SETTING = 2
-EXIT_FOLDER = 3
 _GRACE_S = 5.0
 """What a call that was cancelled gets to notice it."""
 
@@ -72,9 +68,17 @@ class Server:
             self._security.close()
             raise
 
-    def reload(self) -> list[str]:
-        """Takes up changed keys and certificates at once; see `Security.reload`."""
-        return self._security.reload()
+    def reload(self, settings: Mapping[str, Any] | None = None) -> list[str]:
+        """Takes up changed keys and certificates at once, and of `settings`, as `settings.check` gives them,
+        those that may change while the server runs; what has changed. Any thread, one at a time.
+
+        InvalidSetting names what cannot be used; keys and certificates in use stay in use.
+        """
+        changed = []
+        if settings is not None:
+            changed = taken_up(self.settings, self._engine_settings, check(settings))
+            self._observing.reload(self.settings)
+        return [*changed, *self._security.reload()]
 
     def _listen(self, database: vecdb.Database) -> None:
         settings = self.settings
@@ -88,19 +92,30 @@ class Server:
             log.warning(
                 "this version of grpc serves all calls from one pool of %d threads", workers
             )
-        self._streams = QueryStreams()
+        admission = Admission(settings)
+        self._streams = QueryStreams(admission)
         self._pools = Pools(
             workers,
             settings["write_threads"],
             settings["stream_threads"],
             settings["query_streams"],
             self._streams,
+            admission,
         )
-        self._health = health.HealthServicer(experimental_non_blocking=True)
+        self._observing = Observing(settings, database, self._pools, admission)
+        self._streams.told = self._observing.metrics.streamed
+        try:
+            self._open_port(database, limit)
+        except BaseException:
+            self._observing.close()
+            raise
+
+    def _open_port(self, database: vecdb.Database, limit: int) -> None:
+        settings, guard = self.settings, self._security.guard
+        self._health = Health(database, guard.may_know)
         self._grpc = grpc.server(
             self._pools.reads,
-            interceptors=[Border(self._pools, limit, self._security.guard)],
-            maximum_concurrent_rpcs=settings["max_concurrent"],
+            interceptors=[Border(self._pools, limit, guard, self._observing)],
             options=(
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
@@ -114,14 +129,14 @@ class Server:
             ),
         )
         service: Any = Service(
-            GuardedDatabase(database), limit, self._pools.read_threads, self._streams
+            GuardedDatabase(database), limit, self._pools, self._observing, self._streams
         )
         service.backup_root = settings["backup_root"]
         add_service: Any = pb_grpc.add_VecdbServiceServicer_to_server
         add_service(service, self._grpc)
         add_health: Any = health_pb2_grpc.add_HealthServicer_to_server
         add_health(self._health, self._grpc)
-        names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._grpc)
         self.port = self._bind()
         self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
@@ -138,6 +153,11 @@ class Server:
         return port
 
     @property
+    def metrics_port(self) -> int | None:
+        """The port that metrics are served on over HTTP; None where they have none."""
+        return self._observing.metrics_port
+
+    @property
     def address(self) -> str:
         """host:port that the server listens on."""
         return _address(self.settings["host"], self.port)
@@ -149,7 +169,7 @@ class Server:
         left as it is: closing it under them could crash, and what was acknowledged is on disk.
         """
         assert self._database is not None
-        self._health.enter_graceful_shutdown()
+        self._health.close()
         self._streams.close()
         drained = self._grpc.stop(self.settings["drain_timeout_s"])
         while not drained.wait(0.02):
@@ -168,6 +188,8 @@ class Server:
         if not ended.wait(_GRACE_S):
             log.error("calls are still running; leaving without closing the database")
             return False
+        # After the last call, so that it is in the metrics and traces; before the database that these read.
+        self._observing.close()
         self._database.close()
         self._security.close()
         return True
@@ -209,66 +231,3 @@ def _why_not(host: str, port: int) -> str:
     except OSError as error:
         return str(error.strerror or error)
     return "the address is in use or not allowed; choose another port, or 0 for any free one"
-
-
-@contextlib.contextmanager
-def _stop_signals(stop: threading.Event) -> Iterator[None]:
-    """The first SIGTERM or SIGINT sets `stop`, the second ends the process at once."""
-
-    def handle(number: int, _: Any) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, handle) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-
-def serve(settings: Mapping[str, Any]) -> int:
-    """Serves until SIGTERM or SIGINT; the exit code. For the main thread of a process.
-
-    0: stopped in order; 2: a bad setting, or an address that cannot be listened on; 3: the folder
-    is in use, of another format, or cannot be read and written; 1: anything else.
-    """
-    try:
-        checked = check(settings)
-        logs.configure(str(checked["log_level"]), str(checked["log_format"]))
-        server = Server(checked)
-    except InvalidSetting as error:
-        return _refuse(error.message, EXIT_SETTING)
-    stop = threading.Event()
-    with _stop_signals(stop):
-        try:
-            server.start()
-        except InvalidSetting as error:
-            return _refuse(error.message, EXIT_SETTING)
-        except (DatabaseLocked, FormatMismatch) as error:
-            return _refuse(error.message, EXIT_FOLDER)
-        except VecdbError as error:
-            folder_fault = error.reason in ("CORRUPTED", "STORAGE_FULL", "INVALID_NAME")
-            return _refuse(error.message, EXIT_FOLDER if folder_fault else EXIT_ERROR)
-        except OSError as error:
-            return _refuse(f"cannot use folder {checked['data']}: {error}", EXIT_FOLDER)
-        print(
-            f"vecdb {vecdb.__version__} serving {checked['data']} on {server.address}", flush=True
-        )
-        log.info("serving", extra={"data": checked["data"], "address": server.address})
-        while not stop.wait(3600):
-            pass
-        log.info("stopping", extra={"drain_timeout_s": checked["drain_timeout_s"]})
-        if not server.stop():
-            logging.shutdown()
-            # Threads that still run would keep a normal exit waiting for ever.
-            os._exit(EXIT_ERROR)
-        log.info("stopped")
-    return EXIT_OK
-
-
-def _refuse(message: str, exit_code: int) -> int:
-    print(f"vecdb: {message}", file=sys.stderr)
-    return exit_code

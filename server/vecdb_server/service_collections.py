@@ -11,16 +11,20 @@ from vecdb_client import messages
 from vecdb_client.v1 import vecdb_pb2 as pb
 from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 
-from .access import GuardedDatabase
+from .access import GuardedDatabase, require_everything
+from .metrics import Metrics
 from .status import remaining_s
 
 
 class CollectionHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-ignore]
     """The part of the service that works on collections as a whole."""
 
-    def __init__(self, database: vecdb.Database | GuardedDatabase, max_message_bytes: int) -> None:
+    def __init__(
+        self, database: vecdb.Database | GuardedDatabase, max_message_bytes: int, metrics: Metrics
+    ) -> None:
         self._database = database
         self._max_message_bytes = max_message_bytes
+        self._metrics = metrics
 
     def GetServerInfo(self, request: Any, context: Any) -> Any:
         return pb.GetServerInfoResponse(
@@ -28,6 +32,11 @@ class CollectionHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unu
             max_message_bytes=self._max_message_bytes,
             collections=len(self._database.list_collections()),
         )
+
+    def GetMetrics(self, request: Any, context: Any) -> Any:
+        # They name all collections.
+        require_everything()
+        return pb.GetMetricsResponse(text=self._metrics.text())
 
     def CreateCollection(self, request: Any, context: Any) -> Any:
         # Ours to say; and a stranger's may be a moment that no calendar has.

@@ -18,11 +18,17 @@ from vecdb_client import answers, messages, wire
 from vecdb_client.v1 import vecdb_pb2 as pb
 
 from .access import GuardedDatabase
+from .admission import give_way
+from .observing import Observing
+from .pools import Pools
 from .query_stream import QueryStreams
 from .scans import scan_messages
 from .service_backups import BackupHandlers
 from .service_collections import CollectionHandlers
 from .status import remaining_s
+
+_DELETE_S = 0.05
+"""What a delete by filter is taken to last, for how long it lets queries go first."""
 
 
 def _columns(batch: Any) -> dict[str, Any]:
@@ -80,13 +86,16 @@ class Service(CollectionHandlers, BackupHandlers):
         self,
         database: vecdb.Database | GuardedDatabase,
         max_message_bytes: int,
-        read_threads: int,
+        pools: Pools,
+        observing: Observing,
         streams: QueryStreams,
     ) -> None:
-        super().__init__(database, max_message_bytes)
+        super().__init__(database, max_message_bytes, observing.metrics)
+        self._pools = pools
+        self._queries = observing.queries
         self._streams = streams
         # One thread is always left for reads that need not wait.
-        self._may_wait = threading.BoundedSemaphore(max(1, read_threads - 1))
+        self._may_wait = threading.BoundedSemaphore(max(1, pools.read_threads - 1))
 
     @contextmanager
     def _room_to_wait(self, collection: vecdb.Collection, min_sequence: int) -> Iterator[None]:
@@ -124,6 +133,9 @@ class Service(CollectionHandlers, BackupHandlers):
 
     def Delete(self, request: Any, context: Any) -> Any:
         collection = self._database.get_collection(request.collection)
+        if request.filter:
+            # It keeps the other writers of its collection waiting for as long as it compares rows.
+            give_way(_DELETE_S, self._pools.queries_wait, context.is_active)
         result = collection.delete(
             list(request.ids) or None, filter=request.filter or None, **_once(request)
         )
@@ -177,28 +189,30 @@ class Service(CollectionHandlers, BackupHandlers):
 
     def QueryStream(self, requests: Any, context: Any) -> Iterator[Any]:
         return self._streams.serve(
-            requests, context, self._database, self._answer, self._max_message_bytes
-        )
+            requests, context, self._database, self._answer, self._max_message_bytes,
+            self._queries.query,
+        )  # fmt: skip
 
     def _answer(self, request: Any, timeout_s: float | None) -> Any:
         collection = self._database.get_collection(request.collection)
         has = request.HasField
         with self._room_to_wait(collection, request.min_sequence):
-            result = collection.query(
-                wire.decode_vectors(request.vectors) if has("vectors") else None,
-                ids=list(request.ids) or None,
-                k=request.k or None,
-                filter=request.filter or None,
-                exact=request.exact,
-                max_distance=request.max_distance if has("max_distance") else None,
-                target_recall=request.target_recall or None,
-                include=messages.decode_includes(request.include),
-                min_sequence=request.min_sequence or None,
-                timeout_s=timeout_s,
-                raw_metadata=True,
-                max_bytes=self._max_message_bytes,
+            given = {
+                "vectors": wire.decode_vectors(request.vectors) if has("vectors") else None,
+                "ids": list(request.ids) or None,
+                "k": request.k or None,
+                "filter": request.filter or None,
+                "exact": request.exact,
+                "max_distance": request.max_distance if has("max_distance") else None,
+                "target_recall": request.target_recall or None,
+                "include": messages.decode_includes(request.include),
+                "min_sequence": request.min_sequence or None,
+                "timeout_s": timeout_s,
+                "raw_metadata": True,
+                "max_bytes": self._max_message_bytes,
                 **_rarely_asked(request),
-            )
+            }
+            result = self._queries.query(collection, request, given)
         return answers.encode_query_result(result)
 
     def Count(self, request: Any, context: Any) -> Any:
@@ -213,4 +227,6 @@ class Service(CollectionHandlers, BackupHandlers):
 
     def Scan(self, request: Any, context: Any) -> Iterator[Any]:
         collection = self._database.get_collection(request.collection)
-        return scan_messages(collection, request, context, self._max_message_bytes)
+        return scan_messages(
+            collection, request, context, self._max_message_bytes, self._pools.queries_wait
+        )

@@ -11,18 +11,22 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn, Protocol
 
 import grpc
 
 from vecdb import errors
-from vecdb_client.transport import ERROR_KEY
+from vecdb.stopping import while_wanted
+from vecdb_client.transport import ERROR_KEY, RETRY_AFTER_KEY
 
-from .pools import CountedPool, Pools
+from . import arrivals
+from .pools import Pools
 
 log = logging.getLogger("vecdb.server")
 
 PREFIX = "/vecdb.v1.VecdbService/"
+_QUERIES = "QueryStream"
 _REFLECTION = "/grpc.reflection."
 
 STATUS: dict[type[errors.VecdbError], grpc.StatusCode] = {
@@ -141,6 +145,9 @@ class Guarding(Protocol):
     def refusal(self, metadata: Any) -> errors.VecdbError | None:
         """Why a call cannot be taken, known before its request is read."""
 
+    def known_as(self, metadata: Any) -> str:
+        """The id of the key of a call that `refusal` lets pass; empty where none is asked for."""
+
     def refused(self, method: str, context: Any, error: Exception) -> None:
         """Is told of a call that `refusal` has stopped."""
 
@@ -151,30 +158,44 @@ class Guarding(Protocol):
         """The handler of a stream of answers, guarded."""
 
 
+class Watching(Protocol):
+    """What is told of every call of ours; `observing.py`."""
+
+    def call(self, method: str, context: Any) -> AbstractContextManager[None]:
+        """Around a call that is served."""
+
+    def ended(self, method: str, code: grpc.StatusCode, took_s: float) -> None:
+        """A call is through, or was refused."""
+
+
 class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
     """Wraps every handler of ours once; gives each call the thread pool it belongs to."""
 
-    def __init__(self, pools: Pools, max_message_bytes: int, guard: Guarding) -> None:
+    def __init__(
+        self, pools: Pools, max_message_bytes: int, guard: Guarding, watching: Watching
+    ) -> None:
         self._pools = pools
         self._guard = guard
+        self._watching = watching
         self._max_message_bytes = max_message_bytes
         self._wrapped: dict[str, Any] = {}
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         method: str = handler_call_details.method
         handler = continuation(handler_call_details)
+        arrivals.forget()
         if handler is None:
             return None
+        metadata = handler_call_details.invocation_metadata
         if method.startswith((PREFIX, _REFLECTION)):
-            refusal = self._guard.refusal(handler_call_details.invocation_metadata)
+            refusal = self._guard.refusal(metadata)
             if refusal is not None:
-                return self._refusing(method, handler, refusal)
+                return self._refusing(method, refusal)
         wrapped = self._wrapped.get(method)
         if wrapped is None:
             wrapped = self._wrapped[method] = self._wrap(method, handler)
-        pool = self._pools.of(method, streams=handler.response_streaming)
-        if self._pools.full(pool) and not self._pools.make_room(pool):
-            return self._full(method, handler, pool)
+        if method.startswith(PREFIX):
+            arrivals.announce(self._guard.known_as(metadata), metadata)
         return wrapped
 
     def _wrap(self, method: str, handler: Any) -> Any:
@@ -182,22 +203,18 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
         if not method.startswith(PREFIX):
             return _moved(handler, pool)
         name = method.removeprefix(PREFIX)
+        # Registered as taking a stream, whatever it takes: gRPC reads no request before the handler asks
+        # for it, so that a call can be refused unread. On the wire there is no difference.
         if handler.response_streaming:
             behavior = self._guard.stream(name, handler.stream_stream or handler.unary_stream)
-            return self._handler(handler, _in_pool(self._stream(name, behavior), pool))
-        behavior = self._guard.unary(name, handler.unary_unary)
-        return self._handler(handler, _in_pool(self._unary(name, behavior), pool))
-
-    def _handler(self, handler: Any, behavior: Any) -> Any:
-        kinds = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }
-        make: Any = kinds[(handler.request_streaming, handler.response_streaming)]
+            served = self._stream(name, behavior, one=not handler.request_streaming)
+            make: Any = grpc.stream_stream_rpc_method_handler
+        else:
+            served = self._unary(name, self._guard.unary(name, handler.unary_unary))
+            make = grpc.stream_unary_rpc_method_handler
         # Answers leave the border as bytes: only so is their size known before gRPC fails on it.
         return make(
-            behavior,
+            _in_pool(served, pool),
             request_deserializer=_lenient(handler.request_deserializer),
             response_serializer=bytes,
         )
@@ -209,71 +226,95 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
         return data
 
     def _unary(self, name: str, behavior: Any) -> Any:
-        def answer(request: Any, context: grpc.ServicerContext) -> bytes:
+        def answer(requests: Any, context: grpc.ServicerContext) -> bytes:
             started_s = time.perf_counter()
             try:
+                if (refusal := arrivals.refusal()) is not None:
+                    raise refusal
+                request = arrivals.only(requests)
                 _refuse_late(context)
-                data = self._bytes(behavior(_checked(request), context))
-            except Exception as error:
-                failure = error
-            else:
-                _log_call(name, grpc.StatusCode.OK, started_s)
-                return data
-            _fail(name, context, failure, started_s)
-
-        return answer
-
-    def _stream(self, name: str, behavior: Any) -> Any:
-        def answers(requests: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
-            started_s = time.perf_counter()
-            given = requests
-            if hasattr(requests, "__next__"):
-                given = map(_checked, requests)
-            try:
-                _refuse_late(context)
-                for message in behavior(_checked(given), context):
-                    yield self._bytes(message)
-            except GeneratorExit:
-                _log_call(name, grpc.StatusCode.CANCELLED, started_s)
+                with self._watching.call(name, context), while_wanted(context.is_active):
+                    data = self._bytes(behavior(_checked(request), context))
+            except grpc.RpcError:
+                # The client has gone before its request was read; nobody is left to be told.
+                self._tell(name, grpc.StatusCode.CANCELLED, started_s)
                 raise
             except Exception as error:
                 failure = error
             else:
-                _log_call(name, grpc.StatusCode.OK, started_s)
+                self._tell(name, grpc.StatusCode.OK, started_s)
+                return data
+            return self._fail(name, context, failure, started_s)
+
+        return answer
+
+    def _stream(self, name: str, behavior: Any, *, one: bool) -> Any:
+        def steps(requests: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
+            if (refusal := arrivals.refusal()) is not None:
+                raise refusal
+            given = _checked(arrivals.only(requests)) if one else map(_checked, requests)
+            _refuse_late(context)
+            messages = iter(behavior(given, context))
+            while True:
+                # For each step: between them other calls use the thread.
+                with while_wanted(context.is_active):
+                    message = next(messages, None)
+                if message is None:
+                    return
+                yield self._bytes(message)
+
+        def answers(requests: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
+            started_s = time.perf_counter()
+            try:
+                # A span of days helps nobody.
+                with nullcontext() if name == _QUERIES else self._watching.call(name, context):
+                    yield from steps(requests, context)
+            except GeneratorExit:
+                self._tell(name, grpc.StatusCode.CANCELLED, started_s)
+                raise
+            except Exception as error:
+                failure = error
+            else:
+                self._tell(name, grpc.StatusCode.OK, started_s)
                 return
             if not context.is_active():
                 # The client has gone; nobody is left to be told.
-                _log_call(name, grpc.StatusCode.CANCELLED, started_s)
+                self._tell(name, grpc.StatusCode.CANCELLED, started_s)
                 return
-            _fail(name, context, failure, started_s)
+            self._fail(name, context, failure, started_s)
 
         return answers
 
-    def _refusing(self, method: str, handler: Any, error: errors.VecdbError) -> Any:
+    def _refusing(self, method: str, error: errors.VecdbError) -> Any:
         """Answers a call without looking at its request."""
 
-        def refuse(request: Any, context: grpc.ServicerContext) -> NoReturn:
+        def refuse(requests: Any, context: grpc.ServicerContext) -> NoReturn:
             self._guard.refused(method.removeprefix(PREFIX), context, error)
-            _fail(method.removeprefix(PREFIX), context, error, time.perf_counter())
+            self._fail(method.removeprefix(PREFIX), context, error, time.perf_counter())
 
-        kinds = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }
-        make: Any = kinds[(handler.request_streaming, handler.response_streaming)]
-        return make(_in_pool(refuse, self._pools.quick))
+        return grpc.stream_unary_rpc_method_handler(_in_pool(refuse, arrivals.AT_ONCE))
 
-    def _full(self, method: str, handler: Any, pool: CountedPool) -> Any:
-        def refuse(request: Any, context: grpc.ServicerContext) -> NoReturn:
-            error = errors.ResourceExhausted(
-                f"all {pool.size} threads for such calls are busy; try again later, or raise "
-                f"{pool.setting} of the server",
-                limit=pool.size,
+    def _tell(self, name: str, code: grpc.StatusCode, started_s: float) -> None:
+        took_s = time.perf_counter() - started_s
+        if name != _QUERIES or code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
+            # A stream of queries lasts as long as its client likes; what is counted are its queries.
+            self._watching.ended(name, code, took_s)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug(
+                "call", extra={"method": name, "code": code.name, "ms": round(1000 * took_s, 3)}
             )
-            _fail(method.removeprefix(PREFIX), context, error, time.perf_counter())
 
-        return self._handler(handler, refuse)
+    def _fail(
+        self, name: str, context: grpc.ServicerContext, error: Exception, started_s: float
+    ) -> NoReturn:
+        code, known = failure_of(name, error)
+        self._tell(name, code, started_s)
+        trailing: list[tuple[str, Any]] = [(ERROR_KEY, encoded(known))]
+        if "retry_after_ms" in known.details:
+            trailing.append((RETRY_AFTER_KEY, str(known.details["retry_after_ms"])))
+        context.set_trailing_metadata(tuple(trailing))
+        context.abort(code, _shortened(known.message, _MAX_TEXT_CHARS))
+        raise AssertionError("abort raises")
 
 
 def _in_pool(behavior: Any, pool: Any) -> Any:
@@ -313,32 +354,17 @@ def too_large(given_bytes: int, limit_bytes: int) -> errors.LimitExceeded:
 def failure_of(name: str, error: Exception) -> tuple[grpc.StatusCode, Any]:
     """The status of what a handler raised, and the error to tell the client; logs what is our fault."""
     code = code_of(error)
-    known: Any = error
     if isinstance(error, MemoryError):
         log.error("%s ran out of memory", name, exc_info=error)
-        known = errors.ResourceExhausted("not enough memory for this call; ask for less at once")
-        code = grpc.StatusCode.RESOURCE_EXHAUSTED
-    elif code is None:
+        exhausted = "not enough memory for this call; ask for less at once"
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, errors.ResourceExhausted(exhausted)
+    if code is None:
         number = uuid.uuid4().hex[:8]
         log.error("%s failed unexpectedly, error %s", name, number, exc_info=error)
-        known = errors.Internal(
+        internal = (
             f"the server failed in an unexpected way; its log has the details under error {number}"
         )
-        code = grpc.StatusCode.INTERNAL
-    elif code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS):
-        log.error("%s failed: %s", name, known.message, exc_info=error)
-    return code, known
-
-
-def _fail(name: str, context: grpc.ServicerContext, error: Exception, started_s: float) -> NoReturn:
-    code, known = failure_of(name, error)
-    _log_call(name, code, started_s)
-    context.set_trailing_metadata(((ERROR_KEY, encoded(known)),))
-    context.abort(code, _shortened(known.message, _MAX_TEXT_CHARS))
-    raise AssertionError("abort raises")
-
-
-def _log_call(name: str, code: grpc.StatusCode, started_s: float) -> None:
-    if log.isEnabledFor(logging.DEBUG):
-        milliseconds = round((time.perf_counter() - started_s) * 1000, 3)
-        log.debug("call", extra={"method": name, "code": code.name, "ms": milliseconds})
+        return grpc.StatusCode.INTERNAL, errors.Internal(internal)
+    if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.DATA_LOSS):
+        log.error("%s failed: %s", name, error, exc_info=error)
+    return code, error

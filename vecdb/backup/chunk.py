@@ -210,8 +210,11 @@ def _vectors(group: Group, shape: Shape, number: int, present: NDArray[np.bool_]
 
 
 def _packed(values: Sequence[bytes | None]) -> tuple[Buffer, bytes]:
+    texts = [value for value in values if value is not None]
+    if len(texts) == len(values):
+        return np.fromiter(map(len, texts), "<u4", len(texts)), b"".join(texts)
     lengths = np.fromiter((NO_VALUE if v is None else len(v) for v in values), "<u4", len(values))
-    return lengths, b"".join(v for v in values if v is not None)
+    return lengths, b"".join(texts)
 
 
 def _column(group: Group, name: str, n: int) -> list[bytes | None] | None:

@@ -1,11 +1,13 @@
 """The only door to LMDB: what is stored, and the transactions that read and write it."""
 
 from .catalog import Catalog, not_found, taken
+from .catalog_repair import catalog_problems, repair_catalog
 from .check import problems
 from .collection_store import CollectionStore
 from .copying import LogPiece, StoredRows, copy_deaths, copy_log, copy_rows
 from .faults import full_or_internal, no_thread, system_in_our_words
 from .reader import Commit, Reader
+from .repair import RepairedFile, file_problems, repair_file, settle
 from .restoring import Restorer
 from .shape import FieldShape, Shape
 from .sums import must_be_whole
@@ -21,20 +23,26 @@ __all__ = [
     "FieldShape",
     "LogPiece",
     "Reader",
+    "RepairedFile",
     "Restorer",
     "Shape",
     "State",
     "StoredRows",
     "Writer",
+    "catalog_problems",
     "checksums",
     "copy_deaths",
     "copy_log",
     "copy_rows",
+    "file_problems",
     "full_or_internal",
     "must_be_whole",
     "no_thread",
     "not_found",
     "problems",
+    "repair_catalog",
+    "repair_file",
+    "settle",
     "system_in_our_words",
     "taken",
 ]

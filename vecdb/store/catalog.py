@@ -50,7 +50,7 @@ class Catalog:
 
     def __init__(self, root: Path, *, create: bool, read_only: bool) -> None:
         if create and not (root / CATALOG_FOLDER / DATA_FILE).is_file():
-            _make(root)
+            make(root)
         self._env = _open(root / CATALOG_FOLDER, create=create, read_only=read_only)
         self._read_only = read_only
         self._lock = threading.Lock()
@@ -195,8 +195,12 @@ def _open(folder: Path, *, create: bool, read_only: bool) -> Environment:
     )
 
 
-def _make(root: Path) -> None:
-    """Makes an empty catalog under another name and renames it when it is durable.
+def make(
+    root: Path, tokens: Mapping[str, str] | None = None, aliases: Mapping[str, str] | None = None
+) -> None:
+    """Makes a catalog, empty or with these names, under another name and renames it when it is durable.
+
+    `tokens` are by name of a collection, `aliases` name a collection each. The one before is gone then.
 
     LMDB writes the first pages of a new file without a sync: a power cut might leave a file that it
     takes for a damaged one, and the folder could not be opened any more.
@@ -206,7 +210,7 @@ def _make(root: Path) -> None:
     disk.make_folder(aside, _WHAT)
     made = _open(aside, create=True, read_only=False)
     try:
-        made.write(partial(_stamp, made), _WHAT)
+        made.write(partial(_fill, made, tokens or {}, aliases or {}), _WHAT)
     finally:
         made.close()
     disk.sync_folder(aside, _WHAT)
@@ -218,6 +222,21 @@ def _stamp(environment: Environment, transaction: Any) -> None:
     meta = environment.table("meta")
     if transaction.get(META_FORMAT, db=meta) is None:
         transaction.put(META_FORMAT, str(CATALOG_FORMAT).encode(), db=meta)
+
+
+def _fill(
+    environment: Environment,
+    tokens: Mapping[str, str],
+    aliases: Mapping[str, str],
+    transaction: Any,
+) -> None:
+    _stamp(environment, transaction)
+    for table, given in (
+        ("collections", tokens),
+        ("aliases", {alias: tokens[name] for alias, name in aliases.items()}),
+    ):
+        for name, token in given.items():
+            transaction.put(name.encode(), token.encode(), db=environment.table(table))
 
 
 def _is_name(name: object) -> bool:

@@ -27,6 +27,7 @@ from ..layout import (
 from .environment import Environment
 from .fresh import FreshIds
 from .kept import keep
+from .losses import losses
 from .mapped import MappedBlocks
 from .purge import STEP_BYTES, Purger
 from .reader import Reader
@@ -279,6 +280,11 @@ class CollectionStore:
         """Bytes of the vectors of one row that has all of them."""
         return sum(field.row_bytes for field in self._shape.fields)
 
+    def repairs(self) -> list[str]:
+        """What repairs could not keep, one sentence each; empty as long as nothing was lost."""
+        with self.read() as reader:
+            return losses(reader.repairs())
+
     def has_metadata(self) -> bool:
         with self.read() as reader:
             return reader.entries("metadata") > 0
@@ -295,6 +301,10 @@ class CollectionStore:
     def map_bytes(self) -> tuple[int, int]:
         """(bytes of the LMDB map in use, bytes it may grow to)."""
         return self._env.map_bytes()
+
+    def map_use(self) -> tuple[int, int, int, int]:
+        """(bytes of the map in use, its size, reader slots taken, reader slots there are)."""
+        return self._env.map_use()
 
     def close(self) -> None:
         self._env.close()

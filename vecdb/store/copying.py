@@ -64,17 +64,21 @@ def copy_rows(reader: Reader, first: int, end: int, budget_bytes: int) -> Stored
     """
     per_row = sum(reader.row_bytes(field) for field in range(reader.n_fields)) + 64
     end = min(end, first + max(1, budget_bytes // per_row))
-    columns, end = _texts(reader, first, end, budget_bytes)
+    texts, end = _texts(reader, first, end, budget_bytes)
     held = ~reader.purged_mask(first, end)
     ids, sums = _ids(reader, first, end, held)
-    kept = (first + np.flatnonzero(held)).tolist()
+    kept = first + np.flatnonzero(held)
     whole = len(kept) == end - first
 
     def column(name: str) -> Column:
-        values = columns[name]
-        if not values:
+        rows, values = texts[name]
+        if not len(rows):
             return None
-        return [values.get(row) for row in kept]
+        copies = list(map(bytes, values))
+        if len(rows) == len(kept):  # a purged row has none
+            return copies
+        found = dict(zip(rows.tolist(), copies, strict=True))
+        return [found.get(row) for row in kept.tolist()]
 
     def vectors(field: int) -> NDArray[np.generic]:
         found = reader.vector_range(first, end, field)
@@ -94,26 +98,24 @@ def copy_rows(reader: Reader, first: int, end: int, budget_bytes: int) -> Stored
 
 def _texts(
     reader: Reader, first: int, end: int, room: int
-) -> tuple[dict[str, dict[int, bytes]], int]:
-    """Values by table and row, and where the rows end that fit into `room` bytes, at least one."""
-    found: dict[str, dict[int, bytes]] = {}
+) -> tuple[dict[str, tuple[Rows, list[memoryview]]], int]:
+    """Rows and values by table, and where the rows end that fit into `room` bytes, at least one.
+
+    Values are looked up, not read: what does not fit costs nothing.
+    """
+    found: dict[str, tuple[Rows, list[memoryview]]] = {}
     spent = np.zeros(end - first, np.int64)
     for name in TEXT_TABLES:
-        values = found[name] = {}
-        if not reader.entries(name):
-            continue
-        taken = 0
-        for row, value in reader.table_range(name, first, end):
-            taken += len(value)
-            # What follows does not fit, whatever the other tables hold.
-            if taken > room and row > first:
-                end = row
-                break
-            values[row] = bytes(value)
-        rows = np.fromiter(values, np.int64, len(values))
-        spent[rows - first] += np.fromiter(map(len, values.values()), np.int64, len(values))
-    fits = int(np.searchsorted(np.cumsum(spent[: end - first]), room, side="right"))
-    return found, first + max(1, min(fits, end - first))
+        none: tuple[Rows, list[memoryview]] = (np.empty(0, np.int64), [])
+        rows, values = reader.table_range(name, first, end) if reader.entries(name) else none
+        found[name] = rows, values
+        spent[rows - first] += np.fromiter(map(len, values), np.int64, len(values))
+    fits = int(np.searchsorted(np.cumsum(spent), room, side="right"))
+    end = first + max(1, min(fits, end - first))
+    for name, (rows, values) in found.items():
+        there = int(np.searchsorted(rows, end))
+        found[name] = rows[:there], values[:there]
+    return found, end
 
 
 def _ids(

@@ -110,7 +110,10 @@ class Environment:
         while True:
             sync_point.refuse_unsafe(self.folder)
             number = os.stat(self._data_file).st_ino
-            env, tables = self._open_in(self.folder, create=False)
+            try:
+                env, tables = self._open_in(self.folder, create=False)
+            except lmdb.MapResizedError:
+                continue  # another process has made the file larger since it was measured
             if number == os.stat(self._data_file).st_ino:
                 self._env, self._tables, self._file_number = env, tables, number
                 return
@@ -262,12 +265,17 @@ class Environment:
 
     def map_bytes(self) -> tuple[int, int]:
         """(bytes of the map in use, bytes it may grow to)."""
+        return self.map_use()[0], self.map_limit_bytes
+
+    def map_use(self) -> tuple[int, int, int, int]:
+        """(bytes of the map in use, its size, reader slots taken: one a thread that has read, slots there are)."""
         self._enter()
         try:
-            info, stat = self._opened().info(), self._opened().stat()
+            info, page = self._opened().info(), self._opened().stat()["psize"]
         finally:
             self._leave()
-        return (info["last_pgno"] + 1) * stat["psize"], self.map_limit_bytes
+        used = (info["last_pgno"] + 1) * page
+        return used, info["map_size"], info["num_readers"], info["max_readers"]
 
     def last_transaction(self) -> int:
         """Number of the last commit of any process; about 2 us."""

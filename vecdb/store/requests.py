@@ -20,6 +20,8 @@ KEPT_US = 3_600 * 1_000_000
 """And an hour, whichever ends sooner."""
 _DROPPED_A_WRITE = 4
 _ENTRY = struct.Struct("<QQqI")
+REQUEST_BYTES = _ENTRY.size
+"""Of an entry, before the id of the write."""
 
 
 class Remembered(NamedTuple):

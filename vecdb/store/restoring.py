@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from ..layout import (
     META_KEYED,
     META_STATE,
     ROW,
+    SEQUENCE,
     SEQUENCE_VALUE,
     STATE,
     id_keys,
@@ -27,6 +29,7 @@ from ..layout import (
     unpack_id_texts,
 )
 from .copying import TEXT_TABLES
+from .requests import REQUEST_BYTES
 from .tables import Rows, State
 from .vectors import mask_of
 from .writer import EncodedRows, Writer
@@ -67,6 +70,29 @@ class Restorer(Writer):
         state = State(sequence, self.next_row, self.live)
         self._txn.put(META_STATE, STATE.pack(*state), db=meta)
         self._txn.put(META_HORIZON, SEQUENCE_VALUE.pack(sequence), db=meta)
+
+    def state_as(self, sequence: int, live: int, horizon: int) -> None:
+        """The same where some of the rows written so far are dead; moments behind `horizon` can be read."""
+        meta = self._env.table("meta")
+        self._txn.put(META_STATE, STATE.pack(sequence, self.next_row, live), db=meta)
+        if horizon:
+            self._txn.put(META_HORIZON, SEQUENCE_VALUE.pack(horizon), db=meta)
+
+    def history(
+        self, dead: Mapping[int, int], log: Mapping[int, bytes], requests: Mapping[bytes, Any]
+    ) -> None:
+        """Commits that rows died in by row, entries of the log by commit, and of `requests` by key."""
+        for row in sorted(dead):
+            value = SEQUENCE_VALUE.pack(dead[row])
+            self._txn.put(ROW.pack(row), value, db=self._env.table("dead"))
+        for sequence in sorted(log):
+            self._txn.put(SEQUENCE.pack(sequence), log[sequence], db=self._env.table("log"))
+        for key, value in requests.items():
+            if len(key) == ROW.size and len(value) > REQUEST_BYTES:
+                self._txn.put(key, bytes(value), db=self._env.table("requests"))
+
+    def put_meta(self, key: bytes, value: bytes) -> None:
+        self._txn.put(key, value, db=self._env.table("meta"))
 
     def key_ids(self, ids: Sequence[bytes], rows: Rows) -> int:
         """Points ids to their rows; how many of them were new. Best in the order of their keys."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..errors import Corrupted
 from ..layout import DEFAULT_FIELD, ID_BLOCK_ROWS
+from .crc import crc32
 from .reader import Reader
 from .tables import Rows
 
@@ -44,13 +44,13 @@ def sums_of(
     `ids` are those of the rows, b"" where purged. What the caller has read already it gives: `views` by
     table, and the rows' own `vectors`.
     """
-    sums = [zlib.crc32(i) for i in ids]
+    sums = [crc32(i) for i in ids]
     held = np.fromiter(map(bool, ids), np.bool_, len(ids))
     sums = _with_vectors(reader, DEFAULT_FIELD, rows, sums, held, vectors)
     for table in BY_ROW:
         if reader.entries(table):
             values = views[table] if table in views else reader.views(table, rows)
-            sums = [s if v is None else zlib.crc32(v, s) for v, s in zip(values, sums, strict=True)]
+            sums = [s if v is None else crc32(v, s) for v, s in zip(values, sums, strict=True)]
     for field in range(1, reader.n_fields):
         sums = _with_vectors(reader, field, rows, sums, held & reader.present(rows, field))
     return sums
@@ -101,7 +101,7 @@ def _with_vectors(
     elif vectors is None:
         vectors = reader.vectors(rows, field)
     raw = np.ascontiguousarray(vectors).reshape(-1).view(np.uint8).data
-    width, crc32 = vectors[0].nbytes, zlib.crc32
+    width = vectors[0].nbytes
     for n in np.flatnonzero(held).tolist():
         sums[n] = crc32(raw[n * width : (n + 1) * width], sums[n])
     return sums

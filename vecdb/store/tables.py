@@ -17,6 +17,7 @@ from ..layout import (
     META_FORMAT,
     META_HORIZON,
     META_KEYED,
+    META_REPAIRS,
     META_SETTINGS,
     META_STATE,
     ROW,
@@ -105,6 +106,10 @@ class Tables:
     def index_record(self, field: int = 0) -> bytes | None:
         """JSON of the saved index of a field; None while there is none."""
         return self._meta(index_key(field))
+
+    def repairs(self) -> bytes:
+        """JSON of what repairs have lost; empty while nothing was."""
+        return self._meta(META_REPAIRS) or b""
 
     def _meta(self, key: bytes) -> bytes | None:
         raw = self._get("meta", key)

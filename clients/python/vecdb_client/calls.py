@@ -73,6 +73,10 @@ def server_info() -> Call[ServerInfo]:
     )
 
 
+def metrics() -> Call[str]:
+    return Call("GetMetrics", pb.GetMetricsRequest(), lambda a: str(a.text), True)
+
+
 def create_collection(
     name: str,
     dimension: int,

@@ -155,7 +155,7 @@ class Collection:
         connection = self._connection
         limit_s = transport.checked_timeout(timeout_s, None)
         to_send: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        stream = connection.method("Ingest")(iter(to_send.get, None), timeout=limit_s)
+        stream = connection.method("Ingest", self.name)(iter(to_send.get, None), timeout=limit_s)
         messages = calls.ingest(self.name, batch_stream, upsert, connection.max_message_bytes)
         done = WriteResult(0, 0)
         meter = Meter("Ingest", connection.on_call)

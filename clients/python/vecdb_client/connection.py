@@ -35,6 +35,7 @@ class Connection:
         retry_s: float,
         max_message_bytes: int,
         on_call: OnCall | None,
+        call_metadata: transport.CallMetadata | None,
     ) -> None:
         self.target = transport.normalised_target(target)
         self.max_message_bytes = max_message_bytes
@@ -42,6 +43,7 @@ class Connection:
         self._retry_s = transport.checked_retry(retry_s)
         self._shown = shown
         self.on_call = on_call
+        self._call_metadata = call_metadata
         options = [*transport.channel_options(max_message_bytes), *shown.options]
         if shown.channel is None:
             self._channel = grpc.insecure_channel(self.target, options=options)
@@ -57,11 +59,12 @@ class Connection:
         self._streams.close()
         self._channel.close()
 
-    def method(self, rpc: str) -> Any:
+    def method(self, rpc: str, collection: Any = None) -> Any:
         if self._closed:
             raise Closed(f"this client of {self.target} was closed; connect again")
         found = getattr(self._stub, rpc)
-        return partial(found, metadata=self._shown.metadata) if self._shown.metadata else found
+        metadata = transport.headers(self._shown.metadata, collection, self._call_metadata)
+        return partial(found, metadata=metadata) if metadata else found
 
     def raised(self, error: Exception) -> VecdbError:
         if isinstance(error, VecdbError):
@@ -72,17 +75,19 @@ class Connection:
         return transport.read_error(error, self.target)
 
     def run(self, call: Call[T], timeout_s: float | None = None) -> T:
-        method = self.method(call.rpc)
+        method = self.method(call.rpc, getattr(call.request, "collection", None))
         limit_s = transport.checked_timeout(timeout_s, self._timeout_s)
         end_s = None if limit_s is None else time.monotonic() + limit_s
         pauses_s = transport.retry_pauses_s(self._retry_s)
         meter = Meter(call.rpc, self.on_call)
+        # What goes with a call alone cannot go with a stream of many.
+        streams = call.streams and self._call_metadata is None
         try:
             while True:
                 left_s = transport.left_s(end_s)
                 meter.attempt(call.request)
                 try:
-                    answer = self._streams.ask(call.request, left_s) if call.streams else None
+                    answer = self._streams.ask(call.request, left_s) if streams else None
                     if answer is None:
                         # A stream may have broken late: what is left now counts.
                         answer = method(call.request, timeout=transport.left_s(end_s))
@@ -105,7 +110,9 @@ class Connection:
     def watch(self, call: Watched[T], timeout_s: float | None, progress: Progress) -> T:
         """A long call, sent once; `timeout_s` None: no limit. What `progress` raises ends it."""
         limit_s = transport.checked_timeout(timeout_s, None)
-        stream = self.method(call.rpc)(call.request, timeout=limit_s)
+        stream = self.method(call.rpc, getattr(call.request, "collection", None))(
+            call.request, timeout=limit_s
+        )
         try:
             for answer in stream:
                 if call.last(answer, progress):
@@ -144,7 +151,9 @@ class Connection:
             while left is not None:
                 left_s = transport.left_s(end_s)
                 meter.attempt(left.request)
-                stream = self.method(left.rpc)(left.request, timeout=left_s)
+                stream = self.method(left.rpc, left.request.collection)(
+                    left.request, timeout=left_s
+                )
                 try:
                     for answer in stream:
                         meter.received(answer)

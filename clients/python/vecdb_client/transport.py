@@ -14,7 +14,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grpc
@@ -24,6 +24,8 @@ from . import errors
 ERROR_KEY = "vecdb-error-bin"
 RETRY_AFTER_KEY = "vecdb-retry-after-ms"
 """Trailing metadata: when a call that was refused before it began may come again."""
+COLLECTION_KEY = "vecdb-collection-bin"
+"""Metadata of a call: the name of its collection, by which a busy server is fair before it reads requests."""
 SERVICE = "vecdb.v1.VecdbService"
 DEFAULT_PORT = 7700
 DEFAULT_TIMEOUT_S = 30.0
@@ -89,6 +91,21 @@ def channel_options(max_message_bytes: int) -> list[tuple[str, Any]]:
     ]
 
 
+CallMetadata = Callable[[], Iterable[tuple[str, str]]]
+"""Gives further metadata of a call, such as the `traceparent` of the trace that it belongs to."""
+
+
+def headers(
+    shown: tuple[tuple[str, str], ...], collection: Any, further: CallMetadata | None
+) -> tuple[tuple[str, Any], ...]:
+    """Metadata of a call: who calls, which collection it is for, if it is for one by name, and what the
+    caller adds."""
+    added = () if further is None else tuple(further())
+    if not collection or not isinstance(collection, str):
+        return (*shown, *added)
+    return (*shown, *added, (COLLECTION_KEY, collection.encode(errors="replace")[:512]))
+
+
 def checked_timeout(timeout_s: float | None, default_s: float | None) -> float | None:
     """The time a call gets; None, or infinity, for no limit."""
     chosen = default_s if timeout_s is None else timeout_s
@@ -145,6 +162,10 @@ def pause_before_retry_s(
     return pause_s
 
 
+_CANCELLED_HERE = ("Channel closed!", "Locally cancelled by application!")
+"""What gRPC says of a call that was cancelled on this side."""
+
+
 def read_error(error: Any, target: str) -> errors.VecdbError:
     """The error of the tree that a grpc.RpcError stands for."""
     code: grpc.StatusCode = error.code()
@@ -170,7 +191,10 @@ def _of_status(code: grpc.StatusCode, text: str, target: str) -> errors.VecdbErr
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return kind("not done in time; give a larger timeout_s. A write may have happened or not")
     if code is grpc.StatusCode.CANCELLED:
-        return kind("the call was cancelled")
+        if text in _CANCELLED_HERE:
+            return kind("the call was cancelled")
+        # A server that stops ends so what it has no time to finish.
+        return errors.Unavailable(f"the server at {target} has ended the call ({text})")
     sizes = _SIZES.search(text)
     if kind is errors.LimitExceeded and sizes:
         given, limit = int(sizes[1]), int(sizes[2])

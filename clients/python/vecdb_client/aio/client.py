@@ -37,6 +37,7 @@ def connect(
     retry_s: float = transport.DEFAULT_RETRY_S,
     max_message_bytes: int = transport.DEFAULT_MESSAGE_BYTES,
     on_call: OnCall | None = None,
+    call_metadata: transport.CallMetadata | None = None,
     send_key_unencrypted: bool = False,
 ) -> Client:
     """A client of the server at `target` (host:port; port 7700 when left out). Does not wait.
@@ -49,7 +50,9 @@ def connect(
     VECDB_API_KEY, if it is set. `tls` encrypts: True with the authorities that gRPC ships, or a `Tls`. A
     key goes unencrypted to this machine only, unless `send_key_unencrypted` says otherwise. `retry_s`
     bounds how long a failing call is repeated (see `transport.py`); 0: never. `on_call` gets a
-    `CallReport` of each call, in the thread or task that made it. InvalidSetting.
+    `CallReport` of each call, in the thread or task that made it. `call_metadata` is asked once for each call
+    for further metadata, such as the `traceparent` of a trace; queries are then sent as calls, never on
+    streams. InvalidSetting.
     """
     shown = credentials(transport.normalised_target(target), api_key, tls, send_key_unencrypted)
     return Client(
@@ -60,6 +63,7 @@ def connect(
             retry_s=retry_s,
             max_message_bytes=max_message_bytes,
             on_call=on_call,
+            call_metadata=call_metadata,
         )
     )
 
@@ -97,6 +101,10 @@ class Client:
     async def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
         """Version and limits of the server."""
         return await self._connection.run(calls.server_info(), timeout_s)
+
+    async def metrics(self, *, timeout_s: float | None = None) -> str:
+        """All metrics of the server in the text format of Prometheus; docs/operations.md lists them."""
+        return await self._connection.run(calls.metrics(), timeout_s)
 
     async def create_collection(
         self,

@@ -150,7 +150,7 @@ class Collection:
         message's acknowledgement in order."""
         connection = self._connection
         limit_s = transport.checked_timeout(timeout_s, None)
-        upload = Upload(connection.method("Ingest")(timeout=limit_s))
+        upload = Upload(connection.method("Ingest", self.name)(timeout=limit_s))
         messages = messages_of(self.name, batch_stream, upsert, connection.max_message_bytes)
         done = WriteResult(0, 0)
         meter = Meter("Ingest", connection.on_call)

@@ -220,6 +220,16 @@ class GetServerInfoResponse(_message.Message):
     collections: int
     def __init__(self, version: _Optional[str] = ..., max_message_bytes: _Optional[int] = ..., collections: _Optional[int] = ...) -> None: ...
 
+class GetMetricsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetMetricsResponse(_message.Message):
+    __slots__ = ("text",)
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    def __init__(self, text: _Optional[str] = ...) -> None: ...
+
 class CreateCollectionRequest(_message.Message):
     __slots__ = ("collection", "exist_ok")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]

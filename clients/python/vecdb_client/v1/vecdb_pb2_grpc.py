@@ -40,6 +40,11 @@ class VecdbServiceStub:
                 request_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
+        self.GetMetrics = channel.unary_unary(
+                '/vecdb.v1.VecdbService/GetMetrics',
+                request_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.GetMetricsRequest.SerializeToString,
+                response_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.GetMetricsResponse.FromString,
+                _registered_method=True)
         self.CreateCollection = channel.unary_unary(
                 '/vecdb.v1.VecdbService/CreateCollection',
                 request_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.CreateCollectionRequest.SerializeToString,
@@ -193,6 +198,14 @@ class VecdbServiceServicer:
 
     def GetServerInfo(self, request, context):
         """Version of the server and limits that a client should respect.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMetrics(self, request, context):
+        """All metrics of the server in the text format of Prometheus, as its HTTP port serves them; every one is
+        listed in docs/operations.md. Where keys are asked for, for admins of all collections.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -424,6 +437,11 @@ def add_VecdbServiceServicer_to_server(servicer, server):
                     request_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.GetServerInfoRequest.FromString,
                     response_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.GetServerInfoResponse.SerializeToString,
             ),
+            'GetMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetrics,
+                    request_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.GetMetricsRequest.FromString,
+                    response_serializer=vecdb__client_dot_v1_dot_vecdb__pb2.GetMetricsResponse.SerializeToString,
+            ),
             'CreateCollection': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateCollection,
                     request_deserializer=vecdb__client_dot_v1_dot_vecdb__pb2.CreateCollectionRequest.FromString,
@@ -598,6 +616,33 @@ class VecdbService:
             '/vecdb.v1.VecdbService/GetServerInfo',
             vecdb__client_dot_v1_dot_vecdb__pb2.GetServerInfoRequest.SerializeToString,
             vecdb__client_dot_v1_dot_vecdb__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/vecdb.v1.VecdbService/GetMetrics',
+            vecdb__client_dot_v1_dot_vecdb__pb2.GetMetricsRequest.SerializeToString,
+            vecdb__client_dot_v1_dot_vecdb__pb2.GetMetricsResponse.FromString,
             options,
             channel_credentials,
             insecure,

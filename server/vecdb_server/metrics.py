@@ -1,0 +1,249 @@
+"""Every metric that a server shows, and how it is read from the server when someone asks.
+
+Names follow Prometheus: base units, `_total` for what only grows. Nothing is computed between two requests
+for them but counts of calls.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import grpc
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+
+import vecdb
+from vecdb.errors import Closed
+from vecdb.tally import SECONDS, SIZES, Counted, Tally
+from vecdb.types import DeviceStats, IndexStats
+from vecdb.watching import CollectionFigures, search_figures
+
+from .admission import Admission
+from .fair_pool import FairPool
+
+DEVICE_STATES = ("starting", "up", "down", "closed")
+
+
+class Row(NamedTuple):
+    """One metric: its name without prefix, kind, labels and what it tells."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    doc: str
+
+
+METRICS = (
+    Row("info", "gauge", ("version",), "1, with the version of the server."),
+    Row("start_time_seconds", "gauge", (), "When the server began to serve, seconds since 1970."),
+    Row("calls_seconds", "histogram", ("method", "code"), "Time of calls by RPC and status, from the thread that took them up to the answer; streams until their end; of QueryStream each query."),
+    Row("calls_running", "gauge", ("pool",), "Calls that a thread works on: pool read, write or long (streams and what may last)."),
+    Row("calls_waiting", "gauge", ("pool",), "Calls that wait for a thread."),
+    Row("calls_wait_seconds", "histogram", ("pool",), "Time that calls have waited for a thread."),
+    Row("calls_clients", "gauge", ("pool",), "Clients with calls that run or wait, or had some moments ago."),
+    Row("calls_refused_total", "counter", ("reason",), "Calls refused because of load: concurrent (max_concurrent), wait (max_wait_s), share (places of others), deadline (could not be kept), threads (stream_threads)."),
+    Row("slow_queries_total", "counter", (), "Queries that took longer than slow_query_s."),
+    Row("search_batch_queries", "histogram", (), "Queries that were searched in one call."),
+    Row("search_waiting", "gauge", (), "Searches that wait for a core."),
+    Row("commit_seconds", "histogram", ("collection",), "Time of commits, until they are durable and visible."),
+    Row("commit_writes", "histogram", ("collection",), "Writes that shared a commit."),
+    Row("sequence", "gauge", ("collection",), "Newest commit."),
+    Row("rows_live", "gauge", ("collection",), "Records that are stored."),
+    Row("rows_dead", "gauge", ("collection",), "Replaced and deleted rows that still take space in the store."),
+    Row("disk_bytes", "gauge", ("collection",), "Files of the collection."),
+    Row("map_used_bytes", "gauge", ("collection",), "LMDB map in use."),
+    Row("map_size_bytes", "gauge", ("collection",), "LMDB map as it is now; it grows by itself."),
+    Row("map_limit_bytes", "gauge", ("collection",), "LMDB map that writes may not grow beyond (map_limit_bytes)."),
+    Row("map_readers", "gauge", ("collection",), "Slots of LMDB readers that are taken, one a thread that has read, of all processes."),
+    Row("map_max_readers", "gauge", ("collection",), "Slots of LMDB readers there are."),
+    Row("index_info", "gauge", ("collection", "vector", "kind", "quantization", "device"), "1, with what serves the indexed rows."),
+    Row("index_rows", "gauge", ("collection", "vector"), "Rows in the main index."),
+    Row("index_tail_rows", "gauge", ("collection", "vector"), "Rows that came since, compared exactly."),
+    Row("index_dead_rows", "gauge", ("collection", "vector"), "Dead rows that still take space in the index."),
+    Row("index_memory_bytes", "gauge", ("collection", "vector"), "Memory of the index."),
+    Row("index_device_bytes", "gauge", ("collection", "vector"), "Memory of GPUs that it takes."),
+    Row("index_building", "gauge", ("collection", "vector"), "1 while a build is queued or runs."),
+    Row("index_build_progress", "gauge", ("collection", "vector"), "Share of the running build that is done; 1 when none runs."),
+    Row("index_failed", "gauge", ("collection", "vector"), "1 when the last build failed."),
+    Row("index_age_seconds", "gauge", ("collection", "vector"), "Time since the last build; 0 where there is none."),
+    Row("index_target_recall", "gauge", ("collection", "vector"), "Recall that is asked for."),
+    Row("index_calibrated_recall", "gauge", ("collection", "vector"), "Recall at 10 by the last calibration; 1 where search is exact."),
+    Row("index_audited_recall", "gauge", ("collection", "vector"), "Recall of live queries that were answered again exactly; only where there were some."),
+    Row("index_audited_recall_low", "gauge", ("collection", "vector"), "Lower end of its 95 % interval."),
+    Row("index_audited_queries_total", "counter", ("collection", "vector"), "Live queries that were answered again exactly."),
+    Row("device_state", "gauge", ("device", "state"), "1 for the state that the GPU is in: starting, up, down, closed."),
+    Row("device_total_bytes", "gauge", ("device",), "Memory of the GPU."),
+    Row("device_budget_bytes", "gauge", ("device",), "Memory that placements may take."),
+    Row("device_used_bytes", "gauge", ("device",), "Memory that placements take."),
+    Row("device_placements", "gauge", ("device",), "Indexes and parts of them on the GPU."),
+    Row("device_queued", "gauge", ("device",), "Searches that wait for the GPU."),
+    Row("device_batches_total", "counter", ("device",), "Calls that searched on the GPU."),
+    Row("device_queries_total", "counter", ("device",), "Queries in them."),
+    Row("device_restarts_total", "counter", ("device",), "Times that the GPU's process was started again."),
+)  # fmt: skip
+"""All but those of the process, which are prometheus_client's: process_..., python_gc_..."""
+
+PREFIX = "vecdb_"
+_CODES = {code.value[0]: code.name for code in grpc.StatusCode}
+_FAMILIES = {
+    "gauge": GaugeMetricFamily,
+    "counter": CounterMetricFamily,
+    "histogram": HistogramMetricFamily,
+}
+
+_Figures = tuple[tuple[str, Callable[[Any], float]], ...]
+
+_OF_COLLECTION: _Figures = (
+    ("sequence", lambda c: c.sequence),
+    ("rows_live", lambda c: c.live_rows),
+    ("rows_dead", lambda c: c.rows - c.live_rows - c.purged_rows),
+    ("disk_bytes", lambda c: c.disk_bytes),
+    ("map_used_bytes", lambda c: c.map_used_bytes),
+    ("map_size_bytes", lambda c: c.map_size_bytes),
+    ("map_limit_bytes", lambda c: c.map_limit_bytes),
+    ("map_readers", lambda c: c.readers),
+    ("map_max_readers", lambda c: c.max_readers),
+)
+_OF_INDEX: _Figures = (
+    ("index_rows", lambda i: i.indexed_rows),
+    ("index_tail_rows", lambda i: i.tail_rows),
+    ("index_dead_rows", lambda i: i.dead_rows),
+    ("index_memory_bytes", lambda i: i.memory_bytes),
+    ("index_device_bytes", lambda i: i.device_bytes),
+    ("index_building", lambda i: int(i.building)),
+    ("index_build_progress", lambda i: i.build_progress),
+    ("index_failed", lambda i: int(bool(i.last_error))),
+    ("index_age_seconds", lambda i: i.age_s),
+    ("index_target_recall", lambda i: i.target_recall),
+    ("index_calibrated_recall", lambda i: i.measured_recall),
+    ("index_audited_queries_total", lambda i: i.audit.queries),
+)
+_OF_DEVICE: _Figures = (
+    ("device_total_bytes", lambda d: d.total_bytes),
+    ("device_budget_bytes", lambda d: d.budget_bytes),
+    ("device_used_bytes", lambda d: d.used_bytes),
+    ("device_placements", lambda d: d.placements),
+    ("device_queued", lambda d: d.queued),
+    ("device_batches_total", lambda d: d.batches),
+    ("device_queries_total", lambda d: d.queries),
+    ("device_restarts_total", lambda d: d.restarts),
+)
+
+
+class Metrics:
+    """The metrics of one server. Any thread may call."""
+
+    def __init__(
+        self, database: vecdb.Database, pools: Mapping[str, FairPool], admission: Admission
+    ) -> None:
+        self._database = database
+        self._pools = pools
+        self._admission = admission
+        self._started_s = time.time()
+        self._calls: dict[tuple[str, str], Tally] = {}
+        self.slow_queries = 0
+        self.registry = CollectorRegistry()
+        """What Prometheus's own exposition reads."""
+        # Its types name a class; what is asked for is a method `collect`.
+        collector: Any = self
+        self.registry.register(collector)
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+
+    def ended(self, method: str, code: str, took_s: float, count: int = 1) -> None:
+        """Counts `count` calls that took equally long; 1 us."""
+        tally = self._calls.get((method, code))
+        if tally is None:
+            tally = self._calls.setdefault((method, code), Tally(SECONDS))
+        tally.add(took_s, count)
+
+    def streamed(self, code: int, took_s: float, count: int) -> None:
+        """Counts queries of a stream, whose status has this number."""
+        if count:
+            self.ended("QueryStream", _CODES.get(code, "UNKNOWN"), took_s, count)
+
+    def text(self) -> str:
+        """All metrics in Prometheus's text format."""
+        return generate_latest(self.registry).decode()
+
+    def describe(self) -> Iterable[Metric]:
+        """Names without values, for the registry, which would ask for all values otherwise."""
+        return [_family(row) for row in METRICS]
+
+    def collect(self) -> Iterator[Metric]:
+        """All values of this moment; for the registry."""
+        families = {row.name: _family(row) for row in METRICS}
+        self._of_calls(families)
+        try:
+            for figures in self._database.figures():
+                _of_collection(families, figures)
+        except Closed:
+            pass  # the server stops; what is left is told
+        devices = self._database.devices
+        for device in () if devices is None else devices.stats():
+            _of_device(families, device)
+        return iter(families.values())
+
+    def _of_calls(self, families: Mapping[str, Any]) -> None:
+        families["info"].add_metric([vecdb.__version__], 1)
+        families["start_time_seconds"].add_metric([], self._started_s)
+        families["slow_queries_total"].add_metric([], self.slow_queries)
+        for (method, code), tally in sorted(self._calls.copy().items()):
+            _histogram(families["calls_seconds"], [method, code], tally.bounds, tally.read())
+        for name, pool in self._pools.items():
+            families["calls_running"].add_metric([name], pool.running)
+            families["calls_waiting"].add_metric([name], pool.waiting)
+            families["calls_clients"].add_metric([name], pool.clients)
+            _histogram(families["calls_wait_seconds"], [name], SECONDS, pool.waits.read())
+        for reason, count in self._admission.refused().items():
+            families["calls_refused_total"].add_metric([reason], count)
+        searches = search_figures()
+        _histogram(families["search_batch_queries"], [], SIZES, searches.batch_queries)
+        families["search_waiting"].add_metric([], searches.waiting)
+
+
+def _family(row: Row) -> Any:
+    # The class of a counter puts the `_total` back.
+    name = PREFIX + row.name.removesuffix("_total")
+    return _FAMILIES[row.kind](name, row.doc, labels=row.labels)
+
+
+def _histogram(family: Any, labels: list[str], bounds: Iterable[float], held: Counted) -> None:
+    buckets, below = [], 0
+    for bound, count in zip([*map(float, bounds), float("inf")], held.counts, strict=True):
+        below += count
+        buckets.append(("+Inf" if bound == float("inf") else str(bound), below))
+    family.add_metric(labels, buckets, held.total)
+
+
+def _of_collection(families: Mapping[str, Any], figures: CollectionFigures) -> None:
+    for name, value in _OF_COLLECTION:
+        families[name].add_metric([figures.name], value(figures))
+    _histogram(families["commit_seconds"], [figures.name], SECONDS, figures.commit_s)
+    _histogram(families["commit_writes"], [figures.name], SIZES, figures.commit_writes)
+    for vector, index in figures.indexes.items():
+        _of_index(families, figures.name, vector, index)
+
+
+def _of_index(families: Mapping[str, Any], name: str, vector: str, index: IndexStats) -> None:
+    kind = [name, vector, index.kind, index.quantization, index.device]
+    families["index_info"].add_metric(kind, 1)
+    for metric, value in _OF_INDEX:
+        families[metric].add_metric([name, vector], value(index))
+    if index.audit.queries:
+        families["index_audited_recall"].add_metric([name, vector], index.audit.recall)
+        families["index_audited_recall_low"].add_metric([name, vector], index.audit.low)
+
+
+def _of_device(families: Mapping[str, Any], device: DeviceStats) -> None:
+    for state in DEVICE_STATES:
+        families["device_state"].add_metric([device.name, state], int(device.state == state))
+    for metric, value in _OF_DEVICE:
+        families[metric].add_metric([device.name], value(device))

@@ -1,0 +1,87 @@
+"""Queries that took long, told to the log with how they were answered; and the steps of those that are traced.
+
+`explain` costs a query some 70 us, so it is not measured for all of them. A collection that had a slow
+query is looked at: for a minute all its queries are explained, and the slow ones among them are logged so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import vecdb
+
+from . import arrivals
+from .metrics import Metrics
+from .tracing import Tracing
+
+log = logging.getLogger("vecdb.server")
+
+_LOOK_S = 60.0
+_MAX_FILTER_CHARS = 1_000
+
+
+class QueryWatch:
+    """Any thread may call. Of `settings` `slow_query_s` is read at each query; 0: none is slow."""
+
+    def __init__(
+        self, settings: Mapping[str, Any], metrics: Metrics, tracing: Tracing | None = None
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._tracing = tracing
+        self._looked_at: dict[str, float] = {}
+
+    def query(self, collection: vecdb.Collection, request: Any, given: dict[str, Any]) -> Any:
+        """`collection.query(**given)`, watched. `explain` is in the answer only where it is asked for."""
+        name = collection.name
+        asked = bool(given.get("explain"))
+        traced = self._tracing is not None and self._tracing.is_traced()
+        if traced or self._looked_at.get(name, 0.0) > time.monotonic():
+            given["explain"] = True
+        began_s, began_ns = time.perf_counter(), time.time_ns()
+        result = collection.query(**given)
+        took_s = time.perf_counter() - began_s
+        if traced and self._tracing is not None and result.explain is not None:
+            self._tracing.query(name, began_ns, result.explain.times_us)
+        slow_s = self._settings["slow_query_s"]
+        if slow_s and took_s + arrivals.queued_s() >= slow_s:
+            self._tell(name, request, took_s, result)
+        if result.explain is not None and not asked:
+            result = dataclasses.replace(result, explain=None)
+        return result
+
+    def _tell(self, name: str, request: Any, took_s: float, result: Any) -> None:
+        self._metrics.slow_queries += 1
+        now = time.monotonic()
+        # Made anew, so that names of collections that have gone do not stay.
+        looked_at = {other: end for other, end in self._looked_at.copy().items() if end > now}
+        self._looked_at = {**looked_at, name: now + _LOOK_S}
+        log.warning(
+            "slow query",
+            extra={
+                "collection": name,
+                "ms": round(1_000 * took_s, 1),
+                "queued_ms": round(1_000 * arrivals.queued_s(), 1),
+                "queries": len(result.ids),
+                "k": request.k,
+                "filter": request.filter[:_MAX_FILTER_CHARS],
+                "vector_name": request.vector_name,
+                "include": list(request.include),
+                "explain": _said(result.explain),
+            },
+        )
+
+
+def _said(explain: Any) -> Any:
+    """`explain` as plain values; a sentence where this query was not explained."""
+    if explain is None:
+        return "none yet: from now on queries of this collection are explained for a minute"
+    return {
+        field.name: dict(value) if isinstance(value, Mapping) else value
+        for field in dataclasses.fields(explain)
+        for value in [getattr(explain, field.name)]
+    }

@@ -1,0 +1,285 @@
+"""A new file from what can still be read of a damaged one; the old one is kept where something was lost."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import disk
+from ..errors import Corrupted, Internal
+from ..layout import (
+    COLLECTION_TABLES,
+    COMPACTING_PREFIX,
+    DATA_FILE,
+    META_INDEX,
+    META_REPAIRS,
+    META_SETTINGS,
+    QUARANTINE_FOLDER,
+    SYNC_POINT_FILE,
+    id_key,
+)
+from . import pages, sync_point, vacuum
+from .check import problems
+from .collection_store import CollectionStore
+from .losses import entries
+from .restoring import Restorer
+from .salvage import Salvaged, salvage
+from .shape import Shape
+from .sums import BY_ROW
+from .verdict import Verdict, judge
+from .writer import EncodedRows
+
+_WHAT = "repair"
+_ROWS_A_STEP = 4_096
+_BYTES_A_STEP = 32 << 20
+_MOST_NAMED = 1_000
+"""Ids of lost records that the file itself remembers; the quarantine names all."""
+
+ShapeOf = Callable[[bytes], Shape]
+
+
+@dataclass(frozen=True, slots=True)
+class RepairedFile:
+    """What became of the file of a collection. Ids as texts."""
+
+    records: int
+    sequence: int
+    lost: tuple[str, ...] = ()
+    """Ids of live records that are not there any more."""
+    lost_unknown: int = 0
+    """How many more rows are lost whose ids are not known."""
+    lost_versions: int = 0
+    """Dead rows, kept for moments in the past, that are lost."""
+    lost_commits: int = 0
+    """Newest commits that could not be read: what they wrote is not there, what they deleted is there again."""
+    history_dropped: bool = False
+    """No moment before now can be read any more."""
+    unverified: tuple[str, ...] = ()
+    undecided: tuple[str, ...] = ()
+    quarantine: str = ""
+    """The folder with the old file; empty when nothing was lost."""
+
+    @property
+    def whole(self) -> bool:
+        return not (
+            self.lost or self.lost_unknown or self.lost_versions or self.lost_commits
+            or self.unverified or self.undecided
+        )  # fmt: skip
+
+
+def settle(folder: Path) -> None:
+    """Finishes what a crash has left undone; the caller holds the lock of the database."""
+    made = vacuum.whole_copy(folder)
+    if made is not None:
+        old_is_sound = (folder / DATA_FILE).is_file() and not pages.file_faults(folder / DATA_FILE)
+        if not old_is_sound or not pages.file_faults(made / DATA_FILE):
+            if not (made / "lock.mdb").exists():
+                disk.make_empty(made / "lock.mdb", _WHAT)
+            vacuum.move_in(folder)
+    vacuum.sweep(folder)
+    if (folder / DATA_FILE).is_file() and not pages.bounds_faults(folder / DATA_FILE):
+        sync_point.recover(folder)
+    elif (folder / SYNC_POINT_FILE).exists():
+        sync_point.forget(folder)
+
+
+def file_problems(folder: Path, shape_of: ShapeOf, options: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the file of a collection that nobody writes to; LMDB reads it only if its pages are sound."""
+    path = folder / DATA_FILE
+    if not path.is_file():
+        return [f"{path} is missing"]
+    faults = pages.file_faults(path)
+    if faults:
+        return faults
+    try:
+        store = CollectionStore.open(folder, shape_of, options, read_only=True)
+        try:
+            with store.read() as reader:
+                return list(problems(reader))
+        finally:
+            store.close()
+    except Corrupted as error:
+        return [error.message]
+
+
+def repair_file(
+    folder: Path, shape_of: ShapeOf, options: Mapping[str, Any], database: Path, found: list[str]
+) -> RepairedFile:
+    """Puts a sound file in the place of the one whose problems were `found`.
+
+    Stopped at any moment, the old file or the new one is there, and it can be done again. Corrupted when
+    not even the settings can be read: a backup is the only way then.
+    """
+    path = folder / DATA_FILE
+    if not path.is_file():
+        raise Corrupted(f"{path} is missing: nothing can be read from it; restore a backup")
+    read = salvage(path, COLLECTION_TABLES)
+    settings, shape = _settings(read, shape_of, path)
+    verdict = judge(read, shape, path.stat().st_size)
+    aside = folder / (COMPACTING_PREFIX + secrets.token_hex(8))
+    try:
+        disk.make_folder(aside, _WHAT)
+        done = _told(verdict, read)
+        if not done.whole:
+            done = replace(done, quarantine=str(_quarantine(folder, database, done, found)))
+        _write(aside, settings, shape, options, verdict, read, done)
+        wrong = file_problems(aside, shape_of, options)
+        if wrong:
+            raise Internal(
+                f"the repaired file of {folder} is not sound: {wrong[0]}; nothing was changed"
+            )
+        disk.sync_folder(aside, _WHAT)
+        vacuum.declare_whole(folder, aside)
+    except BaseException:
+        disk.remove_tree(aside, _WHAT)
+        raise
+    if (folder / SYNC_POINT_FILE).exists():
+        sync_point.forget(folder)
+    vacuum.move_in(folder)
+    return done
+
+
+def _settings(read: Salvaged, shape_of: ShapeOf, path: Path) -> tuple[bytes, Shape]:
+    raw = read.tables["meta"].get(META_SETTINGS)
+    if raw is None:
+        raise Corrupted(
+            f"the settings in {path} cannot be read; restore a backup. Nothing was changed"
+        )
+    return bytes(raw), shape_of(bytes(raw))
+
+
+def _told(verdict: Verdict, read: Salvaged) -> RepairedFile:
+    return RepairedFile(
+        records=len(verdict.rows) - len(verdict.dead),
+        sequence=verdict.sequence,
+        lost=_texts([i for i in verdict.lost.values() if i]),
+        lost_unknown=sum(not i for i in verdict.lost.values()),
+        lost_versions=verdict.lost_history,
+        lost_commits=max(read.newest - read.transaction, verdict.lost_commits),
+        history_dropped=not verdict.history_kept and verdict.sequence > 0,
+        unverified=_texts(verdict.unverified),
+        undecided=_texts(verdict.undecided),
+    )
+
+
+def _texts(ids: list[bytes]) -> tuple[str, ...]:
+    return tuple(i.decode(errors="replace") for i in ids)
+
+
+def _quarantine(folder: Path, database: Path, done: RepairedFile, found: list[str]) -> Path:
+    """Keeps the old file, a second name for it, and beside it what is lost of it."""
+    name = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    kept = database / QUARANTINE_FOLDER / f"{folder.name}-{name}-{secrets.token_hex(2)}"
+    disk.make_folder(kept, _WHAT, parents=True, exist_ok=True)
+    disk.link(folder / DATA_FILE, kept / DATA_FILE, _WHAT)
+    told = {"found": found, **_plain(done)}
+    with disk.written_aside(kept / "repair.json", _WHAT) as file:
+        file.write(json.dumps(told, indent=1, ensure_ascii=False).encode())
+    for made in (kept, kept.parent, database):
+        disk.sync_folder(made, _WHAT)
+    return kept
+
+
+def _plain(done: RepairedFile, most: int | None = None) -> dict[str, Any]:
+    return {
+        "sequence": done.sequence,
+        "lost": list(done.lost[:most]),
+        "lost_records": len(done.lost) + done.lost_unknown,
+        "lost_versions": done.lost_versions,
+        "lost_commits": done.lost_commits,
+        "unverified": list(done.unverified[:most]),
+        "undecided": list(done.undecided[:most]),
+        "quarantine": done.quarantine,
+    }
+
+
+def _write(
+    aside: Path, settings: bytes, shape: Shape, options: Mapping[str, Any], verdict: Verdict,
+    read: Salvaged, done: RepairedFile,
+) -> None:  # fmt: skip
+    store = CollectionStore.create(aside, settings, shape, options)
+    try:
+        at = 0
+        while at < verdict.n_rows:
+            end = _step(verdict, at)
+            store.restore(lambda r, at=at, end=end: _append(r, shape, verdict, at, end))  # type: ignore[misc]
+            at = end
+        live = {i: row for row, i in _live(verdict)}
+        store.restore(lambda r: _finish(r, verdict, read, done, live))
+    finally:
+        store.close()
+
+
+def _live(verdict: Verdict) -> list[tuple[int, bytes]]:
+    return [(row, w.record_id) for row, w in verdict.rows.items() if row not in verdict.dead]
+
+
+def _step(verdict: Verdict, at: int) -> int:
+    """Where the rows from `at` on end that one transaction takes."""
+    room = _BYTES_A_STEP
+    end = at
+    while end < min(verdict.n_rows, at + _ROWS_A_STEP) and (room > 0 or end == at):
+        row = verdict.rows.get(end)
+        if row is not None:
+            room -= sum(map(len, row.vectors.values())) + sum(map(len, row.texts.values()))
+        end += 1
+    return end
+
+
+def _append(writer: Restorer, shape: Shape, verdict: Verdict, at: int, end: int) -> None:
+    rows = [verdict.rows.get(row) for row in range(at, end)]
+    held = [row for row in rows if row is not None]
+    vectors = {}
+    for f, one in enumerate(shape.fields):
+        raw = b"".join(bytes(row.vectors.get(f, bytes(one.row_bytes))) for row in held)
+        present = np.array([f in row.vectors for row in held], np.bool_)
+        vectors[f] = np.frombuffer(raw, one.dtype).reshape(len(held), one.width), present
+    columns = {
+        table: [None if (v := row.texts.get(table)) is None else bytes(v) for row in held]
+        for table in BY_ROW
+    }
+    encoded = EncodedRows(
+        [row.record_id for row in held],
+        vectors[0][0],
+        metadata=columns["metadata"],
+        documents=columns["documents"],
+        contents=columns["contents"],
+        uris=columns["uris"],
+        named={f: v for f, v in vectors.items() if f and v[1].any()},
+    )
+    sums = np.array([row.checksum for row in held], np.uint32)
+    writer.append_restored(np.array([row is not None for row in rows], np.bool_), encoded, sums)
+    # The next transaction goes on behind these.
+    writer.state_as(verdict.sequence, writer.live, 0)
+
+
+def _finish(
+    writer: Restorer, verdict: Verdict, read: Salvaged, done: RepairedFile, live: dict[bytes, int]
+) -> None:
+    ids = sorted(live, key=id_key)
+    writer.key_ids(ids, np.array([live[i] for i in ids], np.int64))
+    writer.all_keyed()
+    writer.history(verdict.dead, verdict.log, read.tables["requests"])
+    writer.state_as(verdict.sequence, len(live), verdict.horizon)
+    meta = read.tables["meta"]
+    if done.whole:
+        for key, value in meta.items():
+            if key.startswith(META_INDEX):
+                writer.put_meta(key, bytes(value))
+    before = entries(bytes(meta.get(META_REPAIRS, b"")))
+    if not done.whole:
+        before.append(
+            {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                **_plain(done, _MOST_NAMED),
+            }
+        )
+    if before:
+        writer.put_meta(META_REPAIRS, json.dumps(before, ensure_ascii=False).encode())

@@ -1,0 +1,293 @@
+"""What can still be read of a damaged LMDB file, table by table, without LMDB.
+
+Where a page cannot be read as it should, its entries are taken one by one as long as they lie within it.
+What a damaged branch has led to is found again: LMDB lists every page that is free, so a page that is neither
+free nor in use is one that a damaged page should name. Entries that are still missing are taken from the
+commit before, whose pages LMDB has not written to yet. Nothing here is believed because it was found: the
+checksums of the rows decide.
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_left
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..layout import ID_BLOCK_ROWS, LOG, META_STATE, VECTOR_KEY, id_lengths
+from .pages import (
+    BIG,
+    BRANCH,
+    FREE,
+    HEADER,
+    LEAF,
+    MAIN,
+    NODE_BYTES,
+    SUBTREE,
+    TREE_BYTES,
+    Meta,
+    PageFile,
+    Tree,
+)
+
+Table = dict[bytes, memoryview]
+"""Values by key, in the order of the keys; buffers into the map of the file."""
+
+_NUMBER_BYTES = 8
+_MOST_DEPTH = 32
+
+
+class Salvaged(NamedTuple):
+    """What a file holds, as far as it can be read."""
+
+    tables: dict[str, Table]
+    faults: list[str]
+    """What is wrong with its pages."""
+    damaged: frozenset[str]
+    """Tables of which a page could not be read as it should."""
+    transaction: int
+    """The commit of LMDB that was read; 0 when none can be."""
+    newest: int
+    """The newest commit that the file speaks of."""
+
+    @property
+    def went_back(self) -> bool:
+        """Whether the newest commit could not be read, and the one before it was."""
+        return self.transaction < self.newest
+
+
+def salvage(path: Path, names: tuple[str, ...]) -> Salvaged:
+    """Reads the named tables of the newest commit that can be read. OSError when the file cannot be."""
+    file = PageFile(path)
+    faults = list(file.meta_faults())
+    metas = [m for m in file.metas() if not m.faults or m.main.root is not None]
+    empty = Salvaged({name: {} for name in names}, faults, frozenset(names), 0, 0)
+    if not metas:
+        return empty
+    newest = max((m.transaction for m in metas if m.transaction < 1 << 48), default=0)
+    reads = [_Moment(PageFile(path), meta, names) for meta in metas]
+    # A commit that names no table cannot be read; one that names all is the newest there is.
+    best = max(reads, key=lambda r: (len(r.trees), r.believed, r.meta.transaction))
+    if not best.trees:
+        return empty
+    best.read()
+    faults += best.faults
+    transaction = best.meta.transaction
+    stated = META_STATE in best.tables.get("meta", {})
+    for other in reads:
+        if other is not best and best.damaged:
+            other.read()
+            for name in best.damaged & other.tables.keys():
+                _fill(best.tables.setdefault(name, {}), other.tables[name], name)
+    if not stated and META_STATE in best.tables.get("meta", {}):
+        # Where the newest commit has left the collection is not known, so what is there is of the one before.
+        transaction = min(transaction, *(r.meta.transaction for r in reads))
+    tables = {name: dict(sorted(best.tables.get(name, {}).items())) for name in names}
+    return Salvaged(tables, faults, frozenset(best.damaged), transaction, newest)
+
+
+def _fill(held: Table, older: Table, name: str) -> None:
+    """Adds entries of the commit before that are missing."""
+    for key, value in older.items():
+        held.setdefault(key, value)
+
+
+class _Moment:
+    """One commit of a file."""
+
+    def __init__(self, file: PageFile, meta: Meta, names: tuple[str, ...]) -> None:
+        self.file, self.meta, self.names = file, meta, names
+        self.faults: list[str] = []
+        self.damaged: set[str] = set()
+        self.tables: dict[str, Table] = {}
+        walked = file.walk(meta.main, MAIN)
+        self.believed = not walked.faults and not meta.faults
+        self.faults += walked.faults
+        self.trees = {k: t for k, t in file.subtrees(walked.entries).items() if k in names}
+        if walked.faults:
+            seen = _Seen(file)
+            for key, value, flags in seen.gather(meta.main):
+                name = key.decode(errors="replace")
+                if flags & SUBTREE and len(value) == TREE_BYTES and name in names:
+                    self.trees.setdefault(name, Tree.parse(value)[0])
+            file.seen |= seen.visited
+
+    def read(self) -> None:
+        file = self.file
+        free = file.walk(self.meta.free, FREE)
+        self.faults += free.faults
+        pages, wrong = file.free_pages(free.entries)
+        self.faults += wrong
+        lost: set[str] = set()
+        for name in self.names:
+            tree = self.trees.get(name)
+            if tree is None:
+                self.damaged.add(name)
+                lost.add(name)
+                continue
+            before = file.seen.copy()
+            walked = file.walk(tree, name)
+            if not walked.faults:
+                self.tables[name] = dict(file.items(walked.entries))
+                continue
+            self.faults += walked.faults
+            self.damaged.add(name)
+            file.seen[:] = before
+            seen = _Seen(file)
+            found = [(key, value) for key, value, _ in seen.gather(tree)]
+            self.tables[name] = _in_order(found, name)
+            file.seen |= seen.visited
+            lost.add(name)
+        if lost and not free.faults and not wrong:
+            self._adopt(lost, pages)
+
+    def _adopt(self, lost: set[str], free: Any) -> None:
+        """Gives leaves that nothing leads to any more to the table whose entries they look like."""
+        file = self.file
+        stray = ~file.seen
+        stray[:2] = False
+        stray[free[free < file.n_pages]] = False
+        stray[self.meta.last_page + 1 :] = False
+        numbers = np.flatnonzero(stray)
+        numbers = numbers[file.fits(numbers, LEAF)] if len(numbers) else numbers
+        for page in numbers.tolist():
+            seen = _Seen(file)
+            entries = [(key, value) for key, value, _ in seen.leaf(page)]
+            fitting = [
+                name
+                for name in self.names
+                if name in lost
+                and all(_looks_right(name, k, v) for k, v in entries)
+                and not any(k in self.tables.get(name, {}) for k, _ in entries)
+            ]
+            if entries and fitting:
+                # Of two that it may be, the rows' checksums find out: a value in the wrong table fails.
+                self.tables.setdefault(fitting[0], {}).update(entries)
+
+
+class _Seen:
+    """Pages taken as they are, each once."""
+
+    def __init__(self, file: PageFile) -> None:
+        self.file = file
+        self.visited = np.zeros(file.n_pages, np.bool_)
+
+    def gather(self, tree: Tree) -> Iterator[tuple[bytes, memoryview, int]]:
+        """(key, value, flags of the node) of all that the pages below the root still tell."""
+        if tree.root is not None:
+            yield from self._below(tree.root, min(max(tree.depth, 1), _MOST_DEPTH))
+
+    def _below(self, page: int, depth: int) -> Iterator[tuple[bytes, memoryview, int]]:
+        file = self.file
+        if not 2 <= page < file.n_pages or self.visited[page] or depth < 0:
+            return
+        self.visited[page] = True
+        number, _, flags, _, _ = HEADER.unpack_from(file.raw, page * file.page_size)
+        told = number == page and flags in (BRANCH, LEAF)
+        if (flags == LEAF) if told else depth <= 1:
+            yield from self.leaf(page)
+            return
+        for at in self._nodes(page):
+            low, middle, high = np.frombuffer(file.raw[at : at + 6], "<u2").tolist()
+            yield from self._below(low | middle << 16 | high << 32, depth - 1)
+
+    def _nodes(self, page: int) -> Iterator[int]:
+        """Where the nodes of a page begin, as long as its pointers stay within it."""
+        file, start = self.file, page * self.file.page_size
+        lower = HEADER.unpack_from(file.raw, start)[3]
+        if lower % 2 or not HEADER.size <= lower <= file.page_size:
+            lower = file.page_size
+        for at in range(HEADER.size, lower, 2):
+            node = int.from_bytes(file.raw[start + at : start + at + 2].tobytes(), "little")
+            if node % 2 or not at + 2 <= node <= file.page_size - NODE_BYTES:
+                if lower == file.page_size:
+                    return
+                continue
+            yield start + node
+
+    def leaf(self, page: int) -> Iterator[tuple[bytes, memoryview, int]]:
+        file, end = self.file, (page + 1) * self.file.page_size
+        self.visited[page] = True
+        for at in self._nodes(page):
+            low, high, flags, key_size = np.frombuffer(file.raw[at : at + 8], "<u2").tolist()
+            size, value = low | high << 16, at + NODE_BYTES + key_size
+            if not key_size or value > end:
+                continue
+            key = file.raw[at + NODE_BYTES : value].tobytes()
+            if flags & BIG:
+                if value + 8 > end:
+                    continue
+                first = int.from_bytes(file.raw[value : value + 8].tobytes(), "little")
+                value = first * file.page_size + HEADER.size
+                if not 2 <= first < file.n_pages or value + size > file.size:
+                    continue
+                self.visited[first : first + (HEADER.size - 1 + size) // file.page_size + 1] = True
+            elif value + size > end:
+                continue
+            yield key, memoryview(file.raw[value : value + size]), flags
+
+
+def _in_order(found: list[tuple[bytes, memoryview]], name: str) -> Table:
+    """Entries by key. Numbered ones that stand out of order have a changed key: where one number alone fits
+    between those beside it, it is that."""
+    if name in ("meta", "keys"):
+        return dict(found)
+    width = VECTOR_KEY.size if name in ("vectors", "absent") else _NUMBER_BYTES
+    right = _ascending([key if len(key) == width else b"" for key, _ in found])
+    made = {found[n][0]: found[n][1] for n in right}
+    for low, high in itertools.pairwise(right):
+        before = int.from_bytes(found[low][0], "big")
+        if high == low + 2 and int.from_bytes(found[high][0], "big") == before + 2:
+            made[(before + 1).to_bytes(width, "big")] = found[low + 1][1]
+    return made
+
+
+def _ascending(keys: list[bytes]) -> list[int]:
+    """Places of the longest run of ascending keys, others left out; empty keys never belong to it."""
+    ends: list[bytes] = []
+    places: list[int] = []
+    back = [-1] * len(keys)
+    for n, key in enumerate(keys):
+        if not key:
+            continue
+        at = bisect_left(ends, key)
+        back[n] = places[at - 1] if at else -1
+        ends[at : at + 1], places[at : at + 1] = [key], [n]
+    found, n = [], places[-1] if places else -1
+    while n >= 0:
+        found.append(n)
+        n = back[n]
+    return found[::-1]
+
+
+def _looks_right(name: str, key: bytes, value: memoryview) -> bool:
+    """Whether an entry may be one of this table."""
+    if name in ("vectors", "absent"):
+        return (
+            len(key) == VECTOR_KEY.size
+            and int.from_bytes(key[:2], "big") < 64
+            and (name == "vectors" or len(value) == 32)
+        )
+    if name == "keys":
+        return len(value) == _NUMBER_BYTES
+    if name == "meta":
+        return len(key) < 32 and key.isascii()
+    if len(key) != _NUMBER_BYTES or int.from_bytes(key, "big") >= 1 << 48:
+        return False
+    if name == "dead":
+        return len(value) == _NUMBER_BYTES
+    if name == "purged":
+        return len(value) == 32
+    if name == "log":
+        return len(value) >= LOG.size and len(value) % 8 == 0
+    if name == "ids":
+        try:
+            return 0 < len(id_lengths(value)[0]) <= ID_BLOCK_ROWS
+        except (ValueError, IndexError):
+            return False
+    if name == "metadata":
+        return bytes(value[:1]) == b"{" and bytes(value[-1:]) == b"}"
+    return True
