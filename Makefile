@@ -5,11 +5,12 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/made-in
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 BENCH  := .venv-bench
+VDBB   := .venv-vectordbbench
 TESTS  ?= tests
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test crash histories fuzz overload audit check format stubs bench bench-index bench-gpu clean FORCE
+.PHONY: help venv demo test crash histories fuzz overload audit check format stubs bench bench-index bench-gpu bench-vectordbbench clean FORCE
 
 help: ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -93,6 +94,17 @@ $(BENCH)/made-in: bench/requirements.txt pyproject.toml server/pyproject.toml cl
 bench: $(BENCH)/made-in ## Measure vecdb beside other systems. Smaller: make bench ARGS='--rows 5000 --systems vecdb,chroma'
 	$(BENCH)/bin/python -m bench run $(ARGS)
 
+# Its packages do not resolve together with those of .venv-bench.
+$(VDBB)/made-in: bench/vectordbbench/requirements.txt pyproject.toml server/pyproject.toml clients/python/pyproject.toml
+	@echo "making $(VDBB) (once; takes some minutes)"
+	@$(PYTHON) -m venv --clear $(VDBB)
+	@$(VDBB)/bin/python -m pip --disable-pip-version-check install -q -r bench/vectordbbench/requirements.txt
+	@$(VDBB)/bin/python -m pip --disable-pip-version-check install -q --no-deps --no-build-isolation -e . -e clients/python -e server
+	@printf '%s\n' '$(CURDIR)' > $@
+
+bench-vectordbbench: $(VDBB)/made-in ## Measure vecdb by VectorDBBench. Smaller: make bench-vectordbbench ARGS='--dataset clusters --rows 20000'
+	$(VDBB)/bin/python -m bench vectordbbench $(ARGS)
+
 bench-index: $(STAMP) ## Measure the index; writes to bench/results. Smaller: make bench-index ARGS='--rows 5000'
 	@$(PIP) --no-build-isolation -e '.[cpu,bench]'
 	$(BIN)/python -m bench index $(ARGS)
@@ -101,8 +113,8 @@ bench-index: $(STAMP) ## Measure the index; writes to bench/results. Smaller: ma
 bench-gpu: ## Measure a card in under 8 minutes. No card: make bench-gpu ARGS='--backend cpu'
 	$(PYTHON) -m bench gpu $(ARGS)
 
-clean: ## Remove .venv, .venv-bench and everything that can be made again.
-	rm -rf $(VENV) $(BENCH) build server/build clients/python/build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean: ## Remove .venv, .venv-bench, .venv-vectordbbench and everything that can be made again.
+	rm -rf $(VENV) $(BENCH) $(VDBB) build server/build clients/python/build .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -prune -exec rm -rf {} +
 

@@ -126,6 +126,25 @@ def test_medians_spread_and_the_best_are_on_the_page(tmp_path: Path) -> None:
     assert "M 16" in text
 
 
+def test_index_time_counts_from_the_first_row(tmp_path: Path) -> None:
+    """A system that indexes while it loads is compared by both together; half of it is no number."""
+    held = [
+        *everything(),
+        *samples("vecdb", "load", "ready", "seconds", [7, 9, 8]),
+        *samples("chroma", "load", "ready", "seconds", [0.1]),
+        *samples("zvec", "load", "ready", "seconds", [0.1]),
+        *samples("vecdb", "load", "", "seconds", [1, 3, 2]),
+        *samples("chroma", "load", "", "seconds", [90]),
+    ]
+    path = written(tmp_path, held)
+    report.main([str(path)])
+    rows = rows_of(path.with_suffix(".md").read_text(), "## Load")
+    assert rows[""][2] == "load and index s"
+    assert rows["vecdb"][2] == "**10 (8-12)**"
+    assert rows["chroma"][2] == "90.1"
+    assert rows["zvec"][2] == NONE
+
+
 def test_a_rate_below_the_recall_is_shown_and_does_not_win(tmp_path: Path) -> None:
     """A system that misses the recall has its rate and what it reached beside it, and no bold."""
     path = written(tmp_path, everything())

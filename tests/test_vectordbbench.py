@@ -4,8 +4,10 @@ bench/vectordbbench/requirements.txt; elsewhere only what needs no package of it
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -19,6 +21,8 @@ from bench import sources
 from bench.peers.server import Server
 from bench.sources import exact
 
+# Their package logs into the current folder where nothing else is said, and reads that when it is imported.
+os.environ.setdefault("LOG_FILE", str(Path(tempfile.gettempdir()) / "vectordb_bench.log"))
 HERE = find_spec("vectordb_bench") is not None
 needed = pytest.mark.skipif(not HERE, reason="vectordb-bench is not installed")
 DIMENSION = 16

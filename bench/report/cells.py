@@ -28,6 +28,8 @@ class Column:
     """The recall that the rate is meant for; rates below it are marked and are never the best."""
     instead: str | None = None
     """A key that is taken first, where a system has it."""
+    after: str | None = None
+    """A case of the same workload whose number comes on top: what one waits for before this one."""
 
     def spread(self, run: Run, system: str) -> Spread | None:
         found = None
@@ -36,7 +38,12 @@ class Column:
                 found = run.spread(system, self.workload, self.case, key)
         if found is None:
             return None
-        values = (found.median, found.low, found.high)
+        values = [found.median, found.low, found.high]
+        if self.after is not None:
+            before = run.spread(system, self.workload, self.after, self.key)
+            if before is None:
+                return None
+            values = [values[0] + before.median, values[1] + before.low, values[2] + before.high]
         middle, low, high = (one * self.scale for one in values)
         return Spread(middle, low, high, found.count)
 

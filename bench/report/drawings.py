@@ -132,12 +132,15 @@ def _filters(run: Run, figure: Any) -> bool:
         return False
     axes = figure.subplots()
     width = 0.8 / len(systems)
+    lowest = 1.0
     for number, system in enumerate(systems):
         style = _style(run, system)
+        label = style["label"]
         for place, column in enumerate(columns):
             found = column.spread(run, system)
             if found is None:
                 continue
+            lowest = min(lowest, found.median / 2)
             short = column.is_short(run, system)
             axes.bar(
                 place + (number - (len(systems) - 1) / 2) * width,
@@ -146,10 +149,12 @@ def _filters(run: Run, figure: Any) -> bool:
                 color="white" if short else style["color"],
                 edgecolor=style["color"],
                 hatch="//" if short else None,
-                label=style["label"] if place == 0 else None,
+                label=label,
             )
+            label = None
     axes.set_xticks(range(len(columns)), [column.case for column in columns])
     axes.set_yscale("log")
+    axes.set_ylim(bottom=lowest)
     _label(axes, "rows that the filter allows", "queries/s", "Filters; hatched: recall not reached")
     return True
 

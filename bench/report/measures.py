@@ -24,7 +24,9 @@ def load() -> Column:
 
 
 def ready() -> Column:
-    return Column("all indexed after s", "load", "ready", "seconds", higher=False)
+    """From the first row to the last one indexed: some index while they take rows, some afterwards."""
+    title = "load and index s"
+    return Column(title, "load", "ready", "seconds", higher=False, after="")
 
 
 def upsert() -> Column:

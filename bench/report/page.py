@@ -103,6 +103,8 @@ def _workload(run: Run, workload: str) -> list[str]:
     if workload == "single":  # the curve has a plot, and a table of its own
         cases = [case for case in cases if " recall=" in case]
     parts = [_pivot(run, workload, cases)]
+    if workload == "load":
+        parts = [systems_table(run, [measures.load(), measures.ready()])]
     rows = [
         row
         for system in (*run.engines, *(one for one in run.systems if run.is_limit(one)))

@@ -34,10 +34,8 @@ def main(argv: Sequence[str]) -> int:
     args = _arguments(argv)
     source = prepare(args.dataset, args.rows, args.queries, 1, args.cache)
     with tempfile.TemporaryDirectory(prefix="vecdb-vdbb-") as work:
-        # Read by their package when it is imported, here and in the processes that it starts.
-        os.environ["RESULTS_LOCAL_DIR"] = str(Path(work) / "results")
-        os.environ["LOG_FILE"] = str(Path(work) / "log")
-        os.environ["DATASET_LOCAL_DIR"] = work
+        # Where their package logs to, read when it is imported; it would be the current folder.
+        os.environ.setdefault("LOG_FILE", str(Path(work) / "log"))
         from . import layout
 
         machine = measure.machine()
@@ -133,9 +131,8 @@ def case(source: Source, folder: Path, target: str, args: argparse.Namespace) ->
         task_label=source.name,
         results=[CaseResult(metrics=figures, task_config=described)],
     )
-    result.flush()
-    (written,) = Path(os.environ["RESULTS_LOCAL_DIR"]).rglob("*.json")
-    held = json.loads(written.read_text())["results"][0]
+    # Through JSON, as their own file would be.
+    held = json.loads(json.dumps(result.model_dump_for_output(), default=float))["results"][0]
     held["task_config"]["db_config"].pop("target", None)
     held["task_config"]["case_config"]["custom_case"]["dataset_config"].pop("dir", None)
     return {"metrics": held["metrics"], "task_config": held["task_config"]}
