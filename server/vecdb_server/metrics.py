@@ -38,6 +38,8 @@ class Row(NamedTuple):
     kind: str
     labels: tuple[str, ...]
     doc: str
+    value: Callable[[Any], float] | None = None
+    """Of what its labels name: `CollectionFigures`, `IndexStats` or `DeviceStats`. None: put together below."""
 
 
 METRICS = (
@@ -54,39 +56,39 @@ METRICS = (
     Row("search_waiting", "gauge", (), "Searches that wait for a core."),
     Row("commit_seconds", "histogram", ("collection",), "Time of commits, until they are durable and visible."),
     Row("commit_writes", "histogram", ("collection",), "Writes that shared a commit."),
-    Row("sequence", "gauge", ("collection",), "Newest commit."),
-    Row("rows_live", "gauge", ("collection",), "Records that are stored."),
-    Row("rows_dead", "gauge", ("collection",), "Replaced and deleted rows that still take space in the store."),
-    Row("disk_bytes", "gauge", ("collection",), "Files of the collection."),
-    Row("map_used_bytes", "gauge", ("collection",), "LMDB map in use."),
-    Row("map_size_bytes", "gauge", ("collection",), "LMDB map as it is now; it grows by itself."),
-    Row("map_limit_bytes", "gauge", ("collection",), "LMDB map that writes may not grow beyond (map_limit_bytes)."),
-    Row("map_readers", "gauge", ("collection",), "Slots of LMDB readers that are taken, one a thread that has read, of all processes."),
-    Row("map_max_readers", "gauge", ("collection",), "Slots of LMDB readers there are."),
+    Row("sequence", "gauge", ("collection",), "Newest commit.", lambda c: c.sequence),
+    Row("rows_live", "gauge", ("collection",), "Records that are stored.", lambda c: c.live_rows),
+    Row("rows_dead", "gauge", ("collection",), "Replaced and deleted rows that still take space in the store.", lambda c: c.rows - c.live_rows - c.purged_rows),
+    Row("disk_bytes", "gauge", ("collection",), "Files of the collection.", lambda c: c.disk_bytes),
+    Row("map_used_bytes", "gauge", ("collection",), "LMDB map in use.", lambda c: c.map_used_bytes),
+    Row("map_size_bytes", "gauge", ("collection",), "LMDB map as it is now; it grows by itself.", lambda c: c.map_size_bytes),
+    Row("map_limit_bytes", "gauge", ("collection",), "LMDB map that writes may not grow beyond (map_limit_bytes).", lambda c: c.map_limit_bytes),
+    Row("map_readers", "gauge", ("collection",), "Slots of LMDB readers that are taken, one a thread that has read, of all processes.", lambda c: c.readers),
+    Row("map_max_readers", "gauge", ("collection",), "Slots of LMDB readers there are.", lambda c: c.max_readers),
     Row("index_info", "gauge", ("collection", "vector", "kind", "quantization", "device"), "1, with what serves the indexed rows."),
-    Row("index_rows", "gauge", ("collection", "vector"), "Rows in the main index."),
-    Row("index_tail_rows", "gauge", ("collection", "vector"), "Rows that came since, compared exactly."),
-    Row("index_dead_rows", "gauge", ("collection", "vector"), "Dead rows that still take space in the index."),
-    Row("index_memory_bytes", "gauge", ("collection", "vector"), "Memory of the index."),
-    Row("index_device_bytes", "gauge", ("collection", "vector"), "Memory of GPUs that it takes."),
-    Row("index_building", "gauge", ("collection", "vector"), "1 while a build is queued or runs."),
-    Row("index_build_progress", "gauge", ("collection", "vector"), "Share of the running build that is done; 1 when none runs."),
-    Row("index_failed", "gauge", ("collection", "vector"), "1 when the last build failed."),
-    Row("index_age_seconds", "gauge", ("collection", "vector"), "Time since the last build; 0 where there is none."),
-    Row("index_target_recall", "gauge", ("collection", "vector"), "Recall that is asked for."),
-    Row("index_calibrated_recall", "gauge", ("collection", "vector"), "Recall at 10 by the last calibration; 1 where search is exact."),
+    Row("index_rows", "gauge", ("collection", "vector"), "Rows in the main index.", lambda i: i.indexed_rows),
+    Row("index_tail_rows", "gauge", ("collection", "vector"), "Rows that came since, compared exactly.", lambda i: i.tail_rows),
+    Row("index_dead_rows", "gauge", ("collection", "vector"), "Dead rows that still take space in the index.", lambda i: i.dead_rows),
+    Row("index_memory_bytes", "gauge", ("collection", "vector"), "Memory of the index.", lambda i: i.memory_bytes),
+    Row("index_device_bytes", "gauge", ("collection", "vector"), "Memory of GPUs that it takes.", lambda i: i.device_bytes),
+    Row("index_building", "gauge", ("collection", "vector"), "1 while a build is queued or runs.", lambda i: int(i.building)),
+    Row("index_build_progress", "gauge", ("collection", "vector"), "Share of the running build that is done; 1 when none runs.", lambda i: i.build_progress),
+    Row("index_failed", "gauge", ("collection", "vector"), "1 when the last build failed.", lambda i: int(bool(i.last_error))),
+    Row("index_age_seconds", "gauge", ("collection", "vector"), "Time since the last build; 0 where there is none.", lambda i: i.age_s),
+    Row("index_target_recall", "gauge", ("collection", "vector"), "Recall that is asked for.", lambda i: i.target_recall),
+    Row("index_calibrated_recall", "gauge", ("collection", "vector"), "Recall at 10 by the last calibration; 1 where search is exact.", lambda i: i.measured_recall),
     Row("index_audited_recall", "gauge", ("collection", "vector"), "Recall of live queries that were answered again exactly; only where there were some."),
     Row("index_audited_recall_low", "gauge", ("collection", "vector"), "Lower end of its 95 % interval."),
-    Row("index_audited_queries_total", "counter", ("collection", "vector"), "Live queries that were answered again exactly."),
+    Row("index_audited_queries_total", "counter", ("collection", "vector"), "Live queries that were answered again exactly.", lambda i: i.audit.queries),
     Row("device_state", "gauge", ("device", "state"), "1 for the state that the GPU is in: starting, up, down, closed."),
-    Row("device_total_bytes", "gauge", ("device",), "Memory of the GPU."),
-    Row("device_budget_bytes", "gauge", ("device",), "Memory that placements may take."),
-    Row("device_used_bytes", "gauge", ("device",), "Memory that placements take."),
-    Row("device_placements", "gauge", ("device",), "Indexes and parts of them on the GPU."),
-    Row("device_queued", "gauge", ("device",), "Searches that wait for the GPU."),
-    Row("device_batches_total", "counter", ("device",), "Calls that searched on the GPU."),
-    Row("device_queries_total", "counter", ("device",), "Queries in them."),
-    Row("device_restarts_total", "counter", ("device",), "Times that the GPU's process was started again."),
+    Row("device_total_bytes", "gauge", ("device",), "Memory of the GPU.", lambda d: d.total_bytes),
+    Row("device_budget_bytes", "gauge", ("device",), "Memory that placements may take.", lambda d: d.budget_bytes),
+    Row("device_used_bytes", "gauge", ("device",), "Memory that placements take.", lambda d: d.used_bytes),
+    Row("device_placements", "gauge", ("device",), "Indexes and parts of them on the GPU.", lambda d: d.placements),
+    Row("device_queued", "gauge", ("device",), "Searches that wait for the GPU.", lambda d: d.queued),
+    Row("device_batches_total", "counter", ("device",), "Calls that searched on the GPU.", lambda d: d.batches),
+    Row("device_queries_total", "counter", ("device",), "Queries in them.", lambda d: d.queries),
+    Row("device_restarts_total", "counter", ("device",), "Times that the GPU's process was started again.", lambda d: d.restarts),
 )  # fmt: skip
 """All but those of the process, which are prometheus_client's: process_..., python_gc_..."""
 
@@ -97,44 +99,6 @@ _FAMILIES = {
     "counter": CounterMetricFamily,
     "histogram": HistogramMetricFamily,
 }
-
-_Figures = tuple[tuple[str, Callable[[Any], float]], ...]
-
-_OF_COLLECTION: _Figures = (
-    ("sequence", lambda c: c.sequence),
-    ("rows_live", lambda c: c.live_rows),
-    ("rows_dead", lambda c: c.rows - c.live_rows - c.purged_rows),
-    ("disk_bytes", lambda c: c.disk_bytes),
-    ("map_used_bytes", lambda c: c.map_used_bytes),
-    ("map_size_bytes", lambda c: c.map_size_bytes),
-    ("map_limit_bytes", lambda c: c.map_limit_bytes),
-    ("map_readers", lambda c: c.readers),
-    ("map_max_readers", lambda c: c.max_readers),
-)
-_OF_INDEX: _Figures = (
-    ("index_rows", lambda i: i.indexed_rows),
-    ("index_tail_rows", lambda i: i.tail_rows),
-    ("index_dead_rows", lambda i: i.dead_rows),
-    ("index_memory_bytes", lambda i: i.memory_bytes),
-    ("index_device_bytes", lambda i: i.device_bytes),
-    ("index_building", lambda i: int(i.building)),
-    ("index_build_progress", lambda i: i.build_progress),
-    ("index_failed", lambda i: int(bool(i.last_error))),
-    ("index_age_seconds", lambda i: i.age_s),
-    ("index_target_recall", lambda i: i.target_recall),
-    ("index_calibrated_recall", lambda i: i.measured_recall),
-    ("index_audited_queries_total", lambda i: i.audit.queries),
-)
-_OF_DEVICE: _Figures = (
-    ("device_total_bytes", lambda d: d.total_bytes),
-    ("device_budget_bytes", lambda d: d.budget_bytes),
-    ("device_used_bytes", lambda d: d.used_bytes),
-    ("device_placements", lambda d: d.placements),
-    ("device_queued", lambda d: d.queued),
-    ("device_batches_total", lambda d: d.batches),
-    ("device_queries_total", lambda d: d.queries),
-    ("device_restarts_total", lambda d: d.restarts),
-)
 
 
 class Metrics:
@@ -223,9 +187,15 @@ def _histogram(family: Any, labels: list[str], bounds: Iterable[float], held: Co
     family.add_metric(labels, buckets, held.total)
 
 
+def _values(families: Mapping[str, Any], names: Mapping[str, str], figures: Any) -> None:
+    """Adds the values of all metrics with these labels that are read from one object."""
+    for row in METRICS:
+        if row.value is not None and row.labels == tuple(names):
+            families[row.name].add_metric([*names.values()], row.value(figures))
+
+
 def _of_collection(families: Mapping[str, Any], figures: CollectionFigures) -> None:
-    for name, value in _OF_COLLECTION:
-        families[name].add_metric([figures.name], value(figures))
+    _values(families, {"collection": figures.name}, figures)
     _histogram(families["commit_seconds"], [figures.name], SECONDS, figures.commit_s)
     _histogram(families["commit_writes"], [figures.name], SIZES, figures.commit_writes)
     for vector, index in figures.indexes.items():
@@ -235,8 +205,7 @@ def _of_collection(families: Mapping[str, Any], figures: CollectionFigures) -> N
 def _of_index(families: Mapping[str, Any], name: str, vector: str, index: IndexStats) -> None:
     kind = [name, vector, index.kind, index.quantization, index.device]
     families["index_info"].add_metric(kind, 1)
-    for metric, value in _OF_INDEX:
-        families[metric].add_metric([name, vector], value(index))
+    _values(families, {"collection": name, "vector": vector}, index)
     if index.audit.queries:
         families["index_audited_recall"].add_metric([name, vector], index.audit.recall)
         families["index_audited_recall_low"].add_metric([name, vector], index.audit.low)
@@ -245,5 +214,4 @@ def _of_index(families: Mapping[str, Any], name: str, vector: str, index: IndexS
 def _of_device(families: Mapping[str, Any], device: DeviceStats) -> None:
     for state in DEVICE_STATES:
         families["device_state"].add_metric([device.name, state], int(device.state == state))
-    for metric, value in _OF_DEVICE:
-        families[metric].add_metric([device.name], value(device))
+    _values(families, {"device": device.name}, device)
