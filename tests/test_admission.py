@@ -45,7 +45,7 @@ def test_clients_take_turns_however_much_each_sends() -> None:
     for _ in range(10):
         queue.put(Who("few", ""), "few")
     assert served(queue, 20, {"many": 0.001, "few": 0.001}) == {"many": 10, "few": 10}
-    assert len(queue) == 990
+    assert queue.waiting == 990
 
 
 def test_what_is_shared_is_time_and_not_turns() -> None:
@@ -79,7 +79,7 @@ def test_work_of_one_collection_keeps_its_order() -> None:
     put: dict[Who, int] = Counter()
     taken: dict[Who, int] = Counter()
     for _ in range(5_000):
-        if rng.random() < 0.55 or not len(queue):
+        if rng.random() < 0.55 or not queue.waiting:
             who = Who(f"c{rng.integers(5)}", f"n{rng.integers(3)}")
             queue.put(who, (who, put[who]))
             put[who] += 1
@@ -88,7 +88,7 @@ def test_work_of_one_collection_keeps_its_order() -> None:
             assert number == taken[who]
             taken[who] += 1
             queue.settle(ticket, float(rng.exponential(0.001)))
-    while len(queue):
+    while queue.waiting:
         (who, number), ticket = queue.take(0.001)
         assert number == taken[who]
         taken[who] += 1

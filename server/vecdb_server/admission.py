@@ -53,8 +53,8 @@ class Admission:
 
         `left_s` is what its caller will wait, None without end. `taken` calls are in, in all pools.
         """
-        if (full := self._too_many(taken, pool.wait_s)) is not None:
-            return full
+        if taken >= self._limits["max_concurrent"]:
+            return self._too_many(taken, pool.wait_s)
         longest_s, waiting = self._limits["max_wait_s"], pool.waiting
         places = max(2 * pool.size, longest_s * pool.size / pool.cost_s)
         if 2 * waiting < places and (left_s is None or waiting * pool.cost_s <= left_s * pool.size):
@@ -88,8 +88,8 @@ class Admission:
     ) -> ResourceExhausted | None:
         """The same for a call that may last: it never waits, and no client gets the last quarter of the
         threads alone. `setting` says how many these are."""
-        if (full := self._too_many(taken, 1.0)) is not None:
-            return full
+        if taken >= self._limits["max_concurrent"]:
+            return self._too_many(taken, 1.0)
         if pool.busy >= pool.size:
             return self._no(
                 "threads", 1.0, limit=pool.size,
@@ -125,12 +125,9 @@ class Admission:
             f"this server lets queries wait for {longest_s:g} s at most (max_wait_s)",
         )  # fmt: skip
 
-    def _too_many(self, taken: int, delay_s: float) -> ResourceExhausted | None:
-        most = self._limits["max_concurrent"]
-        if taken < most:
-            return None
+    def _too_many(self, taken: int, delay_s: float) -> ResourceExhausted:
         return self._no(
-            "concurrent", delay_s, limit=most,
+            "concurrent", delay_s, limit=self._limits["max_concurrent"],
             why=f"{taken} calls are under way or waiting, which is all that this server takes at once "
             "(max_concurrent)",
         )  # fmt: skip

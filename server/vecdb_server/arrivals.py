@@ -27,7 +27,6 @@ class _Here(threading.local):
     client: str | None = None
     collection = ""
     refusal: VecdbError | None = None
-    queued_s = 0.0
 
 
 _here = _Here()
@@ -51,16 +50,6 @@ def forget() -> None:
 def refusal() -> VecdbError | None:
     """Why the call that this thread works on must not be served."""
     return _here.refusal
-
-
-def waits_no_more() -> None:
-    """What this thread works on from now on came after its call had got the thread."""
-    _here.queued_s = 0.0
-
-
-def queued_s() -> float:
-    """How long the call that this thread works on has waited for it."""
-    return _here.queued_s
 
 
 def only(requests: Iterator[Any]) -> Any:
@@ -101,11 +90,11 @@ class GatedPool(FairPool):
         client, _here.client = _here.client, None
         if client is None:
             return super().submit(fn, *args)
-        event = next((one for one in args if hasattr(one, "call_details")), None)
+        event = _event(args)
         who = Who(client or _peer(event), _here.collection)
         refused = self._decide(self, who, _left_s(event))
         if refused is None:
-            return self.submit_for(who, _timed, time.perf_counter(), fn, args)
+            return self.submit_for(who, fn, *args)
         _here.refusal = refused
         try:
             return AT_ONCE.submit(fn, *args)
@@ -113,9 +102,12 @@ class GatedPool(FairPool):
             _here.refusal = None
 
 
-def _timed(came_s: float, fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    _here.queued_s = time.perf_counter() - came_s
-    return fn(*args)
+def _event(args: tuple[Any, ...]) -> Any:
+    """What gRPC knows of the call that these arguments are for; None where they are for none."""
+    for one in args:
+        if hasattr(one, "call_details"):
+            return one
+    return None
 
 
 def _peer(event: Any) -> str:

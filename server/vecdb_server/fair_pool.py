@@ -8,7 +8,7 @@ from _thread import allocate_lock
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 from vecdb.tally import SECONDS, Tally
 
@@ -20,11 +20,25 @@ _WEIGHT = 0.05
 """Of the newest piece of work in the mean of what one takes."""
 
 
-class _Job(NamedTuple):
-    future: Future[Any]
-    fn: Callable[..., Any]
-    args: tuple[Any, ...]
-    came_s: float
+_Job = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], float]
+"""What becomes of it, the function, its arguments, when it came."""
+
+
+class _Here(threading.local):
+    waited_s = 0.0
+
+
+_here = _Here()
+
+
+def queued_s() -> float:
+    """How long the work that this thread does has waited for it."""
+    return _here.waited_s
+
+
+def waits_no_more() -> None:
+    """What this thread works on from now on came after its work had got the thread."""
+    _here.waited_s = 0.0
 
 
 class FairPool(ThreadPoolExecutor):
@@ -46,22 +60,18 @@ class FairPool(ThreadPoolExecutor):
         self._bells: SimpleQueue[None] = SimpleQueue()
         """One entry for each piece of work, and for each thread that is to end: threads wait in C."""
         self._pool_threads: list[threading.Thread] = []
-        self._running = 0
+        self.busy = 0
+        """Pieces of work that wait or run."""
         self._ended = False
 
     @property
     def waiting(self) -> int:
         """Pieces of work that wait for a thread."""
-        return len(self._queue)
+        return self._queue.waiting
 
     @property
     def running(self) -> int:
-        return self._running
-
-    @property
-    def busy(self) -> int:
-        """Pieces of work that wait or run."""
-        return self._running + len(self._queue)
+        return self.busy - self._queue.waiting
 
     @property
     def clients(self) -> int:
@@ -71,12 +81,12 @@ class FairPool(ThreadPoolExecutor):
     @property
     def wait_s(self) -> float:
         """How long new work would probably wait, if it came last."""
-        return len(self._queue) * self.cost_s / self.size
+        return self._queue.waiting * self.cost_s / self.size
 
     def wait_for(self, mine: int) -> float:
         """How long new work of a client would probably wait that has `mine` pieces waiting already: what
         others have waiting beyond their turns comes after it."""
-        turns = min(len(self._queue), (mine + 1) * max(1, self._queue.active))
+        turns = min(self._queue.waiting, (mine + 1) * max(1, self._queue.active))
         return turns * self.cost_s / self.size
 
     def of(self, client: str) -> tuple[int, int]:
@@ -94,9 +104,10 @@ class FairPool(ThreadPoolExecutor):
             if self._ended:
                 raise RuntimeError("this pool was shut down")
             threads = len(self._pool_threads)
-            if threads < self.size and self._running + len(self._queue) >= threads:
+            if threads < self.size and self.busy >= threads:
                 self._add_thread()
-            self._queue.put(who, _Job(future, fn, args, time.perf_counter()))
+            self._queue.put(who, (future, fn, args, time.perf_counter()))
+            self.busy += 1
         self._bells.put(None)
         return future
 
@@ -105,15 +116,16 @@ class FairPool(ThreadPoolExecutor):
         with self._guard:
             self._ended = True
             dropped = []
-            while cancel_futures and len(self._queue):
-                job, ticket = self._queue.take(0.0)
+            while cancel_futures and self._queue.waiting:
+                (future, *_), ticket = self._queue.take(0.0)
                 self._queue.settle(ticket, 0.0)
-                dropped.append(job)
+                self.busy -= 1
+                dropped.append(future)
         for _ in self._pool_threads:
             self._bells.put(None)
-        for job in dropped:
-            job.future.cancel()
-            job.future.set_running_or_notify_cancel()
+        for future in dropped:
+            future.cancel()
+            future.set_running_or_notify_cancel()
         for thread in self._pool_threads if wait else ():
             thread.join()
 
@@ -135,32 +147,33 @@ class FairPool(ThreadPoolExecutor):
         while True:
             self._bells.get()
             with self._guard:
-                if not len(self._queue):
+                if not self._queue.waiting:
                     if self._ended:
                         return
                     continue
                 job, ticket = self._queue.take(self.cost_s)
-                self._running += 1
             self._run(job, ticket)
             # Or the arguments of the last call would stay in memory while the thread waits.
             del job, ticket
 
     def _run(self, job: _Job, ticket: Ticket) -> None:
+        future, fn, args, came_s = job
         begun_s = time.perf_counter()
-        self.waits.add(begun_s - job.came_s)
+        _here.waited_s = begun_s - came_s
+        self.waits.add(begun_s - came_s)
         result, failure = None, None
-        there = job.future.set_running_or_notify_cancel()
+        there = future.set_running_or_notify_cancel()
         if there:
             try:
-                result = job.fn(*job.args)
+                result = fn(*args)
             except BaseException as error:
                 failure = error
         took_s = time.perf_counter() - begun_s
         with self._guard:
-            self._running -= 1
+            self.busy -= 1
             self._queue.settle(ticket, took_s)
             self.cost_s += _WEIGHT * (took_s - self.cost_s)
         if there and failure is not None:
-            job.future.set_exception(failure)
+            future.set_exception(failure)
         elif there:
-            job.future.set_result(result)
+            future.set_result(result)

@@ -129,11 +129,9 @@ class FairQueue(Generic[T]):
 
     def __init__(self) -> None:
         self._clients = _Turns()
-        self._waiting = 0
+        self.waiting = 0
+        """Pieces of work that wait."""
         self._settled = 0
-
-    def __len__(self) -> int:
-        return self._waiting
 
     @property
     def active(self) -> int:
@@ -152,13 +150,13 @@ class FairQueue(Generic[T]):
 
     def put(self, who: Who, job: T) -> None:
         self._clients.join(who.client).parts.join(who.collection).jobs.append(job)
-        self._waiting += 1
+        self.waiting += 1
 
     def take(self, cost_s: float) -> tuple[T, Ticket]:
         """The next piece of work, which probably takes `cost_s`; IndexError when nothing waits."""
         client = self._clients.first(cost_s)
         collection = client.parts.first(cost_s)
-        self._waiting -= 1
+        self.waiting -= 1
         return collection.jobs.popleft(), Ticket(client, collection, cost_s)
 
     def settle(self, ticket: Ticket, took_s: float) -> None:

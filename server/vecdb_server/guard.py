@@ -107,24 +107,10 @@ class Guard:
         self._limits = limits
         self._peers = peers
 
-    def refusal(self, metadata: Any) -> Unauthenticated | None:
-        """Why a call cannot be taken, known before its request is read."""
-        if self._ring is None:
-            return None
-        try:
-            self._ring.find(metadata)
-        except Unauthenticated as error:
-            return error
-        return None
-
     def known_as(self, metadata: Any) -> str:
-        """The id of the key of a call that `refusal` lets pass; empty where no keys are asked for."""
-        if self._ring is None:
-            return ""
-        try:
-            return self._ring.find(metadata).id
-        except Unauthenticated:
-            return ""  # it has expired this very moment
+        """The id of the key of a call, known before its request is read; empty where no keys are asked for.
+        Unauthenticated when the call cannot be taken."""
+        return "" if self._ring is None else self._ring.find(metadata).id
 
     def may_know(self, metadata: Any, collection: str) -> bool:
         """Whether a caller may be told of a collection: one whose key may read it, everybody without keys."""
@@ -137,7 +123,7 @@ class Guard:
         return caller.may("read", collection)
 
     def refused(self, method: str, context: Any, error: Exception) -> None:
-        """Tells the audit log of a call that `refusal` has stopped."""
+        """Tells the audit log of a call that `known_as` has stopped."""
         self._note(Caller(method, None, context.peer()), None, None, error)
 
     def _caller(self, method: str, context: Any) -> Caller:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -93,14 +92,14 @@ class Peers:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._hosts: dict[str, Counter[str]] = {}
+        self._hosts: dict[str, dict[str, int]] = {}
 
     @contextmanager
     def counted(self, peer: str) -> Iterator[None]:
         """Counts a call of `peer`, as gRPC writes it; ResourceExhausted for one connection too many."""
         host, _, port = peer.rpartition(":")
         with self._lock:
-            ports = self._hosts.setdefault(host, Counter())
+            ports = self._hosts.setdefault(host, {})
             if port not in ports and len(ports) >= self._limit:
                 raise ResourceExhausted(
                     f"{len(ports)} connections of {host} have calls under way, which is all that one host "
@@ -108,7 +107,7 @@ class Peers:
                     "the server",
                     limit=self._limit,
                 )
-            ports[port] += 1
+            ports[port] = ports.get(port, 0) + 1
         try:
             yield
         finally:

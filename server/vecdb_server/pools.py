@@ -104,7 +104,7 @@ class Pools:
 
     def running(self) -> int:
         """Calls that wait or run, but for health checks, and for streams that have nothing to answer."""
-        return sum(pool.busy for pool in self._gated) + self._streams.answering
+        return self.reads.busy + self.writes.busy + self.long.busy + self._streams.answering
 
     def shutdown(self, *, wait: bool) -> None:
         """Ends the threads; with `wait` once they are through."""

@@ -20,7 +20,7 @@ from vecdb_client import answers, messages, wire
 from vecdb_client.v1 import vecdb_pb2 as pb
 
 from .admission import Admission
-from .arrivals import waits_no_more
+from .fair_pool import waits_no_more
 from .status import encoded, failure_of, too_large
 
 MOST_QUERIES = 256

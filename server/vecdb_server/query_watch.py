@@ -14,7 +14,7 @@ from typing import Any
 
 import vecdb
 
-from . import arrivals
+from .fair_pool import queued_s
 from .metrics import Metrics
 from .tracing import Tracing
 
@@ -42,13 +42,14 @@ class QueryWatch:
         traced = self._tracing is not None and self._tracing.is_traced()
         if traced or self._looked_at.get(name, 0.0) > time.monotonic():
             given["explain"] = True
-        began_s, began_ns = time.perf_counter(), time.time_ns()
+        began_ns = time.time_ns() if traced else 0
+        began_s = time.perf_counter()
         result = collection.query(**given)
         took_s = time.perf_counter() - began_s
         if traced and self._tracing is not None and result.explain is not None:
             self._tracing.query(name, began_ns, result.explain.times_us)
         slow_s = self._settings["slow_query_s"]
-        if slow_s and took_s + arrivals.queued_s() >= slow_s:
+        if slow_s and took_s + queued_s() >= slow_s:
             self._tell(name, request, took_s, result)
         if result.explain is not None and not asked:
             result = dataclasses.replace(result, explain=None)
@@ -65,7 +66,7 @@ class QueryWatch:
             extra={
                 "collection": name,
                 "ms": round(1_000 * took_s, 1),
-                "queued_ms": round(1_000 * arrivals.queued_s(), 1),
+                "queued_ms": round(1_000 * queued_s(), 1),
                 "queries": len(result.ids),
                 "k": request.k,
                 "filter": request.filter[:_MAX_FILTER_CHARS],

@@ -142,14 +142,12 @@ def _refuse_late(context: grpc.ServicerContext) -> None:
 class Guarding(Protocol):
     """What stands before every handler of ours; `guard.py`."""
 
-    def refusal(self, metadata: Any) -> errors.VecdbError | None:
-        """Why a call cannot be taken, known before its request is read."""
-
     def known_as(self, metadata: Any) -> str:
-        """The id of the key of a call that `refusal` lets pass; empty where none is asked for."""
+        """The id of the key of a call, known before its request is read; empty where none is asked for.
+        Unauthenticated when the call cannot be taken."""
 
     def refused(self, method: str, context: Any, error: Exception) -> None:
-        """Is told of a call that `refusal` has stopped."""
+        """Is told of a call that `known_as` has stopped."""
 
     def unary(self, method: str, behavior: Any) -> Any:
         """The handler, guarded."""
@@ -187,15 +185,17 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
         if handler is None:
             return None
         metadata = handler_call_details.invocation_metadata
-        if method.startswith((PREFIX, _REFLECTION)):
-            refusal = self._guard.refusal(metadata)
-            if refusal is not None:
+        ours, client = method.startswith(PREFIX), ""
+        if ours or method.startswith(_REFLECTION):
+            try:
+                client = self._guard.known_as(metadata)
+            except errors.Unauthenticated as refusal:
                 return self._refusing(method, refusal)
         wrapped = self._wrapped.get(method)
         if wrapped is None:
             wrapped = self._wrapped[method] = self._wrap(method, handler)
-        if method.startswith(PREFIX):
-            arrivals.announce(self._guard.known_as(metadata), metadata)
+        if ours:
+            arrivals.announce(client, metadata)
         return wrapped
 
     def _wrap(self, method: str, handler: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 from vecdb.errors import InvalidSetting, MissingDependency
 
-from . import arrivals
+from .fair_pool import queued_s
 
 _SERVICE = "vecdb.v1.VecdbService"
 _STEPS = ("wait", "filter", "search", "rerank", "fetch")
@@ -76,7 +76,7 @@ class Tracing:
             if name in ("traceparent", "tracestate") and isinstance(value, str)
         }
         now_ns = time.time_ns()
-        came_ns = now_ns - int(1e9 * arrivals.queued_s())
+        came_ns = now_ns - int(1e9 * queued_s())
         span = self._tracer.start_span(
             f"{_SERVICE}/{method}",
             context=self._read(carried),
