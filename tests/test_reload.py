@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import StartServer, wait_until
+from conftest import AddKey, StartServer, wait_until
 from server_process import spawn
 
 from vecdb.errors import InvalidSetting
 from vecdb_client import connect, errors
+from vecdb_server import serving
 from vecdb_server.notify import notify
 from vecdb_server.settings import SETTINGS, load
 
@@ -186,6 +187,37 @@ def test_nobody_to_tell_is_no_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         monkeypatch.setenv("NOTIFY_SOCKET", name)
         assert notify("READY=1", "STATUS=x") is True
         assert abstract.recv(100) == b"READY=1\nSTATUS=x"
+
+
+def test_what_the_log_shows_changes_beside_a_file_that_is_wrong(
+    start: StartServer, add: AddKey, keys_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A changed log level holds after SIGHUP, also when the file of keys cannot be used."""
+    add("read:docs")
+    server = start(keys_file=str(keys_file))
+    keys_file.write_text("no keys")
+    shown: list[Any] = []
+    monkeypatch.setattr(serving.logs, "configure", lambda *given: shown.append(given))
+    wanted = {**server.settings, **server._engine_settings, "log_level": "debug"}
+    serving._reload(server, lambda: wanted)
+    assert server.settings["log_level"] == "debug"
+    assert shown == [("debug", "text")]
+
+
+def test_many_signals_in_a_row_are_all_taken(tmp_path: Path) -> None:
+    """However close signals come, the server reads again and ends as it was told."""
+    process, _ = spawn(tmp_path / "db", "--log-format", "json")
+    lines = Lines(process)
+    try:
+        for _ in range(200):
+            process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        lines.until("read again")
+        lines.until("stopped")
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_two_reloads_at_once_do_no_harm(start: StartServer, caplog: Any) -> None:

@@ -7,8 +7,8 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
+from queue import SimpleQueue
 from typing import Any
 
 import vecdb
@@ -31,22 +31,19 @@ EXIT_FOLDER = 3
 
 
 class _Signals:
-    """What signals ask for. The first SIGTERM or SIGINT sets `stop`, the second ends the process at once;
-    SIGHUP sets `reload`. Both set `any`."""
+    """What signals ask for, in their order. The second SIGTERM or SIGINT ends the process at once."""
 
     def __init__(self) -> None:
-        self.any = threading.Event()
-        self.stop = False
-        self.reload = False
+        self.came: SimpleQueue[int] = SimpleQueue()
+        """A handler interrupts whoever waits here, so this must not be a lock that both take."""
+        self._stops = False
 
     def handle(self, number: int, _: Any) -> None:
-        if number == signal.SIGHUP:
-            self.reload = True
-        elif self.stop:
-            os._exit(128 + number)
-        else:
-            self.stop = True
-        self.any.set()
+        if number != signal.SIGHUP:
+            if self._stops:
+                os._exit(128 + number)
+            self._stops = True
+        self.came.put(number)
 
 
 @contextlib.contextmanager
@@ -94,12 +91,8 @@ def serve(settings: Mapping[str, Any], read: Read | None = None) -> int:
         if server.metrics_port is not None:
             log.info("metrics", extra={"port": server.metrics_port})
         notify("READY=1", f"STATUS=serving {checked['data']} on {server.address}")
-        while not asked.stop:
-            asked.any.wait(3600)
-            asked.any.clear()
-            if asked.reload:
-                asked.reload = False
-                _reload(server, read)
+        while asked.came.get() == signal.SIGHUP:
+            _reload(server, read)
         notify("STOPPING=1", "STATUS=waiting for running calls")
         log.info("stopping", extra={"drain_timeout_s": server.settings["drain_timeout_s"]})
         if not server.stop():
@@ -113,13 +106,14 @@ def serve(settings: Mapping[str, Any], read: Read | None = None) -> int:
 def _reload(server: Server, read: Read | None) -> None:
     """Takes up what has changed; a setting or a file that cannot be used changes nothing and is logged."""
     reloading()
+    changed: list[str] | None = None
     try:
-        settings = None if read is None else read()
-        changed = server.reload(settings)
+        changed = server.reload(None if read is None else read())
     except InvalidSetting as error:
         log.error("not all was taken up: %s", error.message)
-    else:
-        logs.configure(str(server.settings["log_level"]), str(server.settings["log_format"]))
+    # Settings that may change are taken up even if a file of keys cannot be.
+    logs.configure(str(server.settings["log_level"]), str(server.settings["log_format"]))
+    if changed is not None:
         log.info("read again", extra={"changed": ",".join(changed) or "nothing"})
     notify("READY=1")
 
