@@ -60,13 +60,19 @@ class Health(health.HealthServicer):  # type: ignore[misc,unused-ignore]
         self, request: Any, context: Any, send_response_callback: Any = None
     ) -> Any:
         name: str = request.service
-        if name.startswith(COLLECTION):
-            if not self._may_read(context.invocation_metadata(), name.removeprefix(COLLECTION)):
-                # As it answers for what it does not know; such a watcher never hears of a change.
-                name = request.service = "unknown"
-            else:
-                self.set(name, self._state(name, context))
-                self._look_from_now_on()
+        ours = name.startswith(COLLECTION)
+        if ours and self._may_read(context.invocation_metadata(), name.removeprefix(COLLECTION)):
+            status = self._state(name)
+            # At once, or what is kept for the name could go in between.
+            with self._lock:
+                self.set(name, status)
+                watching = super().Watch(request, context, send_response_callback)
+            self._look_from_now_on()
+            return watching
+        if ours or name not in self._server_status:
+            # As it answers for what it does not know. Such a watcher never hears of a change, and the name
+            # that a stranger has chosen is not kept.
+            request.service = "unknown"
         return super().Watch(request, context, send_response_callback)
 
     def _state(self, service: str, context: Any = None) -> int:
