@@ -151,6 +151,22 @@ def test_slow_queries_are_logged_with_their_explanation(start: StartServer) -> N
     assert second["ms"] >= 0
 
 
+def test_slow_queries_that_fail_are_logged(start: StartServer) -> None:
+    """A query that took long and then failed is told as well: those that are not done in time are the slowest."""
+    server = start(slow_query_s=1e-6)
+
+    def use(_: logging.Logger) -> None:
+        with connect(server.address) as client:
+            docs = fill(client)
+            with pytest.raises(errors.InvalidVector):
+                docs.query([1, 1, 1], k=3)
+            assert Sample.read(client.metrics()).one("vecdb_slow_queries_total") == 1
+
+    lines = [json.loads(line) for line in lines_of("json", use).splitlines()]
+    (told,) = [line for line in lines if line["message"] == "slow query"]
+    assert (told["collection"], told["k"], told["queries"]) == ("docs", 3, None)
+
+
 def test_quick_queries_are_not_logged(start: StartServer, tmp_path: Any) -> None:
     """Below the threshold nothing is logged, and with 0 nothing ever."""
     for slow_s in (10.0, 0.0):
@@ -323,6 +339,18 @@ def test_nothing_stays_of_watchers_that_have_gone(start: StartServer) -> None:
         assert names <= set(server._health._server_status)
     wait_until(lambda: not names & set(server._health._server_status), "they are forgotten")
     assert not names & set(server._health._send_response_callbacks)
+
+
+def test_names_that_are_unknown_are_not_kept(start: StartServer) -> None:
+    """Who watches what this server does not know is told so, and the name is not kept, however long it is."""
+    server = start()
+    name = "x" * 100_000
+    with grpc.insecure_channel(server.address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call,unused-ignore]
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=30)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        assert name not in server._health._send_response_callbacks
+        watch.cancel()
 
 
 def test_health_tells_strangers_no_names(start: StartServer, add: AddKey, keys_file: Any) -> None:

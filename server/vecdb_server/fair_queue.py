@@ -80,8 +80,6 @@ class _Turns:
         """The member whose turn it is, charged with what its work will probably take."""
         while True:
             used_s, _, member = heapq.heappop(self._heap)
-            if not member.waiting:
-                continue
             if used_s < member.used_s:
                 self._push(member)  # it was charged since
                 continue

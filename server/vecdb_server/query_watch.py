@@ -44,13 +44,17 @@ class QueryWatch:
             given["explain"] = True
         began_ns = time.time_ns() if traced else 0
         began_s = time.perf_counter()
-        result = collection.query(**given)
-        took_s = time.perf_counter() - began_s
+        result = None
+        try:
+            result = collection.query(**given)
+        finally:
+            # The slowest are those that were not done in time.
+            took_s = time.perf_counter() - began_s
+            slow_s = self._settings["slow_query_s"]
+            if slow_s and took_s + queued_s() >= slow_s:
+                self._tell(name, request, took_s, result)
         if traced and self._tracing is not None and result.explain is not None:
             self._tracing.query(name, began_ns, result.explain.times_us)
-        slow_s = self._settings["slow_query_s"]
-        if slow_s and took_s + queued_s() >= slow_s:
-            self._tell(name, request, took_s, result)
         if result.explain is not None and not asked:
             result = dataclasses.replace(result, explain=None)
         return result
@@ -67,18 +71,18 @@ class QueryWatch:
                 "collection": name,
                 "ms": round(1_000 * took_s, 1),
                 "queued_ms": round(1_000 * queued_s(), 1),
-                "queries": len(result.ids),
+                "queries": None if result is None else len(result.ids),
                 "k": request.k,
                 "filter": request.filter[:_MAX_FILTER_CHARS],
                 "vector_name": request.vector_name,
                 "include": list(request.include),
-                "explain": _said(result.explain),
+                "explain": _said(None if result is None else result.explain),
             },
         )
 
 
 def _said(explain: Any) -> Any:
-    """`explain` as plain values; a sentence where this query was not explained."""
+    """`explain` as plain values; a sentence where this query was not explained, or failed."""
     if explain is None:
         return "none yet: from now on queries of this collection are explained for a minute"
     return {
