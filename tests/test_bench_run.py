@@ -156,7 +156,7 @@ def test_a_failure_stands_once_and_where_it_happened(
 def test_what_runs_outside_is_not_weighed(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a server that is not ours no memory, CPU or disk is told: those of the load process are not its own."""
+    """Of a server that is not ours no memory, CPU or disk is told, nor how soon it opens: it runs already."""
     for name, module in (("inside", "bench_planted"), ("outside", "bench_planted_outside")):
         monkeypatch.setitem(plan.SYSTEMS, name, Entry(module))
     words = ["--systems", "inside,outside", "--workloads", "load,open,single"]
@@ -169,7 +169,9 @@ def test_what_runs_outside_is_not_weighed(
 
     assert {"memory_bytes", "cpu_s", "disk_bytes"} <= weighed("inside")
     assert weighed("outside") == set()
-    assert of(lines, "sample", system="outside", workload="open")
+    (skipped,) = of(lines, "skipped")
+    assert (skipped["system"], skipped["workload"]) == ("outside", "open")
+    assert of(lines, "sample", system="outside", workload="single")
 
 
 def test_opening_weighs_the_system_alone(

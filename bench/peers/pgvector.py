@@ -30,7 +30,6 @@ class System(Adapter):
 
     settings: Sequence[float] = EF_SEARCH
     packages: ClassVar = ("psycopg",)
-    distribution: ClassVar = "psycopg"
     transport: ClassVar = "postgres"
     outside: ClassVar = True
     durability: ClassVar = "every call a transaction; what synchronous_commit of the server says"
@@ -46,6 +45,16 @@ class System(Adapter):
     def look(cls) -> None:
         if VARIABLE not in os.environ:
             raise Unsupported(f"{VARIABLE} names no server")
+
+    @classmethod
+    def version(cls) -> str:
+        with importlib.import_module("psycopg").connect(os.environ[VARIABLE]) as connection:
+            server = connection.info.parameter_status("server_version")
+            there = "SELECT default_version FROM pg_available_extensions WHERE name = 'vector'"
+            found = connection.execute(there).fetchone()
+        if found is None:
+            raise Unsupported(f"PostgreSQL {server} there has no pgvector")
+        return f"{found[0]}, PostgreSQL {server}"
 
     def __init__(self, source: Source, folder: Path, *, create: bool, **options: Any) -> None:
         self._source = source

@@ -131,14 +131,16 @@ class Turns:
         dropped = drop_cache(folder)
         setting = queries.usual(session, self._chosen[session.name])
         (opened_s, first_s), took = session.watched("reopen", folder, setting)
-        if sampled:
+        if sampled and session.outside:
+            session.lines.skip(session.name, "open", "its server runs already")
+        elif sampled:
             session.sample(
                 "open",
                 "",
                 seconds=opened_s + first_s,
                 open_s=opened_s,
                 note="page cache dropped"
-                if dropped and not session.outside
+                if dropped
                 else "page cache kept: it cannot be dropped here",
                 **took,
                 **size,
