@@ -17,10 +17,13 @@ help: ## Print this list.
 
 venv: $(STAMP) ## Make .venv with all three distributions, FAISS for the CPU, and the tools.
 
-# A checkout that was copied elsewhere has a .venv that points back to the old place.
-ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
-$(STAMP): FORCE
+# A checkout that was copied elsewhere has environments that point back to the old place.
+define moved
+ifneq ($$(shell cat $(1) 2>/dev/null),$$(CURDIR))
+$(1): FORCE
 endif
+endef
+$(foreach made,$(STAMP) $(BENCH)/made-in $(VDBB)/made-in,$(eval $(call moved,$(made))))
 
 # setuptools comes first and builds are not isolated: an isolated build would fetch whatever version
 # of it is newest that day, because pip does not apply constraints there (since 25.3 not even those

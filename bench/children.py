@@ -29,6 +29,10 @@ class ChildFailed(Exception):
     """What a child raised, with its traceback as text."""
 
 
+class Ended(ChildFailed):
+    """The child is gone, or was given up: nothing more can be asked of it."""
+
+
 class Missing(ChildFailed):
     """A package that the child needs is not installed."""
 
@@ -80,7 +84,7 @@ class Child:
         self.close()
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """The result of the object's method. Raises Missing or ChildFailed if it raised."""
+        """The result of the object's method. Raises Missing or ChildFailed if it raised, Ended if it gave no answer."""
         return self._ask(method, arguments)
 
     def _ask(self, what: str, arguments: tuple[Any, ...]) -> Any:
@@ -88,12 +92,12 @@ class Child:
         try:
             self._pipe.send_bytes(pickle.dumps((what, arguments)))
             if not self._pipe.poll(self.limit_s):
-                raise ChildFailed(f"no answer for {self.limit_s:g} s in {what}")
+                raise Ended(f"no answer for {self.limit_s:g} s in {what}")
             outcome, value = pickle.loads(self._pipe.recv_bytes())
             self._busy = False
         except (EOFError, BrokenPipeError, ConnectionResetError):
             code = self._process.wait()
-            raise ChildFailed(f"the child ended with exit code {code} in {what}") from None
+            raise Ended(f"the child ended with exit code {code} in {what}") from None
         if outcome == "missing":
             raise Missing(value)
         if outcome == "error":

@@ -16,8 +16,6 @@ import datetime as dt
 import json
 import os
 import shlex
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -34,6 +32,7 @@ import numpy as np
 from . import datasets, measure
 from .children import Child
 from .index.tables import table
+from .peers.server import Server
 
 NAME = "bench"
 K = 10
@@ -49,17 +48,9 @@ class Served:
     def __init__(self, folder: Path, dimension: int) -> None:
         from vecdb_client import connect
 
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "vecdb_server", "serve", "--data", str(folder), "--port", "0"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the server did not start: exit code {self._process.wait()}")
-        self.client = connect(line.split()[-1], timeout_s=600)
+        words = ["-m", "vecdb_server", "serve", "--data", str(folder), "--port", "0"]
+        self._server = Server([sys.executable, *words], heard=True)
+        self.client = connect(self._server.first_line().split()[-1], timeout_s=600)
         self.collection = self.client.create_collection(NAME, dimension=dimension)
 
     def fill(self, dataset: datasets.Dataset) -> None:
@@ -75,8 +66,7 @@ class Served:
 
     def close(self) -> None:
         self.client.close()
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait(timeout=60)
+        self._server.stop()
 
 
 class Echo:

@@ -13,7 +13,8 @@ from bench.peers.base import Adapter, rows_in
 
 
 class System(Adapter):
-    """Exact over all rows. `fault` is "none", "loses", "wrong", "raises", "ends" or "hangs"."""
+    """Exact over all rows. `fault` is "none", "loses", "wrong", "raises", "ends" or "hangs"; or, in batches alone,
+    "says", which raises in words of ours, or "stops"."""
 
     settings = (1.0, 2.0)
     distribution: ClassVar = "numpy"
@@ -56,6 +57,10 @@ class System(Adapter):
         return self._numbers[order], near[order]
 
     def batch(self, queries: Any, k: int, setting: float) -> Any:
+        if self._fault == "says":
+            raise RuntimeError("Unsupported: no answer, the child ended")
+        if self._fault == "stops":
+            os._exit(3)
         return [self.query(one, k, None, setting)[0] for one in queries]
 
     def rows(self, ids: Any) -> list[int]:

@@ -199,6 +199,22 @@ def test_ratios_to_the_server_are_judged_by_the_goals(tmp_path: Path) -> None:
     assert "behind zvec, 0.833 x of it" in text
 
 
+def test_what_vecdb_lacks_is_not_left_out_of_the_count(tmp_path: Path) -> None:
+    """A row in which vecdb misses the recall or has no number is one in which it is not first."""
+    held = [
+        *everything(),
+        *samples("vecdb", "single", "callers=8 recall=0.95", "qps", [9_999], recall=0.8),
+        *samples("chroma", "single", "callers=8 recall=0.95", "qps", [1], recall=0.96),
+        *samples("chroma", "update", "upsert", "rows_per_s", [3]),
+    ]
+    run = lines.read(written(tmp_path, held))
+    text = goals.summary(goals.beside(run), goals.places(run))
+    assert "vecdb is first in 1 of 4 rows; not first: " in text
+    assert "QPS callers 8 recall=0.95 (recall 0.800)" in text
+    assert "upsert rows/s (not measured)" in text
+    assert "not measured: QPS callers 8 recall=0.95, upsert rows/s." in text
+
+
 def test_a_peer_that_misses_the_recall_is_no_excuse(tmp_path: Path) -> None:
     """A goal stays met or missed by the ratio where the peer misses the recall, and that is said."""
     held = everything()

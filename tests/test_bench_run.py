@@ -11,14 +11,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import bench_planted
+import numpy as np
 import pytest
 from seeds import RUN_SEED
 
-from bench.run import main, plan
+from bench.run import asking, main, plan
+from bench.run.host import Host
 from bench.run.lines import Lines, fault
 from bench.run.plan import WORKLOADS, Entry
 from bench.run.tree import members
 from bench.run.tuning import Tuning
+from bench.sources import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
@@ -123,6 +127,81 @@ def test_faults_of_a_system_show(
     assert "exit code 3" in ended["reason"]
     (hung,) = of(lines, "failed", system="hangs")
     assert "no answer for 5 s" in hung["reason"]
+
+
+def test_a_failure_stands_once_and_where_it_happened(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error goes by its kind, not by its words; a child that ends in one workload spoils no other."""
+    for name in ("says", "stops"):
+        monkeypatch.setitem(plan.SYSTEMS, name, Entry("bench_planted", (("fault", name),)))
+    words = ["--systems", "says,stops", "--workloads", "load,single,batch,filter"]
+    lines = run(tmp_path, cache, *words)
+    (said,) = of(lines, "failed", system="says")
+    assert (said["workload"], said["reason"]) == (
+        "batch",
+        "RuntimeError: Unsupported: no answer, the child ended",
+    )
+    # It can be asked on: what it has not is skipped, by the reason that it gives.
+    assert [(one["workload"], one["reason"]) for one in of(lines, "skipped")] == [
+        ("filter", "it holds no metadata to filter by")
+    ]
+    (stopped,) = of(lines, "failed", system="stops")
+    assert (stopped["workload"], stopped["case"]) == ("batch", "")
+    assert "exit code 3" in stopped["reason"]
+    for name in ("says", "stops"):
+        assert of(lines, "sample", system=name, workload="single")
+
+
+def test_what_runs_outside_is_not_weighed(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a server that is not ours no memory, CPU or disk is told, nor how soon it opens: it runs already."""
+    for name, module in (("inside", "bench_planted"), ("outside", "bench_planted_outside")):
+        monkeypatch.setitem(plan.SYSTEMS, name, Entry(module))
+    words = ["--systems", "inside,outside", "--workloads", "load,open,single"]
+    lines = run(tmp_path, cache, *words)
+    assert of(lines, "failed") == []
+
+    def weighed(name: str) -> set[str]:
+        keys = {key for one in of(lines, "sample", system=name) for key in one}
+        return {key for key in keys if key.startswith(("memory", "cpu", "disk"))}
+
+    assert {"memory_bytes", "cpu_s", "disk_bytes"} <= weighed("inside")
+    assert weighed("outside") == set()
+    (skipped,) = of(lines, "skipped")
+    assert (skipped["system"], skipped["workload"]) == ("outside", "open")
+    assert of(lines, "sample", system="outside", workload="single")
+
+
+def test_opening_weighs_the_system_alone(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first answer after opening is not turned into rows: the map of ids that this takes is the load's."""
+    source = prepare("clusters", 1_500, 60, RUN_SEED, cache)
+    host = Host(source, "bench_planted", {})
+    host.describe()
+    host.open(tmp_path / "data", True)
+    host.load(0, source.rows, 60.0)
+    host.close(True)
+    monkeypatch.setattr(bench_planted.System, "rows", None)
+    assert all(seconds > 0 for seconds in host.reopen(tmp_path / "data", 1.0))
+
+
+def test_batches_all_have_the_same_size(tmp_path: Path) -> None:
+    """A rate counts as many queries as were asked: what fills no batch is left out."""
+    sizes: list[int] = []
+
+    class Batches:
+        def batch(self, queries: Any, k: int, setting: float) -> Any:
+            sizes.append(len(queries))
+            return [[0]] * len(queries)
+
+    for count, size in ((250, 100), (60, 60)):
+        sizes.clear()
+        queries = np.zeros((count, 2), np.float32)
+        asking.ask(Batches(), queries, [], asking.Case(0.0, batched=True, budget_s=0.01))
+        assert set(sizes) == {size}
 
 
 def test_a_system_that_is_not_installed_is_skipped(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -28,6 +27,8 @@ class Adapter:
     """Whose version is given."""
     transport: ClassVar[str] = "none"
     role: ClassVar[str] = "engine"
+    outside: ClassVar[bool] = False
+    """True for a server that runs already: its memory, CPU and disk are not measured."""
     durability: ClassVar[str] = "none: in memory"
     chosen: ClassVar[dict[str, Any]] = {}
     """Settings that were chosen, for the reader."""
@@ -82,14 +83,6 @@ class Adapter:
 
     async def end(self) -> None:
         """Closes what `begin` opened."""
-
-    def server_pid(self) -> int | None:
-        """Of the server's process, where there is one."""
-        return None
-
-    def files(self) -> Path | None:
-        """What counts as its disk space; None: its folder."""
-        return None
 
 
 def rows_in(ids: Any) -> list[int]:

@@ -70,8 +70,5 @@ class System(chroma.Collection):
         )
         return found["ids"][0], found["distances"][0]
 
-    def server_pid(self) -> int | None:
-        return self._server.pid
-
     def close(self) -> None:
         self._server.stop()

@@ -26,7 +26,7 @@ class System(Adapter):
 
     settings: Sequence[float] = TARGETS
     durability: ClassVar = "every call: fsync before it returns"
-    chosen: ClassVar = {"index": "auto", "quantization": "auto", "audit_share": 0.0}
+    chosen: ClassVar = {"index": "auto", "quantization": "auto"}
     collection: Any
 
     def __init__(self, source: Source) -> None:

@@ -14,7 +14,8 @@ from .base import NAME
 
 
 class System(collection.System):
-    """The knob is `target_recall`."""
+    """The knob is `target_recall`. `audit_share`: without audits, for what is compared with an index alone; None is
+    vecdb as it is shipped."""
 
     packages: ClassVar = ("vecdb",)
     transport: ClassVar = "embedded"
@@ -27,11 +28,13 @@ class System(collection.System):
         create: bool,
         index: Any = "auto",
         quantization: Any = "auto",
+        audit_share: float | None = 0.0,
         **settings: Any,
     ) -> None:
         super().__init__(source)
-        # Without audits, which would take time from what is measured.
-        self.database = vecdb.open(folder, **{"audit_share": 0.0, **settings})
+        if audit_share is not None:
+            settings["audit_share"] = audit_share
+        self.database = vecdb.open(folder, **settings)
         if create:
             self.collection = self.database.create_collection(
                 NAME, dimension=source.dimension, index=index, quantization=quantization

@@ -5,6 +5,7 @@ Its default of product-quantized lists reached no recall of 0.99 here, whatever 
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Sequence
 from datetime import timedelta
@@ -38,7 +39,7 @@ class System(Adapter):
     }
 
     def __init__(self, source: Source, folder: Path, *, create: bool, **options: Any) -> None:
-        self._source, self._folder = source, folder
+        self._source = source
         self._fields = Fields.of(source)
         self._arrow: Any = importlib.import_module("pyarrow")
         self._index: Any = importlib.import_module("lancedb.index")
@@ -117,7 +118,7 @@ class System(Adapter):
         return self._source.rows_of(ids)
 
     def another(self, name: str) -> Self:
-        made = type(self)(self._source, self._folder, create=False)
+        made = copy.copy(self)
         made._table = made._create(name)
         return made
 

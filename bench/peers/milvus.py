@@ -1,4 +1,4 @@
-"""Milvus Lite: Milvus as a library, which runs its own server of Python in a process beside, over gRPC."""
+"""Milvus Lite: Milvus as a library, whose client asks a server of Python in the same process, over gRPC."""
 
 from __future__ import annotations
 

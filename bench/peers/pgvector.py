@@ -1,16 +1,16 @@
 """PostgreSQL with pgvector, a server that runs already: `BENCH_PGVECTOR` holds the words to connect to it.
 
-Its tables are made in a schema of their own, `vecdb_bench`, which is dropped first. Its memory is not measured, because
-its processes are not ours.
+Its tables are made in a schema of their own, `vecdb_bench`, which is dropped first.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from threading import local
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -26,12 +26,12 @@ _SCHEMA = "vecdb_bench"
 
 
 class System(Adapter):
-    """The knob is hnsw.ef_search. Each thread has a connection of its own."""
+    """The knob is hnsw.ef_search. Each caller has a connection to itself while it asks."""
 
     settings: Sequence[float] = EF_SEARCH
     packages: ClassVar = ("psycopg",)
-    distribution: ClassVar = "psycopg"
     transport: ClassVar = "postgres"
+    outside: ClassVar = True
     durability: ClassVar = "every call a transaction; what synchronous_commit of the server says"
     chosen: ClassVar = {
         "index": "HNSW, float32",
@@ -46,12 +46,22 @@ class System(Adapter):
         if VARIABLE not in os.environ:
             raise Unsupported(f"{VARIABLE} names no server")
 
+    @classmethod
+    def version(cls) -> str:
+        with importlib.import_module("psycopg").connect(os.environ[VARIABLE]) as connection:
+            server = connection.info.parameter_status("server_version")
+            there = "SELECT default_version FROM pg_available_extensions WHERE name = 'vector'"
+            found = connection.execute(there).fetchone()
+        if found is None:
+            raise Unsupported(f"PostgreSQL {server} there has no pgvector")
+        return f"{found[0]}, PostgreSQL {server}"
+
     def __init__(self, source: Source, folder: Path, *, create: bool, **options: Any) -> None:
-        self._source, self._folder = source, folder
+        self._source = source
         self._fields = Fields.of(source)
         self._psycopg: Any = importlib.import_module("psycopg")
-        self._held = local()
-        self._opened: list[Any] = []
+        self._free: list[Any] = []
+        self._set = "SET hnsw.iterative_scan = strict_order"
         self._table = f"{_SCHEMA}.{NAME}"
         folder.mkdir(parents=True, exist_ok=True)
         if create:
@@ -71,21 +81,32 @@ class System(Adapter):
     def _columns(self) -> list[str]:
         return [VECTOR, *(f'"{name}"' for name in self._fields.kinds), TEXT]
 
-    def _connection(self) -> Any:
-        if not hasattr(self._held, "connection"):
-            made = self._psycopg.connect(os.environ[VARIABLE], autocommit=True)
-            made.execute("SET hnsw.iterative_scan = strict_order")
-            self._held.connection, self._held.setting = made, None
-            self._opened.append(made)
-        return self._held.connection
+    @contextmanager
+    def _connection(self) -> Iterator[Any]:
+        """One that nobody uses now, or a new one."""
+        try:
+            held = self._free.pop()
+        except IndexError:
+            held = self._psycopg.connect(os.environ[VARIABLE], autocommit=True)
+            held.execute(self._set)
+        try:
+            yield held
+        finally:
+            self._free.append(held)
 
     def _run(self, statement: str, values: Sequence[Any] = ()) -> Any:
-        return self._connection().execute(statement, values)
+        with self._connection() as connection:
+            return connection.execute(statement, values)
+
+    def tune(self, setting: float) -> None:
+        self._set = f"SET hnsw.iterative_scan = strict_order; SET hnsw.ef_search = {int(setting)}"
+        for connection in self._free:
+            connection.execute(self._set)
 
     def insert(self, start: int, part: Part) -> None:
-        connection = self._connection()
         columns = f"({ID}, {', '.join(self._columns())})"
         with (
+            self._connection() as connection,
             connection.transaction(),
             connection.cursor().copy(f"COPY {self._table} {columns} FROM STDIN") as copy,
         ):
@@ -100,8 +121,7 @@ class System(Adapter):
             f"INSERT INTO {self._table} ({ID}, {', '.join(names)}) VALUES ({places}) "
             f"ON CONFLICT ({ID}) DO UPDATE SET {replaced}"
         )
-        connection = self._connection()
-        with connection.transaction():
+        with self._connection() as connection, connection.transaction():
             connection.cursor().executemany(statement, self._records(part))
 
     def _records(self, part: Part) -> list[tuple[Any, ...]]:
@@ -138,12 +158,8 @@ class System(Adapter):
         return f'WHERE "{condition.field}" {condition.op} %s', condition.value
 
     def query(self, vector: Any, k: int, where: Any, setting: float) -> tuple[Any, Any]:
-        connection = self._connection()
-        if self._held.setting != setting:
-            connection.execute(f"SET hnsw.ef_search = {int(setting)}")
-            self._held.setting = setting
         text, values = ("", ()) if where is None else (where[0], (where[1],))
-        found = connection.execute(
+        found = self._run(
             f"SELECT {ID}, {VECTOR} <=> %s::vector AS distance FROM {self._table} {text} "
             f"ORDER BY distance LIMIT {k}",
             (vector, *values),
@@ -157,13 +173,13 @@ class System(Adapter):
         return self._source.rows_of(ids)
 
     def another(self, name: str) -> Self:
-        made = type(self)(self._source, self._folder, create=False)
+        made = copy.copy(self)
         made._table = f"{_SCHEMA}.{name.replace('-', '_')}"
         made._create()
         return made
 
     def close(self) -> None:
-        for connection in self._opened:
+        for connection in self._free:
             connection.close()
 
 

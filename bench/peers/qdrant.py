@@ -6,6 +6,7 @@ whose results are merged across threads. Fields that are filtered by have payloa
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,25 +56,27 @@ class System(Adapter):
         self._edge = edge
         self._source, self._folder, self._flushed = source, folder, flushed
         self._parameters: dict[float, Any] = {}
-        if not create:
-            self._shard = edge.EdgeShard.load(str(folder))
-            return
+        self._fields = Fields.of(source)
+        self._shard = self._create(folder) if create else edge.EdgeShard.load(str(folder))
+
+    def _create(self, folder: Path) -> Any:
+        edge = self._edge
         folder.mkdir(parents=True)
         config = edge.EdgeConfig(
-            vectors=edge.EdgeVectorParams(source.dimension, edge.Distance.Cosine),
+            vectors=edge.EdgeVectorParams(self._source.dimension, edge.Distance.Cosine),
             hnsw_config=edge.HnswIndexConfig(
                 m=M, ef_construct=EF_CONSTRUCTION, full_scan_threshold=10_000
             ),
             optimizers=edge.EdgeOptimizersConfig(default_segment_number=1),
             max_search_threads=1,
         )
-        self._shard = edge.EdgeShard.create(str(folder), config)
+        shard = edge.EdgeShard.create(str(folder), config)
         kinds = edge.PayloadSchemaType
         of = {str: kinds.Keyword, int: kinds.Integer, float: kinds.Float, bool: kinds.Bool}
-        fields = Fields.of(source)
-        for field in fields.indexed:
-            kind = of[fields.kinds[field]]
-            self._shard.update(edge.UpdateOperation.create_field_index(field, kind))
+        for field in self._fields.indexed:
+            kind = of[self._fields.kinds[field]]
+            shard.update(edge.UpdateOperation.create_field_index(field, kind))
+        return shard
 
     def insert(self, start: int, part: Part) -> None:
         self.upsert(range(start, start + len(part.ids)), part)
@@ -98,8 +101,9 @@ class System(Adapter):
         return int(self._shard.count(self._edge.CountRequest(exact=True)))
 
     def another(self, name: str) -> Self:
-        folder = self._folder.parent / name
-        return type(self)(self._source, folder, create=True, flushed=self._flushed)
+        made = copy.copy(self)
+        made._shard = self._create(self._folder.parent / name)
+        return made
 
     def ready(self) -> None:
         self._shard.flush()

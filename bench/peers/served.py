@@ -34,7 +34,7 @@ class System(collection.System):
     def __init__(self, source: Source, folder: Path, *, create: bool, **options: Any) -> None:
         super().__init__(source)
         words = ["-m", "vecdb_server", "serve", "--data", str(folder), "--port", "0"]
-        self._server = Server([sys.executable, *words, "--audit-share", "0"], heard=True)
+        self._server = Server([sys.executable, *words], heard=True)
         try:
             self._target = self._server.first_line().split()[-1]
             client = importlib.import_module("vecdb_client")
@@ -61,9 +61,6 @@ class System(collection.System):
 
     async def end(self) -> None:
         await self._tasks.close()
-
-    def server_pid(self) -> int | None:
-        return self._server.pid
 
     def close(self) -> None:
         self._client.close()

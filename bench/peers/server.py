@@ -26,7 +26,6 @@ class Server:
             stderr=subprocess.DEVNULL,
             text=True,
         )
-        self.pid = self._process.pid
         atexit.register(self._process.kill)
 
     def first_line(self) -> str:

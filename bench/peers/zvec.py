@@ -5,6 +5,7 @@ Opened read-only it has a faster call, which gives internal numbers; turning the
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,10 +56,13 @@ class System(Adapter):
         zvec.init(log_level=zvec.LogLevel.ERROR)
         if create:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            self._collection = zvec.create_and_open(str(folder), self._schema(source.dimension))
+            self._collection = self._create(folder)
         else:
             option = zvec.CollectionOption(read_only=read_only)
             self._collection = zvec.open(str(folder), option)
+
+    def _create(self, folder: Path) -> Any:
+        return self._zvec.create_and_open(str(folder), self._schema(self._source.dimension))
 
     def _schema(self, dimension: int) -> Any:
         zvec = self._zvec
@@ -117,15 +121,13 @@ class System(Adapter):
         return int(self._collection.stats.doc_count)
 
     def another(self, name: str) -> Self:
-        folder = self._folder.parent / name
-        return type(self)(self._source, folder, create=True, flushed=self._flushed)
+        made = copy.copy(self)
+        made._collection = self._create(self._folder.parent / name)
+        return made
 
     def ready(self) -> None:
         self._collection.flush()
         self._collection.optimize()
-
-    def prepare(self, queries: Vectors) -> Sequence[Any]:
-        return list(queries)
 
     def where(self, condition: Condition) -> Any:
         return f"{condition.field} {condition.op} {literal(condition)}"

@@ -10,7 +10,7 @@ from .lines import Run, Spread
 NONE = "\u2013"
 SHORT = "¹"
 """Marks a rate at which the recall that was asked for is not reached."""
-_ENOUGH = 0.005
+ENOUGH = 0.005
 """A recall this little below its target counts as reaching it: rounds differ by as much."""
 
 
@@ -54,7 +54,7 @@ class Column:
     def is_short(self, run: Run, system: str) -> bool:
         """Whether the recall that was asked for is not reached."""
         reached = self.recall(run, system)
-        return self.target is not None and reached is not None and reached < self.target - _ENOUGH
+        return self.target is not None and reached is not None and reached < self.target - ENOUGH
 
 
 def figure(value: float) -> str:

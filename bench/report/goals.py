@@ -164,16 +164,20 @@ def summary(outcomes: list[Outcome], found: list[Place]) -> str:
             if not one.met
         ]
         text = f"Beside Chroma's server {len(judged) - len(missed)} of {len(judged)} goals are met"
-        parts.append(text + (f"; not met: {', '.join(missed)}." if missed else "."))
-    ranked = [one for one in found if one.place is not None]
-    if ranked:
-        behind = [f"{one.column.title} (behind {_who(one)})" for one in ranked if one.place != 1]
-        first = len(ranked) - len(behind)
-        text = f"Among embedded databases vecdb is first in {first} of {len(ranked)} rows"
+        text += f"; not met: {', '.join(missed)}" if missed else ""
+        unknown = [one.goal.column.title for one in outcomes if one.met is None]
+        parts.append(text + (f"; not measured: {', '.join(unknown)}." if unknown else "."))
+    if found:
+        behind = [f"{one.column.title} ({_who(one)})" for one in found if one.place != 1]
+        first = len(found) - len(behind)
+        text = f"Among embedded databases vecdb is first in {first} of {len(found)} rows"
         parts.append(text + (f"; not first: {', '.join(behind)}." if behind else "."))
     return " ".join(parts)
 
 
 def _who(place: Place) -> str:
+    """Why vecdb is not first."""
+    if place.place is None:
+        return place.why
     name = place.best.partition("(")[2].rstrip(")")
-    return f"{name}, {figure(place.ratio or 0)} x of it"
+    return f"behind {name}, {figure(place.ratio or 0)} x of it"

@@ -37,12 +37,17 @@ def opened() -> Column:
     return Column("open to answer s", "open", "", "seconds", higher=False)
 
 
-def memory(server: bool = True) -> Column:
+def memory() -> Column:
     """Resident memory after reopening: of the server alone where there is one, which its load process is
     no part of."""
-    instead = "memory_server_bytes" if server else None
     return Column(
-        "memory MiB", "open", "", "memory_bytes", higher=False, scale=MIB, instead=instead
+        "memory MiB",
+        "open",
+        "",
+        "memory_bytes",
+        higher=False,
+        scale=MIB,
+        instead="memory_server_bytes",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from . import goals, measures
-from .cells import NONE, SHORT, Column, figure, spread_text, systems_table, table
+from .cells import ENOUGH, NONE, SHORT, Column, figure, spread_text, systems_table, table
 from .lines import Run, Spread
 
 _KEYS = {
@@ -89,8 +89,8 @@ def described(run: Run) -> list[str]:
 
 def _legend(run: Run) -> str:
     return (
-        f"Bold: the best database that reaches the recall. {SHORT}: the recall asked for is not reached;"
-        f" what is reached stands beside. {NONE}: not measured, or the system cannot. Italics: limits, which"
+        f"Bold: the best database that reaches the recall. {SHORT}: the recall asked for is not reached"
+        f" to within {ENOUGH}; what is reached stands beside. {NONE}: not measured, or the system cannot. Italics: limits, which"
         " are an index in memory and no database. Memory is resident after reopening, of the server alone"
         " where there is one.\n"
     )

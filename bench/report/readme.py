@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from . import drawings, goals, measures
-from .cells import NONE, SHORT, Column, systems_table
+from .cells import ENOUGH, NONE, SHORT, Column, systems_table
 from .lines import BadRun, Run, read
 from .page import summary
 
@@ -38,8 +38,8 @@ def part(run: Run, path: Path, readme: Path) -> str:
         f" medians of {run.about['rounds']} rounds in turn, recall measured; [the whole page]({page}) has"
         " spreads, versions, settings, durability, and what was skipped and failed):\n",
         systems_table(run, _columns(run), spread=False),
-        f"Bold: the best database. {SHORT}: the recall asked for is not reached. {NONE}: not measured, or the system"
-        " cannot. Italics: limits, which are no database.\n",
+        f"Bold: the best database. {SHORT}: the recall asked for is not reached to within {ENOUGH}. {NONE}: not"
+        " measured, or the system cannot. Italics: limits, which are no database.\n",
         summary(run, goals.beside(run), goals.places(run)),
         *images,
         END,

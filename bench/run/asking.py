@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..sources import Condition
+from .plan import K
 
-K = 10
 QUERY_BATCH = 100
 _WARM_SHARE, _WARM_CALLS = 0.1, 3
 _LONGEST = 8.0
@@ -138,7 +138,9 @@ def ask(system: Any, queries: Any, natives: Sequence[Any], case: Case) -> Asked:
     those."""
     where = None if case.condition is None else system.where(case.condition)
     if case.batched:
-        parts = [queries[i : i + QUERY_BATCH] for i in range(0, len(queries), QUERY_BATCH)]
+        # Whole batches only, so that each call weighs the same.
+        size = min(QUERY_BATCH, len(queries))
+        parts = [queries[i : i + size] for i in range(0, len(queries) - size + 1, size)]
         return Pass(len(parts), case).blocking(lambda i: system.batch(parts[i], K, case.setting))
     one_pass = Pass(len(natives), case)
     if case.callers == 1 or system.callers == "threads":

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..peers.base import Unsupported
 from ..sources import Condition, Source
 from . import asking, mixture
-from .asking import Case, K
+from .asking import Case
 from .changes import renewed
+from .plan import K
 
 BATCH = 1_000
 
@@ -44,6 +46,7 @@ class Host:
             "durability": self._adapter.durability,
             "settings": dict(self._adapter.chosen),
             "role": self._adapter.role,
+            "outside": self._adapter.outside,
             "import_s": round(time.perf_counter() - begun_s, 3),
         }
 
@@ -53,8 +56,20 @@ class Host:
         self._system = self._adapter(self._source, folder, create=create, **self._options)
         return time.perf_counter() - begun_s
 
+    def reopen(self, folder: Path, setting: float) -> tuple[float, float]:
+        """Seconds until it was open again, and of the first query. Raises LookupError where that finds nothing."""
+        opened_s = self.open(folder, False)
+        vector = self._system.prepare(self._source.queries[:1])[0]
+        begun_s = time.perf_counter()
+        ids = self._system.query(vector, K, None, setting)[0]
+        taken_s = time.perf_counter() - begun_s
+        # Ids are not made into rows: what that takes would be weighed as the system's memory.
+        if not len(ids):
+            raise LookupError("the first query found nothing")
+        return opened_s, taken_s
+
     def settings(self) -> list[float]:
-        return list(self._system.settings)
+        return list(self._adapter.settings)
 
     def load(self, start: int, stop: int, budget_s: float) -> tuple[int, float]:
         """Inserts rows in batches until the budget is spent; rows inserted and the seconds of the calls alone."""
@@ -104,18 +119,8 @@ class Host:
         """None where the system does not count."""
         try:
             return int(self._system.count())
-        except LookupError:
+        except Unsupported:
             return None
-
-    def first(self, setting: float) -> float:
-        """Seconds of the first query. Raises LookupError where it finds nothing."""
-        vector = self._system.prepare(self._source.queries[:1])[0]
-        begun_s = time.perf_counter()
-        ids = self._system.query(vector, K, None, setting)[0]
-        taken_s = time.perf_counter() - begun_s
-        if not len(self._system.rows(ids)):
-            raise LookupError("the first query found nothing")
-        return taken_s
 
     def tune(self, setting: float) -> None:
         self._system.tune(setting)

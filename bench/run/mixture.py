@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..sources import Condition, Source
-from .asking import K, figures
+from .asking import figures
 from .changes import DELETED, renewed
+from .plan import K
 
 QUERIES, UPSERTS = 0.90, 0.08
 """Shares of the operations; the rest are deletes."""

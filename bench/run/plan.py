@@ -20,7 +20,7 @@ class Entry:
 
 
 SYSTEMS: dict[str, Entry] = {
-    "vecdb": Entry("bench.peers.engine"),
+    "vecdb": Entry("bench.peers.engine", (("audit_share", None),)),
     "vecdb-grpc": Entry("bench.peers.served"),
     "chroma": Entry("bench.peers.chroma"),
     "chroma-server": Entry("bench.peers.chroma_server"),

@@ -54,8 +54,6 @@ def batch(session: Session, plan: Plan, chosen: Chosen) -> None:
             chosen["batch", target] = _of_batches(session, case, target, chosen)
         found = session.asked(replace(case, setting=chosen["batch", target]))
         session.sample("batch", f"{QUERY_BATCH} recall={target}", **found)
-        if target == TARGETS[0]:
-            session.sample("batch", f"{QUERY_BATCH}", **found)
 
 
 def _of_batches(session: Session, case: Case, target: float, chosen: Chosen) -> float:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import measure
-from ..children import Child, ChildFailed
+from ..children import Child, ChildFailed, Ended
+from ..peers.base import Unsupported
 from ..sources import Condition, Source, State
 from .asking import Case
 from .lines import Lines
@@ -20,6 +21,13 @@ from .plan import PATIENCE, Entry, K
 from .tree import Watch
 
 _LONG = {"load", "ready", "load_and_ask", "upsert", "delete", "mix", "many", "close"}
+
+
+_UNSUPPORTED = f"{Unsupported.__module__}.{Unsupported.__qualname__}: "
+
+
+class Recorded(Exception):
+    """A session is over, and the file says why."""
 
 
 class Session:
@@ -40,10 +48,13 @@ class Session:
         )
         self._patience = patience
         self.about: dict[str, Any] = {}
+        self.outside = False
+        """Its processes and files are not ours: neither is measured."""
 
     def __enter__(self) -> Self:
         try:
             self.about = self.call("describe")
+            self.outside = bool(self.about.pop("outside"))
         except BaseException:
             self._child.close()
             raise
@@ -69,7 +80,14 @@ class Session:
         """Result, and what the process tree took meanwhile."""
         with Watch(self._child.pid) as watch:
             result = self.call(method, *arguments)
-        return result, watch.figures
+        return result, {} if self.outside else watch.figures
+
+    def disk(self, folder: Path, raw_bytes: int | None = None) -> dict[str, Any]:
+        """Bytes on disk, and their ratio to the float32 vectors alone, by default of all rows."""
+        if self.outside:
+            return {}
+        size = measure.folder_bytes(folder)
+        return {"disk_bytes": size, "disk_to_raw": size / (raw_bytes or self.source.raw_bytes)}
 
     def sample(self, workload: str, case: str, **values: Any) -> None:
         rounded = {
@@ -92,13 +110,12 @@ class Session:
         try:
             yield
         except ChildFailed as error:
-            last = str(error).strip().splitlines()[-1]
-            if "Unsupported" in last:
-                self.lines.skip(self.name, workload, last.partition(": ")[2])
+            if _last(error).startswith(_UNSUPPORTED):
+                self.lines.skip(self.name, workload, reason(error))
                 return
-            self.failed(workload, case, last)
-            if "the child ended" in last or "no answer" in last:
-                raise
+            self.failed(workload, case, reason(error))
+            if isinstance(error, Ended):
+                raise Recorded from error
 
     def asked(
         self,
@@ -112,6 +129,15 @@ class Session:
         truth = self.source.truth(K, condition, state)
         recall = self.source.recall(_within(found, self.source.rows), truth)
         return {**figures, **took, "recall": recall, "setting": case.setting}
+
+
+def reason(error: ChildFailed) -> str:
+    """What was raised, without the traceback that a child gives."""
+    return _last(error).removeprefix(_UNSUPPORTED)[:500]
+
+
+def _last(error: ChildFailed) -> str:
+    return str(error).strip().splitlines()[-1]
 
 
 def _within(found: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
@@ -132,9 +158,3 @@ def drop_cache(folder: Path) -> bool:
             finally:
                 os.close(opened)
     return True
-
-
-def disk(source: Source, folder: Path) -> dict[str, Any]:
-    """Bytes on disk, and their ratio to the float32 vectors alone."""
-    size = measure.folder_bytes(folder)
-    return {"disk_bytes": size, "disk_to_raw": size / source.raw_bytes}

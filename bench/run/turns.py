@@ -15,10 +15,7 @@ from .changes import Changes
 from .lines import Lines
 from .plan import LOADED, SYSTEMS, Plan
 from .queries import Chosen
-from .session import Session, disk, drop_cache
-
-_FIRST_SETTING = 0.95
-"""Of the first query after an opening; systems whose settings are whole numbers take their middle one."""
+from .session import Recorded, Session, drop_cache, reason
 
 
 class Turns:
@@ -62,7 +59,7 @@ class Turns:
             except Missing as error:
                 self._skip(name, str(error).strip())
             except ChildFailed as error:
-                self._skip(name, _last(error))
+                self._skip(name, reason(error))
             else:
                 there.append(name)
                 self._chosen[name] = {}
@@ -100,7 +97,9 @@ class Turns:
             except ChildFailed as error:
                 _say(f"{name}: {error}")
                 values: dict[str, Any] = {"workload": workload, "case": "", "round": turn}
-                self._lines.write("failed", system=name, reason=_last(error), **values)
+                self._lines.write("failed", system=name, reason=reason(error), **values)
+            except Recorded as error:
+                _say(f"{name}: {error.__cause__}")
             _say(f"{workload} {turn}: {name}, {time.perf_counter() - begun_s:.0f} s")
 
     def _load(self, session: Session) -> None:
@@ -128,18 +127,13 @@ class Turns:
     def _open(self, session: Session, *, sampled: bool) -> None:
         """From nothing in memory to the first answer: its server, its files, its first query."""
         folder = self._plan.folder / session.name / "data"
-        size = disk(self._source, folder)
+        size = session.disk(folder)
         dropped = drop_cache(folder)
-        opened_s, took = session.watched("open", folder, False)
-        settings = session.call("settings")
-        setting = self._chosen[session.name].get(
-            ("single", _FIRST_SETTING), settings[len(settings) // 2]
-        )
-        first_s, after = session.watched("first", setting)
-        if sampled:
-            after["cpu_s"] = round(took["cpu_s"] + after["cpu_s"], 3)
-            after["memory_peak_bytes"] = max(took["memory_peak_bytes"], after["memory_peak_bytes"])
-            after.pop("cpu_server_s", None)
+        setting = queries.usual(session, self._chosen[session.name])
+        (opened_s, first_s), took = session.watched("reopen", folder, setting)
+        if sampled and session.outside:
+            session.lines.skip(session.name, "open", "its server runs already")
+        elif sampled:
             session.sample(
                 "open",
                 "",
@@ -148,7 +142,7 @@ class Turns:
                 note="page cache dropped"
                 if dropped
                 else "page cache kept: it cannot be dropped here",
-                **after,
+                **took,
                 **size,
             )
 
@@ -174,11 +168,6 @@ class Turns:
                 shutil.rmtree(folder.parent, ignore_errors=True)
 
         return run
-
-
-def _last(error: BaseException) -> str:
-    last = str(error).strip().splitlines()[-1]
-    return last.removeprefix("bench.peers.base.Unsupported: ")[:500]
 
 
 def _say(text: str) -> None:

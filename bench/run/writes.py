@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from .asking import Case
 from .changes import DELETED, Changes
 from .plan import TARGETS, Plan
 from .queries import Chosen, usual
-from .session import Session, disk
+from .session import Session
 from .tuning import Tuning
 
 _SHARE = 0.1
@@ -39,7 +38,7 @@ def load(session: Session, plan: Plan, folder: Path) -> bool:
     count = session.call("count")
     session.call("close", True)
     if kept:
-        session.sample("load", "ready", seconds=ready_s, **took, **disk(session.source, folder))
+        session.sample("load", "ready", seconds=ready_s, **took, **session.disk(folder))
     if count not in (None, rows):
         session.failed("load", "ready", f"it counts {count} rows, {rows} were acknowledged")
         return False
@@ -127,13 +126,9 @@ def many(session: Session, plan: Plan, folder: Path) -> None:
     found, took = session.watched("many", *plan.many, plan.many_seconds)
     session.call("close")
     case = f"{plan.many[0]} x {plan.many[1]}"
-    session.sample("many", case, **found, **took, **disk_of(session.source, folder.parent, found))
-
-
-def disk_of(source: Source, folder: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """As `disk`, against the rows that the collections hold together."""
-    size = disk(source, folder)["disk_bytes"]
-    return {"disk_bytes": size, "disk_to_raw": size / (found["rows"] * source.dimension * 4)}
+    raw_bytes = found["rows"] * session.source.dimension * 4
+    size = session.disk(folder.parent, raw_bytes)
+    session.sample("many", case, **found, **took, **size)
 
 
 def growth(session: Session, plan: Plan, folder: Path) -> None:

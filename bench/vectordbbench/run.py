@@ -30,7 +30,7 @@ _TIMEOUT_S = 3_600
 
 
 def main(argv: Sequence[str]) -> int:
-    """0, or 1 where the case failed; writes <date>-vectordbbench-<set>-<rows>.json and .md."""
+    """0; writes <date>-vectordbbench-<set>-<rows>.json and .md. Raises what the case raises."""
     args = _arguments(argv)
     source = prepare(args.dataset, args.rows, args.queries, 1, args.cache)
     with tempfile.TemporaryDirectory(prefix="vecdb-vdbb-") as work:
@@ -41,13 +41,12 @@ def main(argv: Sequence[str]) -> int:
         machine = measure.machine()
         layout.write(source, Path(work) / "set", args.k)
         words = ["-m", "vecdb_server", "serve", "--data", str(Path(work) / "data"), "--port", "0"]
-        server = None if args.target else Server([sys.executable, *words], heard=True)
+        server = Server([sys.executable, *words], heard=True)
         try:
-            target = args.target or (server.first_line().split()[-1] if server else "")
+            target = server.first_line().split()[-1]
             found = case(source, Path(work) / "set", target, args)
         finally:
-            if server is not None:
-                server.stop()
+            server.stop()
     now = dt.datetime.now(dt.UTC)
     results = {
         "command": shlex.join(["python", "-m", "bench", "vectordbbench", *argv]),
@@ -183,7 +182,6 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--callers", type=int, nargs="+", default=[1, 2, 8])
     parser.add_argument("--seconds", type=int, default=10, help="of each number of callers")
     parser.add_argument("--loaders", type=int, default=1, help="threads that insert")
-    parser.add_argument("--target", help="host:port of a server; default: one is started")
     parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--results", type=Path, default=RESULTS)
     return parser.parse_args(argv)
