@@ -128,13 +128,15 @@ def test_a_flipped_bit_in_each_kind_of_page(tmp_path, sound, kind):
                       for n in range(file.n_pages)])  # fmt: skip
     flag = {"meta": 8, "branch": 1, "leaf": LEAF, "value": 4}[kind]
     pages = np.flatnonzero(flags == flag).tolist()
+    # Nobody reads the two bytes after the number, and of a meta page the bounds of its nodes.
+    bits = [*range(64), *range(80, 96 if kind == "meta" else 128)]
     made = 0
     for page in rng.sample(pages, len(pages)):  # some are not in use any more
         if made == 6:
             break
         copy = tmp_path / "copy"
         shutil.copytree(sound[0], copy)
-        bit = 8 * (4_096 * page) + rng.choice([*range(64), *range(80, 128)])
+        bit = 8 * (4_096 * page) + rng.choice(bits)
         flip(data_file(copy), bit)
         if problems(vecdb.check(copy)):
             made += 1
