@@ -26,7 +26,7 @@ from bench import (
     worker,
 )
 from bench.children import Child, ChildFailed, Missing, Sampler
-from bench.index import kinds, run
+from bench.index import building, kinds, run
 from bench.sources import Condition
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -208,6 +208,7 @@ def test_a_child_answers_raises_and_is_pinned() -> None:
 def test_the_index_is_measured_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every part gives numbers and stands on the page; the stages that are timed exist in the engine."""
     monkeypatch.setattr(kinds, "QUANTIZATIONS", ("none", "sq8"))
+    monkeypatch.setattr(building, "_QUIET_S", 0.1)
     words = ["--dataset", "clusters", "--rows", "3000", "--queries", "50", "--rounds", "1"]
     words += ["--folder", str(tmp_path / "folder"), "--results", str(tmp_path)]
     assert run.main(words) == 0

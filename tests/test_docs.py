@@ -98,8 +98,9 @@ def test_the_command_line_examples_run(tmp_path):
             )  # fmt: skip
             assert done.returncode == 0, (line, done.stderr)
             outputs.append(done.stdout)
-    assert len(outputs) == 6
+    assert len(outputs) == 8
     assert "entity" in outputs[1]
+    assert outputs[7] == "serving\n"
     assert (tmp_path / "words.jsonl.gz").stat().st_size > 1_000_000
 
 

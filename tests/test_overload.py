@@ -9,10 +9,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from server_process import environment, resident_bytes, spawn
 
 from vecdb_client import connect
@@ -30,10 +32,19 @@ def command(address: str, *how: str) -> list[str]:
     return [sys.executable, script, address, "docs", str(DIMENSION), str(QUERIES), *how]
 
 
-def fill(client: Any) -> None:
-    docs = client.create_collection("docs", dimension=DIMENSION, index="exact")
-    vectors = np.random.default_rng(5).standard_normal((ROWS, DIMENSION), dtype=np.float32)
-    docs.insert([f"r{i}" for i in range(ROWS)], vectors)
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server process with the collection that is asked, and its address."""
+    process, address = spawn(tmp_path_factory.mktemp("overload") / "db", "--log-level", "error")
+    try:
+        with connect(address, timeout_s=60) as client:
+            docs = client.create_collection("docs", dimension=DIMENSION, index="exact")
+            vectors = np.random.default_rng(5).standard_normal((ROWS, DIMENSION), dtype=np.float32)
+            docs.insert([f"r{i}" for i in range(ROWS)], vectors)
+        yield process, address
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
 
 
 def load(address: str, *how: str) -> dict[str, Any]:
@@ -47,23 +58,20 @@ def load(address: str, *how: str) -> dict[str, Any]:
     return found
 
 
-def test_three_times_as_many_calls_as_can_be_answered(tmp_path: Path) -> None:
+def test_three_times_as_many_calls_as_can_be_answered(
+    server: tuple[subprocess.Popen[str], str],
+) -> None:
     """At 3 times the peak the server answers about as many calls as at the peak, soon; it refuses the
     others with a delay, and its memory does not grow."""
-    process, address = spawn(tmp_path / "db", "--log-level", "error")
-    try:
-        with connect(address, timeout_s=60) as client:
-            fill(client)
-            short = str(2.0 + SECONDS / 15)
-            before = load(address, "closed", "8", short)
-            memory = resident_bytes(process)
-            flood = load(address, "open", str(3 * before["per_s"]), str(SECONDS))
-            grown = resident_bytes(process) - memory
-            after = load(address, "closed", "8", short)
-            text = client.metrics()
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
+    process, address = server
+    short = str(2.0 + SECONDS / 15)
+    before = load(address, "closed", "8", short)
+    memory = resident_bytes(process)
+    flood = load(address, "open", str(3 * before["per_s"]), str(SECONDS))
+    grown = resident_bytes(process) - memory
+    after = load(address, "closed", "8", short)
+    with connect(address) as client:
+        text = client.metrics()
     peak = min(before["per_s"], after["per_s"])
     print("before", before, "flood", flood, "after", after, "grown MiB", grown / MIB)
     assert flood["per_s"] >= LEAST_GOODPUT * peak
@@ -77,24 +85,18 @@ def test_three_times_as_many_calls_as_can_be_answered(tmp_path: Path) -> None:
     assert 'vecdb_calls_refused_total{reason="share"}' in text
 
 
-def test_a_flood_leaves_others_their_turn(tmp_path: Path) -> None:
+def test_a_flood_leaves_others_their_turn(server: tuple[subprocess.Popen[str], str]) -> None:
     """A caller with one query at a time is answered soon while another client sends all it can."""
-    process, address = spawn(tmp_path / "db", "--log-level", "error")
-    try:
-        with connect(address, timeout_s=60) as client:
-            fill(client)
-        flood = subprocess.Popen(
-            command(address, "open", "1500", "4"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(),
-        )
-        seen = load(address, "closed", "1", "3")
-        out, err = flood.communicate(timeout=60)
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
+    _, address = server
+    flood = subprocess.Popen(
+        command(address, "open", "1500", "3"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    seen = load(address, "closed", "1", "2")
+    out, err = flood.communicate(timeout=60)
     assert flood.returncode == 0, err
     print("flood", out, "seen", seen)
     assert json.loads(out)["codes"]["RESOURCE_EXHAUSTED"] > 1_000

@@ -160,7 +160,7 @@ def test_a_scan_ends_at_its_deadline(start: StartServer) -> None:
 def test_streams_beyond_the_limit_are_refused_and_queries_go_on(start: StartServer) -> None:
     """When all stream threads are taken, the next stream is refused at once; queries are answered."""
     server = start(stream_threads=2)
-    with connect(server.address) as client:
+    with connect(server.address, retry_s=0) as client:
         docs = filled(client, 200, document_bytes=50_000)
         scans = [docs.scan(batch_size=1) for _ in range(2)]
         for scan in scans:
@@ -225,7 +225,7 @@ def test_long_care_takes_no_thread_of_queries(
         return original(self, **given)
 
     monkeypatch.setattr(vecdb.Collection, verb, slow)
-    with connect(server.address, timeout_s=20) as client:
+    with connect(server.address, timeout_s=20, retry_s=0) as client:
         docs = filled(client, 10)
         caller = threading.Thread(target=getattr(docs, verb))
         caller.start()
