@@ -147,9 +147,8 @@ class _Judge:
         ids = [ROW.unpack(key)[0] for key in self.tables["ids"] if len(key) == ROW.size]
         if ids:
             rows.append(self._end_of_ids(max(ids)))
-        return _vote([s for s in sequences if s < 1 << 48]), _vote(
-            [r for r in rows if r <= self.limit]
-        )
+        rows = [row for row in rows if row <= self.limit]
+        return _vote([s for s in sequences if s < 1 << 48]), _vote(rows)
 
     def _end_of_ids(self, number: int) -> int:
         raw = self.tables["ids"][ROW.pack(number)]
@@ -250,8 +249,9 @@ class _Judge:
 
     def _whole(self, row: int, record_id: bytes, checksum: int | None) -> WholeRow | None:
         """The row under this id, if its parts have this checksum; without one, as the bitmaps say."""
+        key = ROW.pack(row)
         texts: dict[str, Piece] = {
-            t: v for t in BY_ROW if (v := self.tables[t].get(ROW.pack(row))) is not None
+            t: v for t in BY_ROW if (v := self.tables[t].get(key)) is not None
         }
         places = [self._places(f, row) for f in range(len(self.shape.fields))]
         if checksum is None and not all(fits for _, _, _, fits in self.blocks.values()):
@@ -261,11 +261,8 @@ class _Judge:
             if DEFAULT_FIELD not in vectors:
                 continue
             made = crc32(vectors[DEFAULT_FIELD], crc32(record_id))
-            for piece in texts.values():
+            for piece in (*texts.values(), *(vector for f, vector in vectors.items() if f)):
                 made = crc32(piece, made)
-            for f, vector in vectors.items():
-                if f:
-                    made = crc32(vector, made)
             if checksum is None or made == checksum:
                 self.follows |= {f: at + 1 for f, at in enumerate(chosen) if at is not None}
                 return WholeRow(record_id, made, vectors, texts)
@@ -273,8 +270,7 @@ class _Judge:
 
     def _vector(self, f: int, at: int) -> Piece:
         width = self.shape.fields[f].row_bytes
-        found: Piece = self.blocks[f][1][at * width : (at + 1) * width]
-        return found
+        return self.blocks[f][1][at * width : (at + 1) * width]  # type: ignore[no-any-return]
 
     def _pass_over(self, row: int) -> None:
         """What follows in the blocks of vectors when a row was not found."""
@@ -365,7 +361,8 @@ class _Judge:
         newest: dict[bytes, int] = {}
         for row in sorted(known):
             name = known[row]
-            if name:
+            # The id of a row that is lost may be what was damaged, unless something points from it.
+            if name and (row in out.rows or row in self.key_of):
                 newest[name] = row
         begin = min(self.log, default=out.sequence + 1)
         whole_keys = "keys" not in self.found.damaged
@@ -378,9 +375,10 @@ class _Judge:
             half = (in_log is None and "log" in self.found.damaged) or (
                 in_table is None and "dead" in self.found.damaged
             )
-            # The id of a row that is lost may be what was damaged, unless something points from it.
-            sure = row in out.rows or row in self.key_of
-            if (name and newest[name] != row and sure) or len(sound) == 2:
+            replaced = (row in out.rows or row in self.key_of) and newest.get(
+                name or b"", row
+            ) != row
+            if replaced or len(sound) == 2:
                 dead = True
             elif pointed == row:
                 dead = False
@@ -401,10 +399,13 @@ class _Judge:
         for number in range(-(-out.n_rows // ID_BLOCK_ROWS)):
             self._judge_block(number)
         self._judge_dead()
-        for row in [row for row in out.lost if row in out.dead]:
-            del out.lost[row]
-            out.lost_history += 1
+        known = len(out.lost)
+        out.lost = {row: name for row, name in out.lost.items() if row not in out.dead}
+        out.lost_history = known - len(out.lost)
         out.dead = {row: s for row, s in out.dead.items() if row in out.rows}
+        there = {whole.record_id for row, whole in out.rows.items() if row not in out.dead}
+        # An id that is there was not that of the row, which has another one that is not known.
+        out.lost = {row: None if name in there else name for row, name in out.lost.items()}
         damaged = self.found.damaged
         if {"log", "dead"} <= damaged:
             out.lost_commits = max(0, out.sequence - max(self.log, default=0))
