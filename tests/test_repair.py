@@ -16,8 +16,10 @@ from seeds import RUN_SEED
 from test_damage import data_file, flip, make
 
 import vecdb
-from vecdb.errors import DatabaseLocked, DatabaseNotFound
+from vecdb import repairing
+from vecdb.errors import DatabaseLocked, DatabaseNotFound, StorageFull
 from vecdb.layout import CATALOG_FOLDER, DATA_FILE
+from vecdb.store import sync_point
 from vecdb.store.pages import LEAF, PageFile
 from vecdb_server.__main__ import main
 
@@ -143,6 +145,86 @@ def test_a_flipped_bit_in_each_kind_of_page(tmp_path, sound, kind):
             repaired(copy, sound[1], (RUN_SEED, kind, bit))
         shutil.rmtree(copy)
     assert made
+
+
+def test_after_a_power_cut_the_synced_commit_is_there(data_folder, monkeypatch):
+    """With `interval`, meta pages that a power cut has torn are put back from the sync point, not given up."""
+    with vecdb.open(data_folder, durability="interval", durability_interval_ms=1_000) as db:
+        docs = db.create_collection("docs", dimension=4)
+        docs.insert(["synced"], np.ones((1, 4)))
+        docs.flush()
+        docs.insert(["later"], np.ones((1, 4)))
+        torn = data_folder.with_name("torn")
+        shutil.copytree(data_folder, torn)
+    path = data_file(torn)
+    raw = bytearray(path.read_bytes())
+    for page in (0, 1):
+        raw[4_096 * page : 4_096 * page + 512] = bytes(512)
+    path.write_bytes(raw)
+    monkeypatch.setattr(sync_point, "boot_id", lambda: b"another")
+    vecdb.check(torn, repair=True)
+    assert not problems(vecdb.check(torn))
+    assert "synced" in records(torn)
+
+
+def test_nobody_writes_before_the_repair_has_ended(copy, monkeypatch):
+    """The folder is locked from the first look at a file to the last at an index."""
+    flip(data_file(copy), 8 * 10)
+    tried = []
+
+    def index_too(one, *_):
+        code = "import sys, vecdb\nvecdb.open(sys.argv[1])"
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(copy)], capture_output=True, text=True
+        )
+        tried.append(done.stderr)
+        return one
+
+    monkeypatch.setattr(repairing, "_with_indexes", index_too)
+    opened = repairing.Database
+
+    def opens(path, **given):
+        index_too(None)
+        return opened(path, **given)
+
+    monkeypatch.setattr(repairing, "Database", opens)
+    vecdb.check(copy, repair=True)
+    assert len(tried) == 2
+    assert all("DatabaseLocked" in one for one in tried)
+
+
+def test_what_was_lost_is_told_whatever_fails_next(copy, monkeypatch):
+    """A repair whose look at the indexes fails still says what the repair of the file has lost."""
+    flip(data_file(copy), 8 * 10)
+
+    def fails(*_, **__):
+        raise StorageFull("no space left")
+
+    monkeypatch.setattr(repairing, "Database", fails)
+    first, docs = vecdb.check(copy, repair=True)
+    assert "no space left" in first.problems[-1]
+    assert not first.repaired
+    assert docs.repair is not None
+    with pytest.raises(StorageFull):
+        vecdb.check(copy)  # Nothing to tell yet.
+
+
+def test_a_catalog_whose_repair_is_killed_keeps_its_names(tmp_path, copy, sound):
+    """Killed at each named point of it, the names are there after the next repair."""
+    flip(copy / CATALOG_FOLDER / DATA_FILE, 8 * (4_096 + 16) + 3)
+    points, trial = tmp_path / "points", tmp_path / "trial"
+    shutil.copytree(copy, trial)
+    run(trial, f"*=record:{points}")
+    names = sorted({n for n in points.read_text().split() if n.startswith("catalog.")})
+    assert "catalog.rename.before" in names
+    for name in names:
+        shutil.rmtree(trial)
+        shutil.copytree(copy, trial)
+        assert run(trial, f"{name}=kill") == -9, name
+        vecdb.check(trial, repair=True)
+        with vecdb.open(trial) as db:
+            assert [info.name for info in db.list_collections()] == ["docs"], name
+        assert records(trial) == sound[1], name
 
 
 def test_a_file_that_was_cut_off(tmp_path, sound):

@@ -54,7 +54,10 @@ class Database(BackedUp):
     collection (one thread opens or drops it), then `_lock` (the dicts in here, never for long).
     """
 
-    def __init__(self, path: Path, *, read_only: bool, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, *, read_only: bool, settings: Mapping[str, Any], lock: Any = None
+    ) -> None:
+        """`lock`: what `folder.take_lock` gave to a caller who has the folder already, closed when this is."""
         self._options = resolve(ENGINE, settings)
         parse_device(str(self._options["device"]))  # before anything is made
         self.path = path.absolute()
@@ -73,7 +76,9 @@ class Database(BackedUp):
                     f"{self.path} is open in this process already; use that Database, or close it first"
                 )
             new = folder.prepare(self.path, read_only)
-            self._lock_file = None if read_only else folder.take_lock(self.path)
+            self._lock_file = lock
+            if lock is None and not read_only:
+                self._lock_file = folder.take_lock(self.path)
             try:
                 self._catalog = Catalog(self.path, create=new, read_only=read_only)
                 if new:

@@ -12,8 +12,7 @@ from typing import Any
 from . import folder
 from .collection_info import shape_of
 from .database import Database
-from .database import open as open_database
-from .errors import Corrupted, DatabaseNotFound, ReadOnly, VecdbError
+from .errors import DatabaseNotFound, ReadOnly, VecdbError
 from .layout import COLLECTIONS_FOLDER, LOCK_FILE
 from .settings import ENGINE, resolve
 from .store import (
@@ -57,7 +56,8 @@ def check(path: str | os.PathLike[str], *, repair: bool = False) -> list[Checked
     made again from what can be read of them: ids, dead marks, counts and indexes from the rows, rows as far
     as their checksums hold. What is lost is named by id; the old file then stays in `quarantine/`, and the
     collection tells of it in the log at each opening. What is sound is not touched. May be called again after a failure.
-    Raises DatabaseLocked, DatabaseNotFound, ReadOnly, StorageFull.
+    What keeps one collection from being checked or repaired, a full disk among it, stands in its entry, and
+    the others go on. Raises DatabaseLocked, DatabaseNotFound, ReadOnly, StorageFull.
     """
     root = Path(path)
     _must_be_database(root)
@@ -65,13 +65,26 @@ def check(path: str | os.PathLike[str], *, repair: bool = False) -> list[Checked
         if repair:
             # Refused before anything is written.
             _must_be_writable(root)
-        with _locked(root):
+        # Held to the end: nobody writes between the repair of a file and the look at its index.
+        with _locked(root) as lock:
             first, *rest = _checked(root, repair)
-        if not rest:
-            return [first]
-        # The database takes the lock by itself: indexes are looked at as they are when it is open.
-        with open_database(root, read_only=not repair, auto_build=False) as database:
-            return [first, *(_with_indexes(one, database, repair) for one in rest)]
+            try:
+                if rest:
+                    rest = _all_with_indexes(rest, root, repair, lock)
+            except VecdbError as error:
+                if not any(one.repair for one in rest):
+                    raise
+                # What was lost has to be told all the same.
+                first = replace(first, problems=(*first.problems, error.message), repaired=False)
+        return [first, *rest]
+
+
+def _all_with_indexes(
+    checked: list[CheckedCollection], root: Path, repair: bool, lock: Any
+) -> list[CheckedCollection]:
+    settings = {"auto_build": False}
+    with Database(root, read_only=not repair, settings=settings, lock=lock) as database:
+        return [_with_indexes(one, database, repair) for one in checked]
 
 
 def _must_be_database(root: Path) -> None:
@@ -83,20 +96,20 @@ def _must_be_database(root: Path) -> None:
 def _must_be_writable(root: Path) -> None:
     made = root / COLLECTIONS_FOLDER
     for path in (root, *(made.iterdir() if made.is_dir() else ())):
-        if not os.access(path, os.W_OK):
+        if not os.access(path, os.W_OK, effective_ids=True):
             raise ReadOnly(
                 f"{path} may not be written, so it cannot be repaired; nothing was changed"
             )
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[None]:
+def _locked(root: Path) -> Iterator[Any]:
     if not (root / LOCK_FILE).exists() and not os.access(root, os.W_OK):
-        yield  # Nobody can have it open for writing.
+        yield None  # Nobody can have it open for writing.
         return
     lock = folder.take_lock(root)
     try:
-        yield
+        yield lock
     finally:
         lock.close()
 
@@ -130,20 +143,24 @@ def _collection(
 ) -> CheckedCollection:
     if not made.is_dir():
         return CheckedCollection(name, (f"its folder {made} is missing; restore a backup",))
+    found: tuple[str, ...] = ()
+    done: RepairedFile | None = None
     try:
-        if repair:
-            settle(made)
-        found = tuple(file_problems(made, shape_of, options))
-    except Corrupted as error:
-        return CheckedCollection(name, (error.message,))
-    if not found or not repair:
-        return CheckedCollection(name, found)
-    try:
-        done = repair_file(made, shape_of, options, root, list(found))
-    except Corrupted as error:
-        return CheckedCollection(name, found, done=(error.message,))
-    left = tuple(file_problems(made, shape_of, options))
-    return CheckedCollection(name, found, not left, done, left)
+        with system_in_our_words(made):
+            if repair:
+                settle(made)
+            found = tuple(file_problems(made, shape_of, options))
+            if not found or not repair:
+                return CheckedCollection(name, found)
+            done = repair_file(made, shape_of, options, root, list(found))
+            left = tuple(file_problems(made, shape_of, options))
+            return CheckedCollection(name, found, not left, done, left)
+    except VecdbError as error:
+        # The others are looked at all the same, and what a repair has lost so far is told.
+        told = () if found else (error.message,)
+        return CheckedCollection(
+            name, found or told, False, done, (error.message,) if found else ()
+        )
 
 
 def _with_indexes(one: CheckedCollection, database: Database, repair: bool) -> CheckedCollection:

@@ -33,7 +33,9 @@ def run_repair(args: argparse.Namespace, target: Target) -> int:
     ok = True
     for one in checked:
         made = one.repair
-        ok &= one.ok or (one.repaired and (made is None or made.whole))
+        # A catalog that was made anew may lack names, or have old ones.
+        kept = bool(one.collection) if made is None else made.whole
+        ok &= one.ok or (one.repaired and kept)
         if args.json:
             json_line(plain(one))
             continue
@@ -44,7 +46,7 @@ def run_repair(args: argparse.Namespace, target: Target) -> int:
         if made is not None and not made.whole:
             print(
                 f"  lost: {len(made.lost) + made.lost_unknown:,} records, {made.lost_versions:,} earlier versions, "
-                f"{made.lost_commits} commits; unverified {len(made.unverified):,}, undecided {len(made.undecided):,}; "
+                f"{made.lost_commits} commits{', all moments before now' * made.history_dropped}; unverified {len(made.unverified):,}, undecided {len(made.undecided):,}; "
                 f"the old file is in {made.quarantine}"
             )
             for name in made.lost:

@@ -16,6 +16,7 @@ from ..layout import (
     CATALOG_FORMAT,
     CATALOG_TABLES,
     DATA_FILE,
+    LMDB_LOCK_FILE,
     LMDB_MAX_KEY_BYTES,
     META_FORMAT,
 )
@@ -203,7 +204,8 @@ def make(
     `tokens` are by name of a collection, `aliases` name a collection each. The one before is gone then.
 
     LMDB writes the first pages of a new file without a sync: a power cut might leave a file that it
-    takes for a damaged one, and the folder could not be opened any more.
+    takes for a damaged one, and the folder could not be opened any more. At each moment the old file is
+    there or the new one: without either, no collection has a name.
     """
     aside = root / CATALOG_ASIDE
     disk.remove_tree(aside, _WHAT)
@@ -214,8 +216,16 @@ def make(
     finally:
         made.close()
     disk.sync_folder(aside, _WHAT)
-    disk.remove_tree(root / CATALOG_FOLDER, _WHAT)
-    disk.rename(aside, root / CATALOG_FOLDER, _WHAT)
+    target = root / CATALOG_FOLDER
+    if (target / DATA_FILE).is_file():
+        # The locks first, see `vacuum.move_in`.
+        for name in (LMDB_LOCK_FILE, DATA_FILE):
+            disk.rename(aside / name, target / name, _WHAT)
+        disk.sync_folder(target, _WHAT)
+        disk.remove_folder(aside, _WHAT)
+    else:
+        disk.remove_tree(target, _WHAT)
+        disk.rename(aside, target, _WHAT)
 
 
 def _stamp(environment: Environment, transaction: Any) -> None:

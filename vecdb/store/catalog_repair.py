@@ -62,6 +62,8 @@ def repair_catalog(root: Path) -> list[str]:
     path = root / CATALOG_FOLDER / DATA_FILE
     collections, aliases = _entries(path) if path.is_file() else ({}, {})
     told = []
+    if path.is_file() and salvage(path, CATALOG_TABLES).lost_commits:
+        told.append("the newest change of names may be undone: its page cannot be read")
     known = {n: t for n, t in collections.items() if _NAME.fullmatch(n) and _TOKEN.fullmatch(t)}
     # A name whose folder is gone stays: that its records are lost must be seen.
     for name, token in collections.items():
@@ -75,6 +77,10 @@ def repair_catalog(root: Path) -> list[str]:
             token = near[0]
         if token not in held.values():
             held[name] = token
+        else:
+            told.append(
+                f"the name {name!r} of folder {token!r} is dropped: the folder has another name"
+            )
     for token in _unnamed(root, held):
         name = RECOVERED.format(token)
         held[name] = token

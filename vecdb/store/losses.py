@@ -19,7 +19,7 @@ def losses(raw: bytes) -> list[str]:
     """One sentence for each."""
     return [
         f"a repair of {one.get('time')} could not keep {one.get('lost_records')} records and "
-        f"{one.get('lost_versions')} earlier versions, went back {one.get('lost_commits')} commits of LMDB, and kept "
+        f"{one.get('lost_versions')} earlier versions{', nor moments before it' * bool(one.get('history_dropped'))}, lost up to {one.get('lost_commits')} commits of LMDB, and kept "
         f"{len(one.get('unverified', ()))} records unverified; the file as it was is in {one.get('quarantine')}"
         for one in entries(raw)
     ]

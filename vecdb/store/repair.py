@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from .. import disk
-from ..errors import Corrupted, Internal
+from ..errors import Corrupted, FormatMismatch, Internal
 from ..layout import (
+    COLLECTION_FORMAT,
     COLLECTION_TABLES,
     COMPACTING_PREFIX,
     DATA_FILE,
+    LATER_TABLES,
+    META_FORMAT,
     META_INDEX,
     META_REPAIRS,
     META_SETTINGS,
@@ -30,7 +33,7 @@ from .check import problems
 from .collection_store import CollectionStore
 from .losses import entries
 from .restoring import Restorer
-from .salvage import Salvaged, salvage
+from .salvage import Salvaged, Table, salvage
 from .shape import Shape
 from .sums import BY_ROW
 from .verdict import Verdict, judge
@@ -60,7 +63,7 @@ class RepairedFile:
     lost_commits: int = 0
     """Newest commits that could not be read: what they wrote is not there, what they deleted is there again."""
     history_dropped: bool = False
-    """No moment before now can be read any more."""
+    """Moments before now could be read, and none can any more."""
     unverified: tuple[str, ...] = ()
     undecided: tuple[str, ...] = ()
     quarantine: str = ""
@@ -70,12 +73,15 @@ class RepairedFile:
     def whole(self) -> bool:
         return not (
             self.lost or self.lost_unknown or self.lost_versions or self.lost_commits
-            or self.unverified or self.undecided
+            or self.unverified or self.undecided or self.history_dropped
         )  # fmt: skip
 
 
 def settle(folder: Path) -> None:
     """Finishes what a crash has left undone; the caller holds the lock of the database."""
+    if (folder / DATA_FILE).is_file():
+        # A power cut may have left meta pages that nobody can read: the sync point holds one that is whole.
+        sync_point.recover(folder)
     made = vacuum.whole_copy(folder)
     if made is not None:
         old_is_sound = (folder / DATA_FILE).is_file() and not pages.file_faults(folder / DATA_FILE)
@@ -84,10 +90,6 @@ def settle(folder: Path) -> None:
                 disk.make_empty(made / "lock.mdb", _WHAT)
             vacuum.move_in(folder)
     vacuum.sweep(folder)
-    if (folder / DATA_FILE).is_file() and not pages.bounds_faults(folder / DATA_FILE):
-        sync_point.recover(folder)
-    elif (folder / SYNC_POINT_FILE).exists():
-        sync_point.forget(folder)
 
 
 def file_problems(folder: Path, shape_of: ShapeOf, options: Mapping[str, Any]) -> list[str]:
@@ -105,7 +107,7 @@ def file_problems(folder: Path, shape_of: ShapeOf, options: Mapping[str, Any]) -
                 return list(problems(reader))
         finally:
             store.close()
-    except Corrupted as error:
+    except (Corrupted, FormatMismatch) as error:
         return [error.message]
 
 
@@ -115,14 +117,20 @@ def repair_file(
     """Puts a sound file in the place of the one whose problems were `found`.
 
     Stopped at any moment, the old file or the new one is there, and it can be done again. Corrupted when
-    not even the settings can be read: a backup is the only way then.
+    not even the settings can be read, or nothing fits them: a backup is the only way then. FormatMismatch when
+    the file says that it is of a later format, of which tables would be left out.
     """
     path = folder / DATA_FILE
     if not path.is_file():
         raise Corrupted(f"{path} is missing: nothing can be read from it; restore a backup")
-    read = salvage(path, COLLECTION_TABLES)
+    read = _without_later_tables(salvage(path, COLLECTION_TABLES), path)
     settings, shape = _settings(read, shape_of, path)
     verdict = judge(read, shape, path.stat().st_size)
+    if verdict.lost and not verdict.rows:
+        raise Corrupted(
+            f"nothing in {path} has its checksum, maybe because its settings are damaged; restore a backup. "
+            "Nothing was changed"
+        )
     aside = folder / (COMPACTING_PREFIX + secrets.token_hex(8))
     try:
         disk.make_folder(aside, _WHAT)
@@ -146,6 +154,24 @@ def repair_file(
     return done
 
 
+def _without_later_tables(read: Salvaged, path: Path) -> Salvaged:
+    """The same, in which what the format of the file does not have is not missing."""
+    raw = bytes(read.tables["meta"].get(META_FORMAT, b""))
+    # No number: that entry itself is damaged.
+    found = int(raw) if raw.isdigit() else COLLECTION_FORMAT
+    if found > COLLECTION_FORMAT:
+        raise FormatMismatch(
+            f"{path} has collection format {found}, this version repairs 1 to {COLLECTION_FORMAT}; repair it "
+            "with the version of vecdb that wrote it, or a later one. Nothing was changed",
+            given=found,
+            expected=COLLECTION_FORMAT,
+        )
+    if found == COLLECTION_FORMAT:
+        return read
+    none: dict[str, Table] = {name: {} for name in LATER_TABLES}
+    return read._replace(tables=read.tables | none, damaged=read.damaged - none.keys())
+
+
 def _settings(read: Salvaged, shape_of: ShapeOf, path: Path) -> tuple[bytes, Shape]:
     raw = read.tables["meta"].get(META_SETTINGS)
     if raw is None:
@@ -162,8 +188,8 @@ def _told(verdict: Verdict, read: Salvaged) -> RepairedFile:
         lost=_texts([i for i in verdict.lost.values() if i]),
         lost_unknown=sum(not i for i in verdict.lost.values()),
         lost_versions=verdict.lost_history,
-        lost_commits=max(read.newest - read.transaction, verdict.lost_commits),
-        history_dropped=not verdict.history_kept and verdict.sequence > 0,
+        lost_commits=max(read.lost_commits, verdict.lost_commits),
+        history_dropped=verdict.history_lost,
         unverified=_texts(verdict.unverified),
         undecided=_texts(verdict.undecided),
     )
@@ -194,6 +220,7 @@ def _plain(done: RepairedFile, most: int | None = None) -> dict[str, Any]:
         "lost_records": len(done.lost) + done.lost_unknown,
         "lost_versions": done.lost_versions,
         "lost_commits": done.lost_commits,
+        "history_dropped": done.history_dropped,
         "unverified": list(done.unverified[:most]),
         "undecided": list(done.undecided[:most]),
         "quarantine": done.quarantine,
@@ -269,7 +296,7 @@ def _finish(
     writer.history(verdict.dead, verdict.log, read.tables["requests"])
     writer.state_as(verdict.sequence, len(live), verdict.horizon)
     meta = read.tables["meta"]
-    if done.whole:
+    if replace(done, history_dropped=False).whole:
         for key, value in meta.items():
             if key.startswith(META_INDEX):
                 writer.put_meta(key, bytes(value))

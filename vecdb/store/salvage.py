@@ -17,7 +17,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..layout import ID_BLOCK_ROWS, LOG, META_STATE, VECTOR_KEY, id_lengths
+from ..layout import (
+    ID_BLOCK_ROWS,
+    LOG,
+    META_FORMAT,
+    META_SETTINGS,
+    META_STATE,
+    STATE,
+    VECTOR_KEY,
+    id_lengths,
+)
 from .pages import (
     BIG,
     BRANCH,
@@ -48,48 +57,54 @@ class Salvaged(NamedTuple):
     """What is wrong with its pages."""
     damaged: frozenset[str]
     """Tables of which a page could not be read as it should."""
-    transaction: int
-    """The commit of LMDB that was read; 0 when none can be."""
-    newest: int
-    """The newest commit that the file speaks of."""
-
-    @property
-    def went_back(self) -> bool:
-        """Whether the newest commit could not be read, and the one before it was."""
-        return self.transaction < self.newest
+    lost_commits: int
+    """How many newer commits there may have been that cannot be read."""
 
 
 def salvage(path: Path, names: tuple[str, ...]) -> Salvaged:
     """Reads the named tables of the newest commit that can be read. OSError when the file cannot be."""
     file = PageFile(path)
-    faults = list(file.meta_faults())
+    meta_faults = file.meta_faults()
+    faults = list(meta_faults)
     metas = [m for m in file.metas() if not m.faults or m.main.root is not None]
-    empty = Salvaged({name: {} for name in names}, faults, frozenset(names), 0, 0)
+    empty = Salvaged({name: {} for name in names}, faults, frozenset(names), 1)
     if not metas:
         return empty
-    newest = max((m.transaction for m in metas if m.transaction < 1 << 48), default=0)
     reads = [_Moment(PageFile(path), meta, names) for meta in metas]
+    if meta_faults:
+        # The numbers of the commits are not believed: what they hold tells which is the newer one.
+        for read in reads:
+            read.read()
     # A commit that names no table cannot be read; one that names all is the newest there is.
-    best = max(reads, key=lambda r: (len(r.trees), r.believed, r.meta.transaction))
+    best = max(reads, key=_Moment.rank)
     if not best.trees:
         return empty
     best.read()
     faults += best.faults
-    transaction = best.meta.transaction
+    if meta_faults:
+        # Of a meta page that cannot be read nobody knows which commit it was of.
+        sure = len(reads) == 2 and all(r.walked and r.sequence >= 0 for r in reads)
+        lost_commits = int(not sure)
+    else:
+        lost_commits = max(r.meta.transaction for r in reads) - best.meta.transaction
     stated = META_STATE in best.tables.get("meta", {})
     for other in reads:
         if other is not best and best.damaged:
             other.read()
             for name in best.damaged & other.tables.keys():
-                _fill(best.tables.setdefault(name, {}), other.tables[name], name)
+                _fill(best.tables.setdefault(name, {}), other.tables[name])
+            if "meta" in best.damaged - other.damaged:
+                # They never change, so those of a page that is whole are right.
+                kept = {META_SETTINGS, META_FORMAT} & other.tables["meta"].keys()
+                best.tables["meta"] |= {key: other.tables["meta"][key] for key in kept}
     if not stated and META_STATE in best.tables.get("meta", {}):
         # Where the newest commit has left the collection is not known, so what is there is of the one before.
-        transaction = min(transaction, *(r.meta.transaction for r in reads))
+        lost_commits = max(1, lost_commits)
     tables = {name: dict(sorted(best.tables.get(name, {}).items())) for name in names}
-    return Salvaged(tables, faults, frozenset(best.damaged), transaction, newest)
+    return Salvaged(tables, faults, frozenset(best.damaged), lost_commits)
 
 
-def _fill(held: Table, older: Table, name: str) -> None:
+def _fill(held: Table, older: Table) -> None:
     """Adds entries of the commit before that are missing."""
     for key, value in older.items():
         held.setdefault(key, value)
@@ -104,7 +119,8 @@ class _Moment:
         self.damaged: set[str] = set()
         self.tables: dict[str, Table] = {}
         walked = file.walk(meta.main, MAIN)
-        self.believed = not walked.faults and not meta.faults
+        self.walked = not walked.faults
+        self._read = False
         self.faults += walked.faults
         self.trees = {k: t for k, t in file.subtrees(walked.entries).items() if k in names}
         if walked.faults:
@@ -115,7 +131,21 @@ class _Moment:
                     self.trees.setdefault(name, Tree.parse(value)[0])
             file.seen |= seen.visited
 
+    @property
+    def sequence(self) -> int:
+        """The newest commit of rows, as far as its tables were read and tell; -1 otherwise."""
+        raw = self.tables.get("meta", {}).get(META_STATE, b"")
+        return int(STATE.unpack(raw)[0]) if len(raw) == STATE.size else -1
+
+    def rank(self) -> tuple[int, bool, int, int]:
+        """The higher, the better it can be read, and the newer it is."""
+        return len(self.trees), self.walked, self.sequence, self.meta.transaction
+
     def read(self) -> None:
+        """Reads the tables, once."""
+        if self._read:
+            return
+        self._read = True
         file = self.file
         free = file.walk(self.meta.free, FREE)
         self.faults += free.faults

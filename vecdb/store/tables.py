@@ -72,6 +72,8 @@ class Tables:
 
     def format(self) -> int:
         raw = self._meta(META_FORMAT)
+        if raw is not None and not raw.isdigit():
+            raise Corrupted(f"{self._env.folder} says that its format is {raw!r}; run check")
         return COLLECTION_FORMAT if raw is None else int(raw)
 
     def settings(self) -> bytes:

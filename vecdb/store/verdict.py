@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from ..layout import (
     BITMAP_ROWS,
+    DEFAULT_FIELD,
     ID_BLOCK_ROWS,
     KEYED,
     LOG,
@@ -27,13 +27,16 @@ from ..layout import (
     id_key,
     unpack_bitmaps,
 )
+from .crc import crc32
 from .salvage import Salvaged
 from .shape import Shape
 from .sums import BY_ROW
 
 Piece = bytes | memoryview
 _NEAR = (0, -1, 1)
-"""By how many places a value lies beside where a bitmap says, when one bit of that has changed."""
+"""By how many places a value may lie beside the one that follows the last that was found."""
+_MOST_TRIED = 4_096
+"""Ways to put a row together, where the bitmaps do not say which vectors it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,8 @@ class Verdict:
     undecided: list[bytes] = field(default_factory=list)
     """Ids of records of which it is not known whether they were deleted: they are kept."""
     history_kept: bool = True
+    history_lost: bool = False
+    """Whether moments could be read that cannot be read any more."""
     lost_commits: int = 0
     """Newest commits whose deletions cannot be read any more: their records may be there again."""
 
@@ -93,10 +98,18 @@ class _Judge:
             if len(value) == ROW_VALUE.size
         }
         self.key_of = {row: key for key, row in self.row_of.items()}
-        self.purged = self._bitmap("purged", b"")
+        self.told_dead = {
+            ROW.unpack(key)[0]: SEQUENCE_VALUE.unpack(value)[0]
+            for key, value in self.tables["dead"].items()
+            if len(key) == ROW.size and len(value) == SEQUENCE_VALUE.size
+        }
+        self.purged = self._purged()
         self.absent = {f: self._bitmap("absent", VECTOR_KEY.pack(f, 0)[:2])
                        for f in range(1, len(shape.fields))}  # fmt: skip
-        self.blocks: dict[tuple[int, int], tuple[Any, Any, bool]] = {}
+        self.blocks: dict[int, tuple[int, Any, Any, bool]] = {}
+        """By field: number, values and ranks of the block that was looked at last, and whether they fit."""
+        self.follows: dict[int, int] = {}
+        """By field: which vector of that block follows the last that was found."""
 
     # -- where the collection stands
 
@@ -134,9 +147,8 @@ class _Judge:
         ids = [ROW.unpack(key)[0] for key in self.tables["ids"] if len(key) == ROW.size]
         if ids:
             rows.append(self._end_of_ids(max(ids)))
-        return _vote([s for s in sequences if s < 1 << 48]), _vote(
-            [r for r in rows if r <= self.limit]
-        )
+        rows = [row for row in rows if row <= self.limit]
+        return _vote([s for s in sequences if s < 1 << 48]), _vote(rows)
 
     def _end_of_ids(self, number: int) -> int:
         raw = self.tables["ids"][ROW.pack(number)]
@@ -151,6 +163,28 @@ class _Judge:
             return 0 if "meta" in self.found.damaged else self.out.n_rows
         first = KEYED.unpack_from(raw)[0] if len(raw) >= KEYED.size else 0
         return int(first) if first <= self.out.n_rows else 0
+
+    def _purged(self) -> Any:
+        """Which rows are purged: as the bitmaps say, unless as many ids are there as the other tables say.
+
+        A row is live, and `keys` points to it unless it waits for that, or is marked dead, or is purged.
+        """
+        told = self._bitmap("purged", b"")
+        derived = np.zeros(self.out.n_rows, np.bool_)
+        derived[: self.keyed] = True
+        known = [row for row in (*self.key_of, *self.told_dead) if row < self.out.n_rows]
+        derived[np.array(known, np.int64)] = False
+        for first in range(0, self.out.n_rows, ID_BLOCK_ROWS):
+            part = slice(first, first + ID_BLOCK_ROWS)
+            raw = self.tables["ids"].get(ROW.pack(first // ID_BLOCK_ROWS))
+            if raw is None or len(raw) < 4:
+                if "purged" in self.found.damaged:
+                    told[part] = derived[part]
+                continue
+            held = int.from_bytes(raw[:4], "little")
+            if (~told[part]).sum() != held and (~derived[part]).sum() == held:
+                told[part] = derived[part]
+        return told
 
     def _bitmap(self, table: str, prefix: bytes) -> Any:
         mask = np.zeros(-(-self.out.n_rows // BITMAP_ROWS) * BITMAP_ROWS, np.bool_)
@@ -186,11 +220,8 @@ class _Judge:
         )
 
     def _block(self, f: int, number: int) -> tuple[Any, Any, bool]:
-        """(values of a block, rank of each of its rows, whether they fit the bitmaps)."""
-        key = (f, number)
-        if key not in self.blocks:
-            if len(self.blocks) > 4 * len(self.shape.fields):
-                self.blocks.clear()
+        """(values of a block, rank of each of its rows, whether they fit the bitmaps); asked in order."""
+        if f not in self.blocks or self.blocks[f][0] != number:
             shape = self.shape.fields[f]
             part = slice(number * shape.rows_per_block, (number + 1) * shape.rows_per_block)
             held = ~self.purged[part]
@@ -198,44 +229,54 @@ class _Judge:
                 held &= ~self.absent[f][part]
             raw = self.tables["vectors"].get(VECTOR_KEY.pack(f, number))
             size = 0 if raw is None else len(raw) // shape.row_bytes
-            self.blocks[key] = raw, np.cumsum(held) - held, size == int(held.sum())
-        return self.blocks[key]
+            self.blocks[f] = number, raw, np.cumsum(held) - held, size == int(held.sum())
+            self.follows[f] = 0
+        return self.blocks[f][1:]
 
-    def _vectors(self, f: int, row: int) -> list[Piece | None]:
-        """What the vector of a row may be, the likeliest first; None stands for none."""
+    def _places(self, f: int, row: int) -> list[int | None]:
+        """Which vector of its block a row may have, the likeliest first; None stands for none."""
         shape = self.shape.fields[f]
         number, offset = divmod(row, shape.rows_per_block)
         raw, ranks, fits = self._block(f, number)
         held = not f or not self.absent[f][row]
-        found: list[Piece | None] = []
-        for by in (0,) if fits else _NEAR:
-            at = (int(ranks[offset]) + by) * shape.row_bytes
-            if raw is not None and 0 <= at <= len(raw) - shape.row_bytes:
-                found.append(raw[at : at + shape.row_bytes])
-        if not f:
-            return found
         if fits:
-            return found[:1] if held else [None]
-        return [*found, None] if held else [None, *found]
+            return [int(ranks[offset]) if held else None]
+        stored = 0 if raw is None else len(raw) // shape.row_bytes
+        near = [at for by in _NEAR if 0 <= (at := self.follows[f] + by) < stored]
+        if not f:
+            return list(near)
+        return [*near[:1], None, *near[1:]] if held else [None, *near]
 
     def _whole(self, row: int, record_id: bytes, checksum: int | None) -> WholeRow | None:
-        """The row under this id, if its parts have this checksum; without one, as it is found."""
+        """The row under this id, if its parts have this checksum; without one, as the bitmaps say."""
+        key = ROW.pack(row)
         texts: dict[str, Piece] = {
-            t: v for t in BY_ROW if (v := self.tables[t].get(ROW.pack(row))) is not None
+            t: v for t in BY_ROW if (v := self.tables[t].get(key)) is not None
         }
-        choices = [self._vectors(f, row) for f in range(len(self.shape.fields))]
-        for chosen in itertools.islice(itertools.product(*choices), 64):
-            own, *named = chosen
-            if own is None:
+        places = [self._places(f, row) for f in range(len(self.shape.fields))]
+        if checksum is None and not all(fits for _, _, _, fits in self.blocks.values()):
+            return None
+        for chosen in itertools.islice(itertools.product(*places), _MOST_TRIED):
+            vectors = {f: self._vector(f, at) for f, at in enumerate(chosen) if at is not None}
+            if DEFAULT_FIELD not in vectors:
                 continue
-            made = zlib.crc32(own, zlib.crc32(record_id))
-            for piece in (*texts.values(), *named):
-                if piece is not None:
-                    made = zlib.crc32(piece, made)
+            made = crc32(vectors[DEFAULT_FIELD], crc32(record_id))
+            for piece in (*texts.values(), *(vector for f, vector in vectors.items() if f)):
+                made = crc32(piece, made)
             if checksum is None or made == checksum:
-                vectors = {f: v for f, v in enumerate(chosen) if v is not None}
+                self.follows |= {f: at + 1 for f, at in enumerate(chosen) if at is not None}
                 return WholeRow(record_id, made, vectors, texts)
         return None
+
+    def _vector(self, f: int, at: int) -> Piece:
+        width = self.shape.fields[f].row_bytes
+        return self.blocks[f][1][at * width : (at + 1) * width]  # type: ignore[no-any-return]
+
+    def _pass_over(self, row: int) -> None:
+        """What follows in the blocks of vectors when a row was not found."""
+        for f in range(len(self.shape.fields)):
+            if self._places(f, row)[:1] != [None]:
+                self.follows[f] += 1
 
     def _id_of(self, row: int) -> bytes | None:
         """The id that points to a row; None where none does, or only the hash of one."""
@@ -248,49 +289,69 @@ class _Judge:
         ids, sums, fits = self._ids_of(number, count)
         used: set[int] = set()
         open_rows: list[tuple[int, int]] = []
-        rank = 0
+        follows = 0
+        """Which id follows the last that was found."""
         for row in range(first, first + count):
             gone = bool(self.purged[row])
-            near = (0,) if fits else _NEAR
-            if not gone or not fits:
-                pointed = self._id_of(row)
-                for at in sorted((rank + by for by in near), key=lambda a: abs(a - rank)):
-                    if not 0 <= at < len(ids) or at in used:
-                        continue
-                    names = [n for n in (ids[at], pointed) if n]
-                    if not fits and pointed is not None and ids[at] != pointed:
-                        continue
-                    made = next((m for n in names if (m := self._whole(row, n, sums[at]))), None)
-                    if made is not None:
-                        out.rows[row] = made
-                        used.add(at)
-                        break
+            if gone and fits:
+                continue
+            pointed = self._id_of(row)
+            places = [follows] if fits else self._id_places(ids, follows, row, pointed)
+            for at in places:
+                if at in used or at >= len(ids):
+                    continue
+                names = [n for n in (ids[at], pointed) if n]
+                made = next((m for n in names if (m := self._whole(row, n, sums[at]))), None)
+                if made is not None:
+                    out.rows[row] = made
+                    used.add(at)
+                    follows = at + 1
+                    break
+            else:
+                if gone:
+                    continue
+                made = None
+                if pointed is not None and follows >= len(ids):
+                    made = self._whole(row, pointed, None)
+                if made is not None:
+                    out.rows[row] = made
+                    out.unverified.append(pointed or b"")
                 else:
-                    if not ids and pointed is not None and not gone:
-                        made = self._whole(row, pointed, None)
-                        if made is not None:
-                            out.rows[row] = made
-                            out.unverified.append(pointed)
-                    if row not in out.rows and not gone:
-                        open_rows.append((row, rank))
-            rank += not gone
+                    open_rows.append((row, follows))
+                    self._pass_over(row)
+                follows += 1
         unplaced = len(ids) - len(used)
         for row, at in open_rows:
-            if ids and not unplaced:
-                break  # Every id has its row: what is left was purged, whatever the bitmap says.
-            unplaced -= 1
+            if not unplaced and self._was_purged(row, bool(ids)):
+                continue
+            unplaced = max(0, unplaced - 1)
             name = ids[at] if at < len(ids) and at not in used else b""
-            out.lost[row] = self._id_of(row) or name or None
+            out.lost[row] = self._id_of(row) or (name if _may_be_id(name) else None)
+
+    def _id_places(
+        self, ids: list[bytes], follows: int, row: int, pointed: bytes | None
+    ) -> list[int]:
+        """Which id of a block that does not fit its bitmap a row may have, the likeliest first."""
+        near = [at for by in _NEAR if 0 <= (at := follows + by) < len(ids)]
+        if pointed is not None:
+            return [*(at for at, name in enumerate(ids) if name == pointed), *near]
+        block = row // ID_BLOCK_ROWS
+        # Not one that belongs to another row of this block.
+        return [at for at in near if self.row_of.get(id_key(ids[at]), -1) // ID_BLOCK_ROWS != block]
+
+    def _was_purged(self, row: int, ids_left: bool) -> bool:
+        """Whether a row whose block has no id for it was purged, whatever the bitmap says."""
+        damaged = self.found.damaged
+        if ids_left and "ids" not in damaged:
+            return True
+        if damaged & {"keys", "dead"}:
+            return False
+        return row < self.keyed and row not in self.key_of and row not in self.told_dead
 
     # -- the dead
 
     def _judge_dead(self) -> None:
         out = self.out
-        told = {
-            ROW.unpack(key)[0]: SEQUENCE_VALUE.unpack(value)[0]
-            for key, value in self.tables["dead"].items()
-            if len(key) == ROW.size and len(value) == SEQUENCE_VALUE.size
-        }
         logged = {
             row: sequence
             for sequence, value in self.log.items()
@@ -300,12 +361,13 @@ class _Judge:
         newest: dict[bytes, int] = {}
         for row in sorted(known):
             name = known[row]
-            if name:
+            # The id of a row that is lost may be what was damaged, unless something points from it.
+            if name and (row in out.rows or row in self.key_of):
                 newest[name] = row
         begin = min(self.log, default=out.sequence + 1)
         whole_keys = "keys" not in self.found.damaged
         for row, name in known.items():
-            in_table, in_log = told.get(row), logged.get(row)
+            in_table, in_log = self.told_dead.get(row), logged.get(row)
             sound = [s for s in (in_log, in_table) if s is not None and 0 < s <= out.sequence]
             pointed = self.row_of.get(id_key(name)) if name else None
             # Nothing leads to it, neither from its id nor by its number.
@@ -313,13 +375,17 @@ class _Judge:
             half = (in_log is None and "log" in self.found.damaged) or (
                 in_table is None and "dead" in self.found.damaged
             )
-            if (name and newest[name] != row) or len(sound) == 2:
+            replaced = (row in out.rows or row in self.key_of) and newest.get(
+                name or b"", row
+            ) != row
+            if replaced or len(sound) == 2:
                 dead = True
             elif pointed == row:
                 dead = False
             else:
                 dead = unkeyed or bool(sound and (sound[0] < begin or half))
-                if sound and name and not dead:
+                told = sound or ({"dead", "keys"} <= self.found.damaged and begin > 1)
+                if told and name and not dead:
                     out.undecided.append(name)
             if dead:
                 out.dead[row] = sound[0] if sound else 0
@@ -333,10 +399,13 @@ class _Judge:
         for number in range(-(-out.n_rows // ID_BLOCK_ROWS)):
             self._judge_block(number)
         self._judge_dead()
-        for row in [row for row in out.lost if row in out.dead]:
-            del out.lost[row]
-            out.lost_history += 1
+        known = len(out.lost)
+        out.lost = {row: name for row, name in out.lost.items() if row not in out.dead}
+        out.lost_history = known - len(out.lost)
         out.dead = {row: s for row, s in out.dead.items() if row in out.rows}
+        there = {whole.record_id for row, whole in out.rows.items() if row not in out.dead}
+        # An id that is there was not that of the row, which has another one that is not known.
+        out.lost = {row: None if name in there else name for row, name in out.lost.items()}
         damaged = self.found.damaged
         if {"log", "dead"} <= damaged:
             out.lost_commits = max(0, out.sequence - max(self.log, default=0))
@@ -360,11 +429,19 @@ class _Judge:
             and max(self.log, default=out.sequence) == out.sequence
         )
         out.history_kept = kept
+        out.history_lost = not kept and (horizon < out.sequence or "log" in damaged)
         out.horizon = horizon if kept else out.sequence
         if kept:
             out.log = {s: bytes(v) for s, v in self.log.items()}
         out.dead = {row: s or out.horizon for row, s in out.dead.items()}
         return out
+
+
+def _may_be_id(name: bytes) -> bool:
+    try:
+        return bool(name) and "\0" not in name.decode()
+    except UnicodeDecodeError:
+        return False
 
 
 def _vote(numbers: list[int]) -> int:
