@@ -209,24 +209,6 @@ def test_what_was_lost_is_told_whatever_fails_next(copy, monkeypatch):
         vecdb.check(copy)  # Nothing to tell yet.
 
 
-def test_a_catalog_whose_repair_is_killed_keeps_its_names(tmp_path, copy, sound):
-    """Killed at each named point of it, the names are there after the next repair."""
-    flip(copy / CATALOG_FOLDER / DATA_FILE, 8 * (4_096 + 16) + 3)
-    points, trial = tmp_path / "points", tmp_path / "trial"
-    shutil.copytree(copy, trial)
-    run(trial, f"*=record:{points}")
-    names = sorted({n for n in points.read_text().split() if n.startswith("catalog.")})
-    assert "catalog.rename.before" in names
-    for name in names:
-        shutil.rmtree(trial)
-        shutil.copytree(copy, trial)
-        assert run(trial, f"{name}=kill") == -9, name
-        vecdb.check(trial, repair=True)
-        with vecdb.open(trial) as db:
-            assert [info.name for info in db.list_collections()] == ["docs"], name
-        assert records(trial) == sound[1], name
-
-
 def test_a_file_that_was_cut_off(tmp_path, sound):
     """Of a file of any shorter length all that is there is kept and what is missing is named, or the repair is
     refused in words, because nothing leads to the tables any more, and changes nothing."""
@@ -405,6 +387,24 @@ def test_a_repair_that_is_killed_can_be_run_again(tmp_path, copy, sound, repair)
         now = records(trial)
         assert all(now[i] == sound[1][i] for i in now), name
         assert not list(data_file(trial).parent.glob("compact*")), name
+
+
+def test_a_catalog_whose_repair_is_killed_keeps_its_names(tmp_path, copy, sound, repair):
+    """Killed at each named point of it, the names are there after the next repair."""
+    flip(copy / CATALOG_FOLDER / DATA_FILE, 8 * (4_096 + 16) + 3)
+    points, trial = tmp_path / "points", tmp_path / "trial"
+    shutil.copytree(copy, trial)
+    repair(trial, f"*=record:{points}")
+    names = sorted({n for n in points.read_text().split() if n.startswith("catalog.")})
+    assert "catalog.rename.before" in names
+    for name in names:
+        shutil.rmtree(trial)
+        shutil.copytree(copy, trial)
+        assert repair(trial, f"{name}=kill") == -9, name
+        vecdb.check(trial, repair=True)
+        with vecdb.open(trial) as db:
+            assert [info.name for info in db.list_collections()] == ["docs"], name
+        assert records(trial) == sound[1], name
 
 
 def test_the_command_names_what_is_lost(copy, capsys):
