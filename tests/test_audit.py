@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import AddKey, StartServer, wait_until
 
+from vecdb.backup import taking
 from vecdb_client import connect, errors
 from vecdb_server import keys
 from vecdb_server.audit import AuditLog
@@ -92,7 +94,11 @@ def test_a_stranger_cannot_fill_the_audit_log(
 
 
 def test_a_backup_is_one_line(
-    start: StartServer, add: AddKey, keys_file: Path, tmp_path: Path
+    start: StartServer,
+    add: AddKey,
+    keys_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A call that tells its progress on a stream has one line, when it has ended, and so has one that is given up."""
     root, log = add("admin"), tmp_path / "audit.jsonl"
@@ -100,9 +106,16 @@ def test_a_backup_is_one_line(
         keys_file=str(keys_file), audit_log=str(log), backup_root=str(tmp_path / "backups")
     )
     said: list[Any] = []
+    gone, finish = threading.Event(), taking._finish
 
     def give_up(progress: Any) -> None:
         raise ValueError("given up")
+
+    def finish_late(*given: Any, **named: Any) -> None:
+        # So small a backup would else have ended before its server hears that nobody wants it.
+        assert gone.wait(10)
+        time.sleep(0.5)
+        finish(*given, **named)
 
     with connect(server.address, api_key=root) as admin:
         docs = admin.create_collection("docs", dimension=2)
@@ -110,8 +123,10 @@ def test_a_backup_is_one_line(
         log.write_text("")
         admin.backup("nightly", progress=said.append)
         assert len(said) > 1
+        monkeypatch.setattr(taking, "_finish", finish_late)
         with pytest.raises(ValueError, match="given up"):
             admin.backup("nightly", kind="full", progress=give_up)
+        gone.set()
         wait_until(lambda: len(log.read_text().splitlines()) == 2, "both are told")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(e["method"], e["code"]) for e in lines] == [
