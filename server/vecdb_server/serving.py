@@ -6,9 +6,10 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from queue import SimpleQueue
 from typing import Any
 
 import vecdb
@@ -29,13 +30,20 @@ EXIT_ERROR = 1
 EXIT_SETTING = 2
 EXIT_FOLDER = 3
 
+_LOOK_S = 1.0
+_MANY = 4_096
+
 
 class _Signals:
-    """What signals ask for, in their order. The second SIGTERM or SIGINT ends the process at once."""
+    """What signals ask for, in their order. The second SIGTERM or SIGINT ends the process at once.
 
-    def __init__(self) -> None:
-        self.came: SimpleQueue[int] = SimpleQueue()
-        """A handler interrupts whoever waits here, so this must not be a lock that both take."""
+    The system may give a signal to any thread, and Python runs its handler in the main one only, once that
+    goes on. So whoever waits here waits for a byte, which is sent in whichever thread a signal comes.
+    """
+
+    def __init__(self, woken: socket.socket) -> None:
+        self._woken = woken
+        self._came: deque[int] = deque()
         self._stops = False
 
     def handle(self, number: int, _: Any) -> None:
@@ -43,19 +51,33 @@ class _Signals:
             if self._stops:
                 os._exit(128 + number)
             self._stops = True
-        self.came.put(number)
+        self._came.append(number)
+
+    def next(self) -> int:
+        """Waits for the next signal."""
+        while not self._came:
+            # A byte comes before its handler has run: a wait of one second at most is the worst.
+            with contextlib.suppress(TimeoutError):
+                self._woken.recv(_MANY)
+        return self._came.popleft()
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[_Signals]:
-    asked = _Signals()
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = [signal.signal(number, asked.handle) for number in numbers]
-    try:
-        yield asked
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+    woken, wakes = socket.socketpair()
+    with woken, wakes:
+        woken.settimeout(_LOOK_S)
+        wakes.setblocking(False)
+        asked = _Signals(woken)
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        descriptor = signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
+        before = [signal.signal(number, asked.handle) for number in numbers]
+        try:
+            yield asked
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(descriptor)
 
 
 def serve(settings: Mapping[str, Any], read: Read | None = None) -> int:
@@ -91,7 +113,7 @@ def serve(settings: Mapping[str, Any], read: Read | None = None) -> int:
         if server.metrics_port is not None:
             log.info("metrics", extra={"port": server.metrics_port})
         notify("READY=1", f"STATUS=serving {checked['data']} on {server.address}")
-        while asked.came.get() == signal.SIGHUP:
+        while asked.next() == signal.SIGHUP:
             _reload(server, read)
         notify("STOPPING=1", "STATUS=waiting for running calls")
         log.info("stopping", extra={"drain_timeout_s": server.settings["drain_timeout_s"]})
