@@ -417,7 +417,7 @@ def test_a_map_that_finds_no_address_space(data_folder):
         docs.insert(["a"], np.ones((1, 256)))
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         unlimited = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (used + (24 << 20), unlimited[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (used + (40 << 20), unlimited[1]))
         done, batch = 0, np.ones((500, 256))
         try:
             for n in range(200):

@@ -276,7 +276,7 @@ def test_a_write_that_waits_does_not_hold_up_the_end(data_folder, monkeypatch):
         end = threading.Thread(target=core.close, args=("closed",), daemon=True)
         end.start()
         assert reached.wait(10)
-        done = core._lane._for_main.submit(core._lane.submit, write)
+        done = core._lane._threads.for_main.submit(core._lane.submit, write)
         with pytest.raises(errors.Closed):
             done.result(10)
         end.join(10)

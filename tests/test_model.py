@@ -229,6 +229,11 @@ class Machine(RuleBasedStateMachine):
         self.docs = self.db.get_collection("docs")
 
     @rule()
+    def rest(self):
+        """Its files are closed until something needs them, unless something does."""
+        self.docs._core.store._env.rest()
+
+    @rule()
     def build(self):
         self.docs.build_index()
 

@@ -241,6 +241,31 @@ def test_a_reader_follows_names(data_folder):
             assert db.get_collection("alias").name == f"m{n}"
 
 
+def test_a_reader_follows_through_its_rests(data_folder):
+    """A read-only database closes the files of collections not used lately, and sees all that the writer has done when
+    it opens them again, also in a file that was put in the place of the old one."""
+    with Writer(data_folder) as writer:
+        writer.run("other = db.create_collection('other', dimension=2)")
+        writer.run("docs.insert(['a', 'b'], [[1, 0], [0, 1]], documents=['A', 'B'])")
+        with vecdb.open(data_folder, read_only=True, max_open_collections=1) as db:
+            docs, other = db.get_collection("docs"), db.get_collection("other")
+            for n in range(5):
+                assert other.count() == n
+                assert docs._core.store._env._env is None
+                writer.run(f"other.insert(['{n}'], [[1, 2]])")
+                writer.run(f"docs.upsert(['a'], [[1, 0]], documents=['A{n}'])")
+                if n == 3:
+                    writer.run("docs.compact()")
+                found = docs.query([[1, 0]], k=1, include=["document"])
+                assert found.documents == [[f"A{n}"]]
+            assert len(db._awake) == 1
+            assert docs.check().ok
+            assert other.count() == 5
+            writer.run("db.drop_collection('docs')")
+            with pytest.raises(errors.Closed, match="has gone"):
+                docs.get(["a"])
+
+
 def test_a_reader_interrupted_while_it_follows(data_folder, monkeypatch):
     """A reader whose catching up is interrupted makes its copies anew and answers right."""
     with Writer(data_folder) as writer:

@@ -113,7 +113,7 @@ def test_a_server_without_memory(tmp_path):
         many = [f"b{i}" for i in range(12_000)], np.ones((12_000, 1_024))
         pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0])
         limits = resource.prlimit(process.pid, resource.RLIMIT_AS)
-        limit = pages * resource.getpagesize() + (24 << 20)
+        limit = pages * resource.getpagesize() + (36 << 20)
         resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limits[1]))
         with pytest.raises(errors.LimitExceeded, match="ulimit -v"):
             docs.insert(*many)

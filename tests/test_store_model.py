@@ -123,6 +123,11 @@ class Store(RuleBasedStateMachine):
         self.store.close()
         self.store = store_rows.reopen(self.folder, self.shape)
 
+    @rule()
+    def rest(self):
+        """Closed until it is used again, unless it is in use."""
+        assert self.store._env.rest() == (self.moment is None)
+
     @precondition(lambda self: self.moment is None)
     @rule()
     def keep_a_moment(self):

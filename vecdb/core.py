@@ -27,6 +27,7 @@ from .filters import Filter, evaluate, select
 from .ids import Ids
 from .index import BuiltIndex, IndexRecord, View
 from .lane import Applied, Lane, Write
+from .lane_threads import LaneThreads
 from .masks import Deaths, FilterMasks, Moment, StoredTexts, rows_at
 from .pins import Pins
 from .selection import Selection
@@ -53,10 +54,12 @@ class Core:
         info: CollectionInfo,
         store: CollectionStore,
         options: Mapping[str, Any],
+        threads: LaneThreads,
         *,
         read_only: bool,
         devices: Devices | None = None,
     ) -> None:
+        """`threads` and `devices` are those of the database."""
         self.info = info
         self.store = store
         self.options = options
@@ -71,7 +74,8 @@ class Core:
         self.masks = FilterMasks(options["filter_cache_entries"])
         self._matched: _Matched = (None, self.masks, None)
         self.closed: str | None = None
-        self._lane = Lane(store, self._publish, self._prepare)
+        store.on_rest = self._let_go
+        self._lane = Lane(store, self._publish, threads, self._prepare)
         self.commits, self.groups = self._lane.commits, self._lane.groups
         self._news = threading.Condition()
         self._columns_lock = threading.Lock()
@@ -138,6 +142,11 @@ class Core:
         self.default = fields[-1]
         self.index = self.default.index
         self._stale = False
+
+    def _let_go(self) -> None:
+        """While nobody reads or writes the store: lets go of vectors that were read for filters."""
+        for field in self.all_fields:
+            field.index.view.let_go()
 
     def field(self, name: str | None) -> Field:
         """The named vector field, for None that of the record's own vector."""
@@ -264,8 +273,8 @@ class Core:
             self._catch_up()
         try:
             return self._lane.submit(write)
-        except RuntimeError:
-            self.check_open()  # closed in between: the lane takes nothing any more
+        except (Closed, RuntimeError):
+            self.check_open()  # closed in between, and this says why
             raise
 
     def exclusive(self) -> AbstractContextManager[None]:
@@ -427,7 +436,6 @@ class Core:
             for field in self.all_fields:
                 if field.index.on_device is not None:
                     field.index.on_device.leave()
-            self._lane.close()  # not inside it: a thread of it that has a write waits to come in
             with self._news:
                 self._news.notify_all()
 

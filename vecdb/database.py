@@ -23,9 +23,10 @@ from .device.choice import parse as parse_device
 from .device.devices import Devices, must_be_there, open_devices
 from .errors import Closed, CollectionExists, DatabaseLocked, LimitExceeded, ReadOnly, VecdbError
 from .index.card import count_gpus
+from .lane_threads import LaneThreads
 from .layout import COLLECTIONS_FOLDER, DATA_FILE, UNNAMED_FILE
 from .settings import ENGINE, resolve
-from .store import Catalog, CollectionStore, not_found, system_in_our_words, taken
+from .store import Awake, Catalog, CollectionStore, not_found, system_in_our_words, taken
 from .types import CollectionInfo, VectorSettings
 from .watching import CollectionFigures, collection_figures
 
@@ -96,6 +97,8 @@ class Database(BackedUp):
             self._release()
             raise
         self._builder = Builder(self._options, read_only=read_only)
+        self._lane_threads = LaneThreads()
+        self._awake = Awake(int(self._options["max_open_collections"]))
         if not read_only:
             self._sweep()
 
@@ -270,6 +273,7 @@ class Database(BackedUp):
                     core.close("the database is closed; open it again")
                 except VecdbError as error:
                     failed = error
+            self._lane_threads.close()
             if self.devices is not None:
                 self.devices.close()
             self._catalog.close()
@@ -336,7 +340,9 @@ class Database(BackedUp):
         path = self._folder(token)
         if not path.is_dir() and token not in self._catalog.names().of:
             raise not_found(name)  # dropped since its name was looked up
-        return CollectionStore.open(path, shape_of, self._options, read_only=self.read_only)
+        return CollectionStore.open(
+            path, shape_of, self._options, read_only=self.read_only, awake=self._awake
+        )
 
     def _info(self, name: str, token: str) -> CollectionInfo:
         """Settings of a collection, without loading it."""
@@ -375,7 +381,12 @@ class Database(BackedUp):
             try:
                 info = from_json(name, store.settings)
                 core = Core(
-                    info, store, self._options, read_only=self.read_only, devices=self.devices
+                    info,
+                    store,
+                    self._options,
+                    self._lane_threads,
+                    read_only=self.read_only,
+                    devices=self.devices,
                 )
                 if core.assigned.note:
                     # Once an opening: each query tells by itself.

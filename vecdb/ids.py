@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import Corrupted
+from .memory import anonymous
 
 _FIRST_ROWS = 1_024
 _FIRST_BYTES = 1 << 14
@@ -51,7 +51,8 @@ class Ids:
         self._kept: _Texts
         self._replacing = threading.Lock()
         """Held to put other kept texts in place: they must stay as long as the ends."""
-        self._texts = _memory(_FIRST_BYTES)
+        # Its slices are `bytes`: the quickest way to a text.
+        self._texts = anonymous(_FIRST_BYTES)
         self._hold_ends(np.zeros(_FIRST_ROWS + 1, np.int64))
 
     def append(self, ids: Sequence[bytes]) -> None:
@@ -64,7 +65,7 @@ class Ids:
         start = int(self._ends[first])
         stop = start + len(texts)
         if stop > len(self._texts):
-            grown = _memory(max(stop, 2 * len(self._texts)))
+            grown = anonymous(max(stop, 2 * len(self._texts)))
             grown.write(memoryview(self._texts)[:start])
             self._texts = grown
         self._texts[start:stop] = texts
@@ -128,8 +129,3 @@ class Ids:
             self._starts, self._stops = ends[:-1], ends[1:]
             # As long as the ends, so before rows beyond those it holds are published.
             self._kept = _Texts(len(self._starts))
-
-
-def _memory(size_bytes: int) -> mmap.mmap:
-    """Zeroed memory of the process's own, whose slices are `bytes`: the quickest way to a text."""
-    return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

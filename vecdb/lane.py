@@ -5,7 +5,7 @@ who wait, wakes them, and hands the lead to the first of those who have come mea
 writes grows with the number of writers, and nobody waits for longer than one commit plus its own.
 
 Ctrl-C reaches the main thread only, between any two steps of it. So the main thread never commits:
-it hands its write to a thread of the lane and waits. Interrupted, it leaves; the write is still done
+it hands its write to another thread and waits. Interrupted, it leaves; the write is still done
 as a whole.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from .columns import ColumnBatch
 from .errors import VecdbError
+from .lane_threads import LaneThreads, settle
 from .store import CollectionStore, Writer, no_thread
 from .tally import SECONDS, SIZES, Tally
 from .vectors import NamedColumn
@@ -101,6 +102,7 @@ class Lane:
         self,
         store: CollectionStore,
         publish: Callable[[Sequence[Applied], int], None],
+        threads: LaneThreads,
         prepare: Callable[[Applied], None] = lambda _: None,
     ) -> None:
         self._store = store
@@ -115,8 +117,7 @@ class Lane:
         """Writes that shared a commit."""
         self._led = False
         """Whether a thread commits for those who wait."""
-        self._for_main = ThreadPoolExecutor(1, thread_name_prefix="vecdb-lane")
-        self._beside = ThreadPoolExecutor(1, thread_name_prefix="vecdb-ahead")
+        self._threads = threads
 
     def submit(self, write: Write) -> tuple[Applied, int]:
         """Commits a write, with others or alone; (what it did, sequence of its commit).
@@ -136,7 +137,7 @@ class Lane:
 
     def _hand_over(self, entry: _Entry) -> None:
         try:
-            done = self._for_main.submit(self._finish, entry)
+            done = self._threads.for_main.submit(self._finish, entry)
         except RuntimeError as error:
             # It lies in the queue all the same, and must find that nobody waits for it.
             entry.error = no_thread(error) if "new thread" in str(error) else error
@@ -148,11 +149,6 @@ class Lane:
         """Keeps writers out, for changes of the copies in memory. Re-entrant."""
         with self._lane:
             yield
-
-    def close(self) -> None:
-        """Ends the threads of the lane once it is through. Nothing may be submitted afterwards."""
-        self._for_main.shutdown()
-        self._beside.shutdown()
 
     def _finish(self, entry: _Entry) -> None:
         if entry.done:
@@ -218,13 +214,13 @@ class Lane:
                     columns.append(applied.columns)
 
         def beside_the_disk() -> None:
-            wait(preparing)  # of an attempt for which the map was too small
+            settle(preparing)  # of an attempt for which the map was too small
             first = next((o for o in outcomes if isinstance(o, Applied)), None)
             vectors = None if first is None else first.vectors
             if first is not None and vectors is not None and vectors.nbytes >= _AHEAD_BYTES:
                 wanted = [first]
                 try:
-                    ahead = self._beside.submit(self._prepare_all, wanted)
+                    ahead = self._threads.ahead.submit(self._prepare_all, wanted)
                 except RuntimeError:
                     # No thread to be had: publishing prepares it. What lies in the queue must not run later.
                     wanted.clear()
@@ -236,7 +232,7 @@ class Lane:
             try:
                 _, sequence = self._store.commit(work, beside_the_disk)
             finally:
-                wait(preparing)
+                settle(preparing)
         except Exception as error:
             if len(group) > 1:
                 # One write took the commit down, by a fault or by its size; the others may fit.

@@ -44,7 +44,9 @@ from .source import READ_ROWS, scan, true_keys
 Made = TypeVar("Made")
 
 ADD_ROWS = 4_096
-"""Rows a FAISS call adds; cancelling and progress wait for at most one such call."""
+"""Rows a FAISS call adds; cancelling and progress wait for at most one such call. Each call makes a lock for every row
+of the graph anew, 33 ms at a million. More rows a call were no quicker all the same: 300,000 x 128 took 30 s, with
+16,384 and 32,768 rows a call 31 and 32, on 2 cores."""
 
 LOW_PRIORITY = 10
 MIN_ROWS = 1_000

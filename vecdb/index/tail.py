@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..layout import vector_width
+from ..memory import anonymous
 from .blocks import BitBlock, Block, CodeBlock, FloatBlock
 from .codes import own_code
 from .distance import Floats, Rows
@@ -27,6 +28,8 @@ MAX_PIECE_ROWS = 16_384
 piece is cut or copied down; 16,384 x 384 takes 0.6 ms to search."""
 
 _FIRST_ROWS = 256
+_OWN_PAGES_BYTES = 1 << 16
+"""A buffer of fewer bytes is the allocator's: its spare room is not worth pages of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,11 @@ class Tail:
         return sum(piece.block.nbytes for piece in self._full) + self._buffer.nbytes
 
     def _empty(self, rows: int) -> Floats:
-        return np.empty((rows, self._width), self._dtype)
+        count = rows * self._width
+        size = count * np.dtype(self._dtype).itemsize
+        if size < _OWN_PAGES_BYTES:
+            return np.empty((rows, self._width), self._dtype)
+        return np.frombuffer(anonymous(size), self._dtype).reshape(rows, self._width)
 
     def _block(self, vectors: Floats, *, sealed: bool) -> Block:
         """A block over `vectors`; the code that needs fewest bytes once it is sealed."""
@@ -160,7 +167,10 @@ class Tail:
         # every vector once more.
         steps = (_FIRST_ROWS, 8 * _FIRST_ROWS, self.piece_rows)
         size = min(self.piece_rows, next(step for step in steps if step >= rows))
-        larger = self._empty(size)
+        try:
+            larger = self._empty(size)
+        except MemoryError:
+            larger = self._empty(rows)
         larger[: self._filled] = self._buffer[: self._filled]
         self._buffer = larger
 

@@ -29,7 +29,8 @@ from .trace import Trace
 _HALF_ERROR = 2.0**-11 + 1e-5
 """Largest distance of a unit vector from its float16 code, with room for float32 rounding."""
 _ROUNDING = 1e-5
-_KEPT_FEW = 8
+_KEPT_FEW, _KEPT_SHARE = 8, 4
+"""Selections whose vectors are kept: so many, of a quarter of the rows together, or one."""
 _ON_DEVICE = 1_024
 """Queries of a large batch that go to a device together."""
 
@@ -213,6 +214,10 @@ class View:
             return unit(queries)
         return np.ascontiguousarray(queries, np.float32)
 
+    def let_go(self) -> None:
+        """Of what is only kept for the next query."""
+        self._fews = {}
+
     def few(self, allowed: Selection) -> Few | None:
         """The vectors of a selection, side by side, where they were put so for an earlier query."""
         kept = self._fews.get(id(allowed))
@@ -226,7 +231,8 @@ class View:
             rows = rows[is_set(self.live, rows)]
             # The selection is kept too, so that its id stays its own.
             kept = self._fews[id(allowed)] = (allowed, self._gather(rows), rows)
-            if len(self._fews) > _KEPT_FEW:
+            together = sum(len(rows) for _, _, rows in list(self._fews.values()))
+            if len(self._fews) > _KEPT_FEW or together * _KEPT_SHARE > self.n_rows:
                 self._fews = {id(allowed): kept}
         if trace is not None:
             inside = 0 if self.main is None else np.searchsorted(kept[2], self.main.high_water)

@@ -1,5 +1,6 @@
 """The only door to LMDB: what is stored, and the transactions that read and write it."""
 
+from .awake import Awake
 from .catalog import Catalog, not_found, taken
 from .catalog_repair import catalog_problems, repair_catalog
 from .check import problems
@@ -15,6 +16,7 @@ from .tables import State
 from .writer import Column, EncodedRows, Writer, checksums
 
 __all__ = [
+    "Awake",
     "Catalog",
     "CollectionStore",
     "Column",

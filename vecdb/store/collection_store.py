@@ -24,6 +24,7 @@ from ..layout import (
     OPTIONAL_TABLES,
     SEQUENCE,
 )
+from .awake import Awake
 from .environment import Environment
 from .fresh import FreshIds
 from .kept import keep
@@ -54,6 +55,9 @@ class CollectionStore:
         self._newest_us = 0
         self._mapped: tuple[MappedBlocks, ...] = ()
         self._requests = Requests()
+        self.on_rest: Callable[[], None] = lambda: None
+        """Called when its files are closed for a while, for copies that are soon made again."""
+        environment.on_rest = self._rest
         if not environment.read_only:
             self._mapped = tuple(MappedBlocks(field) for field in shape.fields)
             environment.on_move = self._forget_blocks
@@ -86,13 +90,14 @@ class CollectionStore:
         options: Mapping[str, Any],
         *,
         read_only: bool,
+        awake: Awake | None = None,
     ) -> CollectionStore:
         """Opens an existing store. Raises FormatMismatch or Corrupted when it cannot be read.
 
         One of an older format is brought to the present one, unless it is opened read-only; a copy is kept
-        before, see `kept`.
+        before, see `kept`. With `awake` it rests when that says so, see `Environment`.
         """
-        environment = _open(folder, options, create=False, read_only=read_only)
+        environment = _open(folder, options, create=False, read_only=read_only, awake=awake)
         try:
             with environment.read() as transaction:
                 reader = Reader(environment, transaction, Shape(1, "float32"))
@@ -154,6 +159,12 @@ class CollectionStore:
     def _forget_blocks(self, transaction_id: int = 0) -> None:
         for blocks in self._mapped:
             blocks.forget(transaction_id)
+
+    def _rest(self) -> None:
+        """Lets go of ids that are soon read again: of a small collection they are as much as all else it keeps."""
+        if self._fresh.is_small:
+            self._fresh = FreshIds()
+        self.on_rest()
 
     def _look_for_tables(self) -> None:
         """Read-only at a file of an older format: the writer may have made the present one of it."""
@@ -311,7 +322,12 @@ class CollectionStore:
 
 
 def _open(
-    folder: Path, options: Mapping[str, Any], *, create: bool, read_only: bool
+    folder: Path,
+    options: Mapping[str, Any],
+    *,
+    create: bool,
+    read_only: bool,
+    awake: Awake | None = None,
 ) -> Environment:
     lazy = options["durability"] == "interval"
     environment = Environment(
@@ -324,6 +340,7 @@ def _open(
         map_initial_bytes=options["map_initial_bytes"],
         map_limit_bytes=options["map_limit_bytes"],
         sync_interval_s=options["durability_interval_ms"] / 1_000 if lazy else None,
+        awake=awake,
     )
     shape = Shape(1, "float32")
     environment.sequence_of = lambda seen: Reader(environment, seen, shape).state().sequence

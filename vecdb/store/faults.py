@@ -77,8 +77,8 @@ def full_or_internal(folder: Path, text: str) -> VecdbError:
     full = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), os.strerror(errno.EFBIG))
     if os.strerror(errno.EMFILE) in text or os.strerror(errno.ENFILE) in text:
         return LimitExceeded(
-            f"too many files are open to open {folder}; raise the limit (ulimit -n): each collection "
-            "takes two files and those of its index"
+            f"too many files are open to open {folder}; raise the limit (ulimit -n), or lower the setting "
+            "max_open_collections: each that is open takes three files and those of its index"
         )
     if os.strerror(errno.ENOMEM) in text:
         return LimitExceeded(

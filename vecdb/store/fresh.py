@@ -86,6 +86,11 @@ class FreshIds:
         self._span = _Span(0)
         self._round = _Round(0, 0, [], np.empty(0, np.int64))
 
+    @property
+    def is_small(self) -> bool:
+        """Whether they are few, so that reading them again takes some milliseconds at most."""
+        return len(self._span.rows) <= LEAST_FRESH_ROWS
+
     def rows(self, ids: Sequence[bytes], first: int, stop: int, read: ReadIds) -> list[int]:
         """The newest of the rows [first, stop) with each id, -1 where there is none; 0.1 us an id.
 

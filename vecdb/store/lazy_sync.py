@@ -147,6 +147,11 @@ class LazySync:
         """The newest commit that is surely on the disk; None when all are."""
         return None if self._stand is None else self._sequence
 
+    @property
+    def settled(self) -> bool:
+        """Whether `settle` was called, and nothing written since."""
+        return self._stand is None and self._since is None
+
     def _is_late(self) -> bool:
         oldest = self._since if self._under_way is None else self._under_way
         return oldest is not None and time.monotonic() - oldest > self._interval_s

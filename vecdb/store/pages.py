@@ -101,8 +101,9 @@ class PageFile:
     def __init__(self, path: Path) -> None:
         """OSError when it cannot be read."""
         self.size = path.stat().st_size
+        # As a plain array: each part of a memmap that is looked at costs some us more.
         self.raw: Any = (
-            np.memmap(path, np.uint8, "r", shape=(self.size,))
+            np.memmap(path, np.uint8, "r", shape=(self.size,)).view(np.ndarray)
             if self.size
             else np.empty(0, np.uint8)
         )

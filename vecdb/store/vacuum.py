@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from ..layout import COMPACTED_FOLDER, COMPACTING_PREFIX, DATA_FILE, LMDB_LOCK_F
 _WHAT = "vacuum"
 _CHUNK_BYTES = 32 << 20
 """Written in one transaction: pages wait in memory until it ends."""
+_SPARE_BYTES = 16 << 20
+"""What a copy may take more than its original, which is small: pages of its own bookkeeping."""
 _ENTRY_BYTES = 32
 """What an entry takes beside its value, near enough."""
 _READER_BYTES, _LOCK_HEADER_BYTES = 64, 4_096
@@ -34,10 +38,23 @@ def reserve_locks(folder: Path, readers: int, *, read_only: bool = False) -> Non
             raise
 
 
+@contextmanager
+def aside(folder: Path) -> Iterator[Path]:
+    """A name for the folder of a copy, of which nothing is left when the body fails."""
+    made = folder / (COMPACTING_PREFIX + secrets.token_hex(8))
+    try:
+        yield made
+    except BaseException:
+        disk.remove_tree(made, _WHAT)
+        raise
+
+
 def copy_tables(
     transaction: Any, tables: Mapping[str, Any], folder: Path, map_size_bytes: int, readers: int
 ) -> None:
     """Writes the tables, as `transaction` sees them, into a new environment; durable on return.
+
+    `map_size_bytes` is that of the original.
 
     Entries are appended in the order of their keys, so that every page is full, which a copy of the
     pages would not give: at random ids those of `keys` are two thirds full.
@@ -46,7 +63,7 @@ def copy_tables(
     reserve_locks(folder, readers)
     environment = lmdb.open(
         str(folder),
-        map_size=map_size_bytes,
+        map_size=map_size_bytes + _SPARE_BYTES,
         max_readers=readers,
         max_dbs=len(tables),
         sync=False,
