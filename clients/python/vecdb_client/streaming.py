@@ -2,7 +2,8 @@
 
 Whoever has a common query puts it down to wait. A stream that is free takes all that wait, sends them
 as one message, and hands out the answers; meanwhile the next ones gather. So nobody waits for a message
-to fill, and messages are as large as the load makes them. One caller alone gains by the shorter way of a
+to fill, but for the moment that callers who are known to be there need to come back, and messages are as
+large as the load makes them. One caller alone gains by the shorter way of a
 message on an open stream, many share the fixed cost of a message and of a search.
 
 Whatever goes wrong with a stream, the queries on it are sent again as calls, which have their own way
@@ -26,6 +27,9 @@ MOST_STREAMS = 2
 MOST_QUERIES = 64
 MOST_BYTES = 1 << 20
 """Queries and bytes of a message, at most: its answers come late by what it holds."""
+GATHER_S = 0.0003
+"""Threads that had their answers from one message come back within so long, or are not waited for. Each has
+to win the interpreter lock first, so that the first would else travel alone."""
 FEW_QUERIES = 3
 """So many queries of a client are sent as calls: it may have no more."""
 IDLE_S = 20.0
@@ -53,11 +57,17 @@ class Waits(Protocol):
 One = TypeVar("One", bound=Waits)
 
 
-def take(waiting: deque[One]) -> list[One]:
-    """Takes the queries of the next message; those given up are dropped."""
+def share(active: int) -> int:
+    """Queries of a message when the streams share those of `active` callers."""
+    return -(-active // MOST_STREAMS)
+
+
+def take(waiting: deque[One], most: int = MOST_QUERIES) -> list[One]:
+    """Takes the queries of the next message, at most `most` or `MOST_QUERIES`; those given up are dropped."""
     group: list[One] = []
     size = 0
-    while waiting and len(group) < MOST_QUERIES and size < MOST_BYTES:
+    most = min(most, MOST_QUERIES)
+    while waiting and len(group) < most and size < MOST_BYTES:
         asked = waiting.popleft()
         if not asked.given_up:
             group.append(asked)

@@ -82,6 +82,13 @@ class QueryStreams:
         self._waiting: deque[_Asked] = deque()
         self._bells: list[Any] = []
         """Locks that threads without work wait for."""
+        self._gathering: list[Any] = []
+        """Locks that threads wait for until callers have come back."""
+        self._under_way = 0
+        """Queries of messages that are not answered."""
+        self._expected = 0
+        """Callers that had their answer just now and may ask again, until `_expected_until_s`."""
+        self._expected_until_s = 0.0
         self._threads = 0
         self._queries = 0
         self._closed_until_s = 0.0
@@ -100,11 +107,8 @@ class QueryStreams:
         asked = _Asked(request, None if timeout_s is None else now_s + timeout_s)
         with self._mutex:
             self._waiting.append(asked)
-            if self._bells:
-                self._bells.pop().release()
-            elif self._threads < streaming.MOST_STREAMS:
-                self._threads += 1
-                threading.Thread(target=self._serve, name="vecdb-queries", daemon=True).start()
+            self._expected -= self._expected > 0
+            self._wake_one()
         patience_s = -1 if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
         if not asked.wake.acquire(timeout=patience_s):
             asked.given_up = True
@@ -114,6 +118,21 @@ class QueryStreams:
         if isinstance(asked.outcome, VecdbError):
             raise asked.outcome
         return asked.outcome
+
+    def _share(self) -> int:
+        """How many queries a message carries when all streams have about as many. With the mutex."""
+        return streaming.share(len(self._waiting) + self._under_way + self._expected)
+
+    def _wake_one(self) -> None:
+        """Calls a thread for what waits. With the mutex."""
+        if self._gathering:
+            if len(self._waiting) >= self._share():
+                self._gathering.pop().release()
+        elif self._bells:
+            self._bells.pop().release()
+        elif self._threads < streaming.MOST_STREAMS:
+            self._threads += 1
+            threading.Thread(target=self._serve, name="vecdb-queries", daemon=True).start()
 
     def close(self) -> None:
         """Sends nothing more; what waits is sent as calls."""
@@ -134,6 +153,10 @@ class QueryStreams:
                 for asked in group:
                     asked.stream = stream
                 stream.exchange(group)
+                with self._mutex:
+                    self._under_way -= len(group)
+                    self._expected += len(group)
+                    self._expected_until_s = time.monotonic() + streaming.GATHER_S
                 group = None
         except Exception as error:
             pause_s = streaming.pause_after_s(error)
@@ -143,28 +166,50 @@ class QueryStreams:
             stream.close()
 
     def _next_group(self) -> list[_Asked] | None:
-        """What waits, as soon as something does; None to end the thread, which is counted out then."""
+        """What waits, as soon as it is enough for a message; None to end the thread, which is counted out
+        then."""
         while True:
             with self._mutex:
-                if group := streaming.take(self._waiting):
+                now_s = time.monotonic()
+                gather_s = self._expected_until_s - now_s
+                if gather_s <= 0:
+                    self._expected = 0
+                if group := self._taken():
                     return group
-                if time.monotonic() < self._closed_until_s:
+                if now_s < self._closed_until_s:
                     self._threads -= 1
                     return None
                 bell = allocate_lock()
                 bell.acquire()
-                self._bells.append(bell)
-            if not bell.acquire(timeout=streaming.IDLE_S):
-                with self._mutex:
-                    if bell in self._bells:
-                        self._bells.remove(bell)
-                        self._threads -= 1
-                        return None
+                gathers = self._expected > 0 and self._share() > 1
+                (self._gathering if gathers else self._bells).append(bell)
+            if bell.acquire(timeout=gather_s if gathers else streaming.IDLE_S):
+                continue
+            with self._mutex:
+                if gathers and bell in self._gathering:
+                    self._gathering.remove(bell)
+                elif not gathers and bell in self._bells:
+                    self._bells.remove(bell)
+                    self._threads -= 1
+                    return None
+
+    def _taken(self) -> list[_Asked]:
+        """Takes the queries of the next message; none while more of them are expected. With the mutex."""
+        share = self._share()
+        if self._expected and len(self._waiting) < share:
+            return []
+        others = self._gathering or self._bells or self._threads < streaming.MOST_STREAMS
+        group = streaming.take(self._waiting, share if others else streaming.MOST_QUERIES)
+        self._under_way += len(group)
+        if self._waiting:
+            self._wake_one()
+        return group
 
     def _release(self, group: list[_Asked]) -> None:
         """A stream broke: its queries, and those that wait for no other, are sent as calls."""
         with self._mutex:
             self._threads -= 1
+            self._under_way -= len(group)
             left = [asked for asked in group if asked.outcome is None]
             left += self._waiting
             self._waiting.clear()
