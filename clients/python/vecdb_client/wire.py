@@ -150,14 +150,15 @@ def decode_vectors(message: pb.Vectors) -> NDArray[Any]:
             "uint8 (4), which is also that of packed bits"
         )
     expected = message.count * message.dimension * dtype.itemsize
-    if len(message.data) != expected or message.dimension == 0:
+    data = message.data  # Each look at it is a copy.
+    if len(data) != expected or message.dimension == 0:
         raise InvalidVector(
             f"{message.count} vectors of dimension {message.dimension} in {dtype.name} take "
-            f"{expected} bytes and at least one number each, given {len(message.data)} bytes",
+            f"{expected} bytes and at least one number each, given {len(data)} bytes",
             expected_bytes=expected,
-            given_bytes=len(message.data),
+            given_bytes=len(data),
         )
-    flat: NDArray[Any] = np.frombuffer(message.data, dtype)
+    flat: NDArray[Any] = np.frombuffer(data, dtype)
     return flat.reshape(message.count, message.dimension)
 
 
