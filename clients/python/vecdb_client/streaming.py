@@ -30,6 +30,10 @@ MOST_BYTES = 1 << 20
 GATHER_S = 0.0003
 """Threads that had their answers from one message come back within so long, or are not waited for. Each has
 to win the interpreter lock first, so that the first would else travel alone."""
+TOGETHER_S = 0.003
+"""Queries of threads that a server answers within so long travel in one message, which has one stream busy."""
+_WEIGHT = 0.2
+"""Of the newest message in the mean of what a query costs."""
 FEW_QUERIES = 3
 """So many queries of a client are sent as calls: it may have no more."""
 IDLE_S = 20.0
@@ -57,9 +61,66 @@ class Waits(Protocol):
 One = TypeVar("One", bound=Waits)
 
 
-def share(active: int) -> int:
-    """Queries of a message when the streams share those of `active` callers."""
-    return -(-active // MOST_STREAMS)
+class Sharing:
+    """How the queries of a client's threads are shared among its streams. Not for several threads at once.
+
+    While all that are active would be answered in `TOGETHER_S`, they travel together: what a message costs,
+    and what threads cost that meet, is then paid once. Else the streams have about as many each.
+    """
+
+    def __init__(self) -> None:
+        self._under_way = 0
+        """Queries that were sent and are not answered."""
+        self._expected = 0
+        """Callers that had their answer just now and may ask again, until `_expected_until_s`."""
+        self._expected_until_s = 0.0
+        self._sent_s = 0.0
+        """When the newest message was made."""
+        self._cost_s = 0.0
+        """What a query adds to the time of those it travels with."""
+
+    def asked(self) -> None:
+        """A query waits."""
+        self._expected -= self._expected > 0
+
+    def sent(self, count: int, now_s: float) -> None:
+        """A message was made of so many."""
+        self._under_way += count
+        self._sent_s = now_s
+
+    def answered(self, count: int, sent_s: float, now_s: float) -> None:
+        """The queries of a message have their answers."""
+        # With those of the other streams they have shared the cores.
+        own_s = (now_s - sent_s) / max(self._under_way, 1)
+        self._cost_s += (own_s - self._cost_s) * (_WEIGHT if self._cost_s else 1.0)
+        self._under_way -= count
+        self._expected = count + (self._expected if now_s < self._expected_until_s else 0)
+        self._expected_until_s = now_s + GATHER_S
+
+    def broke(self, count: int) -> None:
+        """A message has no answers."""
+        self._under_way -= count
+
+    def share(self, waiting: int, now_s: float) -> int:
+        """How many of the queries that wait the next message should take; 0: it is not time for one."""
+        if not waiting:
+            return 0
+        if now_s >= self._expected_until_s:
+            self._expected = 0
+        active = waiting + self._under_way + self._expected
+        if active * self._cost_s > TOGETHER_S:
+            most = -(-active // MOST_STREAMS)
+            return most if waiting >= most or not self._expected else 0
+        others = self._under_way >= 2 * waiting and now_s < self._sent_s + TOGETHER_S
+        return 0 if self._expected or others else waiting
+
+    def gather_s(self, waiting: int, now_s: float) -> float:
+        """How long to wait for more until it is time whoever comes; 0: until somebody comes."""
+        if not waiting and self._expected < 2:
+            # The next one who comes is enough.
+            return 0.0
+        until_s = self._expected_until_s if self._expected else self._sent_s + TOGETHER_S
+        return max(until_s - now_s, 0.0)
 
 
 def take(waiting: deque[One], most: int = MOST_QUERIES) -> list[One]:

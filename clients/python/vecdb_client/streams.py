@@ -84,11 +84,7 @@ class QueryStreams:
         """Locks that threads without work wait for."""
         self._gathering: list[Any] = []
         """Locks that threads wait for until callers have come back."""
-        self._under_way = 0
-        """Queries of messages that are not answered."""
-        self._expected = 0
-        """Callers that had their answer just now and may ask again, until `_expected_until_s`."""
-        self._expected_until_s = 0.0
+        self._sharing = streaming.Sharing()
         self._threads = 0
         self._queries = 0
         self._closed_until_s = 0.0
@@ -107,8 +103,8 @@ class QueryStreams:
         asked = _Asked(request, None if timeout_s is None else now_s + timeout_s)
         with self._mutex:
             self._waiting.append(asked)
-            self._expected -= self._expected > 0
-            self._wake_one()
+            self._sharing.asked()
+            self._wake_one(now_s)
         patience_s = -1 if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
         if not asked.wake.acquire(timeout=patience_s):
             asked.given_up = True
@@ -119,14 +115,10 @@ class QueryStreams:
             raise asked.outcome
         return asked.outcome
 
-    def _share(self) -> int:
-        """How many queries a message carries when all streams have about as many. With the mutex."""
-        return streaming.share(len(self._waiting) + self._under_way + self._expected)
-
-    def _wake_one(self) -> None:
+    def _wake_one(self, now_s: float) -> None:
         """Calls a thread for what waits. With the mutex."""
         if self._gathering:
-            if len(self._waiting) >= self._share():
+            if self._sharing.share(len(self._waiting), now_s):
                 self._gathering.pop().release()
         elif self._bells:
             self._bells.pop().release()
@@ -152,11 +144,10 @@ class QueryStreams:
                     stream = _Stream(self._open_call)
                 for asked in group:
                     asked.stream = stream
+                begun_s = time.monotonic()
                 stream.exchange(group)
                 with self._mutex:
-                    self._under_way -= len(group)
-                    self._expected += len(group)
-                    self._expected_until_s = time.monotonic() + streaming.GATHER_S
+                    self._sharing.answered(len(group), begun_s, time.monotonic())
                 group = None
         except Exception as error:
             pause_s = streaming.pause_after_s(error)
@@ -171,45 +162,41 @@ class QueryStreams:
         while True:
             with self._mutex:
                 now_s = time.monotonic()
-                gather_s = self._expected_until_s - now_s
-                if gather_s <= 0:
-                    self._expected = 0
-                if group := self._taken():
+                if group := self._taken(now_s):
                     return group
-                if now_s < self._closed_until_s:
+                if now_s < self._closed_until_s and not self._waiting:
                     self._threads -= 1
                     return None
+                gather_s = self._sharing.gather_s(len(self._waiting), now_s)
                 bell = allocate_lock()
                 bell.acquire()
-                gathers = self._expected > 0 and self._share() > 1
-                (self._gathering if gathers else self._bells).append(bell)
-            if bell.acquire(timeout=gather_s if gathers else streaming.IDLE_S):
+                (self._gathering if gather_s else self._bells).append(bell)
+            if bell.acquire(timeout=gather_s or streaming.IDLE_S):
                 continue
             with self._mutex:
-                if gathers and bell in self._gathering:
+                if gather_s and bell in self._gathering:
                     self._gathering.remove(bell)
-                elif not gathers and bell in self._bells:
+                elif not gather_s and bell in self._bells:
                     self._bells.remove(bell)
                     self._threads -= 1
                     return None
 
-    def _taken(self) -> list[_Asked]:
-        """Takes the queries of the next message; none while more of them are expected. With the mutex."""
-        share = self._share()
-        if self._expected and len(self._waiting) < share:
-            return []
-        others = self._gathering or self._bells or self._threads < streaming.MOST_STREAMS
-        group = streaming.take(self._waiting, share if others else streaming.MOST_QUERIES)
-        self._under_way += len(group)
-        if self._waiting:
-            self._wake_one()
+    def _taken(self, now_s: float) -> list[_Asked]:
+        """Takes the queries of the next message; none while it is not time. With the mutex."""
+        group: list[_Asked] = []
+        while not group and (share := self._sharing.share(len(self._waiting), now_s)):
+            group = streaming.take(self._waiting, share)
+        if group:
+            self._sharing.sent(len(group), now_s)
+            if self._waiting:
+                self._wake_one(now_s)
         return group
 
     def _release(self, group: list[_Asked]) -> None:
         """A stream broke: its queries, and those that wait for no other, are sent as calls."""
         with self._mutex:
             self._threads -= 1
-            self._under_way -= len(group)
+            self._sharing.broke(len(group))
             left = [asked for asked in group if asked.outcome is None]
             left += self._waiting
             self._waiting.clear()
