@@ -13,6 +13,7 @@ import argparse
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter_ns
@@ -218,7 +219,7 @@ class EchoAsker:
         with grpc.insecure_channel(address) as channel:
             stream = channel.stream_stream("/bench/Stream")(iter(to_send.get, b""))
             taken_ns = []
-            warm_s = time.perf_counter() + _WARM_S
+            warm_s = time.perf_counter() + min(_WARM_S, seconds)
             while (begun_s := time.perf_counter()) < warm_s + seconds:
                 begun_ns = perf_counter_ns()
                 to_send.put(message)
@@ -234,6 +235,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rows", type=int, help="rows to take; default: all of the set")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each figure (default 2)")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--in-flight", type=int, nargs="+", default=list(IN_FLIGHT))
     parser.add_argument("--results", type=Path, default=Path("bench/results"))
     args = parser.parse_args(arguments)
     results = pages.begun("serving", "where", *arguments)
@@ -246,7 +248,8 @@ def main(arguments: list[str]) -> int:
     ):
         _fill(server.call("address"), dataset)
         results["rounds"] = [
-            _round(server, dataset.queries, args.seconds) for _ in range(args.rounds)
+            _round(server, dataset.queries, args.in_flight, args.seconds)
+            for _ in range(args.rounds)
         ]
         server.call("stop")
     pages.save(args.results, "serving-where", results, page(results))
@@ -260,13 +263,15 @@ def _fill(address: str, dataset: datasets.Dataset) -> None:
         fill(client.create_collection(NAME, dimension=dataset.vectors.shape[1]), dataset)
 
 
-def _round(server: Child, queries: Any, seconds: float) -> list[dict[str, Any]]:
+def _round(
+    server: Child, queries: Any, in_flight: Sequence[int], seconds: float
+) -> list[dict[str, Any]]:
     """The figures of all cases."""
     found = []
     for what, include in INCLUDES.items():
-        for callers in IN_FLIGHT:
+        for callers in in_flight:
             with Child("bench.serving.where:Asker", server.call("address"), queries) as asker:
-                asker.call("run", callers, include, _WARM_S)
+                asker.call("run", callers, include, min(_WARM_S, seconds))
                 asker.call("reset")
                 server.call("reset")
                 asker.call("run", callers, include, seconds)
