@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextvars import copy_context
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from vecdb.errors import ResourceExhausted
 
-Given, Made = TypeVar("Given"), TypeVar("Made")
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 def one_ahead(items: Iterator[Given], make: Callable[[Given], Made]) -> Iterator[Made]:
@@ -41,13 +42,13 @@ def one_ahead(items: Iterator[Given], make: Callable[[Given], Made]) -> Iterator
         ) from error
     try:
         while True:
-            item, error = made.get()
-            if isinstance(error, StopIteration):
+            item, failure = made.get()
+            if isinstance(failure, StopIteration):
                 return
-            if error is not None:
-                raise error
+            if failure is not None:
+                raise failure
             room.release()
-            yield item  # type: ignore[misc]
+            yield cast(Made, item)
     finally:
         gone.set()
         room.release()

@@ -226,7 +226,7 @@ def write(
     try:
         for number, (start, stop) in enumerate(parts):
             own = arguments.request_id(request_id, number if len(parts) > 1 else None)
-            request = _WRITES[rpc](collection=collection, request_id=own)
+            request: Any = _WRITES[rpc](collection=collection, request_id=own)
             wire.encode_columns(columns, start, stop, request.records)
             try:
                 result = yield Call(rpc, request, _written, True)
