@@ -48,7 +48,7 @@ def one_ahead(items: Iterator[Given], make: Callable[[Given], Made]) -> Iterator
             if failure is not None:
                 raise failure
             room.release()
-            yield cast(Made, item)
+            yield cast("Made", item)
     finally:
         gone.set()
         room.release()
