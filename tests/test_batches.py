@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import threading
 
 import numpy as np
@@ -46,6 +47,29 @@ def test_metadata_of_a_batch_is_encoded_as_record_by_record(entries):
     assert list(zip(texts, values, strict=True)) == [meta.encode(entry, "") for entry in entries]
     for given_entry, value in zip(entries, values, strict=True):
         assert value is not given_entry
+
+
+JSON_TEXTS = st.one_of(
+    st.text('{}[],: \n"a1', max_size=8).map(str.encode),
+    st.dictionaries(KEYS, st.integers() | st.text("{}\n", max_size=2), max_size=2).map(
+        lambda value: json.dumps(value, indent=1).encode()
+    ),
+    st.sampled_from([b'{"a":1}', b'{"a":1}{"a":2}', b'{"a":1},{"a":2}', b'{"a":[1', b"2]}", b" "]),
+)
+
+
+@given(st.lists(JSON_TEXTS, min_size=1, max_size=4))
+def test_metadata_given_as_json_is_read_as_record_by_record(entries):
+    """Texts of a batch give what each gives alone, and are refused where one is no object, whatever the others make
+    of it together."""
+    try:
+        wanted = [meta.encode(entry, "") for entry in entries]
+    except InvalidMetadata:
+        with pytest.raises(InvalidMetadata):
+            meta.encode_all(entries, str)
+    else:
+        texts, values, _ = meta.encode_all(entries, str)
+        assert list(zip(texts, values, strict=True)) == wanted
 
 
 @given(ALIKE | UNLIKE)

@@ -68,6 +68,39 @@ def test_queries_through_the_server_are_measured_beside_echoes(tmp_path: Path) -
     assert len(re.findall(r"^\| 2 \| (echo|vecdb), ", text, re.MULTILINE)) == 5
 
 
+def test_ingests_are_measured_beside_the_engine(tmp_path: Path) -> None:
+    """Each way has a rate, a share of the embedded one and its parts in the file and on the page."""
+    arguments = ["ingest", "--dataset", "clusters", "--rows", "1500", "--rounds", "1"]
+    assert serving.main([*arguments, "--results", str(tmp_path)]) == 0
+    (found,) = tmp_path.glob("*-serving-ingest.json")
+    (turn,) = json.loads(found.read_text())["rounds"]
+    assert list(turn) == ["embedded", "client, ingest", "client, insert", "asyncio, ingest"]
+    for one in turn.values():
+        assert one["rows_per_s"] > 0
+        assert one["absent"] == []
+        assert all(taken_s > 0 for taken_s in one["taken_s"].values())
+    text = found.with_suffix(".md").read_text()
+    assert re.search(r"^\| embedded \| .* \| 1\.00 \(1\.00-1\.00\) \|$", text, re.MULTILINE)
+
+
+def test_the_parts_of_a_query_are_measured(tmp_path: Path) -> None:
+    """Every part has its time, and together they are the whole."""
+    arguments = ["where", "--rows", "1000", "--seconds", "0.2", "--rounds", "1"]
+    assert serving.main([*arguments, "--in-flight", "4", "--results", str(tmp_path)]) == 0
+    (found,) = tmp_path.glob("*-serving-where.json")
+    ((plain, full),) = json.loads(found.read_text())["rounds"]
+    for case in (plain, full):
+        assert case["absent"] == []
+        assert case["queries"] >= case["messages"] > 0
+        parts = [v for name, v in case["ms"].items() if name not in ("exchange", "echo")]
+        assert min(parts) >= 0
+        assert case["ms"]["engine: search"] > 0
+        assert case["ms"]["query, total"] >= case["ms"]["message under way"] > 0
+    assert full["ms"]["engine: fetch"] > plain["ms"]["engine: fetch"] == 0
+    assert full["answer_bytes"] > plain["answer_bytes"]
+    assert "| bare echo of the same bytes |" in found.with_suffix(".md").read_text()
+
+
 def test_recall_counts_ties_and_nothing_else() -> None:
     """Equal distances are equally right; a wrong row, one named twice or one not allowed is not."""
     base = datasets.clusters(50, 1, 3, dimension=16)

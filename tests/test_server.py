@@ -300,13 +300,12 @@ def test_ingest_holds_a_fast_sender_back(
     """While the server does not keep up, only a bounded number of batches is taken from the sender."""
     server = start()
     gate = threading.Event()
-    upsert = vecdb.Collection.upsert
+    prepare_put = vecdb.Collection.prepare_put
 
     def slow(self: Any, *args: Any, **keywords: Any) -> Any:
-        assert gate.wait(30)
-        return upsert(self, *args, **keywords)
+        commit = prepare_put(self, *args, **keywords)
+        return lambda: gate.wait(30) and commit()
 
-    monkeypatch.setattr(vecdb.Collection, "upsert", slow)
     taken = 0
 
     def requests() -> Iterator[Any]:
@@ -322,6 +321,7 @@ def test_ingest_holds_a_fast_sender_back(
 
     with connect(server.address) as client:
         filled(client, 1)
+        monkeypatch.setattr(vecdb.Collection, "prepare_put", slow)
         stream = client._connection.method("Ingest")(requests(), timeout=60)
         time.sleep(1.0)
         held = taken

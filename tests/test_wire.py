@@ -353,6 +353,16 @@ def test_metadata_round_trip(entries: list[dict[str, Any]]) -> None:
     assert repr(decoded).count("datetime.datetime(") == repr(entries).count("datetime.datetime(")
 
 
+@QUICK
+@given(st.lists(st.dictionaries(st.text("},{a", max_size=3), scalars, min_size=1), max_size=5))
+def test_flat_metadata_is_written_as_record_by_record(entries: list[dict[str, Any]]) -> None:
+    """A batch of flat records gives the same bytes as each alone, whatever its texts look like."""
+    together = json_text.encode_metadata(entries, ["x"] * len(entries))
+    assert together == [json_text.encode_metadata([entry], ["x"])[0] for entry in entries]
+    nested = json_text.encode_metadata([*entries, {"a": [{"b": 1}, {"c": 2}]}], [])
+    assert nested == [*together, b'{"a":[{"b":1},{"c":2}]}']
+
+
 def test_metadata_of_numpy_and_tuples() -> None:
     """numpy scalars become Python scalars, tuples lists, other mappings objects; bytes pass."""
     entry = {"a": np.int64(3), "b": np.float32(0.5), "c": np.bool_(True), "d": (1, np.str_("x"))}

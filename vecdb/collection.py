@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -86,17 +87,10 @@ class Collection:
         With a `request_id`, a text of 1 to 64 bytes that no other write has, a repetition is answered as
         the first time and not done again, also after a crash: for an hour, or 100,000 further ones.
         """
-        return self._put(
-            ids,
-            vectors,
-            metadata,
-            documents,
-            contents,
-            uris,
-            named_vectors,
-            request_id,
-            replace=False,
-        )
+        return self.prepare_put(
+            ids, vectors, metadata=metadata, documents=documents, contents=contents, uris=uris,
+            named_vectors=named_vectors, request_id=request_id, replace=False,
+        )()  # fmt: skip
 
     def upsert(
         self,
@@ -111,36 +105,33 @@ class Collection:
         request_id: str | None = None,
     ) -> WriteResult:
         """Adds records, replacing as a whole those whose ids are stored. Otherwise like `insert`."""
-        return self._put(
-            ids,
-            vectors,
-            metadata,
-            documents,
-            contents,
-            uris,
-            named_vectors,
-            request_id,
-            replace=True,
-        )
+        return self.prepare_put(
+            ids, vectors, metadata=metadata, documents=documents, contents=contents, uris=uris,
+            named_vectors=named_vectors, request_id=request_id, replace=True,
+        )()  # fmt: skip
 
-    def _put(
+    def prepare_put(
         self,
-        ids: Any,
+        ids: Iterable[str],
         vectors: Any,
-        metadata: Any,
-        documents: Any,
-        contents: Any,
-        uris: Any,
-        named_vectors: Any,
-        request_id: str | None,
         *,
         replace: bool,
-    ) -> WriteResult:
+        metadata: Sequence[Metadata | None] | None = None,
+        documents: Sequence[str | None] | None = None,
+        contents: Sequence[Content | tuple[bytes, str] | bytes | None] | None = None,
+        uris: Sequence[str | None] | None = None,
+        named_vectors: NamedVectors = None,
+        request_id: str | None = None,
+    ) -> Callable[[], WriteResult]:
+        """`insert`, or with `replace` `upsert`, in two steps: checks and encodes; what it returns commits, when
+        it is called, once. So a thread can prepare a batch while another waits for the disk with the one before.
+        """
         core = self._core
         batch = check_columns(
             core.info, ids, vectors, metadata, documents, contents, uris, named_vectors
         )
-        return self._write(Put(batch, core.ready_columns(), replace=replace), request_id)
+        put = Put(batch, core.ready_columns(), replace=replace)
+        return partial(self._write, put, request_id)
 
     def update(
         self,

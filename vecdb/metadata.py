@@ -123,9 +123,13 @@ def _encode_alike(entries: Sequence[Any]) -> Encoded | None:
 
     Values are checked key by key, so that a check of many costs little more than one.
     """
-    if set(map(type, entries)) != {dict}:
+    kinds = set(map(type, entries))
+    if kinds == {bytes}:
+        given = _decode_lines(entries)
+    else:
+        given = list(map(dict.copy, entries)) if kinds == {dict} else None
+    if not given:
         return None
-    given: list[dict[str, Any]] = list(map(dict.copy, entries))
     keys = tuple(given[0])
     if not keys or not all(type(key) is str and _is_plain_key(key) for key in keys):
         return None
@@ -141,6 +145,19 @@ def _encode_alike(entries: Sequence[Any]) -> Encoded | None:
     except (KeyError, TypeError, UnicodeEncodeError):
         return None  # The long way finds out what is the matter.
     return None if max(map(len, texts)) > MAX_METADATA_BYTES else Encoded(texts, given, columns)
+
+
+def _decode_lines(texts: Sequence[bytes]) -> list[dict[str, Any]] | None:
+    """The mappings of JSON texts, by one call; None where one is no such text, or holds another brace."""
+    # With one brace a text, at its start, as many mappings as texts can only be these: each begins where a
+    # text does, and ends before the next one.
+    if any(text.rfind(b"{") for text in texts) or max(map(len, texts)) > MAX_METADATA_BYTES:
+        return None
+    try:
+        found: list[dict[str, Any]] = _DECODER.decode_lines(b"\n".join(texts))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return found if len(found) == len(texts) else None
 
 
 def _is_plain_column(column: list[Any]) -> bool:

@@ -7,13 +7,9 @@ row each, by `putmulti`, a commit with fsync a batch. Encoding is not part of th
 
 from __future__ import annotations
 
-import importlib
 import shutil
 import struct
-import sys
-import threading
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
@@ -25,6 +21,7 @@ from .. import host_memory
 from ..children import Child
 from ..peers import engine
 from ..sources import Part, Source, encode
+from ..stages import Stages
 from ..worker import BATCH
 from .plan import Plan
 from .tables import count, number, table
@@ -42,53 +39,6 @@ STAGES = (
 )
 """What is timed: a name for the share, and the function. A stage inside another is taken off it. What the
 engine does beside a commit, as the copy of a large batch into the tail, is in nobody's share."""
-
-
-class Stages:
-    """Time spent in some functions, by name, each without those inside it."""
-
-    def __init__(self) -> None:
-        self.taken_s: dict[str, float] = {}
-        self.absent: list[str] = []
-        self._inner = threading.local()
-        for name, module, path in STAGES:
-            self.taken_s.setdefault(name, 0.0)
-            if not self._wrap(name, importlib.import_module(module), path):
-                self.absent.append(f"{module}.{path}")
-
-    def _wrap(self, name: str, module: Any, path: str) -> bool:
-        *owners, last = path.split(".")
-        owner = module
-        for one in owners:
-            owner = getattr(owner, one, None)
-        function = getattr(owner, last, None)
-        if function is None:
-            return False
-        timed = self._timed(name, function)
-        if owners:
-            setattr(owner, last, timed)
-            return True
-        # Others have imported the function by name.
-        for other in list(sys.modules.values()):
-            if getattr(other, last, None) is function:
-                setattr(other, last, timed)
-        return True
-
-    def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        inner = self._inner
-
-        def run(*arguments: Any, **named: Any) -> Any:
-            outside_s = getattr(inner, "s", 0.0)
-            inner.s = 0.0
-            started_s = time.perf_counter()
-            try:
-                return function(*arguments, **named)
-            finally:
-                taken_s = time.perf_counter() - started_s
-                self.taken_s[name] += taken_s - inner.s
-                inner.s = outside_s + taken_s
-
-        return run
 
 
 class Bare:
@@ -126,7 +76,7 @@ class Inserter:
 
     def __init__(self, source: Source, folder: Path, bare: Path) -> None:
         self._source = source
-        self._stages = Stages()
+        self._stages = Stages(STAGES)
         self._system = engine.System(source, folder, create=True, auto_build=False)
         self._bare = Bare(bare, 4 * (source.raw_bytes + source.encoded_bytes) + (1 << 28))
 

@@ -19,6 +19,7 @@ from vecdb_client.v1 import vecdb_pb2 as pb
 
 from .access import GuardedDatabase
 from .admission import give_way
+from .ahead import one_ahead
 from .observing import Observing
 from .pools import Pools
 from .query_stream import QueryStreams
@@ -142,21 +143,23 @@ class Service(CollectionHandlers, BackupHandlers):
         return pb.DeleteResponse(sequence=result.sequence, count=result.count)
 
     def Ingest(self, requests: Any, context: Any) -> Iterator[Any]:
-        # The next message is taken only after this one is acknowledged, and gRPC's flow control
-        # holds the sender back meanwhile.
+        # One message is read and prepared while the one before is committed; what comes after these is held
+        # back by gRPC's flow control.
         collection, name = None, ""
-        for request in requests:
+
+        def prepared(request: Any) -> Any:
+            nonlocal collection, name
             if collection is None:
-                collection, name = (
-                    self._database.get_collection(request.collection),
-                    request.collection,
-                )
+                name = request.collection
+                collection = self._database.get_collection(name)
             elif request.collection not in ("", name):
                 raise InvalidArgument(
                     f"an ingest writes into one collection, {name!r}; given {request.collection!r}"
                 )
-            write = collection.upsert if request.upsert else collection.insert
-            result = write(**_columns(request.records))
+            return collection.prepare_put(**_columns(request.records), replace=request.upsert)
+
+        for commit in one_ahead(requests, prepared):
+            result = commit()
             yield pb.IngestResponse(sequence=result.sequence, count=result.count)
             if not context.is_active():
                 return

@@ -226,8 +226,8 @@ def write(
     try:
         for number, (start, stop) in enumerate(parts):
             own = arguments.request_id(request_id, number if len(parts) > 1 else None)
-            records = wire.encode_columns(columns, start, stop)
-            request = _WRITES[rpc](collection=collection, records=records, request_id=own)
+            request: Any = _WRITES[rpc](collection=collection, request_id=own)
+            wire.encode_columns(columns, start, stop, request.records)
             try:
                 result = yield Call(rpc, request, _written, True)
             except VecdbError as error:
@@ -271,8 +271,9 @@ def ingest(
     for batch in batch_stream:
         columns = batches.of_any(batch)
         for start, stop in batches.cut(columns, None, max_message_bytes):
-            records = wire.encode_columns(columns, start, stop)
-            yield pb.IngestRequest(collection=collection, records=records, upsert=replaces)
+            request = pb.IngestRequest(collection=collection, upsert=replaces)
+            wire.encode_columns(columns, start, stop, request.records)
+            yield request
 
 
 def present(acknowledgement: Any) -> Any:

@@ -85,7 +85,7 @@ def query(
         min_sequence=arguments.sequence(min_sequence),
     )
     if vectors is not None:
-        request.vectors.CopyFrom(wire.encode_vectors(wire.as_matrix(vectors)))
+        wire.encode_vectors(wire.as_matrix(vectors), request.vectors)
     if max_distance is not None:
         request.max_distance = arguments.number("max_distance", max_distance)
     if vector_name is not None:
@@ -134,7 +134,7 @@ def _examples(what: str, given: Any) -> pb.Examples:
     rows = [entry for entry in entries if not isinstance(entry, str)]
     examples = pb.Examples(ids=batches.id_list(ids) if ids else [])
     if rows:
-        examples.vectors.CopyFrom(wire.encode_vectors(wire.as_matrix(rows)))
+        wire.encode_vectors(wire.as_matrix(rows), examples.vectors)
     return examples
 
 

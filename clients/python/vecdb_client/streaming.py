@@ -2,7 +2,8 @@
 
 Whoever has a common query puts it down to wait. A stream that is free takes all that wait, sends them
 as one message, and hands out the answers; meanwhile the next ones gather. So nobody waits for a message
-to fill, and messages are as large as the load makes them. One caller alone gains by the shorter way of a
+to fill, but for the moment that callers who are known to be there need to come back, and messages are as
+large as the load makes them. One caller alone gains by the shorter way of a
 message on an open stream, many share the fixed cost of a message and of a search.
 
 Whatever goes wrong with a stream, the queries on it are sent again as calls, which have their own way
@@ -26,6 +27,13 @@ MOST_STREAMS = 2
 MOST_QUERIES = 64
 MOST_BYTES = 1 << 20
 """Queries and bytes of a message, at most: its answers come late by what it holds."""
+GATHER_S = 0.0003
+"""Threads that had their answers from one message come back within so long, or are not waited for. Each has
+to win the interpreter lock first, so that the first would else travel alone."""
+TOGETHER_S = 0.003
+"""Queries of threads that a server answers within so long travel in one message, which has one stream busy."""
+_WEIGHT = 0.2
+"""Of the newest message in the mean of what a query costs."""
 FEW_QUERIES = 3
 """So many queries of a client are sent as calls: it may have no more."""
 IDLE_S = 20.0
@@ -53,11 +61,74 @@ class Waits(Protocol):
 One = TypeVar("One", bound=Waits)
 
 
-def take(waiting: deque[One]) -> list[One]:
-    """Takes the queries of the next message; those given up are dropped."""
+class Sharing:
+    """How the queries of a client's threads are shared among its streams. Not for several threads at once.
+
+    While all that are active would be answered in `TOGETHER_S`, they travel together: what a message costs,
+    and what threads cost that meet, is then paid once. Else the streams have about as many each.
+    """
+
+    def __init__(self) -> None:
+        self._under_way = 0
+        """Queries that were sent and are not answered."""
+        self._expected = 0
+        """Callers that had their answer just now and may ask again, until `_expected_until_s`."""
+        self._expected_until_s = 0.0
+        self._sent_s = 0.0
+        """When the newest message was made."""
+        self._cost_s = 0.0
+        """What a query adds to the time of those it travels with."""
+
+    def asked(self) -> None:
+        """A query waits."""
+        self._expected -= self._expected > 0
+
+    def sent(self, count: int, now_s: float) -> None:
+        """A message was made of so many."""
+        self._under_way += count
+        self._sent_s = now_s
+
+    def answered(self, count: int, sent_s: float, now_s: float) -> None:
+        """The queries of a message have their answers."""
+        # With those of the other streams they have shared the cores.
+        own_s = (now_s - sent_s) / max(self._under_way, 1)
+        self._cost_s += (own_s - self._cost_s) * (_WEIGHT if self._cost_s else 1.0)
+        self._under_way -= count
+        self._expected = count + (self._expected if now_s < self._expected_until_s else 0)
+        self._expected_until_s = now_s + GATHER_S
+
+    def broke(self, count: int) -> None:
+        """A message has no answers."""
+        self._under_way -= count
+
+    def share(self, waiting: int, now_s: float) -> int:
+        """How many of the queries that wait the next message should take; 0: it is not time for one."""
+        if not waiting:
+            return 0
+        if now_s >= self._expected_until_s:
+            self._expected = 0
+        active = waiting + self._under_way + self._expected
+        if active * self._cost_s > TOGETHER_S:
+            most = -(-active // MOST_STREAMS)
+            return most if waiting >= most or not self._expected else 0
+        others = self._under_way >= 2 * waiting and now_s < self._sent_s + TOGETHER_S
+        return 0 if self._expected or others else waiting
+
+    def gather_s(self, waiting: int, now_s: float) -> float:
+        """How long to wait for more until it is time whoever comes; 0: until somebody comes."""
+        if not waiting and self._expected < 2:
+            # The next one who comes is enough.
+            return 0.0
+        until_s = self._expected_until_s if self._expected else self._sent_s + TOGETHER_S
+        return max(until_s - now_s, 0.0)
+
+
+def take(waiting: deque[One], most: int = MOST_QUERIES) -> list[One]:
+    """Takes the queries of the next message, at most `most` or `MOST_QUERIES`; those given up are dropped."""
     group: list[One] = []
     size = 0
-    while waiting and len(group) < MOST_QUERIES and size < MOST_BYTES:
+    most = min(most, MOST_QUERIES)
+    while waiting and len(group) < most and size < MOST_BYTES:
         asked = waiting.popleft()
         if not asked.given_up:
             group.append(asked)

@@ -82,6 +82,9 @@ class QueryStreams:
         self._waiting: deque[_Asked] = deque()
         self._bells: list[Any] = []
         """Locks that threads without work wait for."""
+        self._gathering: list[Any] = []
+        """Locks that threads wait for until callers have come back."""
+        self._sharing = streaming.Sharing()
         self._threads = 0
         self._queries = 0
         self._closed_until_s = 0.0
@@ -100,11 +103,8 @@ class QueryStreams:
         asked = _Asked(request, None if timeout_s is None else now_s + timeout_s)
         with self._mutex:
             self._waiting.append(asked)
-            if self._bells:
-                self._bells.pop().release()
-            elif self._threads < streaming.MOST_STREAMS:
-                self._threads += 1
-                threading.Thread(target=self._serve, name="vecdb-queries", daemon=True).start()
+            self._sharing.asked()
+            self._wake_one(now_s)
         patience_s = -1 if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
         if not asked.wake.acquire(timeout=patience_s):
             asked.given_up = True
@@ -114,6 +114,17 @@ class QueryStreams:
         if isinstance(asked.outcome, VecdbError):
             raise asked.outcome
         return asked.outcome
+
+    def _wake_one(self, now_s: float) -> None:
+        """Calls a thread for what waits. With the mutex."""
+        if self._gathering:
+            if self._sharing.share(len(self._waiting), now_s):
+                self._gathering.pop().release()
+        elif self._bells:
+            self._bells.pop().release()
+        elif self._threads < streaming.MOST_STREAMS:
+            self._threads += 1
+            threading.Thread(target=self._serve, name="vecdb-queries", daemon=True).start()
 
     def close(self) -> None:
         """Sends nothing more; what waits is sent as calls."""
@@ -133,7 +144,10 @@ class QueryStreams:
                     stream = _Stream(self._open_call)
                 for asked in group:
                     asked.stream = stream
+                begun_s = time.monotonic()
                 stream.exchange(group)
+                with self._mutex:
+                    self._sharing.answered(len(group), begun_s, time.monotonic())
                 group = None
         except Exception as error:
             pause_s = streaming.pause_after_s(error)
@@ -143,28 +157,46 @@ class QueryStreams:
             stream.close()
 
     def _next_group(self) -> list[_Asked] | None:
-        """What waits, as soon as something does; None to end the thread, which is counted out then."""
+        """What waits, as soon as it is enough for a message; None to end the thread, which is counted out
+        then."""
         while True:
             with self._mutex:
-                if group := streaming.take(self._waiting):
+                now_s = time.monotonic()
+                if group := self._taken(now_s):
                     return group
-                if time.monotonic() < self._closed_until_s:
+                if now_s < self._closed_until_s and not self._waiting:
                     self._threads -= 1
                     return None
+                gather_s = self._sharing.gather_s(len(self._waiting), now_s)
                 bell = allocate_lock()
                 bell.acquire()
-                self._bells.append(bell)
-            if not bell.acquire(timeout=streaming.IDLE_S):
-                with self._mutex:
-                    if bell in self._bells:
-                        self._bells.remove(bell)
-                        self._threads -= 1
-                        return None
+                (self._gathering if gather_s else self._bells).append(bell)
+            if bell.acquire(timeout=gather_s or streaming.IDLE_S):
+                continue
+            with self._mutex:
+                if gather_s and bell in self._gathering:
+                    self._gathering.remove(bell)
+                elif not gather_s and bell in self._bells:
+                    self._bells.remove(bell)
+                    self._threads -= 1
+                    return None
+
+    def _taken(self, now_s: float) -> list[_Asked]:
+        """Takes the queries of the next message; none while it is not time. With the mutex."""
+        group: list[_Asked] = []
+        while not group and (share := self._sharing.share(len(self._waiting), now_s)):
+            group = streaming.take(self._waiting, share)
+        if group:
+            self._sharing.sent(len(group), now_s)
+            if self._waiting:
+                self._wake_one(now_s)
+        return group
 
     def _release(self, group: list[_Asked]) -> None:
         """A stream broke: its queries, and those that wait for no other, are sent as calls."""
         with self._mutex:
             self._threads -= 1
+            self._sharing.broke(len(group))
             left = [asked for asked in group if asked.outcome is None]
             left += self._waiting
             self._waiting.clear()

@@ -10,6 +10,8 @@ Client and server both use this file, so that one side cannot drift from the oth
 - Metadata is one JSON object a record, see `json_text.py`; the server passes it through unread.
 - A length that does not agree with the others is refused with InvalidBatch or InvalidVector.
 
+What makes a message fills the one it is given, or a new one: a message that is put into another is copied.
+
 Values are judged here only as far as they could not be written or read otherwise; whether a vector
 is finite or a path allowed is the engine's to say. Everything is thread-safe: no state.
 """
@@ -127,15 +129,14 @@ def as_matrix(value: Any, ids: Sequence[str] = ()) -> NDArray[Any]:
     return np.ascontiguousarray(matrix, dtype="<f4")
 
 
-def encode_vectors(matrix: NDArray[Any]) -> pb.Vectors:
+def encode_vectors(matrix: NDArray[Any], message: pb.Vectors | None = None) -> pb.Vectors:
     """The message of an (n, d) array; float16, int8 and uint8 are sent so, others as float32."""
     kind = _ELEMENT_TYPES.get(matrix.dtype.str[1:], pb.ELEMENT_TYPE_FLOAT32)
-    return pb.Vectors(
-        data=np.ascontiguousarray(matrix, dtype=_DTYPES[kind]).tobytes(),
-        count=matrix.shape[0],
-        dimension=matrix.shape[1],
-        element_type=kind,
-    )
+    message = pb.Vectors() if message is None else message
+    message.data = np.ascontiguousarray(matrix, dtype=_DTYPES[kind]).tobytes()
+    message.count, message.dimension = matrix.shape
+    message.element_type = kind
+    return message
 
 
 def decode_vectors(message: pb.Vectors) -> NDArray[Any]:
@@ -150,14 +151,15 @@ def decode_vectors(message: pb.Vectors) -> NDArray[Any]:
             "uint8 (4), which is also that of packed bits"
         )
     expected = message.count * message.dimension * dtype.itemsize
-    if len(message.data) != expected or message.dimension == 0:
+    data = message.data  # Each look at it is a copy.
+    if len(data) != expected or message.dimension == 0:
         raise InvalidVector(
             f"{message.count} vectors of dimension {message.dimension} in {dtype.name} take "
-            f"{expected} bytes and at least one number each, given {len(message.data)} bytes",
+            f"{expected} bytes and at least one number each, given {len(data)} bytes",
             expected_bytes=expected,
-            given_bytes=len(message.data),
+            given_bytes=len(data),
         )
-    flat: NDArray[Any] = np.frombuffer(message.data, dtype)
+    flat: NDArray[Any] = np.frombuffer(data, dtype)
     return flat.reshape(message.count, message.dimension)
 
 
@@ -198,9 +200,14 @@ def _check_length(given: int, count: int, column: str) -> None:
         )
 
 
-def encode_texts(values: Sequence[str | None]) -> pb.TextColumn:
+def encode_texts(
+    values: Sequence[str | None], message: pb.TextColumn | None = None
+) -> pb.TextColumn:
     """The message of a column of texts, None where absent."""
-    return pb.TextColumn(values=[value or "" for value in values], present=_presence(values))
+    message = pb.TextColumn() if message is None else message
+    message.values.extend([value or "" for value in values])
+    message.present = _presence(values)
+    return message
 
 
 def decode_texts(message: pb.TextColumn, count: int, column: str) -> list[str | None]:
@@ -249,10 +256,12 @@ def decode_contents(message: pb.ContentColumn, count: int) -> list[ContentTuple 
     return values
 
 
-def encode_named(name: str, named: Named) -> pb.NamedVectors:
-    """The message of a vector field of some records."""
-    bits = b"" if named.present is None else np.packbits(named.present, bitorder="little").tobytes()
-    return pb.NamedVectors(name=name, vectors=encode_vectors(named.rows), present=bits)
+def encode_named(name: str, named: Named, message: pb.NamedVectors) -> None:
+    """Fills the message of a vector field of some records."""
+    message.name = name
+    encode_vectors(named.rows, message.vectors)
+    if named.present is not None:
+        message.present = np.packbits(named.present, bitorder="little").tobytes()
 
 
 def decode_named(message: pb.NamedVectors, count: int) -> Named:
@@ -271,27 +280,34 @@ def decode_named(message: pb.NamedVectors, count: int) -> Named:
     return Named(rows, present)
 
 
-def encode_columns(columns: Columns, start: int = 0, stop: int | None = None) -> pb.RecordBatch:
+def encode_columns(
+    columns: Columns,
+    start: int = 0,
+    stop: int | None = None,
+    message: pb.RecordBatch | None = None,
+) -> pb.RecordBatch:
     """The message of records `start` to `stop`. InvalidId or InvalidMetadata for what is no UTF-8."""
     part = slice(start, stop)
-    batch = pb.RecordBatch()
+    batch = pb.RecordBatch() if message is None else message
     try:
         batch.ids.extend(columns.ids[part])
     except (TypeError, ValueError) as error:
         raise InvalidId(f"record ids must be texts in UTF-8: {error}") from None
     if columns.vectors is not None:
-        batch.vectors.CopyFrom(encode_vectors(columns.vectors[part]))
+        encode_vectors(columns.vectors[part], batch.vectors)
     for name, named in (columns.named_vectors or {}).items():
-        batch.named_vectors.append(encode_named(name, named.part(start, stop)))
+        encode_named(name, named.part(start, stop), batch.named_vectors.add())
     try:
         if columns.metadata is not None:
             batch.metadata.extend(columns.metadata[part])
         if columns.documents is not None:
-            batch.documents.CopyFrom(encode_texts(columns.documents[part]))
+            batch.documents.SetInParent()
+            encode_texts(columns.documents[part], batch.documents)
         if columns.contents is not None:
             batch.contents.CopyFrom(encode_contents(columns.contents[part]))
         if columns.uris is not None:
-            batch.uris.CopyFrom(encode_texts(columns.uris[part]))
+            batch.uris.SetInParent()
+            encode_texts(columns.uris[part], batch.uris)
     except (TypeError, ValueError) as error:
         raise InvalidMetadata(
             f"documents, uris and media types must be texts in UTF-8: {error}"

@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import datetime as dt
-import json
 import os
-import shlex
 import sys
 import tempfile
 import threading
@@ -29,10 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from . import datasets, measure
-from .children import Child
-from .index.tables import table
-from .peers.server import Server
+from .. import datasets, measure
+from ..children import Child
+from ..index.tables import table
+from ..peers.server import Server
+from . import pages
 
 NAME = "bench"
 K = 10
@@ -40,6 +38,19 @@ IN_FLIGHT = (1, 8, 32)
 KINDS = ("echo, calls", "echo, stream", "vecdb, calls", "vecdb, asyncio", "vecdb, threads")
 _WARM_S = 0.7
 _BATCH = 5_000
+
+
+def fill(collection: Any, dataset: datasets.Dataset) -> None:
+    """Inserts everything into a collection, the client's or the engine's, and waits for its index."""
+    for start in range(0, len(dataset.ids), _BATCH):
+        part = slice(start, start + _BATCH)
+        collection.insert(
+            dataset.ids[part],
+            dataset.vectors[part],
+            metadata=dataset.metadata[part],
+            documents=dataset.documents[part],
+        )
+    collection.build_index(wait=True, timeout_s=86_400)
 
 
 class Served:
@@ -52,17 +63,6 @@ class Served:
         self._server = Server([sys.executable, *words], heard=True)
         self.client = connect(self._server.first_line().split()[-1], timeout_s=600)
         self.collection = self.client.create_collection(NAME, dimension=dimension)
-
-    def fill(self, dataset: datasets.Dataset) -> None:
-        for start in range(0, len(dataset.ids), _BATCH):
-            part = slice(start, start + _BATCH)
-            self.collection.insert(
-                dataset.ids[part],
-                dataset.vectors[part],
-                metadata=dataset.metadata[part],
-                documents=dataset.documents[part],
-            )
-        self.collection.build_index(wait=True, timeout_s=86_400)
 
     def close(self) -> None:
         self.client.close()
@@ -238,39 +238,31 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--results", type=Path, default=Path("bench/results"))
     args = parser.parse_args(arguments)
     results = {
-        "command": shlex.join(["python", "-m", "bench", "serving", *arguments]),
+        **pages.begun("serving", *arguments),
         **run(args.rows, args.queries, args.seconds, args.rounds, args.in_flight),
     }
-    name = f"{results['date'][:10]}-serving"
-    args.results.mkdir(parents=True, exist_ok=True)
-    text = page(results)
-    (args.results / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-    (args.results / f"{name}.md").write_text(text, "utf-8")
-    print(text)
+    pages.save(args.results, "serving", results, page(results))
     return 0
 
 
 def run(
     rows: int | None, queries: int, seconds: float, rounds: int, in_flight: Sequence[int]
 ) -> dict[str, Any]:
-    machine = measure.machine()
     dataset = datasets.load(rows, queries, 1)
     truth = dataset.truth(K)
     with tempfile.TemporaryDirectory(prefix="vecdb-bench-") as folder:
         served = Served(Path(folder), dataset.vectors.shape[1])
         try:
-            served.fill(dataset)
+            fill(served.collection, dataset)
             found = served.collection.query(dataset.queries, k=K, include=()).ids
             recall = measure.recall(dataset, found, truth)
             answer_bytes = 4 * K + sum(map(len, found[0])) + 2 * K + 16
-            with Child("bench.serving:Echo", answer_bytes) as echo:
+            with Child("bench.serving.queries:Echo", answer_bytes) as echo:
                 load = (echo.call("address"), served.client.target, dataset.queries)
                 figures = _rounds(load, seconds, rounds, in_flight)
         finally:
             served.close()
     return {
-        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        "machine": machine,
         "dataset": {"name": dataset.name, "rows": len(dataset.ids)},
         "dimension": int(dataset.vectors.shape[1]),
         "recall": recall,
@@ -289,7 +281,7 @@ def _rounds(
         for callers in in_flight:
             for kind in KINDS:
                 # A process for each: what one client leaves behind must not be in the way of the next.
-                with Child("bench.serving:Load", *load) as asker:
+                with Child("bench.serving.queries:Load", *load) as asker:
                     one = asker.call("run", kind, callers, seconds)
                 seen.setdefault((callers, kind), []).append(one)
     return [
@@ -306,7 +298,7 @@ def _rounds(
 
 def page(results: dict[str, Any]) -> str:
     """The page of a run."""
-    machine, dataset = results["machine"], results["dataset"]
+    dataset = results["dataset"]
     rate = {(f["in_flight"], f["kind"]): f["queries_per_s"] for f in results["figures"]}
     lines = [
         (
@@ -323,16 +315,14 @@ def page(results: dict[str, Any]) -> str:
     ]
     header = ("in flight", "who", "queries/s", "p50, ms", "p99, ms", "of calls", "of stream",
               "cores of the asker")  # fmt: skip
-    return "\n".join(
+    return pages.page(
+        "Queries through the server",
+        results,
         (
-            f"# Queries through the server, {results['date'][:10]}\n",
-            f"`{results['command']}`\n",
             f"{dataset['name']}: {dataset['rows']:,} rows of {results['dimension']} dimensions, k = {K}, ids and "
             f"distances, recall@10 {results['recall']:.3f}; an answer has {results['answer_bytes']} bytes. Server "
             f"and asker on the same machine; medians of {results['rounds']} rounds of {results['seconds']:g} s, "
             "lowest and highest rate in brackets.\n",
-            f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}, Python "
-            f"{machine['python']}; commit {machine['commit']}; load at start {machine['load_at_start']}.\n",
             table(header, lines),
-        )
+        ),
     )
