@@ -33,9 +33,9 @@ LEAST_ROWS, MOST_SHARE = 4_096, 0.5
 WORTH = 0.1
 """Time lost, as a share of that of a build, from which on one is worth it: what is lost callers wait for, what
 is built costs one core for some seconds at low priority, once for a filter and main index."""
-LEAST_QUERIES, MOST_QUERIES = 128, 512
+LEAST_QUERIES, MOST_QUERIES = 128, 256
 """Queries before a graph is thought of, and how many of the newest its recall is measured on: while it is
-built more of them come."""
+built more of them come. To measure it on 512 took longer than to build a graph of 11,500 rows (1.4 s of 0.9)."""
 MEMORY_SHARE = 0.3
 """Of the main index: what all graphs beside it may take."""
 MOST_DEAD = 0.2
@@ -48,10 +48,10 @@ _CALL_EVERY = 256
 def build_seconds(rows: int, dimension: int) -> float:
     """Estimate of the time to build and calibrate a graph.
 
-    Measured over sq8 codes of WordNet vectors of 384 dimensions by one thread of an AMD EPYC (Zen 4): 156 us
-    a row for 11,621 rows, 214 us for 35,222.
+    Measured over sq8 codes of WordNet vectors of 384 dimensions by one thread of an AMD EPYC (Zen 4), with
+    `EF_AMONG`: 80 us a row to build 19,707 of them, and about a third of that to calibrate.
     """
-    return rows * (40e-6 + 0.4e-6 * dimension)
+    return rows * (26e-6 + 0.21e-6 * dimension)
 
 
 def graph_bytes(joined: int, rows: int) -> int:
