@@ -100,10 +100,8 @@ def _side(job: Job) -> None:
     while index.sides.any_wanted and not job.cancel.is_set():
         started = time.monotonic()
         record = field.record
-        place = (
-            {} if record is None else {"folder": core.store.folder, "main_file": record.graph.name}
-        )
-        rows = index.build_side(cancel=job.cancel, **place)
+        beside = (None, "") if record is None else (core.store.folder, record.graph.name)
+        rows = index.build_side(cancel=job.cancel, folder=beside[0], main_file=beside[1])
         if rows:
             log.info(
                 "collection %s: a graph of %d rows serves a filter after %.1f s",
