@@ -214,7 +214,7 @@ def test_memory_is_bounded(monkeypatch):
 
 def test_watched_filters_are_bounded(monkeypatch):
     """Of the filters asked only the last ones are remembered."""
-    monkeypatch.setattr(side, "_KEPT", 3)
+    monkeypatch.setattr(side, "MOST_KEPT", 3)
     filtered = Filtered()
     filtered.masks = {f"m{i}": np.arange(N + FRESH) % 10 == i for i in range(6)}
     for name in filtered.masks:

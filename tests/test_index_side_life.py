@@ -68,12 +68,12 @@ def test_other_work_goes_first(opened, monkeypatch):
     begun, index = threading.Event(), made._core.index
     usual = type(index).build_side
 
-    def slow(self, *, cancel):
+    def slow(self, *, cancel, **place):
         if not begun.is_set():
             begun.set()
             assert cancel.wait(10), "not stopped"
             return 0
-        return usual(self, cancel=cancel)
+        return usual(self, cancel=cancel, **place)
 
     monkeypatch.setattr(type(index), "build_side", slow)
     for query in rows.queries[:ASKED]:
@@ -91,7 +91,7 @@ def test_cancel_build_stops_it(opened, monkeypatch):
     _, made, rows = opened
     begun, index = threading.Event(), made._core.index
 
-    def slow(self, *, cancel):
+    def slow(self, *, cancel, **place):
         begun.set()
         assert cancel.wait(10), "not stopped"
         return 0

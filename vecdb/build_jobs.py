@@ -71,6 +71,7 @@ def _build(job: Job, *, anew: bool = False) -> bool:
     sweep_files(core)
     # The tail that the index covers now is free, unless a view of it is still searched.
     give_memory_back()
+    core.store.let_pages_go()
     figures = field.index.stats()
     log.info(
         "collection %s%s: %s index of %d rows built in %.1f s, recall@10 %.3f",
@@ -94,13 +95,16 @@ def _recalibrate(job: Job) -> None:
 def _side(job: Job) -> None:
     core = job.core
     core.check_open()
-    index = core.numbered(job.number).index
+    field = core.numbered(job.number)
+    index = field.index
     while index.sides.any_wanted and not job.cancel.is_set():
         started = time.monotonic()
-        rows = index.build_side(cancel=job.cancel)
+        record = field.record
+        beside = (None, "") if record is None else (core.store.folder, record.graph.name)
+        rows = index.build_side(cancel=job.cancel, folder=beside[0], main_file=beside[1])
         if rows:
             log.info(
-                "collection %s: a graph of %d rows built for a filter in %.1f s",
+                "collection %s: a graph of %d rows serves a filter after %.1f s",
                 core.info.name, rows, time.monotonic() - started,
             )  # fmt: skip
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from . import disk
 from .core import Core
+from .index import is_beside
 from .layout import DATA_FILE, LMDB_LOCK_FILE, SYNC_POINT_FILE
 from .store import kept
 
@@ -16,8 +17,10 @@ def sweep_files(core: Core) -> None:
     for field in core.all_fields:
         keep.update(() if field.record is None else field.record.files())
     keep.update(path.name for path in kept.kept(core.store.folder).values())
+    named = [field.record.graph.name for field in core.all_fields if field.record is not None]
     for path in core.store.folder.iterdir():
-        if path.name not in keep and not path.is_dir():
+        beside = any(is_beside(path.name, name) for name in named)
+        if path.name not in keep and not beside and not path.is_dir():
             disk.remove(path, "sweep")
 
 

@@ -8,7 +8,7 @@ from .core import Core
 from .durability import synced_sequence
 from .errors import Corrupted
 from .field import Field
-from .index import file_faults
+from .index import file_faults, side_faults
 from .recall_audit import Audit
 from .store import problems
 from .types import AuditStats, CheckReport, CollectionStats, CurvePoint, IndexStats
@@ -100,7 +100,10 @@ def _index_faults(core: Core) -> list[str]:
     found = []
     for field in core.all_fields:
         record = field.record
-        faults = [] if record is None else file_faults(record, core.store.folder)
+        faults = []
+        if record is not None:
+            faults = file_faults(record, core.store.folder)
+            faults += side_faults(core.store.folder, record.graph.name)
         if field.record is not record:
             continue  # A build has put new files into the place of these, and has read them.
         if not faults and field.raw_record is not None and record is None:

@@ -142,6 +142,9 @@ class Core:
         self.default = fields[-1]
         self.index = self.default.index
         self._stale = False
+        if state.next_row >= _LOAD_ROWS:
+            # Each vector was read once; without this the map would count beside the copies.
+            self.store.let_pages_go()
 
     def _let_go(self) -> None:
         """While nobody reads or writes the store: lets go of vectors that were read for filters."""

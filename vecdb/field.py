@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .device import Placements
 from .errors import Corrupted
-from .index import BuiltIndex, Index, IndexRecord, OnDevice, View
+from .index import BuiltIndex, Index, IndexRecord, OnDevice, View, saved_sides
 from .lane import Applied
 from .layout import VECTOR_DTYPES
 from .store import CollectionStore, Reader, State
@@ -144,6 +144,11 @@ class Field:
             self.last_error = f"saved index not used: {error.message}"
             return
         self.record = record
+        self._know_sides(record)
+
+    def _know_sides(self, record: IndexRecord) -> None:
+        """Which graphs for filters are in files beside the saved index."""
+        self.index.sides.keep(saved_sides(self._store.folder, record.graph.name))
 
     def append(self, change: Applied, first_row: int) -> None:
         """The rows that a write has added; not yet visible."""
@@ -177,6 +182,7 @@ class Field:
         self.record, self.raw_record = record, record.to_json()
         self._remember()
         self.index.install(built)
+        self._know_sides(record)
         self.last_error = ""
 
     # -- which views are in use

@@ -13,6 +13,9 @@ from .found import Found
 from .index import Index
 from .main import BuiltIndex
 from .on_device import OnDevice
+from .side_files import faults as side_faults
+from .side_files import is_beside
+from .side_files import known as saved_sides
 from .source import VectorSource
 from .trace import Trace
 from .view import View
@@ -32,6 +35,9 @@ __all__ = [
     "distances",
     "file_faults",
     "give_memory_back",
+    "is_beside",
     "limit_threads",
     "of_same_files",
+    "saved_sides",
+    "side_faults",
 ]

@@ -148,7 +148,7 @@ class Build:
             among = np.zeros(main.high_water, np.bool_)
             among[main.rows[positions]] = True
             curve = self._measure(
-                graph, main.block, main.rows, wanted.queries, main.high_water,
+                graph, main.block, main.rows, wanted.queries(), main.high_water,
                 lambda start, stop: among[start:stop], positions,
             )  # fmt: skip
             return SideGraph(main, graph, positions.size, curve)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import Internal
 from ..layout import vector_width
 from ..types import LISTS_ONLY
-from . import choice, files
+from . import files, side_build
 from .ahead import Ahead
 from .build import MIN_ROWS, Build
 from .chosen import MainMask
@@ -410,27 +410,15 @@ class Index:
             self.on_device.measure_again(main, lambda copy: build.curve_of(copy, x, live))
         return None if made is None else BuiltIndex(made)
 
-    def build_side(self, *, cancel: threading.Event) -> int:
+    def build_side(
+        self, *, cancel: threading.Event, folder: Path | None = None, main_file: str = ""
+    ) -> int:
         """Lets a graph serve a filter that is asked often, see `side.py`; returns its rows, 0 for none.
 
-        Whatever goes wrong, it is not tried again with the same main index.
+        It is read where it is in a file, else built, and then written into `folder`, beside the `main_file` of the
+        main index. Whatever goes wrong, it is not built again for the same main index.
         """
-        wanted, graph = self.sides.wanted(), None
-        if wanted is None:
-            return 0
-        code = wanted.main.code
-        build = Build(self, "hnsw", code, 1, cancel, lambda share: None, lambda *_: None)
-        try:
-            # Only the codes that it is built over are copied; see `makers.graph_among`.
-            small = code if code == "float16" else "sq8"
-            choice.check_budget(
-                "hnsw", small, self.dimension, 0, wanted.allowed.count, 0, self.settings
-            )
-            graph = build.beside(wanted)
-        finally:
-            if not cancel.is_set():
-                self.sides.put(wanted, graph)
-        return 0 if graph is None else graph.n
+        return side_build.serve_next(self, self.sides, cancel, folder, main_file)
 
     def save(self, built: BuiltIndex, folder: Path) -> IndexRecord:
         """Write `built` durably into `folder`; the record belongs into the next commit.

@@ -16,6 +16,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,24 +33,25 @@ LEAST_ROWS, MOST_SHARE = 4_096, 0.5
 WORTH = 0.1
 """Time lost, as a share of that of a build, from which on one is worth it: what is lost callers wait for, what
 is built costs one core for some seconds at low priority, once for a filter and main index."""
-LEAST_QUERIES = 512
-"""Queries before a graph is thought of, and how many of the newest its recall is measured on."""
+LEAST_QUERIES, MOST_QUERIES = 128, 256
+"""Queries before a graph is thought of, and how many of the newest its recall is measured on: while it is
+built more of them come. To measure it on 512 took longer than to build a graph of 11,500 rows (1.4 s of 0.9)."""
 MEMORY_SHARE = 0.3
 """Of the main index: what all graphs beside it may take."""
 MOST_DEAD = 0.2
 """Share of dead rows from which on a graph is let go."""
-_KEPT = 64
-"""Filters that are watched. Queries of one are kept once half the time that its graph is worth is lost."""
+MOST_KEPT = 64
+"""Filters that are watched, and whose graphs are kept in files. Queries of one are kept once half the time that its graph is worth is lost."""
 _CALL_EVERY = 256
 
 
 def build_seconds(rows: int, dimension: int) -> float:
     """Estimate of the time to build and calibrate a graph.
 
-    Measured over sq8 codes of WordNet vectors of 384 dimensions by one thread of an AMD EPYC (Zen 4): 156 us
-    a row for 11,621 rows, 214 us for 35,222.
+    Measured over sq8 codes of WordNet vectors of 384 dimensions by one thread of an AMD EPYC (Zen 4), with
+    `EF_AMONG`: 80 us a row to build 19,707 of them, and about a third of that to calibrate.
     """
-    return rows * (40e-6 + 0.4e-6 * dimension)
+    return rows * (26e-6 + 0.21e-6 * dimension)
 
 
 def graph_bytes(joined: int, rows: int) -> int:
@@ -77,13 +80,15 @@ class SideGraph(Main):
 
 
 class Wanted(NamedTuple):
-    """A graph that is worth building."""
+    """A graph that is worth building, or is in a file."""
 
     key: str
     main: Main
     allowed: Allowed
-    queries: Floats
-    """(q, d) of users, no two alike."""
+    queries: Callable[[], Floats]
+    """(q, d) of users, no two alike, up to now."""
+    path: Path | None
+    """Its file."""
 
 
 class _Note:
@@ -95,7 +100,7 @@ class _Note:
         self.lost_s = 0.0
         """Time that its queries would have been spared by a graph, as estimated."""
         self.asked = 0
-        self.queries: deque[Floats] = deque(maxlen=LEAST_QUERIES)
+        self.queries: deque[Floats] = deque(maxlen=MOST_QUERIES)
         """The newest of the queries asked, which are counted from when they are kept."""
         self.graph: SideGraph | None = None
         self.refused = False
@@ -103,6 +108,10 @@ class _Note:
         self.wanted: tuple[Main, Allowed] | None = None
         """What a graph is wanted of."""
         self.used = 0
+
+    def distinct(self) -> list[Floats]:
+        """The queries that are kept, each once."""
+        return list({query.tobytes(): query for query in list(self.queries)}.values())
 
     def settle(self, graph: SideGraph | None) -> None:
         """Wants nothing more; the next graph is to be measured on queries of its own time."""
@@ -128,6 +137,8 @@ class Sides:
         is nobody to build, and nothing is noted."""
         self._lock = threading.Lock()
         self._notes: dict[str, _Note] = {}
+        self._saved: dict[str, Path] = {}
+        """Graphs of this main index in files, by key."""
         self._rows: Rows | None = None
         self._clock = 0
 
@@ -160,9 +171,14 @@ class Sides:
             note = self._watch(key)
         if note.refused or note.graph is not None or main.kind != "hnsw" or main.code == "binary":
             return
-        note.lost_s += lost_s
         self._clock += 1
         note.used = self._clock
+        if key in self._saved:
+            if note.wanted is None:
+                note.wanted = (main, allowed)
+                self.wake()
+            return
+        note.lost_s += lost_s
         worth_s = WORTH * build_seconds(allowed.count, queries.shape[1])
         if note.lost_s < 0.5 * worth_s:
             return
@@ -172,7 +188,7 @@ class Sides:
         if len(queries) == 1:
             note.queries.append(queries[0].copy())
         else:
-            note.queries.extend([query.copy() for query in queries[-LEAST_QUERIES:]])
+            note.queries.extend([query.copy() for query in queries[-MOST_QUERIES:]])
         if asked < LEAST_QUERIES or note.lost_s < worth_s:
             return
         if note.wanted is None or asked // _CALL_EVERY > before // _CALL_EVERY:
@@ -181,7 +197,7 @@ class Sides:
 
     def _watch(self, key: str) -> _Note:
         with self._lock:
-            while len(self._notes) >= _KEPT:
+            while len(self._notes) >= MOST_KEPT:
                 del self._notes[min(self._notes, key=lambda held: self._notes[held].used)]
             return self._notes.setdefault(key, _Note())
 
@@ -199,17 +215,17 @@ class Sides:
                 if asked is None:
                     continue
                 main, allowed = asked
-                distinct = {query.tobytes(): query for query in list(note.queries)}
+                path = self._saved.get(key)
                 if main.rows is not self._rows:
                     note.wanted = None
-                elif len(distinct) < LEAST_HELD_OUT:
+                elif path is None and len(note.distinct()) < LEAST_HELD_OUT:
                     # A few queries asked over and over say nothing about the next one.
                     note.settle(None)
                 elif graph_bytes(allowed.count, main.n) > MEMORY_SHARE * main.nbytes:
                     note.settle(None)
                     note.refused = True
                 else:
-                    return Wanted(key, main, allowed, np.stack(list(distinct.values())))
+                    return Wanted(key, main, allowed, partial(_stacked, note), path)
         return None
 
     def put(self, wanted: Wanted, graph: SideGraph | None) -> None:
@@ -228,6 +244,24 @@ class Sides:
             while held and self.nbytes > room:
                 held.pop(0).forget()
 
+    def keep(self, saved: dict[str, Path]) -> None:
+        """Graphs of the main index that serves are in these files, by the keys of their filters."""
+        with self._lock:
+            self._saved = saved
+
+    def saved(self, key: str, path: Path) -> None:
+        """This graph is in a file now."""
+        with self._lock:
+            self._saved[key] = path
+
+    def unsaved(self, key: str) -> None:
+        """The file of this graph is of no use; it has to be earned again."""
+        with self._lock:
+            self._saved.pop(key, None)
+            note = self._notes.get(key)
+            if note is not None:
+                note.settle(None)
+
     def serve(self, main: Main | None) -> None:
         """From now on `main` is searched. Graphs of another are let go; what was lost for want of them stays
         known, so that a filter which is still asked gets one again after a few queries."""
@@ -235,7 +269,7 @@ class Sides:
             rows = None if main is None else main.rows
             if rows is self._rows:
                 return
-            self._rows = rows
+            self._rows, self._saved = rows, {}
             for note in self._notes.values():
                 note.wanted, note.graph, note.refused = None, None, False
 
@@ -251,6 +285,10 @@ class Sides:
         """Bytes of the graphs."""
         graphs = [note.graph for note in list(self._notes.values())]
         return sum(graph.nbytes for graph in graphs if graph is not None)
+
+
+def _stacked(note: _Note) -> Floats:
+    return np.stack(note.distinct())
 
 
 class Asked(NamedTuple):

@@ -15,6 +15,7 @@ from ..errors import FormatMismatch
 from ..layout import (
     COLLECTION_FORMAT,
     COLLECTION_TABLES,
+    DATA_FILE,
     DEFAULT_FIELD,
     KEYED,
     LATER_TABLES,
@@ -24,6 +25,7 @@ from ..layout import (
     OPTIONAL_TABLES,
     SEQUENCE,
 )
+from . import resident
 from .awake import Awake
 from .environment import Environment
 from .fresh import FreshIds
@@ -153,6 +155,15 @@ class CollectionStore:
         self._env.hold()
         try:
             return self._mapped[field].in_place(rows, work)
+        finally:
+            self._env.let_go()
+
+    def let_pages_go(self) -> None:
+        """Takes the pages of the file that were read out of this process's memory; see `resident.let_go`.
+        For after everything was read once. Any thread."""
+        self._env.hold()
+        try:
+            resident.let_go(self.folder / DATA_FILE)
         finally:
             self._env.let_go()
 
