@@ -143,7 +143,7 @@ def test_files_fit_one_filter_and_one_index(tmp_path, rows):
     earn(tmp_path / "db", rows)
     (path,) = files(tmp_path / "db")
     main_file = path.name.partition(".filter-")[0]
-    (key,) = side_files.known(path.parent, main_file)
+    (key,) = side_files.known(path.parent, main_file, read_only=True)
     with vecdb.open(tmp_path / "db", audit_share=0.0) as db:
         view = db.get_collection("docs")._core.index.view
         main, third = view.main, np.arange(N) % 10 < 3
@@ -159,6 +159,19 @@ def test_files_fit_one_filter_and_one_index(tmp_path, rows):
         most = third & (np.arange(N) > 100)
         assert side_files.load(path, key, main, allowed(most)).n == third.sum()
         assert side_files.load(path, key, main, allowed(third & (np.arange(N) > 900))) is None
+
+
+def test_who_only_reads_removes_nothing(tmp_path, rows):
+    """A process that reads beside the writer leaves a damaged file where it is, and answers right without it."""
+    fill(tmp_path / "db", rows)
+    earn(tmp_path / "db", rows)
+    (kept,) = files(tmp_path / "db")
+    raw = bytearray(kept.read_bytes())
+    raw[3] ^= 4
+    kept.write_bytes(raw)
+    with vecdb.open(tmp_path / "db", read_only=True) as db:
+        assert recall(db.get_collection("docs"), rows) >= 0.93
+    assert kept.read_bytes() == raw
 
 
 def test_files_are_few(tmp_path, rows, monkeypatch):

@@ -148,7 +148,10 @@ class Field:
 
     def _know_sides(self, record: IndexRecord) -> None:
         """Which graphs for filters are in files beside the saved index."""
-        self.index.sides.keep(saved_sides(self._store.folder, record.graph.name))
+        store = self._store
+        self.index.sides.keep(
+            saved_sides(store.folder, record.graph.name, read_only=store.read_only)
+        )
 
     def append(self, change: Applied, first_row: int) -> None:
         """The rows that a write has added; not yet visible."""

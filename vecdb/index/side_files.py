@@ -39,15 +39,17 @@ def is_beside(name: str, main_file: str) -> bool:
     return name.startswith(main_file + _MARK) and not name.endswith(disk.ASIDE_SUFFIX)
 
 
-def known(folder: Path, main_file: str) -> dict[str, Path]:
-    """The files of a main index by the keys of their filters; reads the head of each."""
+def known(folder: Path, main_file: str, *, read_only: bool) -> dict[str, Path]:
+    """The files of a main index by the keys of their filters; reads the head of each, and removes those that have
+    none unless `read_only`."""
     found = {}
     for path in _beside(folder, main_file):
         try:
             with open(path, "rb") as file:
                 found[str(_head(file)["key"])] = path
         except (OSError, ValueError, KeyError, TypeError) as error:
-            remove(path, f"its head cannot be read: {error!r}")
+            if not read_only:
+                remove(path, f"its head cannot be read: {error!r}")
     return found
 
 

@@ -158,6 +158,10 @@ class CollectionStore:
         finally:
             self._env.let_go()
 
+    @property
+    def read_only(self) -> bool:
+        return self._env.read_only
+
     def let_pages_go(self) -> None:
         """Takes the pages of the file that were read out of this process's memory; see `resident.let_go`.
         For after everything was read once. Any thread."""
