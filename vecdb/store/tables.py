@@ -66,6 +66,10 @@ class Tables:
 
     def page_faults(self) -> list[str]:
         """What is wrong with the pages of this moment, by a look at the file without LMDB."""
+        gone = self._env.file_fault()
+        if gone:
+            # What stands in its place says nothing of what is open.
+            return [gone]
         return file_faults(self._env.folder / DATA_FILE, self._txn.id())
 
     # -- what stands in `meta`
