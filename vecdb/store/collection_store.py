@@ -25,6 +25,7 @@ from ..layout import (
     OPTIONAL_TABLES,
     SEQUENCE,
 )
+from ..repair_types import RepairStats
 from . import resident
 from .awake import Awake
 from .environment import Environment
@@ -302,8 +303,8 @@ class CollectionStore:
         """Bytes of the vectors of one row that has all of them."""
         return sum(field.row_bytes for field in self._shape.fields)
 
-    def repairs(self) -> list[str]:
-        """What repairs could not keep, one sentence each; empty as long as nothing was lost."""
+    def repairs(self) -> tuple[RepairStats, ...]:
+        """What repairs could not keep, the oldest first; empty as long as nothing was lost."""
         with self.read() as reader:
             return losses(reader.repairs())
 

@@ -31,7 +31,7 @@ from ..layout import (
 from . import pages, sync_point, vacuum
 from .check import problems
 from .collection_store import CollectionStore
-from .losses import entries
+from .losses import TIME_FORMAT, entries
 from .restoring import Restorer
 from .salvage import Salvaged, Table, salvage
 from .shape import Shape
@@ -221,7 +221,9 @@ def _plain(done: RepairedFile, most: int | None = None) -> dict[str, Any]:
         "lost_versions": done.lost_versions,
         "lost_commits": done.lost_commits,
         "history_dropped": done.history_dropped,
+        "unverified_records": len(done.unverified),
         "unverified": list(done.unverified[:most]),
+        "undecided_records": len(done.undecided),
         "undecided": list(done.undecided[:most]),
         "quarantine": done.quarantine,
     }
@@ -304,7 +306,7 @@ def _finish(
     if not done.whole:
         before.append(
             {
-                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "time": time.strftime(TIME_FORMAT, time.gmtime()),
                 **_plain(done, _MOST_NAMED),
             }
         )
