@@ -151,6 +151,7 @@ repair_stats = st.builds(
     id_lists,
     st.integers(0, 2**63),
     id_lists,
+    id_lists,
     texts,
 )
 device_stats = st.builds(DeviceStats, *[texts] * 3, *[st.integers(0, 2**63)] * 8, texts)

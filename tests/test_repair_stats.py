@@ -10,9 +10,11 @@ import shutil
 import pytest
 from conftest import serving
 from test_damage import data_file, flip, make
+from test_sums import places
 
 import vecdb
 import vecdb_client
+from vecdb.layout import META_SETTINGS
 from vecdb.repair_types import RepairStats
 from vecdb.store.losses import losses
 from vecdb_client import aio
@@ -94,7 +96,8 @@ def test_a_repair_without_loss_is_not_in_the_numbers(data_folder):
         docs.insert([f"r{n}" for n in range(20)], [[float(n), 1, 2, 3] for n in range(20)])
         assert docs.stats().repairs == ()
     path = data_file(data_folder)
-    flip(path, 8 * (4_096 + 16) + 3)  # the mark of a meta page
+    held = {key: at for key, at, _ in places(path, "meta")}
+    flip(path, 8 * held[META_SETTINGS] + 77)
     assert vecdb.check(data_folder, repair=True)[1].repaired
     with vecdb.open(data_folder) as db:
         docs = db.get_collection("docs")

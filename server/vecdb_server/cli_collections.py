@@ -220,6 +220,8 @@ def _print_repair(repair: Any) -> None:
             "  the file as it was": repair.quarantine,
         }
     )
+    for doubt in repair.doubts:
+        print(f"  {doubt}")
     for name in repair.lost:
         print(f"  lost {name}")
 

@@ -28,7 +28,7 @@ def losses(raw: bytes) -> tuple[RepairStats, ...]:
 
 
 def _stats(one: dict[str, Any]) -> RepairStats:
-    def ids(name: str) -> tuple[str, ...]:
+    def texts(name: str) -> tuple[str, ...]:
         found = one.get(name)
         return tuple(map(str, found[:_MOST_IDS])) if isinstance(found, list) else ()
 
@@ -40,14 +40,15 @@ def _stats(one: dict[str, Any]) -> RepairStats:
         repaired_at=_time(str(one.get("time"))),
         sequence=count("sequence"),
         lost_records=count("lost_records"),
-        lost=ids("lost"),
+        lost=texts("lost"),
         lost_versions=count("lost_versions"),
         lost_commits=count("lost_commits"),
         history_dropped=bool(one.get("history_dropped")),
-        unverified_records=count("unverified_records") or len(ids("unverified")),
-        unverified=ids("unverified"),
-        undecided_records=count("undecided_records") or len(ids("undecided")),
-        undecided=ids("undecided"),
+        unverified_records=count("unverified_records") or len(texts("unverified")),
+        unverified=texts("unverified"),
+        undecided_records=count("undecided_records") or len(texts("undecided")),
+        undecided=texts("undecided"),
+        doubts=texts("doubts"),
         # Where the database is now may not be where it was then.
         quarantine="/".join(str(one.get("quarantine", "")).split("/")[-2:]),
     )
@@ -66,5 +67,5 @@ def sentence(repair: RepairStats) -> str:
     return (
         f"a repair of {repair.repaired_at:{TIME_FORMAT}} could not keep {repair.lost_records} records and "
         f"{repair.lost_versions} earlier versions{moments}, lost up to {repair.lost_commits} commits of LMDB, and "
-        f"kept {repair.unverified_records} records unverified; the file as it was is in {repair.quarantine}"
+        f"kept {repair.unverified_records} records unverified; {''.join(f'{doubt}; ' for doubt in repair.doubts)}the file as it was is in {repair.quarantine}"
     )

@@ -325,7 +325,8 @@ _REPAIR_FIELDS = (
     "undecided_records",
     "quarantine",
 )
-_REPAIR_IDS = ("lost", "unverified", "undecided")
+_REPAIR_TEXTS = ("lost", "unverified", "undecided", "doubts")
+"""Lists of texts."""
 _COMPACT_FIELDS = ("purged_rows", "bytes_before", "bytes_after")
 
 
@@ -355,17 +356,18 @@ def decode_index_stats(message: pb.IndexStats) -> IndexStats:
 def encode_repair(repair: Any) -> pb.RepairStats:
     """The message of a RepairStats."""
     return pb.RepairStats(
-        **_fields(repair, (*_REPAIR_FIELDS, *_REPAIR_IDS)),
+        **_fields(repair, (*_REPAIR_FIELDS, *_REPAIR_TEXTS)),
         repaired_at_us=(repair.repaired_at - _EPOCH) // _MICROSECOND,
     )
 
 
 def decode_repair(message: pb.RepairStats) -> RepairStats:
     """The RepairStats of a message."""
+    texts: dict[str, Any] = {name: tuple(getattr(message, name)) for name in _REPAIR_TEXTS}
     return RepairStats(
         _EPOCH + message.repaired_at_us * _MICROSECOND,
         **_fields(message, _REPAIR_FIELDS),
-        **{name: tuple(getattr(message, name)) for name in _REPAIR_IDS},
+        **texts,
     )
 
 

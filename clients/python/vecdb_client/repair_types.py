@@ -37,5 +37,7 @@ class RepairStats:
     """Records that were kept though they may have been deleted."""
     undecided: Sequence[str] = ()
     """Ids of the first 100 of them."""
+    doubts: Sequence[str] = ()
+    """What else is lost or may be wrong, one sentence each."""
     quarantine: str = ""
     """Folder with the file as it was, below that of the database."""

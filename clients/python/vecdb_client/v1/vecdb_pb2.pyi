@@ -755,7 +755,7 @@ class DeviceStats(_message.Message):
     def __init__(self, name: _Optional[str] = ..., card: _Optional[str] = ..., state: _Optional[str] = ..., total_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., placements: _Optional[int] = ..., queued: _Optional[int] = ..., batches: _Optional[int] = ..., queries: _Optional[int] = ..., restarts: _Optional[int] = ..., last_error: _Optional[str] = ...) -> None: ...
 
 class RepairStats(_message.Message):
-    __slots__ = ("repaired_at_us", "sequence", "lost_records", "lost", "lost_versions", "lost_commits", "history_dropped", "unverified_records", "unverified", "undecided_records", "undecided", "quarantine")
+    __slots__ = ("repaired_at_us", "sequence", "lost_records", "lost", "lost_versions", "lost_commits", "history_dropped", "unverified_records", "unverified", "undecided_records", "undecided", "doubts", "quarantine")
     REPAIRED_AT_US_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     LOST_RECORDS_FIELD_NUMBER: _ClassVar[int]
@@ -767,6 +767,7 @@ class RepairStats(_message.Message):
     UNVERIFIED_FIELD_NUMBER: _ClassVar[int]
     UNDECIDED_RECORDS_FIELD_NUMBER: _ClassVar[int]
     UNDECIDED_FIELD_NUMBER: _ClassVar[int]
+    DOUBTS_FIELD_NUMBER: _ClassVar[int]
     QUARANTINE_FIELD_NUMBER: _ClassVar[int]
     repaired_at_us: int
     sequence: int
@@ -779,8 +780,9 @@ class RepairStats(_message.Message):
     unverified: _containers.RepeatedScalarFieldContainer[str]
     undecided_records: int
     undecided: _containers.RepeatedScalarFieldContainer[str]
+    doubts: _containers.RepeatedScalarFieldContainer[str]
     quarantine: str
-    def __init__(self, repaired_at_us: _Optional[int] = ..., sequence: _Optional[int] = ..., lost_records: _Optional[int] = ..., lost: _Optional[_Iterable[str]] = ..., lost_versions: _Optional[int] = ..., lost_commits: _Optional[int] = ..., history_dropped: _Optional[bool] = ..., unverified_records: _Optional[int] = ..., unverified: _Optional[_Iterable[str]] = ..., undecided_records: _Optional[int] = ..., undecided: _Optional[_Iterable[str]] = ..., quarantine: _Optional[str] = ...) -> None: ...
+    def __init__(self, repaired_at_us: _Optional[int] = ..., sequence: _Optional[int] = ..., lost_records: _Optional[int] = ..., lost: _Optional[_Iterable[str]] = ..., lost_versions: _Optional[int] = ..., lost_commits: _Optional[int] = ..., history_dropped: _Optional[bool] = ..., unverified_records: _Optional[int] = ..., unverified: _Optional[_Iterable[str]] = ..., undecided_records: _Optional[int] = ..., undecided: _Optional[_Iterable[str]] = ..., doubts: _Optional[_Iterable[str]] = ..., quarantine: _Optional[str] = ...) -> None: ...
 
 class GetStatsResponse(_message.Message):
     __slots__ = ("name", "sequence", "count", "rows", "disk_bytes", "map_used_bytes", "map_limit_bytes", "fields", "index", "vectors", "purged_rows", "devices", "durability", "synced_sequence", "repairs")
