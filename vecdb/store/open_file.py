@@ -187,9 +187,7 @@ class OpenFile:
                 # Nobody else may have written: it is looked at no closer than one that stayed open.
                 self._file.watch_again()
                 try:
-                    self._env, self._tables = self._open_in(
-                        self.folder, create=False, known=True
-                    )
+                    self._env, self._tables = self._open_in(self.folder, create=False, known=True)
                     self._sync_lazily()
                 except BaseException:
                     self._file.close()
