@@ -205,3 +205,26 @@ def test_pages_that_were_never_written_are_not_missed(data_folder):
             watched.must_hold(environment._env, transaction)
         watched.must_be_whole()
         watched.close()
+
+
+@pytest.mark.parametrize("how", ["cut off", "emptied", "replaced"])
+def test_a_file_that_rests(data_folder, how):
+    """A collection whose file rests, and is cut off, emptied or replaced meanwhile, is Corrupted at the next call;
+    LMDB makes no new file of an empty one."""
+    with vecdb.open(data_folder, auto_build=False) as db:
+        db.create_collection("docs", dimension=DIMENSION)
+        docs = fill(db, "docs", 0, 500)
+        (path,) = data_files(data_folder)
+        assert docs._core.store._env.rest()
+        if how == "replaced":
+            shutil.copy(path, data_folder / "copy")
+            os.replace(data_folder / "copy", path)
+        else:
+            os.truncate(path, 0 if how == "emptied" else path.stat().st_size - 4_096)
+        size = path.stat().st_size
+        for _ in range(2):
+            with pytest.raises(Corrupted, match="replaced" if how == "replaced" else WORDS):
+                docs.get(["r3"], include=["document"])
+            with pytest.raises(Corrupted):
+                docs.delete(["r1"])
+        assert path.stat().st_size == size
