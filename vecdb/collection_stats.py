@@ -39,7 +39,7 @@ def collection_stats(core: Core, builder: Builder, audit: Audit | None) -> Colle
         devices=() if core.devices is None else core.devices.stats(),
         durability="" if core.read_only else core.options["durability"],
         synced_sequence=synced_sequence(core, view.sequence),
-        repairs=core.store.repairs(),
+        repairs=core.store.repairs,
     )
 
 

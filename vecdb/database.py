@@ -404,7 +404,7 @@ class Database(BackedUp):
                         info.device,
                         core.assigned.note,
                     )
-                for repair in store.repairs():
+                for repair in store.repairs:
                     log.warning("collection %s: %s", name, sentence(repair))
                 if not self.read_only:
                     sweep_files(core)

@@ -65,8 +65,11 @@ class CollectionStore:
         if not environment.read_only:
             self._mapped = tuple(MappedBlocks(field) for field in shape.fields)
             environment.on_move = self._forget_blocks
-            with environment.read() as transaction:
-                reader = Reader(environment, transaction, shape)
+        with environment.read() as transaction:
+            reader = Reader(environment, transaction, shape)
+            self.repairs: tuple[RepairStats, ...] = losses(reader.repairs())
+            """What repairs could not keep, the oldest first. None can be made while this is open."""
+            if not environment.read_only:
                 self._requests = Requests(reader.items("requests"))
 
     @classmethod
@@ -306,11 +309,6 @@ class CollectionStore:
     def row_bytes(self) -> int:
         """Bytes of the vectors of one row that has all of them."""
         return sum(field.row_bytes for field in self._shape.fields)
-
-    def repairs(self) -> tuple[RepairStats, ...]:
-        """What repairs could not keep, the oldest first; empty as long as nothing was lost."""
-        with self.read() as reader:
-            return losses(reader.repairs())
 
     def has_metadata(self) -> bool:
         with self.read() as reader:
