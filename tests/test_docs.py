@@ -16,6 +16,7 @@ from conftest import serving
 import vecdb
 from vecdb import errors
 from vecdb.filters import parse
+from vecdb.repair_types import RepairStats
 from vecdb.settings import ENGINE
 from vecdb.types import AuditStats, CurvePoint, DeviceStats, Explain, IndexStats
 from vecdb_client.v1 import vecdb_pb2 as pb
@@ -138,7 +139,9 @@ def test_no_setting_is_documented_that_is_none():
     assert sorted(documented) == sorted(row.name for row in [*ENGINE, *SERVER])
 
 
-@pytest.mark.parametrize("kind", [Explain, IndexStats, CurvePoint, AuditStats, DeviceStats])
+@pytest.mark.parametrize(
+    "kind", [Explain, IndexStats, CurvePoint, AuditStats, DeviceStats, RepairStats]
+)
 def test_what_explain_and_stats_say_is_documented(kind):
     """README names every field of `explain` and of the index and the devices in `stats`, and each has a sentence in the
     contract."""
@@ -149,7 +152,7 @@ def test_what_explain_and_stats_say_is_documented(kind):
     assert message is not None
     for field in dataclasses.fields(kind):
         assert f"`{field.name}`" in section, field.name
-        assert re.search(rf"  // [^\n]+\n  [^/\n]*\b{field.name}\b", message[1]), field.name
+        assert re.search(rf"  // [^\n]+\n  [^/\n]*\b{field.name}(_us)?\b", message[1]), field.name
 
 
 def test_all_errors_are_documented():

@@ -323,7 +323,7 @@ def raise_format(folder, number):
 def test_a_newer_format_is_refused_with_both_numbers(tmp_path, what, read_only):
     """FormatMismatch names the format that was found, those that are read, and what to do; nothing changes."""
     folder = unpacked(SAVED[-1], tmp_path)
-    with vecdb.open(folder, read_only=True) as db:
+    with vecdb.open(folder) as db:  # checksums of names are added
         held = db.get_collection("docs")._core.store.folder
     raise_format(held if what == "collection" else folder / layout.CATALOG_FOLDER, 97)
     seen = {p: p.read_bytes() for p in folder.rglob("data.mdb")}

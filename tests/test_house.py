@@ -33,7 +33,9 @@ DOORS = {
 # Not part of the product: measured against, demonstrated with, or made by.
 OUTSIDE = ("bench/", "examples/", "tests/", "tools/")
 
-LEAVES = ("errors", "types", "backup_types", "settings", "layout", "failpoints", "disk")
+LEAVES = (
+    "errors", "types", "backup_types", "repair_types", "settings", "layout", "failpoints", "disk",
+)  # fmt: skip
 
 
 def tracked() -> list[Path]:
@@ -183,7 +185,7 @@ def test_imports_run_down_the_list_of_the_map() -> None:
 
 
 def test_leaves_know_only_leaves() -> None:
-    """errors, types, backup_types, settings, layout, failpoints and disk import of the engine only each other."""
+    """errors, types of all kinds, settings, layout, failpoints and disk import of the engine only each other."""
     graph = engine_graph()
     allowed = {"vecdb", *(f"vecdb.{leaf}" for leaf in LEAVES)}
     wrong = {leaf: graph.get(f"vecdb.{leaf}", set()) - allowed for leaf in LEAVES}
@@ -322,8 +324,8 @@ def normal(name: str) -> str:
 
 
 def test_client_copies_are_fresh() -> None:
-    """errors.py, types.py and backup_types.py of the client are the engine's, line by line, under one line of header."""
-    for name in ("errors.py", "types.py", "backup_types.py"):
+    """errors.py and the types.py of all kinds in the client are the engine's, line by line, under one line of header."""
+    for name in ("errors.py", "types.py", "backup_types.py", "repair_types.py"):
         source = (ROOT / "vecdb" / name).read_text(encoding="utf-8")
         copy = (ROOT / "clients/python/vecdb_client" / name).read_text(encoding="utf-8")
         header, _, rest = copy.partition("\n")

@@ -19,6 +19,7 @@ from vecdb_client.errors import (
     InvalidQuery,
     InvalidSetting,
 )
+from vecdb_client.repair_types import RepairStats
 from vecdb_client.types import (
     INDEX_KINDS,
     METRICS,
@@ -136,6 +137,23 @@ index_stats = st.builds(
     device_bytes=st.integers(0, 2**63),
     device_note=texts,
 )
+id_lists = st.lists(texts, max_size=3).map(tuple)
+repair_stats = st.builds(
+    RepairStats,
+    st.datetimes(dt.datetime(1970, 1, 1), timezones=st.just(dt.UTC)),
+    st.integers(0, 2**63),
+    st.integers(0, 2**63),
+    id_lists,
+    st.integers(0, 2**63),
+    st.integers(0, 2**63),
+    st.booleans(),
+    st.integers(0, 2**63),
+    id_lists,
+    st.integers(0, 2**63),
+    id_lists,
+    id_lists,
+    texts,
+)
 device_stats = st.builds(DeviceStats, *[texts] * 3, *[st.integers(0, 2**63)] * 8, texts)
 
 
@@ -157,6 +175,7 @@ device_stats = st.builds(DeviceStats, *[texts] * 3, *[st.integers(0, 2**63)] * 8
         devices=st.lists(device_stats, max_size=2).map(tuple),
         durability=texts,
         synced_sequence=st.integers(0, 2**63),
+        repairs=st.lists(repair_stats, max_size=2).map(tuple),
     )
 )
 def test_stats_round_trip(stats: CollectionStats) -> None:

@@ -393,6 +393,7 @@ def test_settings_of_an_older_version_are_read(data_folder):
         for later in ("quantization", "vectors"):
             del held[later]
         txn.put(layout.META_SETTINGS, json.dumps(held).encode(), db=meta)
+        txn.delete(layout.META_SUMS, db=meta)  # nor had it checksums of them
     with vecdb.open(data_folder) as db:
         docs = db.get_collection("docs")
         assert (docs.info.quantization, dict(docs.info.vectors)) == ("auto", {})

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 
+import lmdb
 import numpy as np
 import pytest
 from seeds import RUN_SEED
@@ -15,7 +16,8 @@ from test_format import SAVED, unpacked
 from test_repair import problems, records
 
 import vecdb
-from vecdb.layout import COLLECTION_TABLES, DATA_FILE
+from vecdb.layout import COLLECTION_TABLES, DATA_FILE, META_FORMAT, META_SETTINGS, META_SUMS, SUMMED
+from vecdb.store.meta_sums import Sums, value_sum
 from vecdb.store.pages import MAIN, PageFile
 from vecdb_server.__main__ import main
 
@@ -155,13 +157,19 @@ def test_a_file_of_a_later_format_is_not_repaired(sound, tmp_path):
         token = next(t for t, name in db._catalog.names().of.items() if name == "other")
     other = copy / "collections" / token / DATA_FILE
     (mine,) = (p for p in (copy / "collections").glob("*/data.mdb") if p != other)
-    raw = mine.read_bytes()
-    for old, new, words in (
-        (b"\x06\x00format2", b"\x06\x00format3", "later one"),
-        (b'"dimension": 16', b'"dimension": 17', "its settings"),
+    for key, old, new, words in (
+        (META_SETTINGS, b'"dimension": 16', b'"dimension": 19', "its settings"),
+        (META_FORMAT, b"2", b"3", "later one"),
     ):
-        assert old in raw
-        mine.write_bytes(raw.replace(old, new))
+        with lmdb.open(str(mine.parent), max_dbs=20) as env, env.begin(write=True) as txn:
+            meta = env.open_db(b"meta", txn=txn)
+            raw = txn.get(key, db=meta)
+            assert old in raw
+            txn.put(key, raw.replace(old, new), db=meta)
+            if key == META_FORMAT:  # as a later version would have written it
+                sums = Sums.parse(txn.get(META_SUMS, db=meta))
+                sums.values[SUMMED.index(key)] = value_sum(key, new)
+                txn.put(META_SUMS, sums.packed(), db=meta)
         flip(other, 8 * 10)
         changed = mine.read_bytes()
         checked = {one.collection: one for one in vecdb.check(copy, repair=True)}
@@ -169,3 +177,41 @@ def test_a_file_of_a_later_format_is_not_repaired(sound, tmp_path):
         assert words in checked["docs"].done[0]
         assert mine.read_bytes() == changed
         assert checked["other"].ok or checked["other"].repaired
+
+
+@pytest.mark.parametrize("how", ["zeros", "noise", "noise, and more"])
+def test_both_meta_pages_are_gone(tmp_path, sound, how):
+    """Where neither meta page leads to the tables these are found on the other pages: every record is there, and
+    none that was deleted; with further damage what is lost is named. It is said that this was done."""
+    print(f"seed {RUN_SEED}")
+    rng = random.Random(f"{RUN_SEED} {how}")
+    for trial in range(PAGES):
+        copy = tmp_path / "copy"
+        shutil.copytree(sound[0], copy)
+        raw = bytearray(data_file(copy).read_bytes())
+        raw[: 2 * 4_096] = bytes(2 * 4_096) if how == "zeros" else rng.randbytes(2 * 4_096)
+        if how.endswith("more"):
+            for page in rng.sample(range(2, len(raw) // 4_096), 3):
+                raw[4_096 * page : 4_096 * page + 512] = rng.randbytes(512)
+        data_file(copy).write_bytes(raw)
+        where = (RUN_SEED, how, trial)
+        with pytest.raises(vecdb.VecdbError), vecdb.open(copy) as db:
+            db.get_collection("docs")
+        assert problems(vecdb.check(copy)), where
+        done = vecdb.check(copy, repair=True)
+        if how.endswith("more") and problems(vecdb.check(copy)):
+            assert "Nothing was changed" in done[1].done[0] or "cannot be read" in done[1].done[0]
+        else:
+            assert not problems(vecdb.check(copy)), (where, done)
+            (made,) = [one.repair for one in done if one.repair]
+            now = records(copy)
+            assert "looked for on all pages" in made.doubts[0], where
+            assert made.quarantine
+            if how.endswith("more"):
+                same = now.keys() & sound[1].keys() - set(made.unverified)
+                assert all(now[i] == sound[1][i] for i in same), where
+                assert not set(made.lost) & now.keys(), where
+            else:
+                assert now == sound[1], where
+                assert not made.lost, where
+        shutil.rmtree(copy)

@@ -3,8 +3,8 @@
     python tools/generate.py            writes them
     python tools/generate.py --check    writes nothing, exits with 1 when a committed file is stale
 
-The gRPC stubs come from proto/vecdb/v1/vecdb.proto; errors.py, types.py and backup_types.py are copies of the
-engine's, so that the client depends on nothing but numpy, grpcio and protobuf.
+The gRPC stubs come from proto/vecdb/v1/vecdb.proto; errors.py, types.py, backup_types.py and
+repair_types.py are copies of the engine's, so that the client depends on nothing but numpy, grpcio and protobuf.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CLIENT = Path("clients/python/vecdb_client")
 STUBS = ("vecdb_pb2.py", "vecdb_pb2.pyi", "vecdb_pb2_grpc.py")
-COPIES = ("errors.py", "types.py", "backup_types.py")
+COPIES = ("errors.py", "types.py", "backup_types.py", "repair_types.py")
 COPY_HEADER = "# A copy of vecdb/{name}, made by tools/generate.py: change it there.\n"
 
 

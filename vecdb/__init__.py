@@ -26,6 +26,7 @@ from .database import Database, open
 from .downgrading import Downgraded, discard_kept, downgrade
 from .errors import VecdbError
 from .index import limit_threads as limit_search_threads
+from .repair_types import RepairStats
 from .repairing import CheckedCollection, check
 from .restored import restore
 from .types import (
@@ -70,6 +71,7 @@ __all__ = [
     "QueryResult",
     "Record",
     "Records",
+    "RepairStats",
     "RestoreResult",
     "RestoredCollection",
     "VecdbError",

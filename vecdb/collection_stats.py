@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from .builder import Builder
 from .collection_files import folder_bytes
 from .core import Core
@@ -37,6 +39,7 @@ def collection_stats(core: Core, builder: Builder, audit: Audit | None) -> Colle
         devices=() if core.devices is None else core.devices.stats(),
         durability="" if core.read_only else core.options["durability"],
         synced_sequence=synced_sequence(core, view.sequence),
+        repairs=core.store.repairs,
     )
 
 
@@ -73,26 +76,29 @@ def index_stats(core: Core, builder: Builder, audit: Audit | None, field: Field)
 def check(core: Core) -> CheckReport:
     """See `Collection.check`."""
     found: list[str] = []
+    try:
+        for sentence in _store_faults(core):
+            found.append(sentence)
+            if len(found) >= _MAX_PROBLEMS:
+                break
+    except Corrupted as error:
+        found.append(error.message)
+    found += _index_faults(core)
+    return CheckReport(not found, core.view.n_live, tuple(found[:_MAX_PROBLEMS]))
+
+
+def _store_faults(core: Core) -> Iterator[str]:
     with core.exclusive():
         view = core.view
         with core.read() as reader:
             state = reader.state()
-            if (view.sequence, view.n_rows, view.n_live) != tuple(state):
-                found.append(
-                    f"the index is at commit {view.sequence} with {view.n_rows} rows and "
-                    f"{view.n_live} live ones, the store at {tuple(state)}"
-                )
+    if (view.sequence, view.n_rows, view.n_live) != tuple(state):
+        yield (
+            f"the index is at commit {view.sequence} with {view.n_rows} rows and "
+            f"{view.n_live} live ones, the store at {tuple(state)}"
+        )
     with core.read() as reader:
-        state = reader.state()
-        try:
-            for sentence in problems(reader):
-                found.append(sentence)
-                if len(found) >= _MAX_PROBLEMS:
-                    break
-        except Corrupted as error:
-            found.append(error.message)
-    found += _index_faults(core)
-    return CheckReport(not found, state.live, tuple(found[:_MAX_PROBLEMS]))
+        yield from problems(reader)
 
 
 def _index_faults(core: Core) -> list[str]:

@@ -26,7 +26,15 @@ from .index.card import count_gpus
 from .lane_threads import LaneThreads
 from .layout import COLLECTIONS_FOLDER, DATA_FILE, UNNAMED_FILE
 from .settings import ENGINE, resolve
-from .store import Awake, Catalog, CollectionStore, not_found, system_in_our_words, taken
+from .store import (
+    Awake,
+    Catalog,
+    CollectionStore,
+    not_found,
+    sentence,
+    system_in_our_words,
+    taken,
+)
 from .types import CollectionInfo, VectorSettings
 from .watching import CollectionFigures, collection_figures
 
@@ -396,8 +404,8 @@ class Database(BackedUp):
                         info.device,
                         core.assigned.note,
                     )
-                for told in store.repairs():
-                    log.warning("collection %s: %s", name, told)
+                for repair in store.repairs:
+                    log.warning("collection %s: %s", name, sentence(repair))
                 if not self.read_only:
                     sweep_files(core)
                 has_metadata = store.has_metadata()

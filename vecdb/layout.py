@@ -16,6 +16,10 @@ folders, so a rename is one small commit and no name can escape to the file syst
 
 Tables of the catalog
     meta         b"format" -> CATALOG_FORMAT as ASCII digits
+                 b"sum:c:" and a name, b"sum:a:" and an alias -> CRC-32 of both and the token, 4 bytes
+                 b"sums"   -> CATALOG_SUMS and its CRC-32: the transaction that has left them so, the CRC-32 of the
+                              format. A version that knows none passes them over; what it has written is taken
+                              as it is, and gets checksums when the catalog is opened for writing.
     collections  name -> token
     aliases      alias -> token (of the collection; so aliases follow a rename)
 
@@ -29,6 +33,12 @@ that died at or before the horizon may be purged: nothing is left of it but its 
                  b"horizon"  -> SEQUENCE_VALUE: no moment before it can be read any more; absent for 0
                  b"repairs"  -> JSON list of what repairs have lost, absent while nothing was
                  b"keyed"    -> KEYED and an id, see `keys`; absent when `keys` holds every row
+                 b"sums"     -> SUMS: checksums of what has none of its own, see `vecdb.store.meta_sums`: each
+                                value of SUMMED, the newest entries of the log, the table `requests`. Of the
+                                commit that it names: a version that does not know it goes on without, and what
+                                it has changed is taken as it is when this one writes again.
+                 b"log:" and 12 digits -> LOG_SUM: the checksum of the LOG of commits 256*n .. 256*n + 255,
+                                once there are that many, as far as their entries are still there
     vectors      VECTOR_KEY (field, block) -> the vectors of rows block*R .. block*R + R - 1, row-major,
                  little-endian, no header; the last block may be short. Many vectors share a value since
                  one of 4 KB would take 8 KB of pages. Field 0 is the vector of every record; further
@@ -115,6 +125,9 @@ LATER_TABLES = ("absent", "purged")
 OPTIONAL_TABLES = ("requests",)
 """Those that any file may lack until it is opened for writing."""
 
+CATALOG_SUM_KEYS = {"collections": b"sum:c:", "aliases": b"sum:a:"}
+"""Begins of the keys of checksums in the catalog's `meta`, by table."""
+
 META_FORMAT = b"format"
 META_SETTINGS = b"settings"
 META_STATE = b"state"
@@ -122,6 +135,10 @@ META_INDEX = b"index"
 META_HORIZON = b"horizon"
 META_KEYED = b"keyed"
 META_REPAIRS = b"repairs"
+META_SUMS = b"sums"
+META_LOG_SUM = b"log:"
+SUMMED = (META_FORMAT, META_SETTINGS, META_HORIZON, META_KEYED, META_REPAIRS)
+"""What stands in `meta` and has neither a checksum of its own nor anything that it must agree with."""
 
 STATE = struct.Struct("<QQQ")
 ROW = struct.Struct(">Q")
@@ -131,6 +148,12 @@ SEQUENCE_VALUE = struct.Struct("<Q")
 VECTOR_KEY = struct.Struct(">HQ")
 LOG = struct.Struct("<qQQ")
 KEYED = struct.Struct("<QQ")
+SUMS = struct.Struct("<5IQQIIQI")
+LOG_SUM = struct.Struct("<QII")
+SUM = struct.Struct("<I")
+CATALOG_SUMS = struct.Struct("<QI")
+LOG_SUM_COMMITS = 256
+"""Commits of the log that share a checksum: a flipped bit among them can still be told by it."""
 LMDB_META = struct.Struct("<II16xI92xQQ")
 SYNC_POINT_MAGIC = b"vecdbsyn"
 SYNC_POINT = struct.Struct("<8sQ?40sQ136s")

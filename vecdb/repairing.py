@@ -125,8 +125,9 @@ def _checked(root: Path, repair: bool) -> list[CheckedCollection]:
     first = CheckedCollection("", found, bool(found) and not left, None, (*done, *left))
     try:
         catalog = Catalog(root, create=False, read_only=True)
-    except VecdbError:
-        return [first]  # Without a catalog the collections have no names.
+    except VecdbError as error:
+        # Without a catalog the collections have no names.
+        return [first if first.problems else replace(first, problems=(error.message,))]
     try:
         named = catalog.names().collections
     finally:

@@ -3,7 +3,7 @@
 Results are columns, not objects per record: a list of ids beside an array of vectors. `Records` and
 `QueryResult` can still be walked record by record when that reads better.
 
-The file stands alone on purpose: the client ships a copy of it, and `make check` compares the two.
+The file stands alone but for `repair_types.py`, on purpose: the client ships a copy of it, and `make check` compares the two.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .repair_types import RepairStats
 
 Metric = Literal["cosine", "l2", "ip", "hamming"]
 Storage = Literal["float32", "float16", "int8", "uint8", "binary"]
@@ -418,6 +420,8 @@ class CollectionStats:
     synced_sequence: int = 0
     """Newest commit that is known to be on the disk; `sequence` itself with durability `commit`, 0 in a process
     that only reads."""
+    repairs: Sequence[RepairStats] = ()
+    """Repairs of its file that could not keep everything, the oldest first, at most the newest 20."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,6 +146,8 @@ def run_stats(args: argparse.Namespace, target: Target) -> int:
         _print_index(f"index of {name}", index)
     for device in stats.devices:
         _print_device(device)
+    for repair in stats.repairs:
+        _print_repair(repair)
     if stats.fields:
         print("\nmetadata fields (rows that have them)")
         pairs({f"  {name}": count for name, count in sorted(stats.fields.items())})
@@ -202,6 +204,26 @@ def _print_device(device: Any) -> None:
     )
     if device.last_error:
         print(f"  died last because: {device.last_error}")
+
+
+def _print_repair(repair: Any) -> None:
+    """What a repair of the file could not keep."""
+    print(f"\nrepaired at {repair.repaired_at:%Y-%m-%d %H:%M:%S} UTC, commit {repair.sequence:,}")
+    pairs(
+        {
+            "  records lost": repair.lost_records,
+            "  earlier versions lost": repair.lost_versions,
+            "  commits lost": repair.lost_commits,
+            "  moments before it": "lost" if repair.history_dropped else "can be read",
+            "  kept unverified": repair.unverified_records,
+            "  kept, maybe deleted": repair.undecided_records,
+            "  the file as it was": repair.quarantine,
+        }
+    )
+    for doubt in repair.doubts:
+        print(f"  {doubt}")
+    for name in repair.lost:
+        print(f"  lost {name}")
 
 
 def run_compact(args: argparse.Namespace, target: Target) -> int:

@@ -49,6 +49,8 @@ def run_repair(args: argparse.Namespace, target: Target) -> int:
                 f"{made.lost_commits} commits{', all moments before now' * made.history_dropped}; unverified {len(made.unverified):,}, undecided {len(made.undecided):,}; "
                 f"the old file is in {made.quarantine}"
             )
+            for doubt in made.doubts:
+                print(f"  {doubt}")
             for name in made.lost:
                 print(f"  lost {name}")
     return EXIT_OK if ok else EXIT_PROBLEMS

@@ -7,6 +7,7 @@ from .check import problems
 from .collection_store import CollectionStore
 from .copying import LogPiece, StoredRows, copy_deaths, copy_log, copy_rows
 from .faults import full_or_internal, no_thread, system_in_our_words
+from .losses import sentence
 from .reader import Commit, Reader
 from .repair import RepairedFile, file_problems, repair_file, settle
 from .restoring import Restorer
@@ -44,6 +45,7 @@ __all__ = [
     "problems",
     "repair_catalog",
     "repair_file",
+    "sentence",
     "settle",
     "system_in_our_words",
     "taken",

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from .. import disk
-from ..errors import AliasNotFound, CollectionExists, CollectionNotFound, FormatMismatch
+from ..errors import (
+    AliasNotFound,
+    CollectionExists,
+    CollectionNotFound,
+    Corrupted,
+    FormatMismatch,
+    StorageFull,
+)
 from ..layout import (
     CATALOG_ASIDE,
     CATALOG_FOLDER,
@@ -20,6 +28,7 @@ from ..layout import (
     LMDB_MAX_KEY_BYTES,
     META_FORMAT,
 )
+from . import catalog_sums
 from .environment import Environment
 
 Result = TypeVar("Result")
@@ -62,7 +71,12 @@ class Catalog:
                 self._env.write(partial(_stamp, self._env), _WHAT)
             with self._env.read() as transaction:
                 raw = transaction.get(META_FORMAT, db=self._env.table("meta"))
-                found = 0 if raw is None else int(bytes(raw))
+                text = b"0" if raw is None else bytes(raw)
+            if not text.isdigit():
+                raise Corrupted(
+                    f"the catalog of {root} says that its format is {text!r}; run check"
+                )
+            found = int(text)
             if found != CATALOG_FORMAT:
                 raise FormatMismatch(
                     f"{root} has catalog format {found}, this version reads {CATALOG_FORMAT}; open it "
@@ -70,9 +84,27 @@ class Catalog:
                     given=found,
                     expected=CATALOG_FORMAT,
                 )
+            self._check_names(root)
         except BaseException:
             self._env.close()
             raise
+
+    def _check_names(self, root: Path) -> None:
+        """Corrupted when a name is not as it was written; adds checksums to a catalog that has none."""
+        with self._env.read() as transaction:
+            tables, meta = catalog_sums.read(self._env, transaction)
+            known = catalog_sums.are_of(meta, [transaction.id()])
+        faults = catalog_sums.faults(tables, meta) if known else []
+        if faults:
+            raise Corrupted(
+                f"the catalog of {root} is damaged: {faults[0]}. Run `vecdb check --repair`, or restore a backup. "
+                "Nothing was changed",
+                faults=faults[:100],
+            )
+        if not known and not self._read_only:
+            # Without room the next change makes them.
+            with suppress(StorageFull):
+                self._change(lambda _: None)
 
     def names(self) -> Names:
         """All names at this moment. Read from LMDB only after a change.
@@ -94,9 +126,18 @@ class Catalog:
             return self._names
 
     def _change(self, work: Callable[[Any], Result]) -> Result:
+        def with_checksums(transaction: Any) -> Result:
+            catalog_sums.begin_change(self._env, transaction)
+            result = work(transaction)
+            catalog_sums.end_change(self._env, transaction)
+            return result
+
         with self._lock:
+            # Where nothing can be written the names that are known stay known.
+            self._env.hold()
+            self._env.let_go()
             self._names = None
-            return self._env.write(work, _WHAT)
+            return self._env.write(with_checksums, _WHAT)
 
     def add(self, name: str, token: str) -> None:
         self.add_all({name: token}, {})
@@ -111,7 +152,7 @@ class Catalog:
             ):
                 for name, token in given.items():
                     self._refuse_taken(transaction, name)
-                    transaction.put(name.encode(), token.encode(), db=self._env.table(table))
+                    catalog_sums.put(self._env, transaction, table, name.encode(), token.encode())
 
         self._change(work)
 
@@ -125,7 +166,7 @@ class Catalog:
             aliases = self._env.table("aliases")
             stale = [key for key, held in transaction.cursor(db=aliases) if held == token]
             for key in stale:
-                transaction.delete(key, db=aliases)
+                catalog_sums.pop(self._env, transaction, "aliases", bytes(key))
             return token.decode()
 
         return self._change(work)
@@ -137,7 +178,7 @@ class Catalog:
             token = self._pop(transaction, name)
             if new_name != name:
                 self._refuse_taken(transaction, new_name)
-            transaction.put(new_name.encode(), token, db=self._env.table("collections"))
+            catalog_sums.put(self._env, transaction, "collections", new_name.encode(), token)
 
         self._change(work)
 
@@ -151,14 +192,14 @@ class Catalog:
                 raise not_found(name)
             if transaction.get(alias.encode(), db=collections) is not None:
                 raise taken(alias)
-            transaction.put(alias.encode(), token, db=self._env.table("aliases"))
+            catalog_sums.put(self._env, transaction, "aliases", alias.encode(), bytes(token))
 
         self._change(work)
 
     def drop_alias(self, alias: str) -> None:
         def work(transaction: Any) -> None:
-            if not _is_name(alias) or not transaction.delete(
-                alias.encode(), db=self._env.table("aliases")
+            if not _is_name(alias) or not catalog_sums.pop(
+                self._env, transaction, "aliases", alias.encode()
             ):
                 raise AliasNotFound(
                     f"no alias {alias!r}; `list_aliases()` shows those there are", alias=str(alias)
@@ -174,10 +215,10 @@ class Catalog:
         return {bytes(k).decode(): bytes(v).decode() for k, v in cursor}
 
     def _pop(self, transaction: Any, name: str) -> bytes:
-        token = transaction.pop(name.encode(), db=self._env.table("collections"))
+        token = catalog_sums.pop(self._env, transaction, "collections", name.encode())
         if token is None:
             raise not_found(name)
-        return bytes(token)
+        return token
 
     def _refuse_taken(self, transaction: Any, name: str) -> None:
         for table in ("collections", "aliases"):
@@ -246,7 +287,8 @@ def _fill(
         ("aliases", {alias: tokens[name] for alias, name in aliases.items()}),
     ):
         for name, token in given.items():
-            transaction.put(name.encode(), token.encode(), db=environment.table(table))
+            catalog_sums.put(environment, transaction, table, name.encode(), token.encode())
+    catalog_sums.end_change(environment, transaction)
 
 
 def _is_name(name: object) -> bool:

@@ -8,15 +8,19 @@ import time
 from pathlib import Path
 
 from .. import disk
+from ..errors import FormatMismatch
 from ..layout import (
     CATALOG_FOLDER,
+    CATALOG_FORMAT,
+    CATALOG_SUM_KEYS,
     CATALOG_TABLES,
     COLLECTIONS_FOLDER,
     DATA_FILE,
+    META_FORMAT,
     QUARANTINE_FOLDER,
     UNNAMED_FILE,
 )
-from . import pages
+from . import catalog_sums, pages
 from .catalog import make
 from .salvage import salvage
 
@@ -24,6 +28,8 @@ _WHAT = "repair"
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 RECOVERED = "recovered-{}"
+_FORMAT = str(CATALOG_FORMAT).encode()
+_TABLES = tuple(CATALOG_SUM_KEYS)
 
 
 def catalog_problems(root: Path) -> list[str]:
@@ -34,8 +40,16 @@ def catalog_problems(root: Path) -> list[str]:
     faults = pages.file_faults(path)
     if faults:
         return [f"catalog: {fault}" for fault in faults]
-    collections, aliases = _entries(path)
-    found = [
+    tables, meta = _read(path)
+    collections, aliases = map(_texts, tables.values())
+    newest = pages.PageFile(path).metas()[0].transaction
+    known = catalog_sums.are_of(meta, [newest])
+    found = [f"catalog: {one}" for one in catalog_sums.faults(tables, meta)] if known else []
+    if meta.get(META_FORMAT) != _FORMAT:
+        found.append(
+            f"catalog: its format is {meta.get(META_FORMAT)!r}, this version reads {_FORMAT!r}"
+        )
+    found += [
         f"catalog: {name!r} cannot be a name"
         for name in (*collections, *aliases)
         if not _NAME.fullmatch(name)
@@ -58,10 +72,27 @@ def catalog_problems(root: Path) -> list[str]:
 
 
 def repair_catalog(root: Path) -> list[str]:
-    """Puts a sound catalog in place; what has changed or is lost, one sentence each. May be done again."""
+    """Puts a sound catalog in place; what has changed or is lost, one sentence each. May be done again.
+
+    FormatMismatch when it is of a later format.
+    """
     path = root / CATALOG_FOLDER / DATA_FILE
-    collections, aliases = _entries(path) if path.is_file() else ({}, {})
-    told = []
+    tables, meta = _read(path) if path.is_file() else ({table: {} for table in _TABLES}, {})
+    number = catalog_sums.right_format(meta) or _FORMAT
+    if number.isdigit() and int(number) > CATALOG_FORMAT:
+        raise FormatMismatch(
+            f"{path} has catalog format {int(number)}, this version repairs {CATALOG_FORMAT}; repair it with the "
+            "version of vecdb that wrote it, or a later one. Nothing was changed",
+            given=int(number),
+            expected=CATALOG_FORMAT,
+        )
+    told: list[str] = []
+    if path.is_file() and catalog_sums.are_of(
+        meta, [one.transaction for one in pages.PageFile(path).metas()]
+    ):
+        tokens = [token.encode() for token in _folders(root)]
+        tables, told = catalog_sums.mend(tables, meta, tokens)
+    collections, aliases = map(_texts, tables.values())
     if path.is_file() and salvage(path, CATALOG_TABLES).lost_commits:
         told.append("the newest change of names may be undone: its page cannot be read")
     known = {n: t for n, t in collections.items() if _NAME.fullmatch(n) and _TOKEN.fullmatch(t)}
@@ -71,7 +102,11 @@ def repair_catalog(root: Path) -> list[str]:
             told.append(f"the name {name!r} of folder {token!r} is damaged")
     held: dict[str, str] = {}
     for name, token in sorted(known.items()):
-        near = [t for t in _unnamed(root, known) if _changed_bits(t, token) == 1]
+        near = [
+            t
+            for t in _unnamed(root, known)
+            if catalog_sums.changed_bits(t.encode(), token.encode()) == 1
+        ]
         if token not in _folders(root) and len(near) == 1:
             told.append(f"collection {name!r} is in folder {near[0]!r}, not {token!r}")
             token = near[0]
@@ -100,15 +135,19 @@ def repair_catalog(root: Path) -> list[str]:
     return told
 
 
-def _entries(path: Path) -> tuple[dict[str, str], dict[str, str]]:
-    read = salvage(path, CATALOG_TABLES).tables
-    return tuple(  # type: ignore[return-value]
-        {
-            bytes(key).decode(errors="replace"): bytes(value).decode(errors="replace")
-            for key, value in read[table].items()
-        }
-        for table in ("collections", "aliases")
-    )
+def _read(path: Path) -> tuple[dict[str, catalog_sums.Names], dict[bytes, bytes]]:
+    """(the names of each table, all of `meta`), as far as they can be read."""
+    found = {
+        table: {key: bytes(value) for key, value in entries.items()}
+        for table, entries in salvage(path, CATALOG_TABLES).tables.items()
+    }
+    return {table: found[table] for table in _TABLES}, found["meta"]
+
+
+def _texts(names: catalog_sums.Names) -> dict[str, str]:
+    return {
+        key.decode(errors="replace"): value.decode(errors="replace") for key, value in names.items()
+    }
 
 
 def _folders(root: Path) -> list[str]:
@@ -125,13 +164,6 @@ def _unnamed(root: Path, collections: dict[str, str]) -> list[str]:
         for token in _folders(root)
         if token not in named and not (root / COLLECTIONS_FOLDER / token / UNNAMED_FILE).exists()
     ]
-
-
-def _changed_bits(one: str, other: str) -> int:
-    if len(one) != len(other):
-        return -1
-    pairs = zip(one.encode(), other.encode(errors="replace"), strict=False)
-    return sum((a ^ b).bit_count() for a, b in pairs)
 
 
 def _quarantine(root: Path) -> Path:

@@ -20,6 +20,7 @@ from ..layout import (
     keys_of_rows,
     unpack_content,
 )
+from . import meta_sums
 from .reader import Reader
 from .sums import BY_ROW, sums_of
 from .tables import Rows
@@ -42,6 +43,7 @@ def problems(reader: Reader) -> Iterator[str]:
         # LMDB must not read such pages: what it would do is not known.
         yield from damaged
         return
+    yield from meta_sums.faults(reader)
     state, horizon = reader.state(), reader.horizon()
     n_rows = state.next_row
     dying, sequences = reader.dying()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
-from ..errors import FormatMismatch
+from ..errors import FormatMismatch, StorageFull
 from ..layout import (
     COLLECTION_FORMAT,
     COLLECTION_TABLES,
@@ -25,6 +25,7 @@ from ..layout import (
     OPTIONAL_TABLES,
     SEQUENCE,
 )
+from ..repair_types import RepairStats
 from . import resident
 from .awake import Awake
 from .environment import Environment
@@ -32,6 +33,7 @@ from .fresh import FreshIds
 from .kept import keep
 from .losses import losses
 from .mapped import MappedBlocks
+from .meta_sums import Keeper, must_hold, sums_of_meta
 from .purge import STEP_BYTES, Purger
 from .reader import Reader
 from .requests import Requests
@@ -63,8 +65,11 @@ class CollectionStore:
         if not environment.read_only:
             self._mapped = tuple(MappedBlocks(field) for field in shape.fields)
             environment.on_move = self._forget_blocks
-            with environment.read() as transaction:
-                reader = Reader(environment, transaction, shape)
+        with environment.read() as transaction:
+            reader = Reader(environment, transaction, shape)
+            self.repairs: tuple[RepairStats, ...] = losses(reader.repairs())
+            """What repairs could not keep, the oldest first. None can be made while this is open."""
+            if not environment.read_only:
                 self._requests = Requests(reader.items("requests"))
 
     @classmethod
@@ -80,6 +85,7 @@ class CollectionStore:
             transaction.put(META_FORMAT, str(COLLECTION_FORMAT).encode(), db=meta)
             transaction.put(META_SETTINGS, settings, db=meta)
             transaction.put(META_KEYED, KEYED.pack(0, 0), db=meta)
+            Keeper(environment, transaction, 0)
 
         environment.write(describe, "create")
         return cls(folder, shape, environment, settings)
@@ -113,12 +119,14 @@ class CollectionStore:
                     )
                 settings, older = reader.settings(), reader.format() < COLLECTION_FORMAT
                 found = reader.format()
+                must_hold(reader, environment)
             if older and not read_only:
                 if options["keep_old_format"]:
                     keep(environment, found)
                 _upgrade(environment)
             if not read_only:
                 environment.make_optional_tables()
+                _sum_up(environment)
             return cls(folder, shape_of(settings), environment, settings)
         except BaseException:
             environment.close()
@@ -306,11 +314,6 @@ class CollectionStore:
         """Bytes of the vectors of one row that has all of them."""
         return sum(field.row_bytes for field in self._shape.fields)
 
-    def repairs(self) -> list[str]:
-        """What repairs could not keep, one sentence each; empty as long as nothing was lost."""
-        with self.read() as reader:
-            return losses(reader.repairs())
-
     def has_metadata(self) -> bool:
         with self.read() as reader:
             return reader.entries("metadata") > 0
@@ -360,6 +363,21 @@ def _open(
     shape = Shape(1, "float32")
     environment.sequence_of = lambda seen: Reader(environment, seen, shape).state().sequence
     return environment
+
+
+def _sum_up(environment: Environment) -> None:
+    """Makes the checksums of a file whose last writer knew none."""
+
+    def is_due(transaction: Any) -> tuple[bool, int]:
+        reader = Reader(environment, transaction, Shape(1, "float32"))
+        return sums_of_meta(reader) is None, reader.state().sequence
+
+    with environment.read() as transaction:
+        due, _ = is_due(transaction)
+    if due:
+        # Without room the next commit makes them.
+        with suppress(StorageFull):
+            environment.write(lambda txn: Keeper(environment, txn, is_due(txn)[1]), "tables")
 
 
 def _upgrade(environment: Environment) -> None:

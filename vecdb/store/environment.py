@@ -62,6 +62,11 @@ class Environment(OpenFile):
         """Keeps the map where it is until `let_go`, which must follow from the same thread, without a
         transaction: pages may be reused meanwhile. A tenth of what a transaction costs."""
         self._enter()
+        try:
+            self._file.must_be_whole()
+        except BaseException:
+            self._leave()
+            raise
 
     def let_go(self) -> None:
         self._leave()
@@ -72,7 +77,7 @@ class Environment(OpenFile):
                 self._follow_file()
             self._enter()
             try:
-                return self._opened().begin(buffers=True)
+                return self._checked(self._opened().begin(buffers=True))
             except lmdb.MapResizedError:
                 # Another process has made the file larger than our map.
                 self._leave()
@@ -80,6 +85,16 @@ class Environment(OpenFile):
             except BaseException:
                 self._leave()
                 raise
+
+    def _checked(self, transaction: Any) -> Any:
+        """The transaction; Corrupted when it shows a commit of another process that the file does not hold."""
+        if self.read_only:
+            try:
+                self._file.must_hold(self._env, transaction)
+            except BaseException:
+                transaction.abort()
+                raise
+        return transaction
 
     def write(self, work: Callable[[Any], Result], what: str) -> Result:
         """Runs `work(transaction)` and commits, durably unless syncs are lazy; if it raises, nothing is written.
@@ -93,6 +108,7 @@ class Environment(OpenFile):
         while True:
             self._enter()
             try:
+                self._opened()  # What is cut off is refused as that, and not as a sync that fails.
                 if self._lazy is not None:
                     self._lazy.before_write()
                 if self._commits % _COMMITS_A_READER_CHECK == 0:
@@ -116,9 +132,12 @@ class Environment(OpenFile):
             self._resize(min(2 * size, self.map_limit_bytes))
 
     def _try_write(self, work: Callable[[Any], Result], what: str) -> Result:
+        self._file.must_be_in_place()
         transaction = self._env.begin(write=True)
         try:
             result = work(transaction)
+            # The commit would make a file that was cut off as long as it was, with a hole in it.
+            self._file.must_be_whole()
         except BaseException:
             # py-lmdb waits with an abort for a moment in which no thread is inside any call of this
             # environment. Beside busy readers that moment took a minute to come.
@@ -127,6 +146,7 @@ class Environment(OpenFile):
             raise
         with nullcontext() if self._lazy is None else self._lazy.committing():
             disk.commit(transaction, self.folder, what)
+        self._file.note_size()
         return result
 
     def flush(self) -> None:
@@ -190,7 +210,9 @@ class Environment(OpenFile):
 
             def swap() -> None:
                 vacuum.move_in(self.folder)
-                self._env, self._tables = env, tables
+                watched = self._watched(env)
+                self._file.close()
+                self._env, self._tables, self._file = env, tables, watched
                 self.on_move()
 
             self._gate.alone(swap)
@@ -223,6 +245,7 @@ class Environment(OpenFile):
                 # LMDB has let go of the old map and has no new one: a call would end the process.
                 self._gate.closed = True
                 environment.close()
+                self._file.close()
                 raise
             self.on_move()
 

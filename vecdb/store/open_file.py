@@ -17,6 +17,7 @@ from .faults import in_our_words
 from .gate import Gate
 from .lazy_sync import LazySync
 from .opening import open_tables
+from .watched_file import WatchedFile
 
 
 class OpenFile:
@@ -67,6 +68,7 @@ class OpenFile:
         self._rested: tuple[int, int, int, int] | None = None
         """What `map_use` says of one that rests."""
         self._env: Any = None
+        self._file: WatchedFile
         self._lazy: LazySync | None = None
         self._sync_interval_s = None if read_only else sync_interval_s
         self._tables: dict[str, Any] = {}
@@ -90,7 +92,12 @@ class OpenFile:
             if whole is not None:
                 vacuum.move_in(folder)
             vacuum.sweep(folder)
-            self._sync_lazily()
+            self._file = self._watched(self._env)
+            try:
+                self._sync_lazily()
+            except BaseException:
+                self._file.close()
+                raise
         except BaseException:
             self._env.close()
             raise
@@ -101,7 +108,7 @@ class OpenFile:
             self._lazy = LazySync(
                 self.folder,
                 self._sync_interval_s,
-                lambda: self._env.begin(),
+                lambda: self._opened().begin(),
                 lambda seen: self.sequence_of(seen),
             )
 
@@ -115,9 +122,22 @@ class OpenFile:
             except lmdb.MapResizedError:
                 continue  # another process has made the file larger since it was measured
             if number == os.stat(self._data_file).st_ino:
+                try:
+                    self._file = self._watched(env)
+                except BaseException:
+                    env.close()
+                    raise
                 self._env, self._tables, self._file_number = env, tables, number
                 return
             env.close()
+
+    def _watched(self, env: Any) -> WatchedFile:
+        with in_our_words(self.folder):
+            return WatchedFile(self.folder / DATA_FILE, int(env.stat()["psize"]))
+
+    def file_fault(self) -> str:
+        """What has become of the file behind the map, empty while it is in its folder; for one that is inside."""
+        return self._file.fault()
 
     def rest(self) -> bool:
         """Closes LMDB's environment until the next use; False where it is in use, or must stay open."""
@@ -135,13 +155,17 @@ class OpenFile:
             return True
         if not self._may_rest or not (lazy is None or lazy.settled):
             return False
-        used, size, _, readers = self._map_use()
+        try:
+            used, size, _, readers = self._map_use()
+        except Corrupted:
+            return False  # It was cut off, which the next call tells.
         self._rested = used, size, 0, readers
         if lazy is not None:
             lazy.close()
             self._lazy = None
         env, self._env = self._env, None
         env.close()
+        self._file.close()
         if self._awake is not None:
             self._awake.remove(self)
         self.on_move()
@@ -161,12 +185,15 @@ class OpenFile:
                 self._open_newest()
             else:
                 # Nobody else may have written: it is looked at no closer than one that stayed open.
-                self._env, self._tables = self._open_in(self.folder, create=False, known=True)
+                self._file.watch_again()
                 try:
+                    self._env, self._tables = self._open_in(self.folder, create=False, known=True)
                     self._sync_lazily()
                 except BaseException:
-                    self._env.close()
-                    self._env = None
+                    self._file.close()
+                    if self._env is not None:
+                        self._env.close()
+                        self._env = None
                     raise
         self._rested = None
         return True
@@ -203,6 +230,7 @@ class OpenFile:
                 # LMDB must not map one file twice in a process, so the old one is closed first.
                 self._env = None
                 seen.close()
+                self._file.close()
                 self._open_newest()
 
         self._gate.alone(again)
@@ -218,6 +246,7 @@ class OpenFile:
     def _opened(self) -> Any:
         if self._env is None:
             raise Internal(f"{self.folder} could not be opened again; repeat the call")
+        self._file.must_be_whole()
         return self._env
 
     def map_bytes(self) -> tuple[int, int]:
@@ -255,6 +284,7 @@ class OpenFile:
         finally:
             if self._env is not None:
                 self._env.close()
+                self._file.close()
 
     def _enter(self) -> None:
         self.used = True

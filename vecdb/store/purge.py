@@ -38,8 +38,7 @@ class Purger(Writer):
         A row that waits for the table `keys` is found by its id, which purging takes away.
         """
         if horizon > self.horizon():
-            value = SEQUENCE_VALUE.pack(horizon)
-            self._txn.put(META_HORIZON, value, db=self._env.table("meta"))
+            self.sums.put(META_HORIZON, SEQUENCE_VALUE.pack(horizon))
         self.key_rows(_KEYS_A_STEP, 0)
         return self.keyed_rows
 
@@ -64,14 +63,19 @@ class Purger(Writer):
 
     def truncate_log(self) -> bool:
         """Removes the oldest entries up to the horizon; whether there are more of them."""
-        end = SEQUENCE.pack(self.horizon())
+        horizon = self.horizon()
         cursor = self._txn.cursor(db=self._env.table("log"))
-        more = bool(cursor.first()) and cursor.key() <= end
-        for _ in range(_LOG_ENTRIES_A_STEP):
-            if not more:
-                break
-            more = cursor.delete() and cursor.key() <= end
-        return more
+        oldest = SEQUENCE.unpack(cursor.key())[0] if cursor.first() else horizon + 1
+        if oldest > horizon:
+            return False
+        first_left = min(horizon + 1, oldest + _LOG_ENTRIES_A_STEP)
+        self.sums.before_cutting(first_left)
+        end = SEQUENCE.pack(first_left)
+        more = True
+        while more and cursor.key() < end:
+            more = cursor.delete()
+        self.sums.cut(first_left)
+        return bool(more and first_left <= horizon)
 
     def _fitting(self, rows: Rows, step_bytes: int) -> int:
         """How many of the first rows one step takes."""

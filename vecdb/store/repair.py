@@ -31,7 +31,8 @@ from ..layout import (
 from . import pages, sync_point, vacuum
 from .check import problems
 from .collection_store import CollectionStore
-from .losses import entries
+from .losses import TIME_FORMAT, entries
+from .mending import mend
 from .restoring import Restorer
 from .salvage import Salvaged, Table, salvage
 from .shape import Shape
@@ -66,6 +67,8 @@ class RepairedFile:
     """Moments before now could be read, and none can any more."""
     unverified: tuple[str, ...] = ()
     undecided: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    """What else is lost or may be wrong, one sentence each."""
     quarantine: str = ""
     """The folder with the old file; empty when nothing was lost."""
 
@@ -74,6 +77,7 @@ class RepairedFile:
         return not (
             self.lost or self.lost_unknown or self.lost_versions or self.lost_commits
             or self.unverified or self.undecided or self.history_dropped
+            or self.doubts
         )  # fmt: skip
 
 
@@ -123,7 +127,8 @@ def repair_file(
     path = folder / DATA_FILE
     if not path.is_file():
         raise Corrupted(f"{path} is missing: nothing can be read from it; restore a backup")
-    read = _without_later_tables(salvage(path, COLLECTION_TABLES), path)
+    read, doubts = mend(salvage(path, COLLECTION_TABLES))
+    read = _without_later_tables(read, path)
     settings, shape = _settings(read, shape_of, path)
     verdict = judge(read, shape, path.stat().st_size)
     if verdict.lost and not verdict.rows:
@@ -134,7 +139,7 @@ def repair_file(
     aside = folder / (COMPACTING_PREFIX + secrets.token_hex(8))
     try:
         disk.make_folder(aside, _WHAT)
-        done = _told(verdict, read)
+        done = _told(verdict, read, doubts)
         if not done.whole:
             done = replace(done, quarantine=str(_quarantine(folder, database, done, found)))
         _write(aside, settings, shape, options, verdict, read, done)
@@ -181,7 +186,7 @@ def _settings(read: Salvaged, shape_of: ShapeOf, path: Path) -> tuple[bytes, Sha
     return bytes(raw), shape_of(bytes(raw))
 
 
-def _told(verdict: Verdict, read: Salvaged) -> RepairedFile:
+def _told(verdict: Verdict, read: Salvaged, doubts: tuple[str, ...]) -> RepairedFile:
     return RepairedFile(
         records=len(verdict.rows) - len(verdict.dead),
         sequence=verdict.sequence,
@@ -192,6 +197,7 @@ def _told(verdict: Verdict, read: Salvaged) -> RepairedFile:
         history_dropped=verdict.history_lost,
         unverified=_texts(verdict.unverified),
         undecided=_texts(verdict.undecided),
+        doubts=doubts,
     )
 
 
@@ -221,8 +227,11 @@ def _plain(done: RepairedFile, most: int | None = None) -> dict[str, Any]:
         "lost_versions": done.lost_versions,
         "lost_commits": done.lost_commits,
         "history_dropped": done.history_dropped,
+        "unverified_records": len(done.unverified),
         "unverified": list(done.unverified[:most]),
+        "undecided_records": len(done.undecided),
         "undecided": list(done.undecided[:most]),
+        "doubts": list(done.doubts),
         "quarantine": done.quarantine,
     }
 
@@ -304,7 +313,7 @@ def _finish(
     if not done.whole:
         before.append(
             {
-                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "time": time.strftime(TIME_FORMAT, time.gmtime()),
                 **_plain(done, _MOST_NAMED),
             }
         )

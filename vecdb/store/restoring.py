@@ -20,6 +20,7 @@ from ..layout import (
     SEQUENCE,
     SEQUENCE_VALUE,
     STATE,
+    SUMMED,
     id_keys,
     keys_of_rows,
     pack_bitmap,
@@ -70,6 +71,7 @@ class Restorer(Writer):
         state = State(sequence, self.next_row, self.live)
         self._txn.put(META_STATE, STATE.pack(*state), db=meta)
         self._txn.put(META_HORIZON, SEQUENCE_VALUE.pack(sequence), db=meta)
+        self.sums.renew(sequence)
 
     def state_as(self, sequence: int, live: int, horizon: int) -> None:
         """The same where some of the rows written so far are dead; moments behind `horizon` can be read."""
@@ -77,6 +79,7 @@ class Restorer(Writer):
         self._txn.put(META_STATE, STATE.pack(sequence, self.next_row, live), db=meta)
         if horizon:
             self._txn.put(META_HORIZON, SEQUENCE_VALUE.pack(horizon), db=meta)
+        self.sums.renew(sequence)
 
     def history(
         self, dead: Mapping[int, int], log: Mapping[int, bytes], requests: Mapping[bytes, Any]
@@ -92,7 +95,11 @@ class Restorer(Writer):
                 self._txn.put(key, bytes(value), db=self._env.table("requests"))
 
     def put_meta(self, key: bytes, value: bytes) -> None:
-        self._txn.put(key, value, db=self._env.table("meta"))
+        """Writes an entry of `meta`; the state is written before."""
+        if key in SUMMED:
+            self.sums.put(key, value)
+        else:
+            self._txn.put(key, value, db=self._env.table("meta"))
 
     def key_ids(self, ids: Sequence[bytes], rows: Rows) -> int:
         """Points ids to their rows; how many of them were new. Best in the order of their keys."""
@@ -102,8 +109,7 @@ class Restorer(Writer):
 
     def all_keyed(self) -> None:
         """Says that the table `keys` holds every row."""
-        value = KEYED.pack(self.next_row, self.next_row)
-        self._txn.put(META_KEYED, value, db=self._env.table("meta"))
+        self.sums.put(META_KEYED, KEYED.pack(self.next_row, self.next_row))
 
     def _append_live_ids(
         self, ids: Sequence[bytes], sums: NDArray[np.uint32], live: Mask, first_row: int

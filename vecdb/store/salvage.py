@@ -19,10 +19,12 @@ import numpy as np
 
 from ..layout import (
     ID_BLOCK_ROWS,
+    LATER_TABLES,
     LOG,
     META_FORMAT,
     META_SETTINGS,
     META_STATE,
+    OPTIONAL_TABLES,
     STATE,
     VECTOR_KEY,
     id_lengths,
@@ -41,12 +43,15 @@ from .pages import (
     PageFile,
     Tree,
 )
+from .roots import metas_from_all_pages
 
 Table = dict[bytes, memoryview]
 """Values by key, in the order of the keys; buffers into the map of the file."""
 
 _NUMBER_BYTES = 8
 _MOST_DEPTH = 32
+_MOST_READ = 4
+"""Commits that are read where pages of many are found: the newest, and some for what it lacks."""
 
 
 class Salvaged(NamedTuple):
@@ -59,6 +64,8 @@ class Salvaged(NamedTuple):
     """Tables of which a page could not be read as it should."""
     lost_commits: int
     """How many newer commits there may have been that cannot be read."""
+    searched: bool = False
+    """Whether neither meta page led to the tables, so that they were looked for on all pages."""
 
 
 def salvage(path: Path, names: tuple[str, ...]) -> Salvaged:
@@ -69,7 +76,7 @@ def salvage(path: Path, names: tuple[str, ...]) -> Salvaged:
     metas = [m for m in file.metas() if not m.faults or m.main.root is not None]
     empty = Salvaged({name: {} for name in names}, faults, frozenset(names), 1)
     if not metas:
-        return empty
+        return _search(path, names, faults) or empty
     reads = [_Moment(PageFile(path), meta, names) for meta in metas]
     if meta_faults:
         # The numbers of the commits are not believed: what they hold tells which is the newer one.
@@ -78,7 +85,7 @@ def salvage(path: Path, names: tuple[str, ...]) -> Salvaged:
     # A commit that names no table cannot be read; one that names all is the newest there is.
     best = max(reads, key=_Moment.rank)
     if not best.trees:
-        return empty
+        return _search(path, names, faults) or empty
     best.read()
     faults += best.faults
     if meta_faults:
@@ -102,6 +109,38 @@ def salvage(path: Path, names: tuple[str, ...]) -> Salvaged:
         lost_commits = max(1, lost_commits)
     tables = {name: dict(sorted(best.tables.get(name, {}).items())) for name in names}
     return Salvaged(tables, faults, frozenset(best.damaged), lost_commits)
+
+
+def _search(path: Path, names: tuple[str, ...], faults: list[str]) -> Salvaged | None:
+    """The newest commit whose tables are named by any page; None where there is none, or none says of which
+    commit it is."""
+    needed = set(names) - set(LATER_TABLES) - set(OPTIONAL_TABLES)
+    file = PageFile(path)
+    # What a page left from long ago names may lie anywhere by now: only few are read in full.
+    found = [(_sequence_of(file, meta), meta) for meta in metas_from_all_pages(file, needed)]
+    newest = sorted((one for one in found if one[0] >= 0), key=lambda one: one[0])[-_MOST_READ:]
+    reads = [_Moment(PageFile(path), meta, names) for _, meta in newest]
+    for read in reads:
+        read.read()
+    if not reads:
+        return None
+    best, *others = sorted(reads, key=lambda r: (r.sequence, -len(r.damaged)), reverse=True)
+    for other in others:
+        for name in best.damaged & other.tables.keys():
+            _fill(best.tables.setdefault(name, {}), other.tables[name])
+    told = f"neither meta page leads to the tables; page {best.meta.number} names those of commit {best.sequence}"
+    tables = {name: dict(sorted(best.tables.get(name, {}).items())) for name in names}
+    # Whether a page named those of a newer commit, nobody can tell.
+    return Salvaged(tables, [*faults, told, *best.faults], frozenset(best.damaged), 1, True)
+
+
+def _sequence_of(file: PageFile, meta: Meta) -> int:
+    """The commit of rows that the tables of a meta are of; -1 where they do not say."""
+    file.seen[:] = False
+    tree = file.subtrees(file.walk(meta.main, MAIN).entries).get("meta")
+    entries = {} if tree is None else dict(file.items(file.walk(tree, "meta").entries))
+    raw = entries.get(META_STATE, b"")
+    return int(STATE.unpack(raw)[0]) if len(raw) == STATE.size else -1
 
 
 def _fill(held: Table, older: Table) -> None:
@@ -171,7 +210,8 @@ class _Moment:
             self.tables[name] = _in_order(found, name)
             file.seen |= seen.visited
             lost.add(name)
-        if lost and not free.faults and not wrong:
+        # A meta that was made up does not know which pages are free.
+        if lost and not free.faults and not wrong and self.meta.number < 2:
             self._adopt(lost, pages)
 
     def _adopt(self, lost: set[str], free: Any) -> None:

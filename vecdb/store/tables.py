@@ -66,24 +66,28 @@ class Tables:
 
     def page_faults(self) -> list[str]:
         """What is wrong with the pages of this moment, by a look at the file without LMDB."""
+        gone = self._env.file_fault()
+        if gone:
+            # What stands in its place says nothing of what is open.
+            return [gone]
         return file_faults(self._env.folder / DATA_FILE, self._txn.id())
 
     # -- what stands in `meta`
 
     def format(self) -> int:
-        raw = self._meta(META_FORMAT)
+        raw = self.meta_value(META_FORMAT)
         if raw is not None and not raw.isdigit():
             raise Corrupted(f"{self._env.folder} says that its format is {raw!r}; run check")
         return COLLECTION_FORMAT if raw is None else int(raw)
 
     def settings(self) -> bytes:
-        raw = self._meta(META_SETTINGS)
+        raw = self.meta_value(META_SETTINGS)
         if raw is None:
             raise Corrupted(f"{self._env.folder} holds no settings; restore a backup")
         return raw
 
     def state(self) -> State:
-        raw = self._meta(META_STATE)
+        raw = self.meta_value(META_STATE)
         return State(0, 0, 0) if raw is None else State(*STATE.unpack(raw))
 
     @property
@@ -95,11 +99,11 @@ class Tables:
 
     def horizon(self) -> int:
         """No moment before this commit can be read any more; the log is complete behind it."""
-        raw = self._meta(META_HORIZON)
+        raw = self.meta_value(META_HORIZON)
         return 0 if raw is None else int(SEQUENCE_VALUE.unpack(raw)[0])
 
     def keyed(self) -> Keyed:
-        raw = self._meta(META_KEYED)
+        raw = self.meta_value(META_KEYED)
         if raw is None:
             return Keyed(self.n_rows, self.n_rows, b"")
         first, end = KEYED.unpack_from(raw)
@@ -107,13 +111,14 @@ class Tables:
 
     def index_record(self, field: int = 0) -> bytes | None:
         """JSON of the saved index of a field; None while there is none."""
-        return self._meta(index_key(field))
+        return self.meta_value(index_key(field))
 
     def repairs(self) -> bytes:
         """JSON of what repairs have lost; empty while nothing was."""
-        return self._meta(META_REPAIRS) or b""
+        return self.meta_value(META_REPAIRS) or b""
 
-    def _meta(self, key: bytes) -> bytes | None:
+    def meta_value(self, key: bytes) -> bytes | None:
+        """An entry of `meta` as it is stored."""
         raw = self._get("meta", key)
         return None if raw is None else bytes(raw)
 

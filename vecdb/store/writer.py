@@ -38,6 +38,7 @@ from ..layout import (
 from .crc import crc32
 from .environment import Environment
 from .fresh import FreshIds, fresh_limit
+from .meta_sums import Keeper
 from .reader import Reader
 from .requests import Remembered, Requests
 from .shape import Shape
@@ -133,6 +134,14 @@ class Writer(Reader):
         self._own: dict[bytes, int] = {}
         """The newest row of each of the first ids of `appended`; `fresh_rows` adds what is missing."""
         self._owned = 0
+        self._keeper: Keeper | None = None
+
+    @property
+    def sums(self) -> Keeper:
+        """The checksums of what has none of its own; first asked before the state is written."""
+        if self._keeper is None:
+            self._keeper = Keeper(self._env, self._txn, self.before.sequence)
+        return self._keeper
 
     @property
     def n_rows(self) -> int:
@@ -206,10 +215,14 @@ class Writer(Reader):
         entry = Remembered(sequence, count, time_us, fingerprint)
         old = self._requests.too_old(time_us, self.forgotten)
         for key in row_keys(self._requests.first + self.forgotten, old):
-            self._txn.delete(key, db=db)
+            gone = self._txn.pop(key, db=db)
+            if gone is not None:
+                self.sums.request(key, gone, added=False)
         self.forgotten += old
         number = self._requests.next + len(self.remembered_now)
-        self._txn.put(ROW.pack(number), entry.packed(request_id), db=db, append=True)
+        key, value = ROW.pack(number), entry.packed(request_id)
+        self._txn.put(key, value, db=db, append=True)
+        self.sums.request(key, value, added=True)
         self.remembered_now[request_id] = entry
 
     def fresh_rows(self, ids: Sequence[bytes]) -> list[int]:
@@ -226,6 +239,7 @@ class Writer(Reader):
 
     def finish(self, sequence: int, time_us: int) -> None:
         """Writes the log entry and the new state; the last call before the commit."""
+        sums = self.sums
         steps = self.next_row // _ROUND_STEP_ROWS - self.before.next_row // _ROUND_STEP_ROWS
         if steps:
             self.key_rows(steps * _ROUND_STEP_ROWS, fresh_limit(self.next_row))
@@ -234,6 +248,7 @@ class Writer(Reader):
             LOG.pack(time_us, self.before.next_row, self.next_row) + died.astype("<u8").tobytes()
         )
         self._txn.put(SEQUENCE.pack(sequence), entry, db=self._env.table("log"), append=True)
+        sums.commit(sequence, entry)
         state = State(sequence, self.next_row, self.live)
         self._txn.put(META_STATE, STATE.pack(*state), db=self._env.table("meta"))
 
@@ -262,8 +277,7 @@ class Writer(Reader):
         self._txn.cursor(db=self._env.table("keys")).putmulti(pointers)
         over = at + len(part) == len(ids)
         keyed = Keyed(end, end, b"") if over else Keyed(first, end, part[-1])
-        value = KEYED.pack(keyed.first, keyed.end) + keyed.done
-        self._txn.put(META_KEYED, value, db=self._env.table("meta"))
+        self.sums.put(META_KEYED, KEYED.pack(keyed.first, keyed.end) + keyed.done)
         self.keyed_rows = keyed.first
 
     def set_index_record(self, record: bytes | None, field: int = DEFAULT_FIELD) -> None:

@@ -23,6 +23,7 @@ from .calls import ServerInfo
 from .client import Client, connect
 from .collection import Collection
 from .credentials import Tls
+from .repair_types import RepairStats
 from .reports import CallReport
 from .types import (
     AuditStats,
@@ -63,6 +64,7 @@ __all__ = [
     "QueryResult",
     "Record",
     "Records",
+    "RepairStats",
     "RestoreResult",
     "RestoredCollection",
     "ServerInfo",

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from . import json_text, wire
 from .errors import InvalidQuery, InvalidSetting
+from .repair_types import RepairStats
 from .types import (
     INCLUDABLE,
     AuditStats,
@@ -314,6 +315,18 @@ _STATS_FIELDS = (
     "synced_sequence",
 )
 _DEVICE_FIELDS = tuple(DeviceStats.__slots__)
+_REPAIR_FIELDS = (
+    "sequence",
+    "lost_records",
+    "lost_versions",
+    "lost_commits",
+    "history_dropped",
+    "unverified_records",
+    "undecided_records",
+    "quarantine",
+)
+_REPAIR_TEXTS = ("lost", "unverified", "undecided", "doubts")
+"""Lists of texts."""
 _COMPACT_FIELDS = ("purged_rows", "bytes_before", "bytes_after")
 
 
@@ -340,6 +353,24 @@ def decode_index_stats(message: pb.IndexStats) -> IndexStats:
     )
 
 
+def encode_repair(repair: Any) -> pb.RepairStats:
+    """The message of a RepairStats."""
+    return pb.RepairStats(
+        **_fields(repair, (*_REPAIR_FIELDS, *_REPAIR_TEXTS)),
+        repaired_at_us=(repair.repaired_at - _EPOCH) // _MICROSECOND,
+    )
+
+
+def decode_repair(message: pb.RepairStats) -> RepairStats:
+    """The RepairStats of a message."""
+    texts: dict[str, Any] = {name: tuple(getattr(message, name)) for name in _REPAIR_TEXTS}
+    return RepairStats(
+        _EPOCH + message.repaired_at_us * _MICROSECOND,
+        **_fields(message, _REPAIR_FIELDS),
+        **texts,
+    )
+
+
 def encode_stats(stats: Any) -> pb.GetStatsResponse:
     """The message of a CollectionStats."""
     return pb.GetStatsResponse(
@@ -348,6 +379,7 @@ def encode_stats(stats: Any) -> pb.GetStatsResponse:
         index=encode_index_stats(stats.index),
         vectors={name: encode_index_stats(one) for name, one in stats.vectors.items()},
         devices=[pb.DeviceStats(**_fields(one, _DEVICE_FIELDS)) for one in stats.devices],
+        repairs=map(encode_repair, stats.repairs),
     )
 
 
@@ -359,6 +391,7 @@ def decode_stats(message: pb.GetStatsResponse) -> CollectionStats:
         index=decode_index_stats(message.index),
         vectors={name: decode_index_stats(one) for name, one in message.vectors.items()},
         devices=tuple(DeviceStats(**_fields(one, _DEVICE_FIELDS)) for one in message.devices),
+        repairs=tuple(map(decode_repair, message.repairs)),
     )
 
 

@@ -754,8 +754,38 @@ class DeviceStats(_message.Message):
     last_error: str
     def __init__(self, name: _Optional[str] = ..., card: _Optional[str] = ..., state: _Optional[str] = ..., total_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., placements: _Optional[int] = ..., queued: _Optional[int] = ..., batches: _Optional[int] = ..., queries: _Optional[int] = ..., restarts: _Optional[int] = ..., last_error: _Optional[str] = ...) -> None: ...
 
+class RepairStats(_message.Message):
+    __slots__ = ("repaired_at_us", "sequence", "lost_records", "lost", "lost_versions", "lost_commits", "history_dropped", "unverified_records", "unverified", "undecided_records", "undecided", "doubts", "quarantine")
+    REPAIRED_AT_US_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    LOST_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    LOST_FIELD_NUMBER: _ClassVar[int]
+    LOST_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    LOST_COMMITS_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    UNVERIFIED_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    UNVERIFIED_FIELD_NUMBER: _ClassVar[int]
+    UNDECIDED_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    UNDECIDED_FIELD_NUMBER: _ClassVar[int]
+    DOUBTS_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINE_FIELD_NUMBER: _ClassVar[int]
+    repaired_at_us: int
+    sequence: int
+    lost_records: int
+    lost: _containers.RepeatedScalarFieldContainer[str]
+    lost_versions: int
+    lost_commits: int
+    history_dropped: bool
+    unverified_records: int
+    unverified: _containers.RepeatedScalarFieldContainer[str]
+    undecided_records: int
+    undecided: _containers.RepeatedScalarFieldContainer[str]
+    doubts: _containers.RepeatedScalarFieldContainer[str]
+    quarantine: str
+    def __init__(self, repaired_at_us: _Optional[int] = ..., sequence: _Optional[int] = ..., lost_records: _Optional[int] = ..., lost: _Optional[_Iterable[str]] = ..., lost_versions: _Optional[int] = ..., lost_commits: _Optional[int] = ..., history_dropped: _Optional[bool] = ..., unverified_records: _Optional[int] = ..., unverified: _Optional[_Iterable[str]] = ..., undecided_records: _Optional[int] = ..., undecided: _Optional[_Iterable[str]] = ..., doubts: _Optional[_Iterable[str]] = ..., quarantine: _Optional[str] = ...) -> None: ...
+
 class GetStatsResponse(_message.Message):
-    __slots__ = ("name", "sequence", "count", "rows", "disk_bytes", "map_used_bytes", "map_limit_bytes", "fields", "index", "vectors", "purged_rows", "devices", "durability", "synced_sequence")
+    __slots__ = ("name", "sequence", "count", "rows", "disk_bytes", "map_used_bytes", "map_limit_bytes", "fields", "index", "vectors", "purged_rows", "devices", "durability", "synced_sequence", "repairs")
     class FieldsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -784,6 +814,7 @@ class GetStatsResponse(_message.Message):
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     DURABILITY_FIELD_NUMBER: _ClassVar[int]
     SYNCED_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    REPAIRS_FIELD_NUMBER: _ClassVar[int]
     name: str
     sequence: int
     count: int
@@ -798,7 +829,8 @@ class GetStatsResponse(_message.Message):
     devices: _containers.RepeatedCompositeFieldContainer[DeviceStats]
     durability: str
     synced_sequence: int
-    def __init__(self, name: _Optional[str] = ..., sequence: _Optional[int] = ..., count: _Optional[int] = ..., rows: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., map_used_bytes: _Optional[int] = ..., map_limit_bytes: _Optional[int] = ..., fields: _Optional[_Mapping[str, int]] = ..., index: _Optional[_Union[IndexStats, _Mapping]] = ..., vectors: _Optional[_Mapping[str, IndexStats]] = ..., purged_rows: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStats, _Mapping]]] = ..., durability: _Optional[str] = ..., synced_sequence: _Optional[int] = ...) -> None: ...
+    repairs: _containers.RepeatedCompositeFieldContainer[RepairStats]
+    def __init__(self, name: _Optional[str] = ..., sequence: _Optional[int] = ..., count: _Optional[int] = ..., rows: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., map_used_bytes: _Optional[int] = ..., map_limit_bytes: _Optional[int] = ..., fields: _Optional[_Mapping[str, int]] = ..., index: _Optional[_Union[IndexStats, _Mapping]] = ..., vectors: _Optional[_Mapping[str, IndexStats]] = ..., purged_rows: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStats, _Mapping]]] = ..., durability: _Optional[str] = ..., synced_sequence: _Optional[int] = ..., repairs: _Optional[_Iterable[_Union[RepairStats, _Mapping]]] = ...) -> None: ...
 
 class CheckRequest(_message.Message):
     __slots__ = ("collection",)

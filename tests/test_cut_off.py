@@ -1,0 +1,230 @@
+"""Data files that are cut off, removed or replaced behind a process that has them open: it lives and says so."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from seeds import RUN_SEED
+from server_process import environment
+from test_server_process_faults import serving
+
+import vecdb
+from vecdb.errors import Corrupted
+from vecdb.store.watched_file import WatchedFile
+from vecdb_client import errors
+
+DIMENSION = 32
+WORDS = "cut off while it was open"
+
+
+def fill(db, name, first, count):
+    docs = db.get_collection(name)
+    ids = [f"r{n}" for n in range(first, first + count)]
+    docs.insert(ids, np.random.default_rng(first).random((count, DIMENSION)), documents=ids)
+    return docs
+
+
+def make(db, *names):
+    """Collections with an index and a tail; the data file of each is found by the time it was made."""
+    for name in names:
+        db.create_collection(name, dimension=DIMENSION, index="hnsw", quantization="float16")
+        fill(db, name, 0, 1_500)
+        db.get_collection(name).build_index()
+        fill(db, name, 1_500, 300)
+
+
+def data_files(folder):
+    made = list((folder / "collections").iterdir())
+    return [one / "data.mdb" for one in sorted(made, key=lambda one: one.stat().st_ino)]
+
+
+def path_of(folder, names, name):
+    return dict(zip(names, data_files(folder), strict=True))[name]
+
+
+def verbs(docs):
+    """Each way to read or write that comes to the store."""
+    vector = np.ones(DIMENSION)
+    return [
+        lambda: docs.get(["r3"], include=["document", "vector"]),
+        lambda: docs.query(vector, k=3, include=["document"]),
+        lambda: list(docs.scan(include=["vector", "document"])),
+        lambda: docs.insert(["new"], np.ones((1, DIMENSION))),
+        lambda: docs.delete(["r1"]),
+        docs.stats,
+        docs.compact,
+    ]
+
+
+@pytest.mark.parametrize("durability", ["commit", "interval"])
+@pytest.mark.parametrize("left", ["nothing", "a meta page", "a part", "all but a page"])
+def test_a_server_whose_file_is_cut_off(tmp_path, durability, left):
+    """Each verb of that collection is Corrupted in a sentence that names the file, before and after a write;
+    other collections are read and written, the damaged one can be dropped, and the server stops in order."""
+    print(f"seed {RUN_SEED}")
+    rng = random.Random(f"{RUN_SEED} {durability} {left}")
+    with serving(tmp_path / "db", "--durability", durability) as (_, db):
+        make(db, "hurt")
+        hurt = path_of(tmp_path / "db", ["hurt"], "hurt")
+        make(db, "other")
+        size = hurt.stat().st_size
+        length = {"nothing": 0, "a meta page": 4_096, "all but a page": size - 4_096}.get(left)
+        os.truncate(hurt, rng.randrange(8_192, size - 8_192) if length is None else length)
+        docs = db.get_collection("hurt")
+        for _ in range(2):
+            for verb in verbs(docs):
+                with pytest.raises(errors.Corrupted, match=WORDS) as raised:
+                    verb()
+                assert str(hurt) in str(raised.value)
+            assert WORDS in docs.check().problems[0]
+            # A hole in the place of what is gone changes nothing.
+            os.truncate(hurt, size)
+        other = fill(db, "other", 5_000, 10)
+        assert other.count() == 1_810
+        assert other.get(["r3"], include=["document"]).documents == ["r3"]
+        assert other.query(np.ones(DIMENSION), k=3, include=["document"]).documents[0]
+        assert other.check().ok
+        db.drop_collection("hurt")
+        assert not hurt.exists()
+        make(db, "hurt")
+        assert db.get_collection("hurt").check().ok
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_server_whose_file_is_gone(tmp_path, how):
+    """What is open can still be read and exported; a write, which nobody would find again, is Corrupted, and
+    check says what has become of the file. Other collections go on."""
+    with serving(tmp_path / "db") as (_, db):
+        make(db, "hurt")
+        hurt = path_of(tmp_path / "db", ["hurt"], "hurt")
+        make(db, "other")
+        if how == "replaced":
+            shutil.copy(hurt, tmp_path / "copy")
+            os.replace(tmp_path / "copy", hurt)
+        else:
+            hurt.unlink()
+        docs = db.get_collection("hurt")
+        for write in (
+            lambda: docs.insert(["new"], np.ones((1, DIMENSION))),
+            lambda: docs.delete(["r1"]),
+            docs.build_index,
+        ):
+            with pytest.raises(errors.Corrupted, match=f"{how}.* nothing was written"):
+                write()
+        assert f"was {how}" in docs.check().problems[0]
+        assert docs.count() == 1_800
+        assert docs.get(["r3"], include=["document"]).documents == ["r3"]
+        assert sum(len(batch.ids) for batch in docs.scan(include=["document"])) == 1_800
+        assert fill(db, "other", 5_000, 10).check().ok
+
+
+# Reads what it is told to, and says what came of it.
+READER = """
+    import sys, vecdb
+    from vecdb.errors import VecdbError
+    with vecdb.open(sys.argv[1], read_only=True) as db:
+        docs = db.get_collection("docs")
+        for _ in sys.stdin:
+            try:
+                found = docs.get(["r3"], include=["vector", "document"]).documents
+                n = sum(len(batch.ids) for batch in docs.scan(include=["vector", "document"]))
+                print(found, n, flush=True)
+            except VecdbError as error:
+                print(error.reason, error, flush=True)
+"""
+
+
+@pytest.mark.parametrize("where", ["what the reader knew", "what was written since"])
+def test_a_reader_beside_the_writer(data_folder, where):
+    """A process that reads beside the writer lives on too, whether pages are gone that it has seen before or
+    such as the writer has added since."""
+    with vecdb.open(data_folder, auto_build=False) as db:
+        db.create_collection("docs", dimension=DIMENSION)
+        docs = fill(db, "docs", 0, 500)
+        (path,) = data_files(data_folder)
+        seen = path.stat().st_size
+        child = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(READER), str(data_folder)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(),
+        )  # fmt: skip
+
+        def ask():
+            child.stdin.write("\n")
+            child.stdin.flush()
+            return child.stdout.readline().strip()
+
+        try:
+            assert ask() == "['r3'] 500"
+            fill(db, "docs", 500, 3_000)
+            assert path.stat().st_size > 2 * seen
+            os.truncate(path, seen - 4_096 if where == "what the reader knew" else seen + 4_096)
+            assert ask().startswith("CORRUPTED")
+            assert ask().startswith("CORRUPTED")
+            with pytest.raises(Corrupted, match=WORDS):
+                docs.get(["r3"], include=["document"])
+            child.stdin.close()
+            assert child.wait(60) == 0
+        finally:
+            child.kill()
+            child.wait()
+
+
+def test_the_catalog_cut_off(tmp_path):
+    """Where the file of the names is cut off, changes of names are refused in words, and collections that are
+    open are read and written."""
+    with serving(tmp_path / "db") as (_, db):
+        make(db, "docs")
+        os.truncate(tmp_path / "db" / "catalog" / "data.mdb", 4_096)
+        for change in (
+            lambda: db.create_collection("more", dimension=2),
+            lambda: db.set_alias("alias", "docs"),
+            lambda: db.drop_collection("docs"),
+        ):
+            with pytest.raises(errors.Corrupted, match=WORDS):
+                change()
+        assert fill(db, "docs", 5_000, 10).count() == 1_810
+
+
+def test_pages_that_were_never_written_are_not_missed(data_folder):
+    """A file is taken for cut off only when it is shorter than it was: LMDB may count pages at its end that it
+    never wrote."""
+    with vecdb.open(data_folder, auto_build=False) as db:
+        docs = db.create_collection("docs", dimension=DIMENSION)
+        (path,) = data_files(data_folder)
+        fill(db, "docs", 0, 50)
+        watched = WatchedFile(path, 1 << 20)  # pages so large that the file can never hold them all
+        environment = docs._core.store._env
+        with environment.read() as transaction:
+            watched.must_hold(environment._env, transaction)
+        watched.must_be_whole()
+        watched.close()
+
+
+@pytest.mark.parametrize("how", ["cut off", "emptied", "replaced"])
+def test_a_file_that_rests(data_folder, how):
+    """A collection whose file rests, and is cut off, emptied or replaced meanwhile, is Corrupted at the next call;
+    LMDB makes no new file of an empty one."""
+    with vecdb.open(data_folder, auto_build=False) as db:
+        db.create_collection("docs", dimension=DIMENSION)
+        docs = fill(db, "docs", 0, 500)
+        (path,) = data_files(data_folder)
+        assert docs._core.store._env.rest()
+        if how == "replaced":
+            shutil.copy(path, data_folder / "copy")
+            os.replace(data_folder / "copy", path)
+        else:
+            os.truncate(path, 0 if how == "emptied" else path.stat().st_size - 4_096)
+        size = path.stat().st_size
+        for _ in range(2):
+            with pytest.raises(Corrupted, match="replaced" if how == "replaced" else WORDS):
+                docs.get(["r3"], include=["document"])
+            with pytest.raises(Corrupted):
+                docs.delete(["r1"])
+        assert path.stat().st_size == size
