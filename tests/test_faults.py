@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import subprocess
@@ -396,11 +397,12 @@ def test_a_write_without_a_thread_is_not_done_later(data_folder, monkeypatch):
     with vecdb.open(data_folder, **SETTINGS) as db:
         docs = db.create_collection("docs", dimension=2)
 
-        def no_thread(self):
+        def no_thread(*_):
             raise RuntimeError("can't start new thread")
 
         with monkeypatch.context() as broken:
             broken.setattr(threading.Thread, "start", no_thread)
+            broken.setattr(_thread, "start_new_thread", no_thread)
             refused(errors.LimitExceeded, "no thread", lambda: docs.insert(["a"], [[1, 2]]))
         docs.insert(["b"], [[1, 2]])
         assert docs.get(["a", "b"]).ids == ["b"]

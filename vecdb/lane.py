@@ -136,13 +136,16 @@ class Lane:
         return entry.applied, entry.sequence
 
     def _hand_over(self, entry: _Entry) -> None:
+        def finish() -> None:
+            try:
+                self._finish(entry)
+            except BaseException as error:
+                entry.error = entry.error or error
+
         try:
-            done = self._threads.for_main.submit(self._finish, entry)
+            self._threads.for_main.run(finish)
         except RuntimeError as error:
-            # It lies in the queue all the same, and must find that nobody waits for it.
-            entry.error = no_thread(error) if "new thread" in str(error) else error
-        else:
-            done.result()
+            raise no_thread(error) from error
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:

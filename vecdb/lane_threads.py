@@ -8,23 +8,24 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-_COMMITTING, _AHEAD = 16, 4
-"""At most. The main thread has one write under way, and those it was interrupted in. Copies ahead of a commit that
-find no thread are made after it."""
+from .hands import Hands
+
+_AHEAD = 4
+"""At most. Copies ahead of a commit that find no thread are made after it."""
 
 
 class LaneThreads:
     """Threads start as they are needed. Any thread may call."""
 
     def __init__(self) -> None:
-        self.for_main = ThreadPoolExecutor(_COMMITTING, thread_name_prefix="vecdb-lane")
-        """Commits what the main thread writes."""
+        self.for_main = Hands()
+        """Commits what the main thread writes: that has one write under way, and those it was interrupted in."""
         self.ahead = ThreadPoolExecutor(_AHEAD, thread_name_prefix="vecdb-ahead")
         """Prepares what publishing needs, beside a commit."""
 
     def close(self) -> None:
         """Waits for what runs. Nothing may be submitted afterwards."""
-        self.for_main.shutdown()
+        self.for_main.close()
         self.ahead.shutdown()
 
 
