@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -276,9 +277,8 @@ def test_a_write_that_waits_does_not_hold_up_the_end(data_folder, monkeypatch):
         end = threading.Thread(target=core.close, args=("closed",), daemon=True)
         end.start()
         assert reached.wait(10)
-        done = core._lane._threads.for_main.submit(core._lane.submit, write)
-        with pytest.raises(errors.Closed):
-            done.result(10)
+        with ThreadPoolExecutor(1) as late, pytest.raises(errors.Closed):
+            late.submit(core._lane.submit, write).result(10)
         end.join(10)
         assert not end.is_alive()
 
