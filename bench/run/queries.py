@@ -75,9 +75,23 @@ def filters(session: Session, plan: Plan, chosen: Chosen) -> None:
                 session.call("ask", replace(case, setting=usual(session, chosen)))
                 tuning = _tuning(session, case, condition)
                 tuning.lowest()  # many systems compare what a filter leaves one by one, at any setting
-                chosen["filter", name], _ = tuning.reaching(target)
+                _choose(chosen, name, tuning.reaching(target))
             found = session.asked(replace(case, setting=chosen["filter", name]), condition)
+            if found["recall"] < target and ("reached", name) in chosen:
+                # It answers in another way now, by what it has made for the filter: the setting was found for the
+                # way before.
+                _choose(chosen, name, _tuning(session, case, condition).reaching(target))
+                found = session.asked(replace(case, setting=chosen["filter", name]), condition)
             session.sample("filter", name, **found)
+
+
+def _choose(chosen: Chosen, name: str, found: tuple[float, bool]) -> None:
+    """Keeps the setting for a filter, and whether it reaches the target."""
+    chosen["filter", name] = found[0]
+    if found[1]:
+        chosen["reached", name] = found[0]
+    else:
+        chosen.pop(("reached", name), None)
 
 
 def _tuning(session: Session, case: Case, condition: Condition | None = None) -> Tuning:
