@@ -16,7 +16,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,9 +108,10 @@ class _Note:
         """What a graph is wanted of."""
         self.used = 0
 
-    def distinct(self) -> list[Floats]:
-        """The queries that are kept, each once."""
-        return list({query.tobytes(): query for query in list(self.queries)}.values())
+    def distinct(self) -> Floats:
+        """The queries that are kept, (q, d), each once."""
+        found = {query.tobytes(): query for query in list(self.queries)}
+        return np.stack(list(found.values())) if found else np.empty((0, 0), np.float32)
 
     def settle(self, graph: SideGraph | None) -> None:
         """Wants nothing more; the next graph is to be measured on queries of its own time."""
@@ -225,7 +225,7 @@ class Sides:
                     note.settle(None)
                     note.refused = True
                 else:
-                    return Wanted(key, main, allowed, partial(_stacked, note), path)
+                    return Wanted(key, main, allowed, note.distinct, path)
         return None
 
     def put(self, wanted: Wanted, graph: SideGraph | None) -> None:
@@ -285,10 +285,6 @@ class Sides:
         """Bytes of the graphs."""
         graphs = [note.graph for note in list(self._notes.values())]
         return sum(graph.nbytes for graph in graphs if graph is not None)
-
-
-def _stacked(note: _Note) -> Floats:
-    return np.stack(note.distinct())
 
 
 class Asked(NamedTuple):

@@ -8,6 +8,7 @@ is removed, and the filter earns a graph again. Beside the rows that are joined 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Iterator
@@ -150,8 +151,8 @@ def _read(path: Path) -> tuple[dict[str, Any], Any, Any, Any]:
                 f"index file {path.name} fails its checksum: its content was changed",
                 file=path.name,
             )
-        with open(path, "rb") as file:
-            head, at = _head(file), file.tell()
+        file = io.BytesIO(body)
+        head, at = _head(file), file.tell()
         rows, count = int(head["rows"]), int(head["links"])
         numbers = np.frombuffer(body, "<i4", 2 * rows + count, at)
     except (OSError, ValueError, KeyError, TypeError) as error:

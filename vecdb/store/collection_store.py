@@ -85,7 +85,7 @@ class CollectionStore:
             transaction.put(META_FORMAT, str(COLLECTION_FORMAT).encode(), db=meta)
             transaction.put(META_SETTINGS, settings, db=meta)
             transaction.put(META_KEYED, KEYED.pack(0, 0), db=meta)
-            Keeper(environment, transaction, 0)
+            Keeper(environment, transaction, 0).finish()
 
         environment.write(describe, "create")
         return cls(folder, shape, environment, settings)
@@ -213,8 +213,10 @@ class CollectionStore:
             sequence = writer.before.sequence + 1
             result = work(writer, sequence)
             if not writer.changed:
+                writer.seal()
                 return result, writer, writer.before.sequence
             writer.finish(sequence, self._time_us(writer))
+            writer.seal()
             written()
             return result, writer, sequence
 
@@ -282,7 +284,9 @@ class CollectionStore:
             nonlocal last
             last = transaction.id()
             purger = Purger(self._env, transaction, self._shape, self._fresh)
-            return work(purger), purger
+            done = work(purger)
+            purger.seal()
+            return done, purger
 
         try:
             result, purger = self._env.write(run, "purge")
@@ -297,10 +301,14 @@ class CollectionStore:
 
         It may run twice, see Environment.write.
         """
-        return self._env.write(
-            lambda transaction: work(Restorer(self._env, transaction, self._shape, self._fresh)),
-            "restore",
-        )
+
+        def run(transaction: Any) -> Result:
+            restorer = Restorer(self._env, transaction, self._shape, self._fresh)
+            done = work(restorer)
+            restorer.seal()
+            return done
+
+        return self._env.write(run, "restore")
 
     def vacuum(self) -> tuple[int, int]:
         """Rewrites the file without free pages; (bytes in use before, after). See Environment.vacuum.
@@ -377,7 +385,9 @@ def _sum_up(environment: Environment) -> None:
     if due:
         # Without room the next commit makes them.
         with suppress(StorageFull):
-            environment.write(lambda txn: Keeper(environment, txn, is_due(txn)[1]), "tables")
+            environment.write(
+                lambda txn: Keeper(environment, txn, is_due(txn)[1]).finish(), "tables"
+            )
 
 
 def _upgrade(environment: Environment) -> None:

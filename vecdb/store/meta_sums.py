@@ -149,12 +149,13 @@ def stretches(log: Iterable[tuple[Any, Any]]) -> Iterator[Stretch]:
 
 
 class Keeper:
-    """Keeps the record in step with what one transaction writes. What it is told is in the transaction on return."""
+    """Keeps the record in step with what one transaction writes, and writes it once, in `finish`."""
 
     def __init__(self, environment: Environment, transaction: Any, sequence: int) -> None:
         """`sequence` is the newest commit before this transaction. Corrupted when the record is damaged."""
         self._env, self._txn = environment, transaction
         self._meta = environment.table("meta")
+        self._changed = False
         raw = transaction.get(META_SUMS, db=self._meta)
         try:
             sums = None if raw is None else Sums.parse(raw)
@@ -169,7 +170,7 @@ class Keeper:
         """Writes an entry of `meta`, with its checksum."""
         self._txn.put(key, value, db=self._meta)
         self._sums.values[SUMMED.index(key)] = value_sum(key, value)
-        self._write()
+        self._changed = True
 
     def commit(self, sequence: int, head: bytes) -> None:
         """The log has the entry `head` for this commit, the newest."""
@@ -181,13 +182,13 @@ class Keeper:
             sums.newest = Stretch(sequence)
         sums.newest.add(head)
         sums.sequence = sequence
-        self._write()
+        self._changed = True
 
     def request(self, key: bytes, value: Any, *, added: bool) -> None:
         """The table `requests` has an entry more, or less."""
         self._sums.n_requests += 1 if added else -1
         self._sums.requests ^= entry_sum(key, value)
-        self._write()
+        self._changed = True
 
     def before_cutting(self, first: int) -> None:
         """Corrupted when the stretch that commit `first` is in, and that is summed anew behind a cut, is damaged."""
@@ -222,7 +223,7 @@ class Keeper:
                 self._write_stretch(left)
         elif first > self._sums.sequence:
             self._sums.newest = Stretch(first)
-        self._write()
+        self._changed = True
 
     def renew(self, sequence: int) -> None:
         """Takes all as it is; 1 us a commit of the log and a write with an id."""
@@ -242,7 +243,7 @@ class Keeper:
             sums.n_requests += 1
             sums.requests ^= entry_sum(key, value)
         self._sums = sums
-        self._write()
+        self._changed = True
 
     def _stretch_of(self, sequence: int) -> Stretch | None:
         newest = self._sums.newest
@@ -265,8 +266,10 @@ class Keeper:
         body = LOG_SUM.pack(stretch.first, stretch.count, stretch.crc)
         self._txn.put(key, sealed(key, body), db=self._meta)
 
-    def _write(self) -> None:
-        self._txn.put(META_SUMS, self._sums.packed(), db=self._meta)
+    def finish(self) -> None:
+        """Writes the record, if it has changed; the last call before the commit."""
+        if self._changed:
+            self._txn.put(META_SUMS, self._sums.packed(), db=self._meta)
 
 
 def sums_of_meta(tables: Tables) -> Sums | None:

@@ -19,7 +19,7 @@ class WatchedFile:
 
     def __init__(self, path: Path, page_bytes: int) -> None:
         """OSError when it cannot be opened. `page_bytes` are LMDB's."""
-        self._path = path
+        self._path, self._name = path, str(path)
         self._page_bytes = page_bytes
         self._descriptor = os.open(path, os.O_RDONLY)
         self._identity = os.fstat(self._descriptor)
@@ -75,7 +75,7 @@ class WatchedFile:
     def fault(self) -> str:
         """What has become of the file in its folder, empty while it is there; 3 us."""
         try:
-            there = os.stat(self._path)
+            there = os.stat(self._name)
         except FileNotFoundError:
             return f"{self._path} was removed while it was open"
         if not os.path.samestat(there, os.fstat(self._descriptor)):

@@ -237,8 +237,13 @@ class Writer(Reader):
             found = [own.get(i, row) for i, row in zip(ids, found, strict=True)]
         return found
 
+    def seal(self) -> None:
+        """Writes the checksums of what has none of its own; the last call before every commit."""
+        if self._keeper is not None:
+            self._keeper.finish()
+
     def finish(self, sequence: int, time_us: int) -> None:
-        """Writes the log entry and the new state; the last call before the commit."""
+        """Writes the log entry and the new state."""
         sums = self.sums
         steps = self.next_row // _ROUND_STEP_ROWS - self.before.next_row // _ROUND_STEP_ROWS
         if steps:
