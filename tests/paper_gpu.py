@@ -32,6 +32,8 @@ class PaperCuda:
         self.broken = 0
         """An error code that every copy answers."""
         self.synchronized = 0
+        self.stream = 4_711
+        """The one that all is to go to."""
 
     def cuInit(self, flags: int) -> int:  # noqa: N802
         return 0
@@ -55,8 +57,19 @@ class PaperCuda:
         self.synchronized += 1
         return 0
 
+    def cuStreamCreate(self, stream: Any, flags: int) -> int:  # noqa: N802
+        assert flags == 1
+        stream._obj.value = self.stream
+        return 0
+
     def cuStreamQuery(self, stream: Any) -> int:  # noqa: N802
+        assert stream.value == self.stream
         return 600 if self.busy else self.broken
+
+    def cuStreamSynchronize(self, stream: Any) -> int:  # noqa: N802
+        assert stream.value == self.stream
+        self.synchronized += 1
+        return 0
 
     def cuMemGetInfo_v2(self, free: Any, total: Any) -> int:  # noqa: N802
         free._obj.value = self.total - sum(p.nbytes for p in self.pieces.values())
@@ -75,7 +88,9 @@ class PaperCuda:
         del self.pieces[address]
         return 0
 
-    def cuMemcpyHtoD_v2(self, address: int, source: int, size: int) -> int:  # noqa: N802
+    def cuMemcpyHtoDAsync_v2(self, address: int, source: int, size: int, stream: Any) -> int:  # noqa: N802
+        assert stream.value == self.stream
+        assert size <= self.pinned.get(source, np.empty(size, np.uint8)).nbytes
         if self.broken:
             return self.broken
         start = max(begin for begin in self.pieces if begin <= address)
@@ -83,13 +98,15 @@ class PaperCuda:
         ctypes.memmove(address, source, size)
         return 0
 
-    def cuMemcpyDtoH_v2(self, out: int, address: int, size: int) -> int:  # noqa: N802
+    def cuMemcpyDtoHAsync_v2(self, out: int, address: int, size: int, stream: Any) -> int:  # noqa: N802
+        assert stream.value == self.stream
         start = max(begin for begin in self.pieces if begin <= address)
         assert address + size <= start + self.pieces[start].nbytes, "beyond the piece"
         ctypes.memmove(out, address, size)
         return 0
 
-    def cuMemsetD8_v2(self, address: int, value: int, size: int) -> int:  # noqa: N802
+    def cuMemsetD8Async(self, address: int, value: int, size: int, stream: Any) -> int:  # noqa: N802
+        assert stream.value == self.stream
         ctypes.memset(address, value, size)
         return 0
 
@@ -112,10 +129,6 @@ class PaperCuda:
     def cuMemFreeHost(self, place: int) -> int:  # noqa: N802
         del self.pinned[place]
         return 0
-
-    def cuMemcpyHtoDAsync_v2(self, address: int, source: int, size: int, stream: Any) -> int:  # noqa: N802
-        assert size <= self.pinned[source].nbytes
-        return self.cuMemcpyHtoD_v2(address, source, size)
 
     @property
     def cuTensorMapEncodeTiled(self) -> Any:  # noqa: N802
@@ -155,8 +168,9 @@ class PaperCuda:
         return 0
 
     def cuLaunchKernel(self, function: Any, *given: Any) -> int:  # noqa: N802
-        x, y, z, threads, _, _, shared, _, places, _ = given
+        x, y, z, threads, _, _, shared, stream, places, _ = given
         assert z == 1
+        assert stream.value == self.stream
         assert shared <= self.shared.get(function.value, 48 << 10)
         launched(self.functions[function.value - 1], (x, y), threads, shared, places)
         return 0
@@ -239,6 +253,9 @@ class _Lists:
 
 
 class _Graph:
+    needed = 1
+    """With fewer samplings a walk does not come to the cluster of its query."""
+
     def __init__(self, resources: _Resources, d: int, metric: int, config: Any) -> None:
         self.d, self.metric, self.degree = d, metric, config.graph_degree
 
@@ -251,6 +268,8 @@ class _Graph:
         assert params.itopk_size >= k
         assert params.itopk_size % 32 == 0
         y = self.vectors.astype(np.float32)
+        if params.num_random_samplings < self.needed:
+            y = -y
         return faiss.knn(x.astype(np.float32), y, k, metric=self.metric)
 
     def get_knngraph(self) -> Any:
@@ -267,7 +286,7 @@ class PaperFaiss:
     StandardGpuResources = _Resources
     INDICES_32_BIT, INDICES_64_BIT = 2, 3
     DistanceDataType_F32, DistanceDataType_F16, IndicesDataType_I64 = 1, 2, 1
-    graph_build_algo_IVF_PQ = 0  # noqa: N815
+    graph_build_algo_NN_DESCENT = 1  # noqa: N815
     GpuIndexFlatConfig = _FLAT
     GpuIndexIVFFlatConfig = _settings("GpuIndexIVFFlatConfig", **_LISTS)
     GpuIndexIVFScalarQuantizerConfig = _settings("GpuIndexIVFScalarQuantizerConfig", **_LISTS)
@@ -275,7 +294,9 @@ class PaperFaiss:
     GpuIndexCagraConfig = _settings(
         "GpuIndexCagraConfig", "graph_degree", "intermediate_graph_degree", "build_algo", device=0
     )
-    SearchParametersCagra = _settings("SearchParametersCagra", itopk_size=64)
+    SearchParametersCagra = _settings(
+        "SearchParametersCagra", itopk_size=64, num_random_samplings=1
+    )
     GpuIndexIVFFlat = GpuIndexIVFScalarQuantizer = GpuIndexIVFPQ = _Lists
     GpuIndexCagra = _Graph
     GpuDistanceParams = _settings(

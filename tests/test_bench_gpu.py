@@ -134,9 +134,11 @@ def test_no_filtered_row_comes_back_and_plans_are_right(dry: Dry) -> None:
 
 
 def test_what_is_inserted_is_visible(dry: Dry) -> None:
-    """Every search after an add finds the row that was added, in the whole and in an index beside it."""
+    """Every search after an add finds the row that was added: in the whole, in an index beside it, and through the engine,
+    where a device answers."""
     cases = dry.cases("insert")
-    assert len(cases) == 2 * len(plan.TINY.insert)
+    assert len(cases) == 2 * len(plan.TINY.insert) + 1
+    assert cases[-1]["devices"] == ["gpu:0"]
     for one in cases:
         assert one["visible"] == one["times"] > 0
         assert one["p99_ms"] >= one["p50_ms"] > 0

@@ -146,7 +146,9 @@ class Faiss:
         )
 
     class SearchParametersCagra:
-        __slots__ = ("itopk_size", "sel")
+        __slots__ = ("itopk_size", "num_random_samplings", "sel")
+
+    graph_build_algo_NN_DESCENT = 1  # noqa: N815
 
     def GpuIndexFlat(self, resources: Any, d: int, metric: int, config: Any) -> Any:  # noqa: N802
         kind = self._faiss.ScalarQuantizer.QT_fp16
@@ -211,6 +213,7 @@ def test_every_part_calls_the_card_as_faiss_spells_it(
     monkeypatch.setattr("bench.gpu.backend.importlib.import_module", loaded)
     # The engine's own card is tested elsewhere; a driver it would need is not pretended here.
     monkeypatch.setattr(backend, "Own", lambda gpu: own.Own(gpu=False))
+    monkeypatch.setenv("VECDB_STAND_IN_DEVICES", "1")
     monkeypatch.setattr(plan, "TINY", small())
     lines = tmp_path / "lines.jsonl"
     for part in (probe, limits, exact, insert, filters, kmeans, kinds):
@@ -237,6 +240,7 @@ def small() -> plan.Sizes:
     return plan.Sizes(
         exact=((1_000, 32),),
         insert=((1_000, 32, "float16"),),
+        engine=(1_000, 32),
         kmeans=((1_000, 8, 2),),
         clustered=2_000,
         queries=16,

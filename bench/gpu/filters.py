@@ -24,7 +24,7 @@ from .timing import timed
 SELECTIVITIES = (0.001, 0.01, 0.1, 0.5, 0.99)
 _SAMPLE = 64
 _ITOPK = 128
-_GRAPH_S = 85.0
+_GRAPH_S = 30.0
 """Building the graph, and all that follows: it comes first, and must not cost the other plans."""
 _SELECTIVITY_S = 14.0
 _TINY_S = 0.5

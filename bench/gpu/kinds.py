@@ -24,12 +24,12 @@ _SETTINGS = {"lists": _PROBES, "graph": _ITOPK, "hnsw": _EFS}
 _CANDIDATES = {"float32": (1,), "sq8": (1, 2), "pq8": (2, 4, 8, 16, 32)}
 """As multiples of k, by the code of lists; those of lossy ones are ranked again by float32, as the engine does."""
 _NEEDED_S = {
-    "float32": 40.0,
-    "sq8": 40.0,
-    "pq8": 45.0,
-    "CAGRA": 45.0,
-    "joined": 85.0,
-    "HNSW": 60.0,
+    "float32": 30.0,
+    "sq8": 30.0,
+    "pq8": 40.0,
+    "CAGRA": 20.0,
+    "joined": 45.0,
+    "HNSW": 55.0,
 }
 
 

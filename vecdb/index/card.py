@@ -33,10 +33,12 @@ from .door import L2, faiss, faiss_metric
 from .driver import Driver
 from .flat_there import Flat, FlatSearch, or_full
 from .host_lists import (
+    check_k,
     checked_lists,
     deserialized,
     device_bytes,
     float16_tables,
+    most_k,
 )
 
 TEMPORARY_BYTES = 1536 << 20
@@ -45,6 +47,11 @@ PINNED_BYTES = 64 << 20
 """For queries beyond 256 MiB in a call, which only k-means has."""
 TILE_BYTES = 256 << 20
 _ITOPK_STEP = 32
+_SAMPLINGS = (1, 4, 16, 64, 256)
+"""Among how many random vectors each beginning of a walk is the nearest: see `_samplings`."""
+_FIND_THEMSELVES = 0.95
+_ASKED, _ASKED_ITOPK = 200, 64
+"""Vectors that search for themselves: fewer than make a card change to its way for many queries, which finds more."""
 _COUNT_TIMEOUT_S = 60.0
 
 
@@ -90,8 +97,9 @@ def count_gpus() -> int:
 
 
 class _Lists:
-    def __init__(self, index: Any, device_bytes: int) -> None:
+    def __init__(self, index: Any, device_bytes: int, most_k: int) -> None:
         self.index = index
+        self.most_k = most_k
         self.dimension = int(index.d)
         self.metric = "l2" if int(index.metric_type) == L2 else "ip"
         self.device_bytes = device_bytes
@@ -108,6 +116,7 @@ class _Graph:
         # cuVS wants rows of whole 16 bytes, and copies vectors whose rows are not.
         copied = 0 if a_row % 16 == 0 else self.rows * (-(-a_row // 16) * 16)
         self.device_bytes = 4 * degree * self.rows + copied
+        self.samplings = 1
 
 
 class FaissCard:
@@ -152,7 +161,8 @@ class FaissCard:
             raise CardFull(f"lists of {wanted} bytes, {free} bytes are free")
         before = self._lists_bytes()
         index = or_full(self._made_lists, host, kind)
-        self._placed[handle] = _Lists(index, max(0, self._lists_bytes() - before))
+        taken = max(0, self._lists_bytes() - before)
+        self._placed[handle] = _Lists(index, taken, most_k(host, self._limits.k))
 
     def graph(self, handle: int, source: int, degree: int) -> None:
         if not self._graphs:
@@ -167,14 +177,17 @@ class FaissCard:
         config.device = 0
         config.graph_degree = degree
         config.intermediate_graph_degree = 2 * degree
-        config.build_algo = faiss.graph_build_algo_IVF_PQ
+        # On an H200 1,000,000 x 384 take 7 s so and 37 s by IVF_PQ, and walks over both find the same.
+        config.build_algo = faiss.graph_build_algo_NN_DESCENT
         index = faiss.GpuIndexCagra(
             self._resources, flat.dimension, faiss_metric(flat.metric), config
         )
         kind = faiss.Float16 if half else faiss.Float32
         at = faiss.cast_integer_to_void_ptr(flat.vectors.address)
         or_full(index.train_ex, flat.used, at, kind)
-        self._placed[handle] = _Graph(index, flat, degree)
+        graph = _Graph(index, flat, degree)
+        graph.samplings = self._samplings(graph)
+        self._placed[handle] = graph
 
     def mask(self, handle: int, number: int, bits: Bits) -> None:
         flat = self._flat(handle)
@@ -204,6 +217,7 @@ class FaissCard:
             raise CardRefused("only flat vectors are searched under a mask")
         self._within(k)
         if isinstance(placed, _Lists):
+            check_k(k, placed.most_k)
             if not 1 <= setting <= self._limits.nprobe:
                 raise CardRefused(
                     f"nprobe must be from 1 to {self._limits.nprobe}, given {setting}"
@@ -284,10 +298,29 @@ class FaissCard:
     ) -> tuple[Floats, Rows]:
         params = faiss.SearchParametersCagra()
         params.itopk_size = -(-itopk // _ITOPK_STEP) * _ITOPK_STEP
+        params.num_random_samplings = graph.samplings
         kind = faiss.Float16 if graph.source.kind == np.float16 else faiss.Float32
         asked = queries.astype(graph.source.kind, copy=False)
         found: tuple[Floats, Rows] = graph.index.search(asked, k, params=params, numeric_type=kind)
         return found
+
+    def _samplings(self, graph: _Graph) -> int:
+        """The fewest with which vectors of the graph find themselves.
+
+        A walk begins at random vectors and follows links. Where vectors lie in clusters, none may lead into that of the
+        query: over 1,000,000 x 384 in 1,000 clusters walks of itopk 64 came to a recall of 0.26, and to 0.97 where each
+        beginning is the nearest of 64 random vectors, at 0.4 times the rate.
+        """
+        rows = np.unique(np.linspace(0, graph.rows - 1, min(_ASKED, graph.rows)).astype(np.int64))
+        asked = graph.source.taken(rows)
+        own = np.einsum("nd,nd->n", asked, asked)
+        for samplings in _SAMPLINGS:
+            graph.samplings = samplings
+            best = or_full(self._search_graph, graph, asked, 1, _ASKED_ITOPK)[0][:, 0]
+            near = best <= 1e-3 * own if graph.metric == "l2" else best >= (1 - 1e-3) * own
+            if near.mean() >= _FIND_THEMSELVES:
+                break
+        return graph.samplings
 
     def _made_lists(self, host: Any, kind: str) -> Any:
         if kind == "flat":

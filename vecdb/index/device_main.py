@@ -8,6 +8,7 @@ asked asks `host` instead, which shares all else.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -19,7 +20,7 @@ from .blocks import as_keys
 from .calibrate import Curve
 from .distance import Floats, Rows
 from .door import L2
-from .host_lists import checked_lists, device_bytes, serialized
+from .host_lists import checked_lists, device_bytes, most_k, serialized
 from .main import Main
 from .there import There
 
@@ -153,4 +154,5 @@ def place_lists(
     except Cancelled:
         return None
     limits = placed.shards[0].device.info.limits
+    limits = dataclasses.replace(limits, k=most_k(main.index, limits.k))
     return DeviceMain(main, placements, key, limits, gone, main.curve, main.setting_name)

@@ -8,7 +8,8 @@ takes addresses on the device. So flat vectors lie in memory that is asked for h
 
 The driver's primary context is the one that FAISS uses through the CUDA runtime, and pointers are good in
 both. `libcuda.so.1` belongs to the driver: where a GPU works, it is there. One thread, that of the card, makes
-all calls.
+all calls, and all of them go to one stream of ours, which waits for no other: what goes to CUDA's default stream
+is held up by the streams of FAISS and cuVS.
 """
 
 from __future__ import annotations
@@ -38,10 +39,9 @@ _SIGNATURES: dict[str, list[Any]] = {
     "cuMemGetInfo_v2": [ctypes.POINTER(_size), ctypes.POINTER(_size)],
     "cuMemAlloc_v2": [ctypes.POINTER(_address), _size],
     "cuMemFree_v2": [_address],
-    "cuMemcpyHtoD_v2": [_address, ctypes.c_void_p, _size],
     "cuGetErrorString": [_int, ctypes.POINTER(ctypes.c_char_p)],
-    "cuMemcpyDtoH_v2": [ctypes.c_void_p, _address, _size],
-    "cuMemsetD8_v2": [_address, ctypes.c_ubyte, _size],
+    "cuMemcpyDtoHAsync_v2": [ctypes.c_void_p, _address, _size, ctypes.c_void_p],
+    "cuMemsetD8Async": [_address, ctypes.c_ubyte, _size, ctypes.c_void_p],
     "cuDeviceGetAttribute": [ctypes.POINTER(_int), _int, _int],
     "cuModuleLoadData": [ctypes.POINTER(ctypes.c_void_p), ctypes.c_char_p],
     "cuModuleGetFunction": [ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p, ctypes.c_char_p],
@@ -55,7 +55,9 @@ _SIGNATURES: dict[str, list[Any]] = {
     "cuMemHostGetDevicePointer_v2": [ctypes.POINTER(_address), ctypes.c_void_p, ctypes.c_uint],
     "cuMemFreeHost": [ctypes.c_void_p],
     "cuMemcpyHtoDAsync_v2": [_address, ctypes.c_void_p, _size, ctypes.c_void_p],
+    "cuStreamCreate": [ctypes.POINTER(ctypes.c_void_p), ctypes.c_uint],
     "cuStreamQuery": [ctypes.c_void_p],
+    "cuStreamSynchronize": [ctypes.c_void_p],
 }  # fmt: skip
 _MAP_SIGNATURE = [
     ctypes.c_void_p, _int, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p,
@@ -67,6 +69,8 @@ _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 """CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR."""
 _HOST_MAPPED = 2
 """CU_MEMHOSTALLOC_DEVICEMAP."""
+_NON_BLOCKING = 1
+"""CU_STREAM_NON_BLOCKING: a stream that does not wait for the default one, nor that for it."""
 _MAP_BYTES, _MAP_ALIGNED = 128, 64
 _MAP_FLOAT16, _MAP_SWIZZLE_128, _MAP_PROMOTE_256 = 6, 3, 3
 """Of cuTensorMapEncodeTiled."""
@@ -101,6 +105,10 @@ class Driver:
         self._device = device
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
         self._call("cuCtxSetCurrent", context)
+        self.stream = ctypes.c_void_p()
+        """Where everything is launched, in order."""
+        self._call("cuStreamCreate", ctypes.byref(self.stream), _NON_BLOCKING)
+        self._sent: NDArray[Any] | None = None
 
     def memory(self) -> tuple[int, int]:
         """Bytes that are free, and all."""
@@ -118,21 +126,24 @@ class Driver:
         self._call("cuMemFree_v2", address)
 
     def write(self, address: int, values: NDArray[Any], wait: bool = True) -> None:
-        """Copies a C-contiguous array to the device; it may be changed afterwards.
+        """Copies a C-contiguous array to the device. Without `wait` it must not be changed before the next `Driver.wait`.
 
-        From memory that is not pinned the copy may still be on its way when the driver returns. Kernels of ours come
-        after it on the same stream; FAISS's streams do not wait for it by themselves, so for these `wait`.
+        The copy may still be on its way when the driver returns. Kernels of ours come after it on the same stream;
+        FAISS's streams do not wait for it by themselves, so for these `wait`.
         """
-        self._call("cuMemcpyHtoD_v2", address, values.ctypes.data, values.nbytes)
+        self._call("cuMemcpyHtoDAsync_v2", address, values.ctypes.data, values.nbytes, self.stream)
         if wait:
             self._call("cuCtxSynchronize")
+        else:
+            self._sent = values  # not given back while it is read
 
     def read(self, address: int, out: NDArray[Any]) -> None:
         """Copies from the device into a C-contiguous array, after everything that was launched before."""
-        self._call("cuMemcpyDtoH_v2", out.ctypes.data, address, out.nbytes)
+        self._call("cuMemcpyDtoHAsync_v2", out.ctypes.data, address, out.nbytes, self.stream)
+        self._call("cuStreamSynchronize", self.stream)
 
     def clear(self, address: int, size: int) -> None:
-        self._call("cuMemsetD8_v2", address, 0, size)
+        self._call("cuMemsetD8Async", address, 0, size, self.stream)
 
     def zeros(self, size: int) -> Memory:
         """`allocate`, all zero."""
@@ -160,7 +171,7 @@ class Driver:
 
     def write_pinned(self, address: int, pinned: Pinned, size: int) -> None:
         """Copies the first bytes of `pinned`, before whatever is launched next; until that is done they must stay."""
-        self._call("cuMemcpyHtoDAsync_v2", address, pinned.place, size, None)
+        self._call("cuMemcpyHtoDAsync_v2", address, pinned.place, size, self.stream)
 
     def wait(self) -> None:
         """Until everything that was launched is done; RuntimeError where it failed.
@@ -169,11 +180,13 @@ class Driver:
         a search of a million vectors.
         """
         until_s = time.perf_counter() + _POLLED_S
-        while (code := self._library.cuStreamQuery(None)) == _NOT_READY:
+        while (code := self._library.cuStreamQuery(self.stream)) == _NOT_READY:
             if time.perf_counter() > until_s:
-                self._call("cuCtxSynchronize")
-                return
-        self._check("cuStreamQuery", code)
+                self._call("cuStreamSynchronize", self.stream)
+                break
+        else:
+            self._check("cuStreamQuery", code)
+        self._sent = None
 
     def tile_map(
         self, address: int, rows: int, columns: int, row_bytes: int, box: tuple[int, int]
@@ -234,7 +247,7 @@ class Driver:
 
 
 class Kernel:
-    """A kernel with `threads` a block. Launched on the default stream; `Driver.read` waits for it."""
+    """A kernel with `threads` a block. Launched on the driver's stream; `Driver.read` waits for it."""
 
     def __init__(
         self, driver: Driver, function: ctypes.c_void_p, threads: int, types: Sequence[Any]
@@ -243,6 +256,7 @@ class Kernel:
         self._function = function
         self._threads = threads
         self._values = [kind() for kind in types]
+        self._maps = TileMap in types
         self._places = (ctypes.c_void_p * len(types))(*map(ctypes.addressof, self._values))
         self._resident: dict[int, int] = {}
 
@@ -266,21 +280,21 @@ class Kernel:
         """Starts `blocks` x `lines` blocks with these arguments, which are copied."""
         self._set(values)
         self._driver._call(
-            "cuLaunchKernel", self._function, blocks, lines, 1, self._threads, 1, 1, shared, None,
-            self._places, None,
+            "cuLaunchKernel", self._function, blocks, lines, 1, self._threads, 1, 1, shared,
+            self._driver.stream, self._places, None,
         )  # fmt: skip
 
     def launch_together(self, blocks: int, lines: int, *values: Any) -> None:
         """`launch` of blocks that wait for each other: not more than run at once."""
         self._set(values)
         self._driver._call(
-            "cuLaunchCooperativeKernel", self._function, blocks, lines, 1, self._threads, 1, 1, 0, None,
-            self._places,
+            "cuLaunchCooperativeKernel", self._function, blocks, lines, 1, self._threads, 1, 1, 0,
+            self._driver.stream, self._places,
         )  # fmt: skip
 
     def _set(self, values: Sequence[Any]) -> None:
         for held, value in zip(self._values, values, strict=True):
-            if isinstance(held, TileMap):
+            if self._maps and isinstance(held, TileMap):
                 ctypes.memmove(held, value, _MAP_BYTES)
             else:
                 held.value = value
@@ -301,11 +315,11 @@ class Memory:
         if values.nbytes:
             self._driver.write(self.address + offset, np.ascontiguousarray(values), wait)
 
-    def read(self, out: NDArray[Any]) -> NDArray[Any]:
-        """Fills `out` (C-contiguous) from the beginning of it, and returns it."""
-        if out.nbytes > self.size:
-            raise ValueError(f"{out.nbytes} bytes are not within {self.size}")
-        self._driver.read(self.address, out)
+    def read(self, out: NDArray[Any], offset: int = 0) -> NDArray[Any]:
+        """Fills `out` (C-contiguous) from `offset` on, and returns it."""
+        if offset + out.nbytes > self.size:
+            raise ValueError(f"{out.nbytes} bytes at {offset} are not within {self.size}")
+        self._driver.read(self.address + offset, out)
         return out
 
     def free(self) -> None:

@@ -64,6 +64,13 @@ class Flat:
             self.squares.write(4 * self.used, np.einsum("nd,nd->n", as_stored, as_stored))
         self.used += len(vectors)
 
+    def taken(self, rows: Rows) -> Floats:
+        """The vectors (n, d) of a few rows, as they are stored; a copy from the card for each."""
+        found = np.empty((len(rows), self.dimension), self.kind)
+        for at, row in enumerate(rows.tolist()):
+            self.vectors.read(found[at], row * found[at].nbytes)
+        return found.astype(np.float32)
+
 
 class FlatSearch:
     """Searches of flat vectors. One thread, the card's."""

@@ -17,8 +17,15 @@ from .codes import FLOAT32_TABLES, GPU_PARTS
 from .door import INNER_PRODUCT, READ_FLAGS, faiss, faiss_metric, use_threads
 
 _WRITTEN_BYTES = 1 << 20
-_SQ_MAX_DIMENSION = 6_144
-"""Bounds of each dimension, 8 bytes, stay in that shared memory too."""
+_SHARED_BYTES = 48 << 10
+"""Fast memory of a block of a GPU."""
+_BEST_BYTES = 48
+"""Of it, for one of the best that a block keeps: each of four warps has its own, of 12 bytes. FAISS rounds their number up to a
+power of two, 32 at least; from 1,024 on the best take all."""
+_BOUNDS_BYTES = 8
+"""Of it, for the bounds of a dimension, where codes are scalars of 8 or 4 bits. FAISS 1.15 does not look whether both
+have room: the call fails with "invalid argument", and takes the process along."""
+_LEAST_BEST = 32
 
 
 def deserialized(data: Any) -> Any:
@@ -73,8 +80,8 @@ def checked_lists(index: Any) -> str:
             raise CardRefused(
                 f"scalar codes on a GPU are of 8 or 4 bits or float16, given type {kind}"
             )
-        if kind != kinds.QT_fp16 and d >= _SQ_MAX_DIMENSION:
-            raise CardRefused(f"such codes on a GPU have less than {_SQ_MAX_DIMENSION} dimensions")
+        if kind != kinds.QT_fp16 and scalar_k(d) == 0:
+            raise CardRefused(f"such codes on a GPU have fewer dimensions than {d}")
         return "sq"
     if type(index) is faiss.IndexIVFPQ:
         parts, bits = int(index.pq.M), int(index.pq.nbits)
@@ -87,6 +94,31 @@ def checked_lists(index: Any) -> str:
             raise CardRefused("product quantization on a GPU is by residuals, and not polysemous")
         return "pq"
     raise CardRefused(f"{type(index).__name__} cannot be searched on a GPU")
+
+
+def most_k(index: Any, limit: int) -> int:
+    """The largest k of a search of lists on a GPU, `limit` for those that have no limit of their own."""
+    if type(index) is not faiss.IndexIVFScalarQuantizer:
+        return limit
+    if int(index.sq.qtype) == faiss.ScalarQuantizer.QT_fp16:
+        return limit
+    return min(limit, scalar_k(int(index.d)))
+
+
+def scalar_k(dimension: int) -> int:
+    """The largest k of lists of scalar codes of 8 or 4 bits: 512 up to 3,072 dimensions, 32 up to 5,952, then 0."""
+    k = 512
+    while _BEST_BYTES * k + _BOUNDS_BYTES * dimension > _SHARED_BYTES:
+        k //= 2
+        if k < _LEAST_BEST:
+            return 0
+    return k
+
+
+def check_k(k: int, most: int) -> None:
+    """CardRefused for a k that lists do not give, which would be the end of a real worker."""
+    if k > most:
+        raise CardRefused(f"k of such lists is at most {most}, given {k}")
 
 
 def float16_tables(index: Any) -> bool:
@@ -118,6 +150,7 @@ class HostLists:
         self.device_bytes = device_bytes(index)
 
     def search(self, queries: Floats, k: int, nprobe: int) -> tuple[Floats, Rows]:
+        check_k(k, most_k(self._index, k))
         use_threads(1)
         params = faiss.SearchParametersIVF(nprobe=nprobe)
         scores, positions = self._index.search(np.ascontiguousarray(queries), k, params=params)

@@ -37,7 +37,7 @@ it: 11 % more rows then cost a twentieth of the recall (2,250 rows, efSearch 24:
 free 0.963, then 0.960), which no curve had seen."""
 LEAST_ROWS = 20_000
 """Below it a graph takes the CPU a few seconds. A guess: how many rows a card must join to be quicker than 16 cores is not
-measured; 1,000,000 x 384 took an H100 and 16 cores 74 s."""
+measured."""
 _MOST_LOST = 2
 _SET_ROWS = 65_536
 _numbers = itertools.count(1)
@@ -134,9 +134,9 @@ class Joiner:
 
 def joining_bytes(rows: int, dimension: int, code: str) -> int:
     """Memory of a device that joining takes, estimated: vectors and their lengths, links, and what cuVS works
-    with, which are codes of a quarter of float32 and twice as many links."""
+    with, which are the vectors once more as float16, twice as many links, and lists of 32 candidates with distances."""
     a_vector = (2 if code == "float16" else 4) * dimension + 4
-    return rows * (a_vector + dimension + 3 * 4 * DEGREE)
+    return rows * (a_vector + 2 * dimension + 3 * 4 * DEGREE + 4 * 32 * 4)
 
 
 class JoinedMaker(GraphMaker):
