@@ -78,7 +78,9 @@ class Curve:
 
         Between two measured settings the bound is taken as a straight line, which lies below it: every
         step of a setting gains less recall than the one before. Up to k = 10 the curve of recall@10
-        decides, from 10 to the large k the setting is interpolated, beyond it grows with k.
+        decides; from 10 to the large k the setting is interpolated over log k, which lies above what k of between need
+        (lists over 24,000 points of 16 dimensions, target 0.95: a straight line over k gave 0.90 at k = 256); beyond it
+        grows with k.
         """
         if target_recall >= 1.0:
             return None
@@ -91,7 +93,7 @@ class Curve:
         at_100 = max(at_100, self.least)
         if k >= self.large:
             return math.ceil(at_100 * k / self.large)
-        share = (k - SMALL_K) / (self.large - SMALL_K)
+        share = math.log(k / SMALL_K) / math.log(self.large / SMALL_K)
         return math.ceil(at_10 + share * (max(at_10, at_100) - at_10))
 
     def measured(self, target_recall: float) -> float:

@@ -190,7 +190,7 @@ class _Placing:
                 )
                 for at in range(0, len(some), _MEASURED_TOGETHER)
             ]
-            found = [np.concatenate(part) for part in zip(*parts, strict=True)]
+            found = [np.concatenate([part[i] for part in parts]) for i in (0, 1)]
             if main.lossy:
                 return keys_of(found[0], found[1], self.metric, faiss_metric)
             # Both sides of a comparison are computed alike.
