@@ -20,7 +20,8 @@ from vecdb import repairing
 from vecdb.errors import DatabaseLocked, DatabaseNotFound, StorageFull
 from vecdb.layout import CATALOG_FOLDER, DATA_FILE
 from vecdb.store import sync_point
-from vecdb.store.pages import LEAF, PageFile
+from vecdb.store.nodes import LEAF
+from vecdb.store.pages import PageFile
 from vecdb_server.__main__ import main
 
 FLIPS = int(os.environ.get("REPAIR_FLIPS", "40"))

@@ -1,8 +1,8 @@
 """Pages of an LMDB file, read without LMDB: what is damaged is named before LMDB meets it.
 
 LMDB trusts its pages: a wrong number in one ends the process, or reads what is elsewhere. So nothing
-here follows a number that it has not compared with the file. Every page of a level is looked at in one
-go, by numpy: about 0.1 s for the 50,000 pages of a million records.
+here follows a number that it has not compared with the file. Pages are looked at by the hundred, by numpy
+(`nodes.py`): about TIME for the 50,000 pages of a million records.
 
 The format is that of LMDB 0.9 on little-endian machines of 64 bits (`mdb.c`, MDB_page, MDB_node,
 MDB_meta, MDB_db). Values that fill pages of their own are not looked into.
@@ -18,10 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Numbers = NDArray[np.int64]
+from .nodes import BIG, BRANCH, HEADER, LEAF, META, SUBTREE, Entries, NodeFile, Numbers
 
-HEADER = struct.Struct("<QHHHH")
-"""Of a page: its number, padding, flags, end of the pointers, begin of the nodes."""
 _META = struct.Struct("<IIQQ")
 """Magic, version, address, size of the map."""
 _TREE = struct.Struct("<IHHQQQQQ")
@@ -29,10 +27,6 @@ _LAST = struct.Struct("<QQ")
 """Last page, number of the transaction."""
 TREE_BYTES = _TREE.size
 
-BRANCH, LEAF, OVERFLOW, META = 1, 2, 4, 8
-BIG, SUBTREE = 1, 2
-"""Flags of a node: its value has pages of its own; its value is a tree."""
-NODE_BYTES = 8
 MAGIC, _VERSION, _INTEGER_KEYS = 0xBEEFC0DE, 1, 8
 _NOWHERE = (1 << 64) - 1
 _MOST_DEPTH = 32
@@ -74,17 +68,6 @@ class Meta(NamedTuple):
     faults: tuple[str, ...]
 
 
-class Entries(NamedTuple):
-    """Entries of leaves, by where they lie in the file."""
-
-    pages: Numbers
-    flags: Numbers
-    keys: Numbers
-    key_sizes: Numbers
-    values: Numbers
-    sizes: Numbers
-
-
 class Walk(NamedTuple):
     """A tree that was walked through."""
 
@@ -92,37 +75,35 @@ class Walk(NamedTuple):
     faults: list[str]
 
 
+class _Leaves(NamedTuple):
+    """What the leaves of a tree hold."""
+
+    entries: Entries
+    pages: int
+    count: int
+    """Of the entries, also where these are not kept."""
+    overflow_pages: int
+
+
 _NONE = Entries(*[np.empty(0, np.int64)] * 6)
+_NO_PAGES = np.empty(0, np.bool_)
 
 
-class PageFile:
+class PageFile(NodeFile):
     """The file as it was when it was opened. One thread; nothing is written."""
 
     def __init__(self, path: Path) -> None:
         """OSError when it cannot be read."""
-        self.size = path.stat().st_size
+        size = path.stat().st_size
         # As a plain array: each part of a memmap that is looked at costs some us more.
-        self.raw: Any = (
-            np.memmap(path, np.uint8, "r", shape=(self.size,)).view(np.ndarray)
-            if self.size
+        raw: Any = (
+            np.memmap(path, np.uint8, "r", shape=(size,)).view(np.ndarray)
+            if size
             else np.empty(0, np.uint8)
         )
-        self.page_size = self._find_page_size()
-        self.n_pages = self.size // self.page_size
-        whole = self.raw[: self.n_pages * self.page_size]
-        self._words: NDArray[np.uint16] = whole.view("<u2")
+        super().__init__(raw, _page_size_of(raw))
         self.seen = np.zeros(self.n_pages, np.bool_)
         """Pages that a walk has come to, so that none is in two places."""
-
-    def _find_page_size(self) -> int:
-        """As both metas say; 4 KiB where they are too short or say nothing that can be."""
-        for at in (0, 4_096, 16_384, 65_536):
-            end = at + HEADER.size + _META.size + TREE_BYTES
-            if end <= self.size:
-                pad = Tree.parse(self.raw, at + HEADER.size + _META.size)[1]
-                if 512 <= pad <= 65_536 and pad & (pad - 1) == 0 and at in (0, pad):
-                    return pad
-        return 4_096
 
     # -- the two metas
 
@@ -172,162 +153,102 @@ class PageFile:
 
     # -- trees
 
-    def walk(self, tree: Tree, name: str) -> Walk:
-        """All entries of a tree, in the order of their keys, as far as its pages are sound."""
+    def walk(self, tree: Tree, name: str, *, keep: bool = True) -> Walk:
+        """All entries of a tree, in the order of their keys, as far as its pages are sound; without `keep` only
+        what is wrong with it."""
         faults: list[str] = []
         if tree.root is None:
             if tree.entries:
                 faults.append(f"table {name} should have {tree.entries} entries and has no pages")
             return Walk(_NONE, faults)
         level = np.array([tree.root if tree.root < self.n_pages else -1], np.int64)
-        overflow_pages = branches = 0
+        branches = 0
         for depth in range(min(tree.depth, _MOST_DEPTH)):
             leaf = depth == tree.depth - 1
-            level = self._sound(level, LEAF if leaf else BRANCH, name, faults)
+            level = self._once(level, _kind(leaf, name), faults)
             if leaf:
-                entries, overflow_pages = self._leaves(level, name, faults)
                 break
-            branches += len(level)
-            level = self._children(level)
+            level, found = self._below(level, name, faults)
+            branches += found
         else:
             faults.append(f"table {name} is said to have {tree.depth} levels")
             return Walk(_NONE, faults)
-        found = Tree(tree.flags, tree.depth, branches, len(level), overflow_pages,
-                     len(entries.keys), tree.root)  # fmt: skip
-        if not faults and found != tree:
-            faults.append(f"table {name} has {_counts(found)}, and is said to have {_counts(tree)}")
-        return Walk(entries, faults)
+        leaves = self._leaves(level, name, faults, keep=keep)
+        seen = Tree(tree.flags, tree.depth, branches, leaves.pages, leaves.overflow_pages,
+                    leaves.count, tree.root)  # fmt: skip
+        if not faults and seen != tree:
+            faults.append(f"table {name} has {_counts(seen)}, and is said to have {_counts(tree)}")
+        return Walk(leaves.entries, faults)
 
-    def _sound(self, level: Numbers, kind: int, name: str, faults: list[str]) -> Numbers:
-        """The pages that can be read as what they should be, in their order."""
-        where = f"a {'leaf' if kind == LEAF else 'branch'} of table {name}"
+    def _once(self, level: Numbers, where: str, faults: list[str]) -> Numbers:
+        """The pages that are in the file and were not seen before, in their order; now they are seen."""
         bad = (level < 2) | (level >= self.n_pages)
-        _tell(level, bad, f"which should be {where}, is behind the end of the file", faults)
-        level = level[~bad]
+        if bad.any():
+            _tell(level, bad, f"which should be {where}, is behind the end of the file", faults)
+            level = level[~bad]
         twice = self.seen[level]
-        twice |= np.isin(np.arange(len(level)), np.unique(level, return_index=True)[1], invert=True)
-        _tell(level, twice, f"({where}) is in two places", faults)
-        level = level[~twice]
+        ordered = np.sort(level)
+        if (ordered[1:] == ordered[:-1]).any():
+            first = np.unique(level, return_index=True)[1]
+            twice |= np.isin(np.arange(len(level)), first, invert=True)
+        if twice.any():
+            _tell(level, twice, f"({where}) is in two places", faults)
+            level = level[~twice]
         self.seen[level] = True
-        bad = ~self.fits(level, kind)
-        _tell(level, bad, f"({where}) is damaged", faults)
-        return level[~bad]
+        return level
 
-    def fits(self, level: Numbers, kind: int) -> NDArray[np.bool_]:
-        """Which of these pages are whole pages of a kind: header, and nodes within their bounds."""
-        size, words = self.page_size, self._words
-        at = level * (size // 2)
-        number = sum(words[at + n].astype(np.int64) << 16 * n for n in range(4))
-        lower, upper = words[at + 6].astype(np.int64), words[at + 7].astype(np.int64)
-        ok: NDArray[np.bool_] = (number == level) & (words[at + 5] == kind)
-        least = 2 if kind == BRANCH else 1
-        ok &= (lower % 2 == 0) & (lower >= HEADER.size + 2 * least)
-        ok &= (lower <= upper) & (upper <= size)
-        if not ok.any():
-            return ok
-        places = np.flatnonzero(ok)
-        owner, nodes = self._nodes(level[places], lower[places])
-        inside = nodes % size
-        good = (inside >= upper[places][owner]) & (inside <= size - NODE_BYTES)
-        good &= nodes % 2 == 0
-        safe = np.where(good, nodes, level[places][owner] * size)
-        key_size, value = self._node_sizes(safe, kind)
-        length = NODE_BYTES + key_size + value
-        good &= inside + length <= size
-        if kind == LEAF:
-            good &= key_size > 0
-        ok[places] &= np.bincount(owner, ~good, len(places)) == 0
-        # Nodes lie close together, so what they take says whether a size is wrong.
-        used = np.bincount(owner, length + length % 2, len(places))
-        ok[places] &= used == size - upper[places]
-        return ok
+    def _below(self, level: Numbers, name: str, faults: list[str]) -> tuple[Numbers, int]:
+        """(the pages that these branches name, how many of them are whole)."""
+        found = [self.nodes(part, BRANCH) for part in self.slices(level)]
+        whole = np.concatenate([_NO_PAGES, *(nodes.whole for nodes in found)])
+        _tell(level, ~whole, f"({_kind(False, name)}) is damaged", faults)
+        children = [self.children(nodes) for nodes in found]
+        return np.concatenate([np.empty(0, np.int64), *children]), int(whole.sum())
 
-    def _nodes(self, level: Numbers, lower: Numbers) -> tuple[Numbers, Numbers]:
-        """(which of the pages, where in the file) for each node."""
-        counts = (lower - HEADER.size) // 2
-        owner = np.repeat(np.arange(len(level)), counts)
-        index = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-        at = level[owner] * (self.page_size // 2) + HEADER.size // 2 + index
-        return owner, level[owner] * self.page_size + self._words[at].astype(np.int64)
+    def _leaves(self, level: Numbers, name: str, faults: list[str], *, keep: bool) -> _Leaves:
+        """What the whole ones of these leaves hold, and what is wrong with them and their values."""
+        whole, values_of_own, kept = [_NO_PAGES], [], []
+        n_leaves = n_entries = n_overflow = 0
+        last = np.empty(0, np.uint64)
+        unordered: list[int] = []
+        for part in self.slices(level):
+            nodes = self.nodes(part, LEAF)
+            whole.append(nodes.whole)
+            n_leaves += int(nodes.whole.sum())
+            found = self.entries(nodes)
+            big = np.flatnonzero(found.flags & BIG)
+            if len(big):
+                first, count = found.values[big] // self.page_size, self.pages_of(found.sizes[big])
+                ok = self.fits_overflow(first, count)
+                values_of_own.append((first, count, ok))
+                if not ok.all():
+                    found = found.kept(np.delete(np.arange(len(found.keys)), big[~ok]))
+            n_entries += len(found.keys)
+            # Keys ascend, as far as their first 8 bytes tell; those of the free pages are numbers.
+            order = np.concatenate([last, self.key_heads(found, numbers=name == FREE)])
+            wrong = np.flatnonzero(order[1:] < order[:-1])
+            unordered += found.pages[wrong[:_MOST_NAMED] + 1 - len(last)].tolist()
+            last = order[-1:]
+            if keep:
+                kept.append(found)
+        _tell(level, ~np.concatenate(whole), f"({_kind(True, name)}) is damaged", faults)
+        if values_of_own:
+            first, count, ok = (np.concatenate(parts) for parts in zip(*values_of_own, strict=True))
+            _tell(first, ~ok, f"(a value of table {name}) is damaged", faults)
+            n_overflow = self._see_values(first[ok], count[ok], name, faults)
+        faults += [
+            f"page {page} (a leaf of table {name}) has keys out of order"
+            for page in unordered[:_MOST_NAMED]
+        ]
+        return _Leaves(Entries.joined(kept), n_leaves, n_entries, n_overflow)
 
-    def _node_sizes(self, nodes: Numbers, kind: int) -> tuple[Numbers, Numbers]:
-        """(bytes of the key, bytes of the value in the page) of each node."""
-        words, at = self._words, nodes // 2
-        key_size = words[at + 3].astype(np.int64)
-        if kind == BRANCH:
-            return key_size, np.zeros_like(key_size)
-        value = words[at].astype(np.int64) | words[at + 1].astype(np.int64) << 16
-        return key_size, np.where(words[at + 2] & BIG, 8, value)
-
-    def _children(self, level: Numbers) -> Numbers:
-        lower = self._words[level * (self.page_size // 2) + 6].astype(np.int64)
-        _, nodes = self._nodes(level, lower)
-        words, at = self._words, nodes // 2
-        child = sum(words[at + n].astype(np.int64) << 16 * n for n in range(3))
-        return np.asarray(child, np.int64)
-
-    def _leaves(self, level: Numbers, name: str, faults: list[str]) -> tuple[Entries, int]:
-        """(entries of whole leaves, pages that values of their own take)."""
-        lower = self._words[level * (self.page_size // 2) + 6].astype(np.int64)
-        owner, nodes = self._nodes(level, lower)
-        found = self.entries_at(level[owner], nodes)
-        big = np.flatnonzero(found.flags & BIG)
-        first, count = found.values[big] // self.page_size, self._pages_of(found.sizes[big])
-        ok = self.fits_overflow(first, count)
-        _tell(first, ~ok, f"(a value of table {name}) is damaged", faults)
-        if not ok.all():
-            keep = np.ones(len(nodes), np.bool_)
-            keep[big[~ok]] = False
-            found = Entries(*(part[keep] for part in found))
-        first, count = first[ok], count[ok]
+    def _see_values(self, first: Numbers, count: Numbers, name: str, faults: list[str]) -> int:
+        """How many pages these values take, each of which is seen only once."""
         pages = np.repeat(first - np.cumsum(count) + count, count) + np.arange(int(count.sum()))
         twice = self.seen[pages]
         _tell(pages, twice, f"(a value of table {name}) is in two places", faults)
         self.seen[pages] = True
-        self._order(found, name, faults)
-        return found, len(pages)
-
-    def entries_at(self, pages: Numbers, nodes: Numbers) -> Entries:
-        """Nodes of leaves whose bounds were looked at. Values of their own are where their pages say."""
-        words, at = self._words, nodes // 2
-        key_size, _ = self._node_sizes(nodes, LEAF)
-        flags = words[at + 2].astype(np.int64)
-        size = words[at].astype(np.int64) | words[at + 1].astype(np.int64) << 16
-        value = nodes + NODE_BYTES + key_size
-        big = np.flatnonzero(flags & BIG)
-        # Their number is 8 bytes at any place, behind a key of any length.
-        raw = self.raw[value[big][:, None] + np.arange(8)]
-        number = raw.view("<u8").reshape(-1).astype(np.float64)
-        near = np.where(number < self.n_pages, number, 0).astype(np.int64)
-        value[big] = near * self.page_size + HEADER.size
-        return Entries(pages, flags, nodes + NODE_BYTES, key_size, value, size)
-
-    def _pages_of(self, sizes: Numbers) -> Numbers:
-        return (HEADER.size - 1 + sizes) // self.page_size + 1
-
-    def fits_overflow(self, first: Numbers, count: Numbers) -> NDArray[np.bool_]:
-        ok = (first >= 2) & (first + count <= self.n_pages)
-        at = np.where(ok, first, 0) * (self.page_size // 2)
-        words = self._words
-        number = sum(words[at + n].astype(np.int64) << 16 * n for n in range(4))
-        said = words[at + 6].astype(np.int64) | words[at + 7].astype(np.int64) << 16
-        fitting: NDArray[np.bool_] = (
-            ok & (number == first) & (words[at + 5] == OVERFLOW) & (said == count)
-        )
-        return fitting
-
-    def _order(self, found: Entries, name: str, faults: list[str]) -> None:
-        """Keys ascend, as far as their first 8 bytes tell; those of the free pages are numbers."""
-        if len(found.keys) < 2:
-            return
-        heads = self.raw[np.minimum(found.keys[:, None] + np.arange(8), self.size - 1)]
-        heads[np.arange(8) >= found.key_sizes[:, None]] = 0
-        order = heads.view("<u8" if name == FREE else ">u8").reshape(-1)
-        wrong = np.flatnonzero(order[1:] < order[:-1])
-        faults += [
-            f"page {page} (a leaf of table {name}) has keys out of order"
-            for page in found.pages[wrong[:_MOST_NAMED] + 1].tolist()
-        ]
+        return len(pages)
 
     # -- what is stored
 
@@ -377,6 +298,21 @@ FREE = "(free pages)"
 MAIN = "(tables)"
 
 
+def _page_size_of(raw: Any) -> int:
+    """As both metas say; 4 KiB where they are too short or say nothing that can be."""
+    for at in (0, 4_096, 16_384, 65_536):
+        end = at + HEADER.size + _META.size + TREE_BYTES
+        if end <= len(raw):
+            pad = Tree.parse(raw, at + HEADER.size + _META.size)[1]
+            if 512 <= pad <= 65_536 and pad & (pad - 1) == 0 and at in (0, pad):
+                return pad
+    return 4_096
+
+
+def _kind(leaf: bool, name: str) -> str:
+    return f"a {'leaf' if leaf else 'branch'} of table {name}"
+
+
 def _counts(tree: Tree) -> str:
     return (
         f"{tree.entries} entries on {tree.branch_pages} + {tree.leaf_pages} + {tree.overflow_pages} "
@@ -424,7 +360,7 @@ def file_faults(path: Path, transaction: int | None = None) -> list[str]:
     for name, tree in trees.items():
         if tree.flags:
             faults.append(f"table {name} has flags that vecdb never sets")
-        faults += file.walk(tree, name).faults
+        faults += file.walk(tree, name, keep=False).faults
     pages, wrong = file.free_pages(free.entries)
     faults += wrong
     if (pages > meta.last_page).any():

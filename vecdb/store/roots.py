@@ -6,7 +6,8 @@ from collections.abc import Collection
 
 import numpy as np
 
-from .pages import HEADER, LEAF, NODE_BYTES, SUBTREE, TREE_BYTES, Meta, PageFile, Tree
+from .nodes import HEADER, LEAF, NODE_BYTES, SUBTREE
+from .pages import TREE_BYTES, Meta, PageFile, Tree
 
 _NOTHING = Tree(8, 0, 0, 0, 0, 0, None)
 

@@ -29,20 +29,8 @@ from ..layout import (
     VECTOR_KEY,
     id_lengths,
 )
-from .pages import (
-    BIG,
-    BRANCH,
-    FREE,
-    HEADER,
-    LEAF,
-    MAIN,
-    NODE_BYTES,
-    SUBTREE,
-    TREE_BYTES,
-    Meta,
-    PageFile,
-    Tree,
-)
+from .nodes import BIG, BRANCH, HEADER, LEAF, NODE_BYTES, SUBTREE
+from .pages import FREE, MAIN, TREE_BYTES, Meta, PageFile, Tree
 from .roots import metas_from_all_pages
 
 Table = dict[bytes, memoryview]
