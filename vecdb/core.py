@@ -120,7 +120,7 @@ class Core:
             dead_rows, dead_sequences = reader.dead()
             self._purged_rows = len(reader.purged())
             found = [FieldState.read(reader, field.number) for field in fields]
-        ids = Ids()
+        ids = Ids(state.next_row)
         for start in range(0, state.next_row, _LOAD_IDS):
             with self.store.read() as reader:
                 ids.append_packed(*reader.packed_ids(start, min(start + _LOAD_IDS, state.next_row)))

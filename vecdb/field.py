@@ -15,6 +15,7 @@ from .errors import Corrupted
 from .index import BuiltIndex, Index, IndexRecord, OnDevice, View, saved_sides
 from .lane import Applied
 from .layout import VECTOR_DTYPES
+from .selection import once
 from .store import CollectionStore, Reader, State
 from .vectors import Space, width_of
 
@@ -117,7 +118,7 @@ class Field:
         `dead` rows are ascending; they and those without a vector are not live.
         """
         index = self.index
-        gone = np.union1d(dead, found.absent) if len(found.absent) else dead
+        gone = once(np.sort(np.concatenate([dead, found.absent]))) if len(found.absent) else dead
         self._install_saved(found.raw_record)
         first = 0 if self.record is None else self.record.high_water
         index.kill(gone[gone < first])

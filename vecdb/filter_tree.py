@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .columns import FEWEST_SORTED, Column, Columns
-from .comparisons import Mask, once
+from .comparisons import Mask
 from .predicates import MOST_SORTED, Compare, Equal, Few, Predicate, field_few, field_mask
-from .selection import MOST_LISTED
+from .selection import MOST_LISTED, once
 
 COST_IDS, COST_NUMBER, COST_STRING, COST_ID_TEXT, COST_DOCUMENT = range(5)
 """Ranks of work, cheapest first: look-ups of ids, one pass over a column, one over its distinct

@@ -46,14 +46,16 @@ class Ids:
     appended: values are written behind what is published, and full memory is replaced by a copy.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, expected_rows: int = 0) -> None:
+        """`expected_rows`: how many will be appended at least; spares them being moved."""
         self.n_rows = 0
+        self._expected = expected_rows
         self._kept: _Texts
         self._replacing = threading.Lock()
         """Held to put other kept texts in place: they must stay as long as the ends."""
         # Its slices are `bytes`: the quickest way to a text.
         self._texts = anonymous(_FIRST_BYTES)
-        self._hold_ends(np.zeros(_FIRST_ROWS + 1, np.int64))
+        self._hold_ends(np.zeros(max(_FIRST_ROWS, expected_rows) + 1, np.int64))
 
     def append(self, ids: Sequence[bytes]) -> None:
         """Takes the ids of the next rows, as UTF-8."""
@@ -65,7 +67,9 @@ class Ids:
         start = int(self._ends[first])
         stop = start + len(texts)
         if stop > len(self._texts):
-            grown = anonymous(max(stop, 2 * len(self._texts)))
+            # As if those that are expected were as long as the ones so far.
+            least = stop * self._expected // last
+            grown = anonymous(max(stop, least, 2 * len(self._texts)))
             grown.write(memoryview(self._texts)[:start])
             self._texts = grown
         self._texts[start:stop] = texts

@@ -247,6 +247,24 @@ def pack_id_texts(lengths: NDArray[Any], checksums: NDArray[Any], texts: bytes) 
     return head.tobytes() + texts
 
 
+def id_head_bytes(n: int) -> int:
+    """Bytes before the texts in a block of n ids."""
+    return 4 + 8 * n
+
+
+def lengths_of_heads(heads: bytes, text_bytes: Sequence[int]) -> NDArray[np.int64] | None:
+    """Bytes of each id of whole blocks of ID_BLOCK_ROWS, of which `heads` are one behind the other, and
+    `text_bytes` what follows each; None where one of them is of fewer ids, or its lengths disagree."""
+    n = ID_BLOCK_ROWS
+    words = np.frombuffer(heads, "<u4").reshape(-1, 1 + 2 * n)
+    ends = words[:, n:].astype(np.int64)
+    ends[:, 0] = 0
+    lengths = ends[:, 1:] - ends[:, :-1]
+    if (words[:, 0] != n).any() or (lengths < 0).any() or (ends[:, -1] != text_bytes).any():
+        return None
+    return lengths.reshape(-1)
+
+
 def id_count(value: Any) -> int:
     """Ids in a block; ValueError when it has no room for them."""
     n = int(np.frombuffer(value, "<u4", 1)[0])

@@ -32,7 +32,6 @@ from .comparisons import (
     int_bound,
     member,
     nearest,
-    once,
     ordered,
     typed,
     union,
@@ -40,7 +39,7 @@ from .comparisons import (
 from .pivot import DATETIME, FALSE, FLOAT, INT, MISSING, N_TAGS, STRING, TRUE, microseconds
 from .postings import Run, Sorted, overlap
 from .scalars import INT64_MAX, INT64_MIN
-from .selection import MOST_LISTED
+from .selection import MOST_LISTED, once
 from .types import Scalar
 
 Rows = NDArray[np.int64]

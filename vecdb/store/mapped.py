@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..selection import once
 from .shape import FieldShape
 
 Rows = NDArray[np.int64]
@@ -141,7 +142,7 @@ class MappedBlocks:
         found = self.known(rows)
         if found is not None:
             return found, rows[:0]
-        numbers = np.unique(rows >> self._bits)
+        numbers = once(np.sort(rows >> self._bits))
         starts = self._known.starts
         held = np.minimum(numbers, max(len(starts) - 1, 0))
         fresh = (

@@ -18,9 +18,11 @@ from ..layout import (
     ROW,
     SEQUENCE,
     id_count,
+    id_head_bytes,
     id_keys,
     id_lengths,
     keys_of_rows,
+    lengths_of_heads,
     pack_ids,
     unpack_ids,
 )
@@ -31,6 +33,8 @@ from .shape import Shape
 from .tables import Rows
 from .vectors import VectorReader, mask_of
 
+_BLOCKS_TOGETHER = 64
+"""Blocks of ids that are taken apart in one go."""
 _TOGETHER = 4_096
 """Rows whose metadata are looked up in one go."""
 
@@ -117,9 +121,19 @@ class Reader(VectorReader):
         return found
 
     def packed_ids(self, start: int, stop: int) -> tuple[NDArray[np.int64], bytes]:
-        """The same as (bytes of each id, the ids one behind the other); about 0.05 us a row."""
+        """The same as (bytes of each id, the ids one behind the other); about 0.02 us a row where
+        none is purged."""
         lengths, texts = [np.empty(0, np.int64)], []
-        for number in range(start // ID_BLOCK_ROWS, -(-stop // ID_BLOCK_ROWS)):
+        number, last = start // ID_BLOCK_ROWS, -(-stop // ID_BLOCK_ROWS)
+        while number < last:
+            first = number * ID_BLOCK_ROWS
+            if first >= start and first + ID_BLOCK_ROWS * _BLOCKS_TOGETHER <= stop:
+                whole = self._whole_id_blocks(number)
+                if whole is not None:
+                    lengths.append(whole[0])
+                    texts += whole[1]
+                    number += _BLOCKS_TOGETHER
+                    continue
             first = number * ID_BLOCK_ROWS
             low, high = max(0, start - first), min(stop - first, ID_BLOCK_ROWS)
             raw, purged = self._id_value(number)
@@ -133,7 +147,20 @@ class Reader(VectorReader):
             at += int(found[:low].sum())
             lengths.append(found[low:high])
             texts.append(bytes(raw[at : at + int(lengths[-1].sum())]))
+            number += 1
         return np.concatenate(lengths), b"".join(texts)
+
+    def _whole_id_blocks(self, number: int) -> tuple[NDArray[np.int64], list[memoryview]] | None:
+        """(bytes of each id, the ids of each block) of some blocks of which none lacks a row; None where one does, or
+        is not as it should be."""
+        rows, values = self.table_range("ids", number, number + _BLOCKS_TOGETHER)
+        size = id_head_bytes(ID_BLOCK_ROWS)
+        if len(rows) != _BLOCKS_TOGETHER or min(map(len, values)) < size:
+            return None
+        lengths = lengths_of_heads(
+            b"".join([value[:size] for value in values]), [len(value) - size for value in values]
+        )
+        return None if lengths is None else (lengths, [value[size:] for value in values])
 
     def id_block(self, number: int) -> tuple[list[bytes], list[int]]:
         """(ids, checksums) of the rows of one block, b"" and 0 where purged; else as `id_range`."""
