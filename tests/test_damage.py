@@ -14,7 +14,8 @@ from seeds import RUN_SEED
 
 import vecdb
 from vecdb.errors import Corrupted, VecdbError
-from vecdb.store.pages import file_faults
+from vecdb.store import nodes
+from vecdb.store.pages import MAIN, PageFile, file_faults
 
 FLIPS = 150
 
@@ -246,3 +247,58 @@ def file_faults_with(path, raw, at):
         return True
     path.write_bytes(raw)
     return False
+
+
+def test_a_pointer_that_leads_out_of_its_page(tmp_path):
+    """Whatever pointer of a leaf is changed so that it leads into another page, as sound as what is there may look,
+    the page is named."""
+    print(f"seed {RUN_SEED}")
+    rng, size = random.Random(RUN_SEED), 4_096
+    path = make(tmp_path / "db")
+    raw = path.read_bytes()
+    file = PageFile(path)
+    tree = file.subtrees(file.walk(file.metas()[0].main, MAIN).entries)["metadata"]
+    leaves = np.unique(file.walk(tree, "metadata").entries.pages).tolist()
+    assert len(leaves) > 2
+    for page in leaves:
+        start = page * size
+        count = (int.from_bytes(raw[start + 12 : start + 14], "little") - 16) // 2
+        at = start + 16 + 2 * rng.randrange(count)
+        changed = bytearray(raw)
+        away = int.from_bytes(raw[at : at + 2], "little") + size * rng.randrange(1, 15)
+        changed[at : at + 2] = away.to_bytes(2, "little")
+        path.write_bytes(changed)
+        assert f"page {page} (a leaf of table metadata) is damaged" in file_faults(path)
+    path.write_bytes(raw)
+    assert file_faults(path) == []
+
+
+def test_pages_are_judged_alike_whichever_are_looked_at_with_them(tmp_path, monkeypatch):
+    """However few pages are looked at in one go, the same faults are named, and entries across pages are compared."""
+    print(f"seed {RUN_SEED}")
+    rng, size = random.Random(RUN_SEED), 4_096
+    path = make(tmp_path / "db")
+    raw = path.read_bytes()
+    file = PageFile(path)
+    tree = file.subtrees(file.walk(file.metas()[0].main, MAIN).entries)["metadata"]
+    leaves = list(dict.fromkeys(file.walk(tree, "metadata").entries.pages.tolist()))
+    # Two whole leaves in each other's place: only the order of their keys tells.
+    first, second = (n * size for n in leaves[1:3])
+    swapped = bytearray(raw)
+    swapped[first + 8 : first + size] = raw[second + 8 : second + size]
+    swapped[second + 8 : second + size] = raw[first + 8 : first + size]
+    damaged = [bytes(swapped)]
+    for _ in range(20):
+        changed = bytearray(raw)
+        for _ in range(3):
+            changed[rng.randrange(2 * size, len(raw))] ^= 1 << rng.randrange(8)
+        damaged.append(bytes(changed))
+    for one in damaged:
+        path.write_bytes(one)
+        found = []
+        for pages in (1, 3, 1 << 20):
+            monkeypatch.setattr(nodes, "_SLICE_PAGES", pages)
+            found.append(file_faults(path))
+        assert found[0] == found[1] == found[2]
+    path.write_bytes(damaged[0])
+    assert any("keys out of order" in fault for fault in file_faults(path))
