@@ -163,14 +163,16 @@ class NodeFile:
         behind = np.flatnonzero(at >= len(self._eights))
         if len(behind):
             at[behind] = 0
-        heads = self._eights[at].view(np.uint64)
+        heads: NDArray[np.uint64] = self._eights[at].view(np.uint64)
         for n in behind.tolist():
             # A key that is among the last bytes of the file.
             key = self.raw[int(found.keys[n]) :][:_KEY_HEAD_BYTES].tobytes()
             heads[n] = int.from_bytes(key, "little")
         if len(found.key_sizes) and found.key_sizes.min() < _KEY_HEAD_BYTES:
             heads &= _HEADS[np.minimum(found.key_sizes, _KEY_HEAD_BYTES)]
-        return heads if numbers else heads.byteswap()
+        if not numbers:
+            heads = heads.byteswap()
+        return heads
 
     def pages_of(self, sizes: Numbers) -> Numbers:
         """How many pages values of their own take."""

@@ -80,7 +80,7 @@ class _Leaves(NamedTuple):
 
     entries: Entries
     pages: int
-    count: int
+    n_entries: int
     """Of the entries, also where these are not kept."""
     overflow_pages: int
 
@@ -175,7 +175,7 @@ class PageFile(NodeFile):
             return Walk(_NONE, faults)
         leaves = self._leaves(level, name, faults, keep=keep)
         seen = Tree(tree.flags, tree.depth, branches, leaves.pages, leaves.overflow_pages,
-                    leaves.count, tree.root)  # fmt: skip
+                    leaves.n_entries, tree.root)  # fmt: skip
         if not faults and seen != tree:
             faults.append(f"table {name} has {_counts(seen)}, and is said to have {_counts(tree)}")
         return Walk(leaves.entries, faults)

@@ -123,7 +123,8 @@ class Reader(VectorReader):
     def packed_ids(self, start: int, stop: int) -> tuple[NDArray[np.int64], bytes]:
         """The same as (bytes of each id, the ids one behind the other); about 0.02 us a row where
         none is purged."""
-        lengths, texts = [np.empty(0, np.int64)], []
+        lengths: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+        texts: list[bytes | memoryview] = []
         number, last = start // ID_BLOCK_ROWS, -(-stop // ID_BLOCK_ROWS)
         while number < last:
             first = number * ID_BLOCK_ROWS

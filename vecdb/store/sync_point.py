@@ -28,7 +28,8 @@ from ..layout import (
     SYNC_POINT_MAGIC,
 )
 from .faults import full_or_internal
-from .pages import HEADER, MAGIC
+from .nodes import HEADER
+from .pages import MAGIC
 
 log = logging.getLogger("vecdb")
 
