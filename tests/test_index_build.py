@@ -46,7 +46,7 @@ def test_recall_reaches_the_target_on_queries_it_never_saw(
     kind, metric, storage, quantization, monkeypatch
 ):
     """The setting that calibration chose gives the promised recall on other vectors."""
-    monkeypatch.setattr(plan, "exact_cost", lambda main, allowed: np.inf)
+    monkeypatch.setattr(plan, "exact_cost", lambda *_: np.inf)
     rows = Rows(4_000, storage=storage)
     index = filled(rows, kind, metric, quantization, target_recall=0.9)
     index.install(build(index))

@@ -260,7 +260,7 @@ def test_the_target_is_kept_for_every_k(kind, monkeypatch):
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 def test_recalibration_on_queries_off_the_data_gives_higher_settings(kind, monkeypatch):
     """Measured on queries of users that lie apart, the target needs, and gets, a higher setting."""
-    monkeypatch.setattr(plan, "exact_cost", lambda main, allowed: np.inf)
+    monkeypatch.setattr(plan, "exact_cost", lambda *_: np.inf)
     rows = Rows(5_000)
     index = filled(rows, kind)
     index.install(build(index))
@@ -366,7 +366,7 @@ def test_recall_holds_for_old_and_new_rows_after_the_data_drifted(
     Codes of 8 bits that fitted the rows before are trained anew with the graph, whose curve is that of all
     rows together: then so is the promise.
     """
-    monkeypatch.setattr(plan, "exact_cost", lambda main, allowed: np.inf)
+    monkeypatch.setattr(plan, "exact_cost", lambda *_: np.inf)
     first, second = drifting(easy_first)
     both = Rows(0, dimension=32)
     both.vectors = np.concatenate([first.vectors, second.vectors])

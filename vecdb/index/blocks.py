@@ -28,6 +28,7 @@ _PICK_CODES = 0.04
 _COPIED_BYTES = 16 << 20
 """Allowed vectors up to this size are copied for a batch, however many of all they are: BLAS takes no selector.
 896 queries to 1,000,000 x 384 in slices of 8,192, of which some are held out: 11.0 s before and 4.9 s after."""
+_LOOKED_AT = 4_096
 
 
 class Allowed:
@@ -40,7 +41,7 @@ class Allowed:
         self._mask = mask
         self._picked = picked
         self.near: float | None = None
-        """Share of the allowed positions whose neighbours are allowed, kept by `plan.exact_cost`."""
+        """`nearness` of the allowed positions, kept by `plan.exact_cost`."""
         self.ways: dict[tuple[int, float], Any] = {}
         """How single queries are answered, by k and target recall; kept by `one.nearest_allowed`."""
         if picked is not None:
@@ -74,6 +75,16 @@ class Allowed:
             return found
         found = self.mask()[positions] & (positions >= 0)
         return found
+
+
+def nearness(positions: Rows) -> float:
+    """Share of these ascending positions, at least one, that lie next to the one before, by the first of them.
+
+    A processor reads ahead in a run. Where every other row is left out it does not: 11,500 float32 rows of 384 dimensions
+    took 0.41 ms in a run, 1.65 ms with gaps of one, and as much with gaps of three.
+    """
+    some = positions[:_LOOKED_AT]
+    return float(np.count_nonzero(some[1:] - some[:-1] == 1) / some.size)
 
 
 class Block(Protocol):
@@ -141,17 +152,22 @@ class FloatBlock:
         k = min(k, count)
         if allowed is None or count == self.n:
             return self._all(queries, self.vectors, k)
-        copied = through_blas(*queries.shape) and 4 * count * queries.shape[1] <= _COPIED_BYTES
+        copied = self.copies(*queries.shape, count)
         if count > _PICK_FLOATS * self.n and not copied:
             selector, kept = bitmap_selector(allowed.mask())
             found = knn(queries, self.vectors, k, self.metric, selector)
             del kept
             return as_keys(*found, self.metric)
         picked = allowed.picked()
-        if not through_blas(*queries.shape):
+        if not copied:
             selector = faiss.IDSelectorArray(count, faiss.swig_ptr(picked))
             return as_keys(*knn(queries, self.vectors, k, self.metric, selector), self.metric)
         return _of_picked(*self._all(queries, self.vectors[picked], k), picked)
+
+    def copies(self, queries: int, dimension: int, count: int) -> bool:
+        """Whether a search copies the `count` allowed vectors, to multiply all queries with them at once."""
+        few = count <= _PICK_FLOATS * self.n or 4 * count * dimension <= _COPIED_BYTES
+        return few and through_blas(queries, dimension)
 
     def _all(self, queries: Floats, vectors: Floats, k: int) -> tuple[Floats, Rows]:
         """Search without a mask. l2 batches are proven against the rounding of BLAS.

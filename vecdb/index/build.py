@@ -151,7 +151,7 @@ class Build:
                 graph, main.block, main.rows, wanted.queries(), main.high_water,
                 lambda start, stop: among[start:stop], positions,
             )  # fmt: skip
-            return SideGraph(main, graph, positions.size, curve)
+            return SideGraph(main, graph, positions, curve)
 
         made = self._on_own_thread(work)
         good = made is not None and made.setting(self.job.target_recall, calibrate.SMALL_K)

@@ -84,6 +84,8 @@ class Main:
         """Lists that serve until a graph is made too and the two have been compared."""
         self.walks: dict[tuple[float, int], int | None] = {}
         """See `plan.plain_walk`."""
+        self.price = 1.0
+        """What a candidate of a walk costs, as a multiple of one in a large graph; see `side.SideGraph`."""
         self.host: Main | None = None
         """Of a copy on a device: what it is a copy of, see `device_main.py`."""
         self.setting_name = SETTING_NAMES[kind]

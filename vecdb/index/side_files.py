@@ -103,7 +103,7 @@ def load(path: Path, key: str, main: Main, allowed: Allowed) -> SideGraph | None
     curve = dict(head["curve"])
     points = tuple(Point(**point) for point in curve.pop("points"))
     graph = joined_among(main, positions, levels, links, head["entry"])
-    return SideGraph(main, graph, positions.size, Curve(points, **curve))
+    return SideGraph(main, graph, positions, Curve(points, **curve))
 
 
 def faults(folder: Path, main_file: str) -> list[str]:
