@@ -22,12 +22,6 @@ def reaching(points: Iterable[Point], target: float) -> Point | None:
     return max(enough, key=lambda one: one["queries_per_s"], default=None)
 
 
-def lowest(points: Iterable[Point], target: float) -> Point | None:
-    """The point of the lowest setting whose recall is at least `target`; None where none has it."""
-    enough = [one for one in points if one["recall"] >= target]
-    return min(enough, key=lambda one: one["setting"], default=None)
-
-
 def rate_at(points: Iterable[Point], recall: float) -> float | None:
     """Rate at exactly this recall, between two neighbours of the curve.
 

@@ -26,7 +26,7 @@ from bench import (
     worker,
 )
 from bench.children import Child, ChildFailed, Missing, Sampler
-from bench.index import building, kinds, run
+from bench.index import beside, building, kinds, run
 from bench.sources import Condition
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -184,12 +184,46 @@ def test_rates_are_compared_at_equal_recall() -> None:
     assert curves.rate_at(points, 0.94) == 800
     assert curves.rate_at(points, 0.5) == 1_000
     assert curves.rate_at(points, 0.99) is None
-    assert curves.reaching(points, 0.93) == curves.lowest(points, 0.93) == points[1]
+    assert curves.reaching(points, 0.93) == points[1]
     faster = [*points, {"setting": 4, "recall": 0.99, "queries_per_s": 900.0}]
     assert curves.reaching(faster, 0.93) == faster[3]
-    assert curves.lowest(faster, 0.93) == points[1]
-    assert curves.lowest(points, 0.99) is None
     assert curves.reaching(points, 0.99) is None
+
+
+def test_a_target_is_narrowed_down_in_steps_of_the_knob() -> None:
+    """Between the last setting below the target and the first that reaches it three more are asked: whole numbers of
+    whole ones; none where the first already reaches it, or none does."""
+
+    def asked(settings: list[float], target: float, needs: float) -> list[float]:
+        tried = {one: float(one >= needs) for one in settings}
+
+        def ask(setting: float) -> None:
+            assert setting not in tried
+            tried[setting] = float(setting >= needs)
+
+        beside.narrow(tried, target, ask)
+        return list(tried)[len(settings) :]
+
+    assert asked([64, 128, 160], 0.99, 115) == [96, 112, 120]
+    assert asked([12, 16], 0.99, 15) == [14, 15]
+    assert asked([16, 17], 0.99, 17) == []
+    assert asked([0.9, 0.98], 0.99, 0.95) == pytest.approx([0.94, 0.96, 0.95])
+    assert asked([12, 16], 0.99, 1) == asked([12, 16], 0.99, 20) == []
+
+
+def test_the_quickest_setting_is_timed_beside_the_lowest() -> None:
+    """Where a higher setting is answered in another, much quicker way, it is timed too, of each system for itself."""
+    recall = {
+        ("a", 0.9): 0.96,
+        ("a", 0.95): 0.99,
+        ("a", 0.97): 1.0,
+        ("b", 16.0): 0.9,
+        ("b", 32.0): 0.97,
+    }
+    slow = {("a", 0.9): 1.0, ("a", 0.95): 5.0, ("a", 0.97): 2.0, ("b", 16.0): 0.1, ("b", 32.0): 0.2}
+    assert beside.needed(recall, slow) == {("a", 0.9), ("a", 0.95), ("a", 0.97), ("b", 32.0)}
+    even = dict.fromkeys(recall, 1.0) | {("a", 0.97): 0.9}
+    assert beside.needed(recall, even) == {("a", 0.9), ("a", 0.95), ("b", 32.0)}
 
 
 def test_warming_asks_and_waits_until_the_process_is_quiet(source: sources.Source) -> None:

@@ -11,7 +11,9 @@ from index_rows import SEED, Rows, build, hits, make_index, plain, soon_worth_it
 
 from vecdb.errors import LimitExceeded
 from vecdb.index import Trace, plan, side
-from vecdb.index.blocks import Allowed
+from vecdb.index.blocks import Allowed, nearness
+from vecdb.index.calibrate import Curve, Point
+from vecdb.index.one import _way
 from vecdb.selection import Selection
 
 N, FRESH, K = 3_000, 300, 10
@@ -263,6 +265,71 @@ def test_a_target_that_no_setting_reaches(monkeypatch):
     assert filtered.index.build_side(cancel=threading.Event()) == 0
     assert filtered.index.sides.count == 0
     assert not filtered.index.sides.any_wanted
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_a_walk_in_the_graph_is_priced_as_what_it_takes(monkeypatch, single):
+    """A target that takes more candidates in the filter's graph than in the main one is still answered by the graph, as long
+    as these candidates cost less; beyond that, and where comparing costs less, it is not."""
+    filtered = Filtered()
+    assert filtered.earn("third")
+    at, count = slice(150, 151 if single else 180), int(filtered.masks["third"][:N].sum())
+    main, graph = filtered.index.view.main, filtered.index.sides._notes["third"].graph
+    monkeypatch.setattr(plan, "exact_cost", lambda *_: np.inf)
+
+    def planned(target, candidates):
+        graph.curve = Curve((Point(candidates, 1.0, 0.999, 1.0, 0.999),), count, 300)
+        trace = Trace()
+        found = filtered.ask("third", at, target_recall=target, trace=trace)
+        assert (found.rows >= 0).all()
+        inside = filtered.index.view._allowed_in_main(
+            filtered.selection("third", filtered.index.view)
+        )
+        way = _way(main, K, target, inside, graph)
+        assert (way is not None and way.walked is graph) == (trace.plan == plan.SIDE)
+        return trace.plan
+
+    wide = plan.walk_for(main, K, count, 0.9, K)[2] / plan.GRAPH_COST_A_CANDIDATE
+    assert graph.price < 0.8
+    assert planned(0.9, int(1.2 * wide)) == plan.SIDE
+    wide = plan.walk_for(main, K, count, 0.91, K)[2] / plan.GRAPH_COST_A_CANDIDATE
+    assert planned(0.91, int(3.0 * wide)) != plan.SIDE
+    monkeypatch.setattr(plan, "exact_cost", lambda *_: 0.5 * graph.price * 20)
+    assert planned(0.92, 20) == "exact"
+
+
+def test_candidates_cost_less_in_a_small_graph_of_rows_in_a_run():
+    """The price of a candidate rises with the rows of the graph and with the gaps between them, up to that in the main graph."""
+    filtered = Filtered()
+    main = filtered.index.view.main
+
+    def price(positions):
+        return side.SideGraph(main, main.index, positions, main.curve).price
+
+    run, apart = np.arange(10_000), np.arange(0, 20_000, 2)
+    assert price(run[:5_000]) < price(run) < price(apart) < 1.0 == main.price
+    assert price(np.arange(0, 400_000, 2)) == 1.0
+    assert (nearness(apart), nearness(run[:1])) == (0.0, 0.0)
+    assert nearness(run) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("metric", "quantization", "multiplied"),
+    [("ip", "none", True), ("l2", "none", True), ("ip", "sq8", False)],
+)
+def test_batches_are_compared_for_less_where_they_are_multiplied(metric, quantization, multiplied):
+    """Comparing rows costs each query of a large batch less than a single one, but only over float32 vectors, and under l2
+    its proof comes on top; a few queries cost as much as one."""
+    main = Filtered(metric, quantization=quantization).index.view.main
+    allowed = Allowed(N, picked=np.arange(0, N, 5))
+    alone, few, many = (plan.exact_cost(main, allowed, queries) for queries in (1, 4, 1_000))
+    assert alone == few
+    if not multiplied:
+        assert many == alone
+    elif metric == "l2":
+        assert many == min(alone, 600 * (0.2 + 22 / 1_000) + plan.PROOF_COST)
+    else:
+        assert many == pytest.approx(600 * (0.2 + 22 / 1_000))
 
 
 def test_older_views_keep_their_rows():

@@ -1,13 +1,15 @@
 """vecdb beside other embedded systems: one thread, single queries, ids and distances, at equal recall.
 
 Each system has a process of its own, filled with all cores and opened again pinned to one core. Its knob is
-turned until the recall is reached; then all systems are timed in turns, round by round. Filters are asked
-many times before, see `_warm`. A system that is not installed is left out.
+turned until the recall is reached, in smaller and smaller steps; then all systems are timed in turns, round by round.
+Filters are asked many times before, see `_warm`. A system that is not installed is left out.
 """
 
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,10 @@ from .tables import millis, number, picture, rate, table
 
 TARGETS = (0.95, 0.99)
 _LEAST, _ENOUGH = 0.85, 0.996
+_HALVINGS = 3
+"""Settings tried between the lowest that reaches a target and the one below it."""
+_QUICKER = 0.8
+"""A system may answer in another way at a higher setting. One that took less than this share of the time is timed too."""
 _QUERIES_FILTERED = 400
 _WARM_QUERIES, _WARM_WAIT_S = 3_000, 30.0
 """More than the 512 after which vecdb makes a graph of its own for a filter, in the background."""
@@ -120,19 +126,30 @@ def _warm(opened: dict[str, Child], condition: Condition) -> dict[str, float]:
 
 
 def _asked(plan: Plan, opened: dict[str, Child], condition: Condition | None) -> dict[str, Any]:
-    """Curves, and at each target the lowest setting that reaches it."""
+    """Curves, and at each target the fastest of the settings that reach it."""
     queries = len(plan.source.queries) if condition is None else _QUERIES_FILTERED
     truth = plan.source.truth(K, condition)
     recall: dict[tuple[str, float], float] = {}
+    took_s: dict[tuple[str, float], float] = {}
     for name, child in opened.items():
-        for setting in child.call("settings", "it"):
+        tried: dict[float, float] = {}
+
+        def ask(setting: float, name: str = name, child: Child = child, tried: Any = tried) -> None:
             case = Case(setting, condition, queries=queries)
-            recall[name, setting] = plan.source.recall(child.call("answers", "it", case), truth)
-            if recall[name, setting] >= _ENOUGH:
+            begun_s = time.perf_counter()
+            found = child.call("answers", "it", case)
+            took_s[name, setting] = time.perf_counter() - begun_s
+            tried[setting] = recall[name, setting] = plan.source.recall(found, truth)
+
+        for setting in child.call("settings", "it"):
+            ask(setting)
+            if tried[setting] >= _ENOUGH:
                 break
+        for target in TARGETS:
+            narrow(tried, target, ask)
     turns = [turn for turn, reached in recall.items() if reached >= _LEAST]
     if condition is not None:
-        turns = [t for t in turns if t in _needed(recall)]
+        turns = [t for t in turns if t in needed(recall, took_s)]
     # By setting, then system: A B A B.
     turns.sort(key=lambda turn: recall[turn])
     seen: dict[tuple[str, float], list[Any]] = {turn: [] for turn in turns}
@@ -145,28 +162,53 @@ def _asked(plan: Plan, opened: dict[str, Child], condition: Condition | None) ->
         lines[name].append(curves.point(setting, recall[name, setting], rounds))
     best = {name: max((r for (n, _), r in recall.items() if n == name)) for name in opened}
     at = {
-        str(target): {name: curves.lowest(points, target) for name, points in lines.items()}
+        str(target): {name: curves.reaching(points, target) for name, points in lines.items()}
         for target in TARGETS
     }
     return {"curves": lines, "at": at, "best_recall": best}
 
 
-def _needed(recall: dict[tuple[str, float], float]) -> set[tuple[str, float]]:
-    """Of each system and target, the lowest setting that reaches it: under filters only these are timed."""
-    needed = set()
+def narrow(tried: Mapping[float, float], target: float, ask: Callable[[float], None]) -> None:
+    """Asks at settings halfway between the lowest that reaches the target and the one below it.
+
+    `tried` has the recall of each setting that was asked; `ask` puts it there. Settings that were all whole numbers
+    stay so.
+    """
+    whole = all(float(setting).is_integer() for setting in tried)
+    for _ in range(_HALVINGS):
+        above = min((one for one, reached in tried.items() if reached >= target), default=None)
+        below = max((one for one in tried if above is not None and one < above), default=None)
+        if above is None or below is None:
+            return
+        middle = (below + above) // 2 if whole else (below + above) / 2
+        if middle == below:
+            return
+        ask(middle)
+
+
+def needed(
+    recall: Mapping[tuple[str, float], float], took_s: Mapping[tuple[str, float], float]
+) -> set[tuple[str, float]]:
+    """Of each system and target the lowest setting that reaches it, and the quickest where that is another by far:
+    under filters only these are timed."""
+    found = set()
     for name in {name for name, _ in recall}:
         for target in TARGETS:
-            enough = [s for (n, s), reached in recall.items() if n == name and reached >= target]
+            enough = [(n, s) for (n, s), r in recall.items() if n == name and r >= target]
             if enough:
-                needed.add((name, min(enough)))
-    return needed
+                lowest = min(enough)
+                quickest = min(enough, key=lambda turn: took_s[turn])
+                found.add(lowest)
+                if took_s[quickest] < _QUICKER * took_s[lowest]:
+                    found.add(quickest)
+    return found
 
 
 def page(found: dict[str, Any]) -> list[str]:
     parts = [
         "## Beside other embedded systems\n\nOne thread, single queries, ids and distances, cosine,"
         f" M = {peers.M}, efConstruction = {peers.EF_CONSTRUCTION} wherever it can be said. Of each"
-        " system the lowest setting that reaches the recall. Filter caches are warm: each filter was asked"
+        " system the fastest setting that reaches the recall. Filter caches are warm: each filter was asked"
         f" {_WARM_QUERIES} times before, and each process left alone until it was quiet for a second,"
         f" {_WARM_WAIT_S:.0f} s at most. The insert and ready figures come from one load of each system, with"
         " all cores, vecdb's durable after each batch.\n"
