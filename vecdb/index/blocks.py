@@ -152,7 +152,7 @@ class FloatBlock:
         k = min(k, count)
         if allowed is None or count == self.n:
             return self._all(queries, self.vectors, k)
-        copied = self.copies(*queries.shape, count)
+        copied = self.copies(len(queries), queries.shape[1], count)
         if count > _PICK_FLOATS * self.n and not copied:
             selector, kept = bitmap_selector(allowed.mask())
             found = knn(queries, self.vectors, k, self.metric, selector)
