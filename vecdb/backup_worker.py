@@ -1,5 +1,6 @@
-"""The process that copies a collection for a backup: `python -m vecdb.backup_worker`, started by the engine,
-never by people. See `vecdb/backup/child.py` for why, and for what is said between the two."""
+"""The process that copies a collection for a backup, started by the engine, never by people.
+
+See `vecdb/backup/child.py` for why, and for what is said between the two."""
 
 from __future__ import annotations
 
@@ -17,12 +18,16 @@ from .errors import Closed, VecdbError
 from .store import CollectionStore
 
 _LOW_PRIORITY = 19
+_SWITCH_S = 0.0002
+"""How long a thread that computes may keep the interpreter: those who hash, write and read back ask for it
+after each piece, and wait up to the usual 5 ms each time."""
 
 
 def main() -> int:
     """The process: reads its order, copies, says what became of it."""
     told = msgspec.json.decode(sys.stdin.buffer.readline(), type=Told)
     os.nice(_LOW_PRIORITY)
+    sys.setswitchinterval(_SWITCH_S)
     try:
         copied = _copy(told)
     except BrokenPipeError:

@@ -25,6 +25,17 @@ from .sink import Sink
 from .target import Target
 
 _ROOT = str(Path(__file__).resolve().parents[2])
+_PACKAGES = ("vecdb", "vecdb.backup")
+_START = f"""
+import sys, types
+for name in {_PACKAGES!r}:
+    sys.modules[name] = package = types.ModuleType(name)
+    package.__path__ = ["/".join([{_ROOT!r}, *name.split(".")])]
+from vecdb.backup_worker import main
+sys.exit(main())
+"""
+"""What the process runs. Packages without their `__init__`: those import the whole engine, which takes as long
+again as all that the process needs."""
 
 Came = Callable[[int, int], None]
 """(row, bytes written so far) after each file."""
@@ -96,7 +107,7 @@ def copy_there(order: Order, where: Where, job: Job, came: Came) -> Copied:
     try:
         process = subprocess.Popen(
             # -P: a file called numpy.py in the current folder is not ours.
-            [sys.executable, "-P", "-m", "vecdb.backup_worker"],
+            [sys.executable, "-P", "-c", _START],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
