@@ -14,8 +14,8 @@ from vecdb.index.blocks import Allowed, BitBlock, Block, CodeBlock, FloatBlock, 
 from vecdb.index.chosen import Few
 from vecdb.index.codes import own_code
 from vecdb.index.distance import unit
-from vecdb.index.door import INNER_PRODUCT, L2, knn, through_blas
-from vecdb.index.main import new_ivf
+from vecdb.index.door import INNER_PRODUCT, L2, faiss, knn, through_blas
+from vecdb.index.main import align_centroids, new_ivf
 
 SEED = 20_261_123
 
@@ -206,3 +206,20 @@ def test_one_query_to_a_few_rows_goes_the_short_way(metric):
     twins = Few(rows, np.repeat(vectors[:41], 2, axis=0), metric)
     assert twins.nearest(asked[0], asked[0].dot(asked[0]), 10) is None, "equal distances"
     assert not Few(rows, np.zeros((82, 1_024), np.float32), metric).is_small
+
+
+@pytest.mark.parametrize("code", ["float32", "sq8", "pq4", "pq8"])
+def test_moved_centroids_answer_as_before(code):
+    """Centroids that were moved to a cache line are the same ones: each search gives the same bits, saved too."""
+    rng = np.random.default_rng(5)
+    vectors = rng.normal(size=(600, 16)).astype(np.float32)
+    lists = new_ivf(16, "l2", code, vectors[:12].copy(), vectors)
+    lists.add(vectors)
+    before = lists.search(vectors[:50], 5)
+    saved = faiss.serialize_index(lists).tobytes()
+    align_centroids(lists)
+    align_centroids(lists)
+    assert int(faiss.downcast_index(lists.quantizer).get_xb()) % 64 == 0
+    after = lists.search(vectors[:50], 5)
+    assert [part.tobytes() for part in after] == [part.tobytes() for part in before]
+    assert faiss.serialize_index(lists).tobytes() == saved

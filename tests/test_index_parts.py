@@ -23,7 +23,7 @@ from vecdb.index.codes import (
     parts_of,
     to_space,
 )
-from vecdb.index.distance import Merger, unit
+from vecdb.index.distance import Merger, at_a_line, unit
 from vecdb.index.live import LiveRows, is_set, unpack
 from vecdb.index.tail import Tail
 
@@ -73,6 +73,21 @@ def test_unit_vectors_of_any_magnitude(scale):
     np.testing.assert_allclose(
         unit(vectors.astype(np.float32)), [[0.6, 0.8], [-1.0, 0.0]], rtol=1e-6, atol=1e-7
     )
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("scale", [1.0, 1e-25])
+def test_vectors_that_are_compared_begin_at_a_cache_line(count, scale):
+    """What a copy holds is what was given, and each begins at a multiple of 64 bytes, wherever that lay."""
+    rng = np.random.default_rng(11)
+    for _ in range(20):
+        given = (scale * rng.normal(size=(count, 48))).astype(np.float32)
+        copy, made = at_a_line(given), unit(given)
+        assert copy.tobytes() == given.tobytes()
+        assert np.allclose(np.linalg.norm(made, axis=1), 1.0, atol=1e-6)
+        for one in (copy, made):
+            assert one.flags.c_contiguous
+            assert one.ctypes.data % 64 == 0
 
 
 def test_merger_keeps_the_best_in_order():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..memory import aligned
 from ..selection import Selection
 from .blocks import Allowed
 from .distance import LARGE_SQUARE, SMALL_SQUARE, Floats, Rows, squares, to_distances
@@ -83,7 +84,7 @@ class _Desk:
     __slots__ = ("at", "at_pointer", "query", "query_pointer", "scores", "scores_pointer")
 
     def __init__(self, dimension: int, k: int) -> None:
-        self.query = np.empty(dimension, np.float32)
+        self.query = aligned(1, dimension)[0]
         self.scores = np.empty(k, np.float32)
         self.at = np.empty(k, np.int64)
         self.query_pointer = pointer(self.query)

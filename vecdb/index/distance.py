@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..memory import aligned
+
 Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
@@ -24,19 +26,23 @@ SMALL_SQUARE, LARGE_SQUARE = 1e-20, 1e30
 
 
 def unit(vectors: NDArray[np.floating]) -> Floats:
-    """A float32 copy of (n, d) `vectors` with rows of length 1; a zero row stays zero."""
+    """A float32 copy of (n, d) `vectors` with rows of length 1; a zero row stays zero. The copy of float32 vectors
+    begins at a cache line."""
     if len(vectors) == 1 and vectors.dtype == np.float32:
         # One query: half the calls, and 5 us less.
         row = vectors[0]
         square = float(row.dot(row))
         if SMALL_SQUARE < square < LARGE_SQUARE:
-            one: Floats = np.ascontiguousarray(vectors / np.float32(math.sqrt(square)))
+            one = aligned(1, len(row))
+            np.divide(vectors, np.float32(math.sqrt(square)), out=one)
             return one
     floats: Floats = vectors.astype(np.float32, order="C", copy=False)
     known = lengths(floats)
     if known is not None:
-        return np.divide(floats, known[:, None], out=None if floats is vectors else floats)
-    copy = floats.copy() if floats is vectors else floats
+        return np.divide(
+            floats, known[:, None], out=aligned(*floats.shape) if floats is vectors else floats
+        )
+    copy = at_a_line(floats) if floats is vectors else floats
     # Scaling by the largest entry first keeps the squares of very small or large rows in range.
     largest = np.abs(copy).max(axis=1, initial=0.0)
     extreme = (largest > 1e15) | ((largest < 1e-15) & (largest > 0))
@@ -47,6 +53,13 @@ def unit(vectors: NDArray[np.floating]) -> Floats:
     return copy
 
 
+def at_a_line(vectors: NDArray[Any]) -> Floats:
+    """A float32 copy of (n, d) `vectors` that begins at a cache line."""
+    copy = aligned(*vectors.shape)
+    copy[:] = vectors
+    return copy
+
+
 def lengths(vectors: Floats) -> Floats | None:
     """Euclidean lengths (n,) of float32 vectors; None when one of them needs scaling first, or is zero."""
     return roots(np.einsum("nd,nd->n", vectors, vectors))
@@ -54,9 +67,11 @@ def lengths(vectors: Floats) -> Floats | None:
 
 def roots(squares: Floats) -> Floats | None:
     """Lengths of squared ones, of any shape; None when a vector needs scaling first, or is zero."""
-    # Two calls instead of four; NaN and infinity fail the second.
-    if squares.size and not (squares.min() > SMALL_SQUARE and squares.max() < LARGE_SQUARE):
-        return None
+    if squares.size:
+        # Two calls instead of four, without numpy's detour through Python; NaN and infinity fail the second.
+        least, most = np.minimum.reduce(squares, axis=None), np.maximum.reduce(squares, axis=None)
+        if not (least > SMALL_SQUARE and most < LARGE_SQUARE):
+            return None
     known: Floats = np.sqrt(squares)
     return known
 

@@ -31,7 +31,7 @@ from .calibrate import Curve, Point
 from .codes import is_lossy, new_codes, own_code, to_space
 from .distance import Rows
 from .door import CORES, READ_FLAGS, faiss, faiss_metric, flat_over
-from .main import BuiltIndex, Main, attach, block_of, whole
+from .main import BuiltIndex, Main, align_centroids, attach, block_of, whole
 from .makers import Job
 from .source import READ_ROWS
 
@@ -324,6 +324,7 @@ def load(job: Job, record: IndexRecord, folder: Path) -> Main:
         attach(index, storage)
     elif record.kind == "ivf":
         whole(index).make_direct_map(True)
+        align_centroids(index)
     else:
         storage = index
     if look is not None:

@@ -16,7 +16,7 @@ from .blocks import Block, CodeBlock, FloatBlock
 from .codes import is_fine, is_guide, like, new_codes, typical_error
 from .distance import Floats, Rows
 from .door import READ_FLAGS, add_to_lists, faiss, flat_over, give_memory_back, reserve
-from .main import HNSW_M, Main, attach, block_of, empty_graph, new_ivf, whole
+from .main import HNSW_M, Main, align_centroids, attach, block_of, empty_graph, new_ivf, whole
 from .source import READ_ROWS, VectorSource
 
 _TRAIN_ROWS_A_LIST = 40
@@ -405,6 +405,7 @@ class ListsMaker:
 
     def serving(self) -> tuple[Any, Block]:
         self.index.make_direct_map(True)
+        align_centroids(self.index)
         return self.index, block_of("ivf", self.build.code, self.index, None)
 
     def _train(self, rows: Rows) -> tuple[Floats, Floats]:

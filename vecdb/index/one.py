@@ -49,7 +49,7 @@ def nearest(
         return None
     rows = main.rows[found[1]]
     if main.lossy:
-        near = to_distances(true_keys(x, source, rows, metric), metric)
+        near = to_distances(true_keys(x, source, rows, metric, all_there=True), metric)
         order = np.lexsort((rows[0], near[0]))[:k]
         return near[:, order], rows[:, order], plan.walk_name(main)
     return *_in_order(found[0] if metric == "l2" else 1.0 - found[0], rows), plan.walk_name(main)

@@ -41,14 +41,17 @@ def exact_space(vectors: NDArray[Any], metric: str) -> Any:
     return unit(vectors) if metric == "cosine" else np.ascontiguousarray(vectors, np.float32)
 
 
-def true_keys(queries: Any, source: VectorSource, rows: Rows, metric: str) -> Floats:
-    """Keys (q, w) of `rows` (q, w) by their stored vectors; inf for -1. 45 us for 16 rows of 384.
+def true_keys(
+    queries: Any, source: VectorSource, rows: Rows, metric: str, *, all_there: bool = False
+) -> Floats:
+    """Keys (q, w) of `rows` (q, w) by their stored vectors; inf for -1. 35 us for 16 rows of 384.
 
-    `queries` are in the index's space. Computed pair by pair.
+    `queries` are in the index's space. `all_there`: none of the rows is -1. Computed pair by pair.
     """
-    missing = rows < 0
-    lacking = missing.any()
+    missing = None if all_there else rows < 0
+    lacking = missing is not None and missing.any()
     if lacking or not rows.size:
+        missing = rows < 0
         if missing.all():
             return np.full(rows.shape, np.inf, np.float32)
         rows = np.where(missing, rows.max(), rows)  # compared like all others, and then taken back

@@ -128,7 +128,7 @@ class MappedBlocks:
         except IndexError:
             return None
         at += rows & (self._shape.rows_per_block - 1)
-        if not at.size or at.min() < 0:
+        if not at.size or np.minimum.reduce(at) < 0:
             return None
         found = work(origin, at)
         return found if seen == self._forgotten else None
