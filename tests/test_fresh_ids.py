@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import store_rows
+from seeds import RUN_SEED
 from store_rows import names
 
 from vecdb.store import EncodedRows, Shape, checksums, fresh
@@ -99,6 +100,37 @@ def test_a_moment_from_before_a_round_ended_is_right(store):
             assert (new.rows_of_ids(ids) >= 0).all()
         expected = [*range(2_000), *[-1] * 2_000]
         assert old.rows_of_ids(ids).tolist() == expected
+
+
+def test_rounds_find_the_newest_row_below_any_moment():
+    """Ids written again before, during and after a round are found as in a plain list, for every moment still covered;
+    when a round is over its ids are let go of as a whole."""
+    rng = random.Random(seed := RUN_SEED)
+    held, names_now, first, end = fresh.FreshIds(), [], 0, 0
+
+    def read(start, stop):
+        return names_now[start:stop]
+
+    def newest(one, low, stop):
+        return max((r for r in range(low, stop) if names_now[r] == one), default=-1)
+
+    for step in range(120):
+        new = [b"%d" % rng.randrange(90) for _ in range(rng.randrange(1, 9))]
+        if step % 10 == 3:
+            end = len(names_now)
+            ids, rows = held.in_order(first, end, read)
+            wanted = {i: newest(i, first, end) for i in names_now[first:end]}
+            assert dict(zip(ids, rows.tolist(), strict=True)) == wanted, seed
+            assert ids == sorted(ids), seed
+        if step % 10 == 8:
+            first = end
+        start, names_now = len(names_now), names_now + new
+        held.follow(first, start, new)
+        stop = rng.randrange(first, len(names_now) + 1)
+        asked = [b"%d" % n for n in range(90)]
+        assert held.rows(asked, first, stop, read) == [newest(i, first, stop) for i in asked], seed
+        if step % 10 == 8:
+            assert held._spans.first == first, seed
 
 
 def test_random_ids_write_few_pages(tmp_path):

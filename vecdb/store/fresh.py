@@ -74,6 +74,26 @@ class _Round(NamedTuple):
     rows: NDArray[np.int64]
 
 
+class _Spans(NamedTuple):
+    """What covers all fresh rows; readers take it whole."""
+
+    older: _Span | None
+    """The rows of the round that is under way, where there is one: they are let go of as a whole."""
+    newer: _Span
+    """Those behind it."""
+
+    @property
+    def first(self) -> int:
+        return self.newer.first if self.older is None else self.older.first
+
+    def without(self, first: int) -> _Spans:
+        """Those that cover the rows from `first` on, and as few others as costs little."""
+        older, newer = self
+        if older is not None and first >= older.stop:
+            older = None
+        return _Spans(older, newer.cut(first) if first > newer.first else newer)
+
+
 class FreshIds:
     """Committed rows only; any thread may ask, for any moment.
 
@@ -83,37 +103,40 @@ class FreshIds:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._span = _Span(0)
+        self._spans = _Spans(None, _Span(0))
         self._round = _Round(0, 0, [], np.empty(0, np.int64))
 
     @property
     def is_small(self) -> bool:
         """Whether they are few, so that reading them again takes some milliseconds at most."""
-        return len(self._span.rows) <= LEAST_FRESH_ROWS
+        older, newer = self._spans
+        return len(newer.rows) + (0 if older is None else len(older.rows)) <= LEAST_FRESH_ROWS
 
     def rows(self, ids: Sequence[bytes], first: int, stop: int, read: ReadIds) -> list[int]:
-        """The newest of the rows [first, stop) with each id, -1 where there is none; 0.1 us an id.
+        """The newest of the rows [first, stop) with each id, -1 where there is none; 0.1 us an id, and as much again
+        during a round.
 
         `read` gives the ids of rows as the caller's moment sees them.
         """
-        span = self._covering(first, stop, read)
-        found = list(map(span.rows.get, ids, repeat(-1)))
-        if max(found, default=-1) >= stop:
-            found = [span.newest(i, stop) for i in ids]
-        if span.first < first:
+        spans = self._covering(first, stop, read)
+        found = _newest(spans.newer, ids, stop)
+        if spans.older is not None:
+            # Rows behind others are newer.
+            found = list(map(max, found, _newest(spans.older, ids, stop)))
+        if spans.first < first:
             found = [row if row >= first else -1 for row in found]
         return found
 
     def follow(self, first: int, start: int, ids: Sequence[bytes]) -> None:
         """After a commit: the rows from `start` on have these ids, those below `first` are keyed."""
         with self._lock:
-            span = self._span
-            if first > span.first:
-                span = self._span = span.cut(first)
+            spans = self._spans
+            if first > spans.first:
+                spans = self._spans = spans.without(first)
                 self._round = _Round(0, 0, [], np.empty(0, np.int64))
-            known = span.stop - start
+            known = spans.newer.stop - start
             if 0 <= known < len(ids):
-                span.extend(ids[known:] if known else ids)
+                spans.newer.extend(ids[known:] if known else ids)
 
     def in_order(
         self, first: int, end: int, read: ReadIds
@@ -124,26 +147,44 @@ class FreshIds:
         Kept until the round is over. An id that is written again meanwhile stays in it.
         """
         if (self._round.first, self._round.end) != (first, end):
-            span = self._covering(first, end, read)
+            spans = self._covering(first, end, read)
             with self._lock:
-                ids = sorted(i for i, row in span.rows.items() if first <= row < end)
-                rows = np.fromiter(map(span.rows.__getitem__, ids), np.int64, len(ids))
+                older, newer = spans
+                if older is None and (newer.first, newer.stop) == (first, end):
+                    held = newer.rows
+                    if spans is self._spans:
+                        # What comes now is kept apart: to part the two when the round is over took 11 ms of a commit
+                        # with 62,500 ids in each.
+                        self._spans = _Spans(newer, _Span(end))
+                else:
+                    held = newer.rows if older is None else {**older.rows, **newer.rows}
+                    held = {i: row for i, row in held.items() if first <= row < end}
+                ids = sorted(held)
+                rows = np.fromiter(map(held.__getitem__, ids), np.int64, len(ids))
             self._round = _Round(first, end, ids, rows)
         return self._round.ids, self._round.rows
 
-    def _covering(self, first: int, stop: int, read: ReadIds) -> _Span:
-        span = self._span
-        if span.first <= first and stop <= span.stop:
-            return span
-        if first < span.first:
+    def _covering(self, first: int, stop: int, read: ReadIds) -> _Spans:
+        spans = self._spans
+        if spans.first <= first and stop <= spans.newer.stop:
+            return spans
+        if first < spans.first:
             # A moment from before the last round ended: seldom, and gone when it has been read.
             span = _Span(first)
             span.extend(read(first, stop))
-            return span
+            return _Spans(None, span)
         with self._lock:
-            span = self._span
-            if first > span.first:
-                span = self._span = span.cut(first)
-            if stop > span.stop:
-                span.extend(read(span.stop, stop))
-            return span
+            spans = self._spans
+            if first > spans.first:
+                spans = self._spans = spans.without(first)
+            if stop > spans.newer.stop:
+                spans.newer.extend(read(spans.newer.stop, stop))
+            return spans
+
+
+def _newest(span: _Span, ids: Sequence[bytes], stop: int) -> list[int]:
+    """The newest row below `stop` with each id in a span, -1 without one."""
+    found = list(map(span.rows.get, ids, repeat(-1)))
+    if max(found, default=-1) >= stop:
+        found = [span.newest(i, stop) for i in ids]
+    return found
