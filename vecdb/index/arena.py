@@ -7,7 +7,8 @@ copy of the vectors.
 
 from __future__ import annotations
 
-from ..memory import aligned
+import numpy as np
+
 from .distance import Floats
 
 _HEADROOM = 4
@@ -36,10 +37,11 @@ class Arena:
 
 
 def _room(dimension: int, rows: int) -> Floats:
-    """Memory for `rows` vectors, and for more of them where the system grants it."""
+    """Memory for `rows` vectors, and for more of them where the system grants it. An array that owns it: looks at parts
+    of it have it as their `base`."""
     for headroom in (_HEADROOM, 1.25):
         try:
-            return aligned(int(rows * headroom) + 1_024, dimension)
+            return np.empty((int(rows * headroom) + 1_024, dimension), np.float32)
         except MemoryError:
             continue
-    return aligned(rows, dimension)
+    return np.empty((rows, dimension), np.float32)
