@@ -62,6 +62,9 @@ def test_queries_through_the_server_are_measured_beside_echoes(tmp_path: Path) -
     (found,) = tmp_path.glob("*-serving.json")
     results = json.loads(found.read_text())
     assert [one["kind"] for one in results["figures"]] == list(serving.KINDS)
+    half, most = results["half_load"], max(one["queries_per_s"] for one in results["figures"][3:4])
+    assert half["asked"] == most / 2
+    assert 0 < half["p50_ms"] <= half["p99_ms"]
     assert all(one["queries_per_s"] > 0 for one in results["figures"])
     assert results["recall"] > 0.9
     text = found.with_suffix(".md").read_text()

@@ -6,6 +6,9 @@ A server and, beside it, a process that echoes: both are gRPC's synchronous serv
 process asks: asyncio tasks or threads, each with one query under way. vecdb's clients open streams by themselves,
 except in the line "calls". Callers of the echo send what a query weighs and get what its answer weighs, as calls
 or on one stream. Rounds are interleaved, medians are given.
+
+At half load queries come by chance, on average half as many a second as the asyncio client had answered at most,
+whatever the answers take: so none waits because an earlier one is late.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ NAME = "bench"
 K = 10
 IN_FLIGHT = (1, 8, 32)
 KINDS = ("echo, calls", "echo, stream", "vecdb, calls", "vecdb, asyncio", "vecdb, threads")
+HALF = "at half load"
 _WARM_S = 0.7
 _BATCH = 5_000
 
@@ -167,6 +171,38 @@ class Load:
 
             return await self._tasks(one, callers, seconds)
 
+    def paced(self, rate: float, seconds: float) -> dict[str, float]:
+        """Queries of the asyncio client that come `rate` times a second, by an exponential clock of a fixed seed."""
+
+        async def all_ask() -> dict[str, float]:
+            from vecdb_client.aio import connect
+
+            async with connect(self._server) as client:
+                collection = await client.get_collection(NAME)
+                await self._at(collection, rate, min(_WARM_S, seconds))
+                return await self._at(collection, rate, seconds)
+
+        return asyncio.run(all_ask())
+
+    async def _at(self, collection: Any, rate: float, seconds: float) -> dict[str, float]:
+        rng, taken_s, under_way = np.random.default_rng(1), list[float](), set[asyncio.Task[None]]()
+
+        async def one(number: int) -> None:
+            sent_s = time.perf_counter()
+            await collection.query(self._queries[number % len(self._queries)], k=K)
+            taken_s.append(time.perf_counter() - sent_s)
+
+        begun_s, used_s = time.perf_counter(), time.process_time()
+        due_s, number = begun_s, 0
+        while due_s < begun_s + seconds:
+            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+            task = asyncio.create_task(one(number))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+            due_s, number = due_s + float(rng.exponential(1 / rate)), number + 1
+        await asyncio.gather(*under_way)
+        return _figures(taken_s, time.perf_counter() - begun_s, time.process_time() - used_s)
+
     async def _tasks(
         self, one: Callable[[int], Awaitable[None]], callers: int, seconds: float
     ) -> dict[str, float]:
@@ -260,6 +296,7 @@ def run(
             with Child("bench.serving.queries:Echo", answer_bytes) as echo:
                 load = (echo.call("address"), served.client.target, dataset.queries)
                 figures = _rounds(load, seconds, rounds, in_flight)
+                half = _at_half(load, seconds, rounds, figures)
         finally:
             served.close()
     return {
@@ -270,6 +307,7 @@ def run(
         "rounds": rounds,
         "seconds": seconds,
         "figures": figures,
+        "half_load": half,
     }
 
 
@@ -296,8 +334,21 @@ def _rounds(
     ]
 
 
+def _at_half(
+    load: tuple[Any, ...], seconds: float, rounds: int, figures: list[dict[str, Any]]
+) -> dict[str, float]:
+    """Medians at half of the most that the asyncio client had answered; `asked` is what should come a second."""
+    most = max(f["queries_per_s"] for f in figures if f["kind"] == "vecdb, asyncio")
+    seen = []
+    for _ in range(rounds):
+        with Child("bench.serving.queries:Load", *load) as asker:
+            seen.append(asker.call("paced", most / 2, seconds))
+    return {"asked": most / 2, **{name: median(one[name] for one in seen) for name in seen[0]}}
+
+
 def page(results: dict[str, Any]) -> str:
     """The page of a run."""
+    half = results["half_load"]
     dataset = results["dataset"]
     rate = {(f["in_flight"], f["kind"]): f["queries_per_s"] for f in results["figures"]}
     lines = [
@@ -324,5 +375,8 @@ def page(results: dict[str, Any]) -> str:
             f"and asker on the same machine; medians of {results['rounds']} rounds of {results['seconds']:g} s, "
             "lowest and highest rate in brackets.\n",
             table(header, lines),
+            f"{HALF.capitalize()}, {half['asked']:,.0f} queries a second that come by chance, asyncio client:"
+            f" {half['queries_per_s']:,.0f} answered a second, p50 {half['p50_ms']:.2f} ms, p99"
+            f" {half['p99_ms']:.2f} ms, {half['p99_ms'] / half['p50_ms']:.1f} times as long.\n",
         ),
     )
