@@ -249,6 +249,13 @@ def file_faults_with(path, raw, at):
     return False
 
 
+def leaves_of_metadata(path):
+    """The pages of that table's leaves, in the order of their keys."""
+    file = PageFile(path)
+    tree = file.subtrees(file.walk(file.metas()[0].main, MAIN).entries)["metadata"]
+    return list(dict.fromkeys(file.walk(tree, "metadata").entries.pages.tolist()))
+
+
 def test_a_pointer_that_leads_out_of_its_page(tmp_path):
     """Whatever pointer of a leaf is changed so that it leads into another page, as sound as what is there may look,
     the page is named."""
@@ -256,9 +263,7 @@ def test_a_pointer_that_leads_out_of_its_page(tmp_path):
     rng, size = random.Random(RUN_SEED), 4_096
     path = make(tmp_path / "db")
     raw = path.read_bytes()
-    file = PageFile(path)
-    tree = file.subtrees(file.walk(file.metas()[0].main, MAIN).entries)["metadata"]
-    leaves = np.unique(file.walk(tree, "metadata").entries.pages).tolist()
+    leaves = leaves_of_metadata(path)
     assert len(leaves) > 2
     for page in leaves:
         start = page * size
@@ -279,9 +284,7 @@ def test_pages_are_judged_alike_whichever_are_looked_at_with_them(tmp_path, monk
     rng, size = random.Random(RUN_SEED), 4_096
     path = make(tmp_path / "db")
     raw = path.read_bytes()
-    file = PageFile(path)
-    tree = file.subtrees(file.walk(file.metas()[0].main, MAIN).entries)["metadata"]
-    leaves = list(dict.fromkeys(file.walk(tree, "metadata").entries.pages.tolist()))
+    leaves = leaves_of_metadata(path)
     # Two whole leaves in each other's place: only the order of their keys tells.
     first, second = (n * size for n in leaves[1:3])
     swapped = bytearray(raw)

@@ -9,10 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .answers import Floats
 from .plan import Context, K
+from .timing import figures
 
 _LOADED = 10_000
 _PLACED_S = 60.0
@@ -68,16 +67,9 @@ def visible(ctx: Context, rows: int, dimension: int, batches: list[Floats]) -> d
                 devices.add(found.explain.device)
             add_ms.append((added_s - before_s) * 1e3)
             search_ms.append((done_s - added_s) * 1e3)
-    both = np.add(add_ms, search_ms)
     return {
         "loaded_s": loaded_s - begun_s,
         "placed_s": placed_s - loaded_s,
         "devices": sorted(devices),
-        "added": len(batches[0]),
-        "times": len(batches),
-        "visible": seen,
-        "add_p50_ms": float(np.median(add_ms)),
-        "search_p50_ms": float(np.median(search_ms)),
-        "p50_ms": float(np.median(both)),
-        "p99_ms": float(np.percentile(both, 99)),
+        **figures(batches, seen, add_ms, search_ms),
     }

@@ -13,6 +13,7 @@ from .answers import Floats
 from .backend import Placed
 from .plan import Context, K
 from .tables import millis, table
+from .timing import figures
 
 _ADDED = 1_000
 _TIMES = 20
@@ -82,16 +83,7 @@ def _added(target: Placed, main: Placed | None, batches: list[Floats]) -> dict[s
         seen += int(before + wanted in found[0])
         add_ms.append((added_s - begun_s) * 1e3)
         search_ms.append((done_s - added_s) * 1e3)
-    both = np.add(add_ms, search_ms)
-    return {
-        "added": len(batches[0]),
-        "times": len(batches),
-        "visible": seen,
-        "add_p50_ms": float(np.median(add_ms)),
-        "search_p50_ms": float(np.median(search_ms)),
-        "p50_ms": float(np.median(both)),
-        "p99_ms": float(np.percentile(both, 99)),
-    }
+    return figures(batches, seen, add_ms, search_ms)
 
 
 def page(cases: list[dict[str, Any]], card: dict[str, Any]) -> list[str]:
@@ -110,8 +102,9 @@ def page(cases: list[dict[str, Any]], card: dict[str, Any]) -> list[str]:
     header = ("", "all placed in", "add", "search", "both, p50", "both, p99", "found")
     return [
         f"## Insert to visible\n\n{_ADDED:,} rows from host memory are added, then one of them is searched for"
-        " (k = 10) and must be among the answers; 20 times, so the last row's p99 is its slowest. FAISS makes room for exactly what is added, so adding to the"
-        " whole copies the whole; the other way is a small index beside it, and both are searched and merged. Through the engine the rows are"
-        " on the disk before the insert returns, they lie beside those of the card, and a query asks both.\n",
+        " (k = 10) and must be among the answers. FAISS makes room for exactly what is added, so adding to the"
+        " whole copies the whole; the other way is a small index beside it, and both are searched and merged."
+        " Through the engine the rows are on the disk before the insert returns, they lie beside those of the"
+        " card, and a query asks both.\n",
         table(header, lines),
     ]

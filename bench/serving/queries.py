@@ -39,7 +39,6 @@ NAME = "bench"
 K = 10
 IN_FLIGHT = (1, 8, 32)
 KINDS = ("echo, calls", "echo, stream", "vecdb, calls", "vecdb, asyncio", "vecdb, threads")
-HALF = "at half load"
 _WARM_S = 0.7
 _BATCH = 5_000
 
@@ -375,7 +374,7 @@ def page(results: dict[str, Any]) -> str:
             f"and asker on the same machine; medians of {results['rounds']} rounds of {results['seconds']:g} s, "
             "lowest and highest rate in brackets.\n",
             table(header, lines),
-            f"{HALF.capitalize()}, {half['asked']:,.0f} queries a second that come by chance, asyncio client:"
+            f"At half load, {half['asked']:,.0f} queries a second that come by chance, asyncio client:"
             f" {half['queries_per_s']:,.0f} answered a second, p50 {half['p50_ms']:.2f} ms, p99"
             f" {half['p99_ms']:.2f} ms, {half['p99_ms'] / half['p50_ms']:.1f} times as long.\n",
         ),

@@ -60,6 +60,13 @@ def at_a_line(vectors: NDArray[Any]) -> Floats:
     return copy
 
 
+def side_by_side(parts: list[Floats]) -> Floats:
+    """`np.concatenate` of float32 (n, d) into memory that begins at a cache line."""
+    room = aligned(sum(map(len, parts)), parts[0].shape[1])
+    np.concatenate(parts, out=room)
+    return room
+
+
 def lengths(vectors: Floats) -> Floats | None:
     """Euclidean lengths (n,) of float32 vectors; None when one of them needs scaling first, or is zero."""
     return roots(np.einsum("nd,nd->n", vectors, vectors))

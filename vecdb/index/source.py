@@ -48,8 +48,7 @@ def true_keys(
 
     `queries` are in the index's space. `all_there`: none of the rows is -1. Computed pair by pair.
     """
-    missing = None if all_there else rows < 0
-    lacking = missing is not None and missing.any()
+    lacking = not all_there and bool((rows < 0).any())
     if lacking or not rows.size:
         missing = rows < 0
         if missing.all():

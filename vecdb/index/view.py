@@ -15,7 +15,7 @@ from . import chosen, main_part, one
 from .blocks import Allowed, Mask
 from .chosen import Few, MainMask
 from .device_main import DeviceMain
-from .distance import Floats, Merger, Rows, at_a_line, padded, to_distances, unit
+from .distance import Floats, Merger, Rows, at_a_line, padded, side_by_side, to_distances, unit
 from .found import Found
 from .live import Bits, is_set, unpack
 from .main import Main
@@ -252,8 +252,8 @@ class View:
         if inside < rows.size or not parts:
             # From the store where codes would lose something, and what pieces of the tail hold.
             parts.append(exact_space(self.source.rows(rows[inside:]), self.metric))
-        together = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return Few(rows, together if self.metric == "hamming" else at_a_line(together), self.metric)
+        together = np.concatenate(parts) if self.metric == "hamming" else side_by_side(parts)
+        return Few(rows, together, self.metric)
 
     def _count(self, allowed: Selection | None) -> int:
         if allowed is None:
