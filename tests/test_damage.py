@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -247,6 +248,28 @@ def file_faults_with(path, raw, at):
         return True
     path.write_bytes(raw)
     return False
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_one_of_both(tmp_path):
+    """Compaction puts another file in the place of one: who looks it over then reads one of them, whole."""
+    path, long, short = tmp_path / "data", tmp_path / "long", tmp_path / "short"
+    stop = threading.Event()
+
+    def replace():
+        while not stop.is_set():
+            for other, size in ((long, 9 * 4_096), (short, 4 * 4_096)):
+                other.write_bytes(bytes(size))
+                os.replace(other, path)
+
+    path.write_bytes(bytes(4 * 4_096))
+    writer = threading.Thread(target=replace)
+    writer.start()
+    try:
+        sizes = {len(PageFile(path).raw) for _ in range(3_000)}
+    finally:
+        stop.set()
+        writer.join()
+    assert sizes == {9 * 4_096, 4 * 4_096}
 
 
 def leaves_of_metadata(path):

@@ -10,6 +10,7 @@ MDB_meta, MDB_db). Values that fill pages of their own are not looked into.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,13 +95,15 @@ class PageFile(NodeFile):
 
     def __init__(self, path: Path) -> None:
         """OSError when it cannot be read."""
-        size = path.stat().st_size
-        # As a plain array: each part of a memmap that is looked at costs some us more.
-        raw: Any = (
-            np.memmap(path, np.uint8, "r", shape=(size,)).view(np.ndarray)
-            if size
-            else np.empty(0, np.uint8)
-        )
+        # Opened once: compaction may put a shorter file in its place meanwhile.
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            # As a plain array: each part of a memmap that is looked at costs some us more.
+            raw: Any = (
+                np.memmap(file, np.uint8, "r", shape=(size,)).view(np.ndarray)
+                if size
+                else np.empty(0, np.uint8)
+            )
         super().__init__(raw, _page_size_of(raw))
         self.seen = np.zeros(self.n_pages, np.bool_)
         """Pages that a walk has come to, so that none is in two places."""
