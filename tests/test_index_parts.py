@@ -26,6 +26,7 @@ from vecdb.index.codes import (
 from vecdb.index.distance import Merger, at_a_line, unit
 from vecdb.index.live import LiveRows, is_set, unpack
 from vecdb.index.tail import Tail
+from vecdb.memory import aligned_row
 
 SEED = 20_261_123
 STORAGES = ("float32", "float16", "int8", "uint8", "binary")
@@ -88,6 +89,26 @@ def test_vectors_that_are_compared_begin_at_a_cache_line(count, scale):
         for one in (copy, made):
             assert one.flags.c_contiguous
             assert one.ctypes.data % 64 == 0
+
+
+@pytest.mark.parametrize("width", [1, 7, 16, 384])
+def test_single_queries_made_at_once_share_no_memory(width):
+    """Rows for single queries, though made many at a time, lie apart, each at a cache line; and a length that is known
+    makes the same bits as one that is not, of contiguous and of strided vectors."""
+    rng = np.random.default_rng(width)
+    for step in (1, 2):
+        given = [rng.standard_normal((1, step * width)).astype(np.float32) for _ in range(40)]
+        given = [one[:, ::step] for one in given]
+        known = [unit(one, float(one[0].dot(one[0]))) for one in given]
+        before = [one.copy() for one in known]
+        found = [unit(one) for one in given]
+        for one, kept, other in zip(known, before, found, strict=True):
+            assert one.ctypes.data % 64 == 0
+            assert one.tobytes() == kept.tobytes() == other.tobytes()
+    widths = [aligned_row(width + more) for more in range(40)]
+    for number, row in enumerate(widths):
+        row[:] = number
+    assert all((row == number).all() for number, row in enumerate(widths))
 
 
 def test_merger_keeps_the_best_in_order():

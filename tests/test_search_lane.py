@@ -30,8 +30,9 @@ class PlainView:
         self._lock = threading.Lock()
 
     def search(
-        self, queries, k, *, allowed=None, exact=False, target_recall=None, trace=None, check=None
-    ):
+        self, queries, k, *, allowed=None, exact=False, target_recall=None, trace=None, check=None,
+        square=None,
+    ):  # fmt: skip
         with self._lock:
             self.calls.append(len(queries))
             self.at_once += 1

@@ -159,10 +159,12 @@ class SearchLane:
         note: Note | None = None,
         *,
         alone: bool = False,
+        square: float | None = None,
     ) -> Found:
         """`view.search` in turn, for a few queries. DeadlineExceeded when `end` passes meanwhile.
 
-        `end` is a time of `time.monotonic`. `alone` shares no call: for slices of a large batch.
+        `end` is a time of `time.monotonic`. `alone` shares no call: for slices of a large batch. `square` is the
+        squared length of a single query, where it is known.
         """
         if self._waiting or len(self._running) >= self._cores or note is not None:
             ask = _Ask(view, queries, k, allowed, exact, target_recall, end, note, alone)
@@ -173,11 +175,12 @@ class SearchLane:
             self.batches.add(len(queries))
             if end is None and not watched():
                 return view.search(
-                    queries, k, allowed=allowed, exact=exact, target_recall=target_recall
-                )
+                    queries, k, allowed=allowed, exact=exact, target_recall=target_recall,
+                    square=square,
+                )  # fmt: skip
             return view.search(
                 queries, k, allowed=allowed, exact=exact, target_recall=target_recall,
-                check=_until(end),
+                check=_until(end), square=square,
             )  # fmt: skip
         finally:
             self._running.pop(key, None)

@@ -57,7 +57,7 @@ def query_one(
     if one.shape != (view.dimension,) or core.info.storage == "binary":
         return None
     # NaN and infinity carry over into the squared length; vdot overflows without a warning.
-    square = one.dot(one)
+    square = float(one.dot(one))
     if not _PLAIN_SQUARES[0] < square < _PLAIN_SQUARES[1]:
         return None
     end, allowed = None, None
@@ -78,7 +78,7 @@ def query_one(
     live = view.n_live
     width = k if k <= live else max(1, live)
     queries = one.reshape(1, -1)
-    found = LANE.search(view, queries, width, allowed, exact, target_recall, end)
+    found = LANE.search(view, queries, width, allowed, exact, target_recall, end, square=square)
     near, rows = found.distances, found.rows[0]
     if audit is not None and target_recall is None and not found.exact:
         audit.offer("", view, queries, width, allowed, near)

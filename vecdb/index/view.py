@@ -121,6 +121,7 @@ class View:
         target_recall: float | None = None,
         trace: Trace | None = None,
         check: Callable[[], None] = lambda: None,
+        square: float | None = None,
     ) -> Found:
         """The k nearest live and allowed rows for each query.
 
@@ -128,12 +129,11 @@ class View:
         uint8 for binary storage, else float32. `allowed` is a selection of `n_rows` rows; dead rows
         never answer. `exact` compares every allowed row. `target_recall` replaces the collection's;
         1.0 is exact. `trace` is filled. `check` is called between the steps of a long search and may
-        raise.
+        raise. `square` is the squared length of a single query, where it is known.
 
-        Every query gets k answers when k rows are allowed. InvalidVector and InvalidQuery say what
-        is wrong with the call.
+        Every query gets k answers when k rows are allowed. InvalidVector, InvalidQuery: what is wrong.
         """
-        x = self._queries(queries)
+        x = self._queries(queries, square)
         if k < 1:
             raise InvalidQuery(f"k must be at least 1, given {k}", k=k)
         target: float | None = self.target_recall if target_recall is None else target_recall
@@ -204,14 +204,14 @@ class View:
             found = one.nearest_allowed(main, x, k, target, inside, asked, self.metric)
         return None if found is None else Found(found[0], found[1], False, found[2])
 
-    def _queries(self, queries: Any) -> Any:
+    def _queries(self, queries: Any, square: float | None = None) -> Any:
         width = vector_width(self.dimension, self.storage)
         if queries.ndim != 2 or queries.shape[1] != width:
             raise InvalidVector(f"queries have shape {queries.shape}, expected (q, {width})")
         if self.storage == "binary":
             return np.ascontiguousarray(queries, np.uint8)
         if self.metric == "cosine":
-            return unit(queries)
+            return unit(queries, square)
         return at_a_line(queries)
 
     def let_go(self) -> None:
