@@ -68,7 +68,7 @@ class Run:
             self.marks.add(0 if view.main is None else view.main.high_water)
             self.looks += sum(
                 getattr(getattr(piece.block, "vectors", None), "base", None) is not None
-                and len(piece.block.vectors.base) > 1_000
+                and piece.block.vectors.base.nbytes > 1_000 * piece.block.vectors.strides[0]
                 for piece in view.pieces
             )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from index_rows import (
+    DIMENSION,
     Rows,
     Stop,
     build,
@@ -51,7 +52,12 @@ def looks(pieces):
 
 
 def in_arena(index, arena):
-    return [base for base in looks(index.view.pieces) if base is arena.vectors]
+    return [base for base in looks(index.view.pieces) if base is arena.vectors.base]
+
+
+def arena_like(base):
+    """Whether memory is larger than that of any piece."""
+    return base is not None and base.nbytes > 4_000 * DIMENSION * 4
 
 
 @pytest.mark.parametrize(("kind", "metric", "storage", "quantization"), KINDS)
@@ -275,9 +281,9 @@ def test_the_tail_looks_at_the_arena_while_a_build_fills_it():
 
     def progress(share):
         now = looks(index.view.pieces)
-        arenas = {id(base) for base in now if base is not None and len(base) > 4_000}
+        arenas = {id(base) for base in now if arena_like(base)}
         assert len(arenas) <= 1
-        counts.append(sum(base is not None and len(base) > 4_000 for base in now))
+        counts.append(sum(map(arena_like, now)))
         if len(counts) % 8 == 0:
             check_index(index, rows, live)
 
@@ -286,10 +292,13 @@ def test_the_tail_looks_at_the_arena_while_a_build_fills_it():
     assert counts[0] <= 1
     assert counts[-1] >= 20, "of 24 pieces most are handed over before the build ends"
     assert len(in_arena(index, built.main.arena)) == counts[-1]
+    assert built.main.arena.vectors.ctypes.data % 64 == 0, (
+        "no vector lies across a cache line more than it must"
+    )
     own = [
         piece.block.n
         for piece in index.view.pieces
-        if piece.block.vectors.base is not built.main.arena.vectors
+        if piece.block.vectors.base is not built.main.arena.vectors.base
     ]
     # What is left: the buffer, rows kept back for calibration, dead rows. None of it is a whole copy.
     assert sum(own) <= 256 + 1_024 + len(dead)

@@ -7,8 +7,7 @@ copy of the vectors.
 
 from __future__ import annotations
 
-import numpy as np
-
+from ..memory import aligned
 from .distance import Floats
 
 _HEADROOM = 4
@@ -37,11 +36,10 @@ class Arena:
 
 
 def _room(dimension: int, rows: int) -> Floats:
-    """Memory for `rows` vectors, and for more of them where the system grants it. An array that owns it: looks at parts
-    of it have it as their `base`."""
+    """Memory for `rows` vectors, and for more of them where the system grants it."""
     for headroom in (_HEADROOM, 1.25):
         try:
-            return np.empty((int(rows * headroom) + 1_024, dimension), np.float32)
+            return aligned(int(rows * headroom) + 1_024, dimension)
         except MemoryError:
             continue
-    return np.empty((rows, dimension), np.float32)
+    return aligned(rows, dimension)

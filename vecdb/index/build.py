@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..layout import vector_width
 from ..types import LISTS_ONLY
 from . import calibrate
+from .arena import Arena
 from .blocks import Block, CodeBlock, FloatBlock
 from .codes import (
     code_bytes,
@@ -80,7 +81,7 @@ class Cancelled(Exception):
 class Build:
     """One build. The work happens on a thread of its own, at low priority.
 
-    `hand_over(rows, their vectors in the arena, first row that is not through yet)` is called as an
+    `hand_over(rows, arena, where in it they begin, first row that is not through yet)` is called as an
     arena fills.
     """
 
@@ -92,7 +93,7 @@ class Build:
         threads: int,
         cancel: threading.Event,
         progress: Callable[[float], None],
-        hand_over: Callable[[Rows, Floats, int], None],
+        hand_over: Callable[[Rows, Arena, int, int], None],
     ) -> None:
         self.job = job
         self.kind = kind

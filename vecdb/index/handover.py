@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .arena import Arena
 from .blocks import FloatBlock
 from .distance import Floats, Rows
 from .door import give_memory_back
@@ -28,18 +29,18 @@ class HandOver:
         """`full()` gives the tail's full pieces, `replace` puts others in their place, by `id`."""
         self._full = full
         self._replace = replace
-        self._given: list[tuple[Rows, Floats]] = []
+        self._given: list[tuple[Rows, int]] = []
 
-    def __call__(self, rows: Rows, look: Floats, through: int) -> None:
-        """`rows` are at `look` in the arena now, and all live rows below `through` have been given,
-        or kept back."""
-        self._given.append((rows, look))
+    def __call__(self, rows: Rows, arena: Arena, start: int, through: int) -> None:
+        """`rows` lie in the arena from `start` on now, and all live rows below `through` have been given,
+        or kept back. One build gives parts of one arena."""
+        self._given.append((rows, start))
         full = [
             piece
             for piece in self._full()
             if piece.stop <= through
             and isinstance(piece.block, FloatBlock)
-            and piece.block.vectors.base is not look.base
+            and not np.may_share_memory(piece.block.vectors, arena.vectors)
         ]
         if not full:
             return
@@ -47,7 +48,7 @@ class HandOver:
         every = np.concatenate([given for given, _ in self._given])
         instead = {}
         for piece in full:
-            made = _looking_at(piece, every, self._given[0][1])
+            made = _looking_at(piece, every, arena.vectors[self._given[0][1] :])
             if made is not None:
                 instead[id(piece)] = made
         self._replace(instead)
@@ -58,19 +59,17 @@ class HandOver:
             self._given.pop(0)
 
 
-def _looking_at(piece: Piece, every: Rows, first: Floats) -> tuple[Piece, ...] | None:
+def _looking_at(piece: Piece, every: Rows, given: Floats) -> tuple[Piece, ...] | None:
     """`piece` as a look at the arena and a small copy of what is not there; None if nothing is.
 
-    The rows `every` lie one behind the other in the arena, from where `first` begins.
+    `given` is the arena from where the rows `every` lie in it, one behind the other.
     """
     low, high = np.searchsorted(every, [piece.start, piece.stop])
     inside = every[low:high]
-    arena = first.base
-    if not inside.size or arena is None:
+    if not inside.size:
         return None
-    start = (first.ctypes.data - arena.ctypes.data) // arena.strides[0] + int(low)
     assert isinstance(piece.block, FloatBlock)
-    look = FloatBlock(arena[start : start + inside.size], piece.block.metric)
+    look = FloatBlock(given[int(low) : int(low) + inside.size], piece.block.metric)
     rows = np.arange(piece.start, piece.stop) if piece.rows is None else piece.rows
     rest = np.flatnonzero(~np.isin(rows, inside, assume_unique=True))
     pieces = [Piece(look, piece.start, piece.stop, inside)]

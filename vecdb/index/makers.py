@@ -100,7 +100,7 @@ class Making(Protocol):
     lossy: bool
     rng: np.random.Generator
     progress: Callable[[float], None]
-    hand_over: Callable[[Rows, Floats, int], None]
+    hand_over: Callable[[Rows, Arena, int, int], None]
 
     def check(self) -> None:
         """Raises when the build was cancelled."""
@@ -216,9 +216,10 @@ class GraphMaker:
         attach(self.graph, self.walk)
         self.graph.add(part)
         if self.arena is not None:
-            look = self.arena.put(part)
+            start = self.arena.used
+            self.arena.put(part)
             if rows.size:
-                self.build.hand_over(rows, look, through)
+                self.build.hand_over(rows, self.arena, start, through)
         elif self.codes is not self.walk:
             self.codes.add(part)
 
