@@ -86,10 +86,8 @@ class View:
         """Why there is none although a device was asked for."""
         self.tiled = tiled
         self._fews: dict[int, tuple[Selection, Few, Rows]] = {}
-        self._walk_only = (
-            main is not None and main.kind != "flat" and main.code != "binary" and not pieces
-            and device_main is None
-        )  # fmt: skip
+        self._simple = device_main is None and one.is_simple(main, pieces, lossy_tail)
+        self._whole_tail = n_live - main_live == self.tail_rows
 
     @property
     def tail_rows(self) -> int:
@@ -140,11 +138,9 @@ class View:
         if exact or (target is not None and target >= 1.0):
             target = None
         main = self.main
-        simple = target if self._walk_only and trace is None and len(x) else None
-        if simple is not None and allowed is None:
-            found = self._one(x, k, simple, None)
-            if found is not None:
-                return found
+        simple = target if self._simple and trace is None and len(x) else None
+        if simple and allowed is None and (found := self._one(x, k, simple, None)):
+            return found
         if allowed is not None and allowed.n_rows != self.n_rows:
             raise InvalidQuery(f"allowed is of {allowed.n_rows} rows, the view has {self.n_rows}")
         if not len(x):
@@ -152,10 +148,8 @@ class View:
         if allowed is not None and chosen.is_few(allowed, self.dimension):
             near, rows = self._few(allowed, trace).search(x, k)
             return Found(near, rows, True, "exact")
-        if simple is not None and allowed is not None and len(x) == 1:
-            found = self._one(x, k, simple, allowed)
-            if found is not None:
-                return found
+        if simple and allowed is not None and (found := self._one(x, k, simple, allowed)):
+            return found
         if self.served is not None and main is None:
             answered = self.served.answer(self, x, k, allowed, trace, check)
             if answered is not None:
@@ -191,9 +185,11 @@ class View:
         return self.tiled.together(self, count, k, allowed)
 
     def _one(self, x: Floats, k: int, target: float, allowed: Selection | None) -> Found | None:
-        """Queries to a graph or lists and nothing beside it; None where it is not as simple as that."""
+        """Queries to a graph or lists, of one also to the tail; None where it is not as simple as that."""
         main = self.main
         assert main is not None
+        if len(x) > 1 and (self.pieces or allowed is not None):
+            return None
         inside = self._allowed_in_main(allowed)
         if inside is None or inside.count == main.n:
             found = one.nearest(main, x, k, target, self.source, self.metric)
@@ -202,6 +198,10 @@ class View:
         else:
             asked = self.sides.asked(allowed, k)
             found = one.nearest_allowed(main, x, k, target, inside, asked, self.metric)
+        if found is not None and self.pieces:
+            whole = allowed is None and self._whole_tail
+            tail = [(p, None if whole else self._allowed_in_piece(p, allowed)) for p in self.pieces]
+            found = one.with_tail(found, tail, x, k, self.metric)
         return None if found is None else Found(found[0], found[1], False, found[2])
 
     def _queries(self, queries: Any, square: float | None = None) -> Any:
