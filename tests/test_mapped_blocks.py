@@ -213,7 +213,7 @@ def test_places_reach_every_vector(tmp_path, dimension):
     """FAISS compares vectors where they lie, whatever a row takes of a page, as numpy compares copies."""
     store = store_rows.create(tmp_path / "store", Shape(dimension, "float32"))
     rng = np.random.default_rng(dimension)
-    per_block = store._shape.fields[0].rows_per_block
+    per_block = store.shape.fields[0].rows_per_block
     stored = rng.standard_normal((6 * per_block + 3, dimension)).astype(np.float32)
     for first in range(0, len(stored), per_block):
         part = stored[first : first + per_block]
@@ -262,7 +262,7 @@ def test_what_has_no_place_is_copied(tmp_path):
     store = store_rows.create(
         tmp_path / "store", Shape(2_048, "float32", (FieldShape(384, "float16"),))
     )
-    per_block = store._shape.fields[0].rows_per_block
+    per_block = store.shape.fields[0].rows_per_block
     rows = np.arange(4 * max(per_block, PER_BLOCK))
     stored = np.tile(rows[:, None], (1, 2_048)).astype(np.float32)
     named = {1: (np.tile(rows[:, None], (1, 384)).astype(np.float16), np.ones(len(rows), bool))}

@@ -11,41 +11,69 @@ Start here:
         print(hits.ids[0], hits.distances[0])
 """
 
+from typing import TYPE_CHECKING
+
 from . import errors
-from .backup import list_backups, prune_backups, verify_backups
-from .backup_types import (
-    BackupCollection,
-    BackupInfo,
-    BackupProgress,
-    BackupReport,
-    RestoredCollection,
-    RestoreResult,
-)
-from .collection import Collection
-from .database import Database, open
-from .downgrading import Downgraded, discard_kept, downgrade
 from .errors import VecdbError
-from .index import limit_threads as limit_search_threads
-from .repair_types import RepairStats
-from .repairing import CheckedCollection, check
-from .restored import restore
-from .types import (
-    AuditStats,
-    CheckReport,
-    CollectionInfo,
-    CollectionStats,
-    CompactResult,
-    Content,
-    CurvePoint,
-    Explain,
-    Hit,
-    IndexStats,
-    QueryResult,
-    Record,
-    Records,
-    VectorSettings,
-    WriteResult,
-)
+from .lazy import lazily
+
+if TYPE_CHECKING:
+    from .backup import list_backups, prune_backups, verify_backups
+    from .backup_types import (
+        BackupCollection,
+        BackupInfo,
+        BackupProgress,
+        BackupReport,
+        RestoredCollection,
+        RestoreResult,
+    )
+    from .collection import Collection
+    from .database import Database, open
+    from .downgrading import Downgraded, discard_kept, downgrade
+    from .index import limit_threads as limit_search_threads
+    from .repair_types import RepairStats
+    from .repairing import CheckedCollection, check
+    from .restored import restore
+    from .types import (
+        AuditStats,
+        CheckReport,
+        CollectionInfo,
+        CollectionStats,
+        CompactResult,
+        Content,
+        CurvePoint,
+        Explain,
+        Hit,
+        IndexStats,
+        QueryResult,
+        Record,
+        Records,
+        VectorSettings,
+        WriteResult,
+    )
+else:
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "backup": "list_backups prune_backups verify_backups",
+            "backup_types": (
+                "BackupCollection BackupInfo BackupProgress BackupReport "
+                "RestoredCollection RestoreResult"
+            ),
+            "collection": "Collection",
+            "database": "Database open",
+            "downgrading": "Downgraded discard_kept downgrade",
+            "index": "limit_search_threads:limit_threads",
+            "repair_types": "RepairStats",
+            "repairing": "CheckedCollection check",
+            "restored": "restore",
+            "types": (
+                "AuditStats CheckReport CollectionInfo CollectionStats "
+                "CompactResult Content CurvePoint Explain Hit IndexStats "
+                "QueryResult Record Records VectorSettings WriteResult"
+            ),
+        },
+    )
 
 __version__ = "0.1.0"
 

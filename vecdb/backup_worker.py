@@ -4,6 +4,7 @@ See `vecdb/backup/child.py` for why, and for what is said between the two."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -13,7 +14,6 @@ import msgspec
 from .backup.child import Said, Told, copy_here
 from .backup.copying import Copied
 from .backup.target import open_target
-from .collection_info import shape_of
 from .errors import Closed, VecdbError
 from .store import CollectionStore
 
@@ -24,28 +24,31 @@ after each piece, and wait up to the usual 5 ms each time."""
 
 
 def main() -> int:
-    """The process: reads its order, copies, says what became of it."""
-    told = msgspec.json.decode(sys.stdin.buffer.readline(), type=Told)
+    """The process: for each order that it reads it copies and says what became of it; 1 after one that failed."""
     os.nice(_LOW_PRIORITY)
     sys.setswitchinterval(_SWITCH_S)
-    try:
-        copied = _copy(told)
-    except BrokenPipeError:
-        return 1
-    except VecdbError as error:
-        _say(Said(reason=error.reason, message=error.message, details=dict(error.details)))
-        return 1
-    except FileNotFoundError as error:
-        _say(Said(reason=Closed.reason, message=f"the collection was dropped: {error}"))
-        return 1
-    _say(Said(copied=copied))
+    # Nothing here makes cycles, and the thousands of buffers of a piece have the collector run all the time.
+    gc.disable()
+    for line in sys.stdin.buffer:
+        try:
+            said = Said(copied=_copy(msgspec.json.decode(line, type=Told)))
+        except BrokenPipeError:
+            return 1
+        except VecdbError as error:
+            said = Said(reason=error.reason, message=error.message, details=dict(error.details))
+        except FileNotFoundError as error:
+            said = Said(reason=Closed.reason, message=f"the collection was dropped: {error}")
+        _say(said)
+        if said.reason:
+            return 1
     return 0
 
 
 def _copy(told: Told) -> Copied:
     # One that only reads syncs nothing.
     options = {**told.where.options, "durability": "commit"}
-    store = CollectionStore.open(Path(told.where.folder), shape_of, options, read_only=True)
+    folder, shape = Path(told.where.folder), told.where.shape
+    store = CollectionStore.open(folder, lambda _: shape, options, read_only=True)
     try:
         return copy_here(
             open_target(told.order.target),

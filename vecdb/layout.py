@@ -295,8 +295,9 @@ def unpack_id_texts(value: Any) -> tuple[NDArray[np.int64], NDArray[np.uint32], 
 def unpack_ids(value: Any) -> tuple[list[bytes], list[int]]:
     """(ids, checksums) of a block. ValueError when its lengths do not agree."""
     lengths, sums, texts = unpack_id_texts(value)
-    ends = np.cumsum(lengths).tolist()
-    return [texts[a:b] for a, b in zip([0, *ends][: len(ends)], ends, strict=True)], sums.tolist()
+    n = len(lengths)
+    ends = np.frombuffer(value, "<u4", n, 4 + 4 * n).tolist()
+    return [texts[a:b] for a, b in zip([0, *ends[:-1]][:n], ends, strict=True)], sums.tolist()
 
 
 def pack_bitmap(mask: NDArray[np.bool_]) -> bytes:

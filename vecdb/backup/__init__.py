@@ -1,11 +1,28 @@
 """Backups of a database that goes on serving: taking, verifying, restoring and removing them."""
 
-from .chains import list_backups
-from .restoring import fill, plan
-from .retention import prune_backups
-from .taking import Source, take
-from .target import open_target
-from .verifying import verify_backups
+from typing import TYPE_CHECKING
+
+from ..lazy import lazily
+
+if TYPE_CHECKING:
+    from .chains import list_backups
+    from .restoring import fill, plan
+    from .retention import prune_backups
+    from .taking import Source, take
+    from .target import open_target
+    from .verifying import verify_backups
+else:
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "chains": "list_backups",
+            "restoring": "fill plan",
+            "retention": "prune_backups",
+            "taking": "Source take",
+            "target": "open_target",
+            "verifying": "verify_backups",
+        },
+    )
 
 __all__ = [
     "Source",

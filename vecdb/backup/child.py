@@ -3,8 +3,8 @@
 A thread that computes keeps the interpreter lock for up to 5 ms from those who ask for it: beside a thread
 that copies, the p99 of queries was 5.6 ms instead of 0.8. A process has a lock of its own, and a lower
 priority. It reads the store as any other process may, in short transactions; the pins of the engine keep what
-it reads. It is told what to do by one line of JSON, and says how far it has come by others; it ends when
-nobody reads them.
+it reads. It is told what to do by a line of JSON for each collection, and says how far it has come by others;
+it ends when nobody writes or reads them.
 """
 
 from __future__ import annotations
@@ -20,23 +20,12 @@ from typing import Any
 import msgspec
 
 from ..errors import Unavailable, by_reason
+from ..store import Shape
 from .copying import Copied, Job, Read, copy
 from .sink import Sink
 from .target import Target
 
 _ROOT = str(Path(__file__).resolve().parents[2])
-_PACKAGES = ("vecdb", "vecdb.backup")
-_START = f"""
-import sys, types
-for name in {_PACKAGES!r}:
-    sys.modules[name] = package = types.ModuleType(name)
-    package.__path__ = ["/".join([{_ROOT!r}, *name.split(".")])]
-from vecdb.backup_worker import main
-sys.exit(main())
-"""
-"""What the process runs. Packages without their `__init__`: those import the whole engine, which takes as long
-again as all that the process needs."""
-
 Came = Callable[[int, int], None]
 """(row, bytes written so far) after each file."""
 
@@ -55,6 +44,7 @@ class Where(msgspec.Struct, frozen=True):
     """The store to read."""
 
     folder: str
+    shape: Shape
     options: dict[str, Any]
     """Settings of the engine."""
 
@@ -100,38 +90,66 @@ def copy_here(target: Target, order: Order, read: Read, job: Job, came: Came) ->
         sink.close()
 
 
-def copy_there(order: Order, where: Where, job: Job, came: Came) -> Copied:
-    """Copies in another process, which is ended when `came` raises. Raises what it raises there, and
-    Unavailable when it dies or cannot be started."""
+class Copier:
+    """Copies in another process, which is started for the first job and kept for others, until `close`.
+
+    One thread at a time.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def copy(self, order: Order, where: Where, job: Job, came: Came) -> Copied:
+        """Raises what it raises there, what `came` raises, and Unavailable when the process dies or cannot be
+        started; it is ended then, and the next job has a new one."""
+        process = self._process = self._process or _started()
+        try:
+            return _copied(process, Told(order, where, job), came)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the process, whatever it does."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        for pipe in (process.stdin, process.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
+        process.wait()
+
+
+def _started() -> subprocess.Popen[bytes]:
     paths = [_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             # -P: a file called numpy.py in the current folder is not ours.
-            [sys.executable, "-P", "-c", _START],
+            [sys.executable, "-P", "-m", "vecdb.backup_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         )
     except OSError as error:
         raise Unavailable(f"the process that copies cannot be started: {error}") from error
+
+
+def _copied(process: subprocess.Popen[bytes], told: Told, came: Came) -> Copied:
     assert process.stdin is not None
     assert process.stdout is not None
-    try:
-        with suppress(BrokenPipeError):
-            process.stdin.write(msgspec.json.encode(Told(order, where, job)) + b"\n")
-            process.stdin.close()
-        for line in process.stdout:
-            said = msgspec.json.decode(line, type=Said)
-            if said.copied is not None:
-                return said.copied
-            if said.reason:
-                raise by_reason(said.reason)(said.message, **said.details)
-            came(said.row, said.bytes)
-        raise Unavailable(
-            f"the process that copied collection {job.name!r} died with exit code {process.wait()}; repeat "
-            "the backup"
-        )
-    finally:
-        process.kill()
-        process.stdout.close()
-        process.wait()
+    with suppress(BrokenPipeError):
+        process.stdin.write(msgspec.json.encode(told) + b"\n")
+        process.stdin.flush()
+    for line in process.stdout:
+        said = msgspec.json.decode(line, type=Said)
+        if said.copied is not None:
+            return said.copied
+        if said.reason:
+            raise by_reason(said.reason)(said.message, **said.details)
+        came(said.row, said.bytes)
+    raise Unavailable(
+        f"the process that copied collection {told.job.name!r} died with exit code {process.wait()}; repeat "
+        "the backup"
+    )

@@ -15,10 +15,10 @@ import numpy as np
 from ..errors import Corrupted, Unavailable
 from ..store import Reader, copy_deaths, copy_log, copy_rows
 from . import chunk
-from .manifest import File
+from .files import File
 from .sink import Sink
 
-_GROUP_BYTES = 1 << 20
+_GROUP_BYTES = 5 << 18
 """Copied in one transaction, about 2 ms."""
 _ENTRIES = 16_384
 _MASK_ROWS = 1 << 22
@@ -57,7 +57,7 @@ def copy(read: Read, job: Job, sink: Sink, at_row: Callable[[int], None]) -> Cop
         end = min(row + chunk.MAX_GROUP_ROWS, job.next_row)
         with read() as reader:
             piece = copy_rows(reader, row, end, _GROUP_BYTES)
-        damaged = piece.damaged()
+            damaged, group = piece.damaged(), chunk.pack_rows(piece)
         if len(damaged):
             raise Corrupted(
                 f"row {damaged[0]} of collection {job.name!r} fails its checksum, and so do "
@@ -66,7 +66,7 @@ def copy(read: Read, job: Job, sink: Sink, at_row: Callable[[int], None]) -> Cop
             )
         row = piece.end
         at_row(row)
-        sink.add(chunk.pack_rows(piece), piece.first, row)
+        sink.add(group, piece.first, row)
     rows = sink.take(row)
     time_us = _copy_history(read, job, sink)
     with read() as reader:

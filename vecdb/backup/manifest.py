@@ -24,12 +24,13 @@ from ..backup_types import BackupCollection, BackupInfo
 from ..collection_info import check_info, check_name, from_json
 from ..errors import BackupDamaged, FormatMismatch, VecdbError
 from ..types import CollectionInfo
+from .files import File
 
 FORMAT = 1
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 256 << 20
 MAX_FILE_BYTES = 256 << 20
-"""A chunk has some 32 MiB; it is larger by the last of its rows, of 53 MiB at most."""
+"""A chunk has some 16 MiB, of earlier versions 32; it is larger by the last of its rows, of 53 MiB at most."""
 MAX_NUMBER = (1 << 63) - 1
 
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z-[0-9a-f]{8}")
@@ -39,16 +40,6 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
-
-
-class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One file. `first` and `end` are the rows it holds; both 0 for history."""
-
-    name: str
-    bytes: int
-    sha256: str
-    first: int = 0
-    end: int = 0
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

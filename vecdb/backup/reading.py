@@ -14,7 +14,7 @@ from ..errors import BackupDamaged, BackupNotFound
 from ..store import Shape, StoredRows
 from . import chunk
 from .chains import Step
-from .sink import read_back
+from .files import read_file
 from .target import Target
 
 Mask = NDArray[np.bool_]
@@ -27,12 +27,19 @@ class History:
     """What the last of some steps says of the commits in (base_sequence, sequence], and what all say of
     deaths. Takes 16 bytes a dead row and a commit, and a byte a row."""
 
-    def __init__(self, target: Target, steps: Sequence[Step]) -> None:
+    def __init__(
+        self, target: Target, steps: Sequence[Step], before: History | None = None
+    ) -> None:
+        """Reads the history of all steps, or of the last where `before` is that of those before it."""
         self._last = steps[-1].part
         self._dead: list[tuple[Rows, Rows]] = []
         self._purged = np.zeros(self._last.next_row, np.bool_)
         self.times_us = self._end_rows = np.empty(0, np.int64)
-        for step in steps:
+        if before is not None:
+            # What died before the last step is not live at any moment of it.
+            live = before.live_at(before._last.sequence)
+            self._purged[: len(live)] = ~live
+        for step in steps if before is None else steps[-1:]:
             self._read(target, step)
         self._check_log(steps[-1].backup)
 
@@ -40,7 +47,7 @@ class History:
         part, last = step.part, step.part is self._last
         log: list[tuple[int, Rows, Rows]] = []
         for file in part.history:
-            for group in chunk.groups(read_back(target, step.backup, file)):
+            for group in chunk.groups(read_file(target, step.backup, file)):
                 group.must_have_only(_HISTORY)
                 rows, sequences = _numbers(group, "dead_rows"), _numbers(group, "dead_sequences")
                 if len(rows) != len(sequences) or not _within(rows, 0, part.next_row):
@@ -127,7 +134,7 @@ def rows_of(
     for file in step.part.rows:
         if file.first >= n_rows:
             return
-        data = read_back(target, step.backup, file)
+        data = read_file(target, step.backup, file)
         done += len(data)
         for group in chunk.groups(data):
             if group.first != row or group.end > file.end:

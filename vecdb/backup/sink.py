@@ -7,16 +7,19 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import BackupDamaged
+from .blocks import Blocks, Filling
 from .chunk import MAGIC
-from .manifest import File
-from .target import Target
+from .files import File
 
-FILE_BYTES = 32 << 20
-"""Where a file ends: large enough for the fsync of each to cost little, small enough to hold a few."""
-_MOST_WAITING = 3
+if TYPE_CHECKING:
+    from .target import Target
+
+FILE_BYTES = 16 << 20
+"""Where a file ends: large enough for the fsync of each to cost little, small enough to hold a few, and that
+the disk need not wait long for the first."""
+_MOST_WAITING = 2
 
 
 class Sink:
@@ -32,35 +35,37 @@ class Sink:
         limit_bytes_s: float | None,
         done: Callable[[int], None],
     ) -> None:
-        """Files are numbered from `number` + 1. `done(bytes)` is called in the thread that adds, after each file, with all bytes so far."""
+        """Files are numbered from `number` + 1. `done(bytes)` is called in the thread that adds, after each file,
+        with all bytes so far."""
         self._target = target
         self._backup = backup
         self._verify = verify
         self._limit_bytes_s = limit_bytes_s
         self._done = done
         self._began_s = time.monotonic()
-        self._parts: list[Any] = []
-        self._filled = 0
+        self._blocks = Blocks()
+        self._filling = Filling(self._blocks)
         self._first = 0
         self._number = number
         self._sent = self._written = 0
         self._files: list[File] = []
         self._waiting: deque[Future[File]] = deque()
-        # Two, so that one is written while the other waits for the disk.
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="vecdb-backup")
+        # Three, so that one is written and one read back while another waits for the disk.
+        self._pool = ThreadPoolExecutor(3, thread_name_prefix="vecdb-backup")
 
     def add(self, group: list[Any], first: int, end: int) -> None:
         """Puts a group behind those before; of rows [first, end), or both 0 for history."""
-        if not self._parts:
-            self._parts, self._filled, self._first = [MAGIC], len(MAGIC), first
-        self._parts += group
-        self._filled += sum(memoryview(part).nbytes for part in group)
-        if self._filled >= FILE_BYTES:
+        if not self._filling.bytes:
+            self._first = first
+            self._filling.add(MAGIC)
+        for part in group:
+            self._filling.add(part)
+        if self._filling.bytes >= FILE_BYTES:
             self._send(end)
 
     def take(self, end: int) -> list[File]:
         """Ends the file, waits for all, and gives those since the last call in their order."""
-        if self._parts:
+        if self._filling.bytes:
             self._send(end)
         while self._waiting:
             self._settle()
@@ -73,10 +78,10 @@ class Sink:
 
     def _send(self, end: int) -> None:
         self._number += 1
-        name, parts, first = f"{self._number:06d}.chunk", self._parts, self._first
-        self._sent += self._filled
-        self._parts, self._filled = [], 0
-        self._waiting.append(self._pool.submit(self._write, name, parts, first, end))
+        name, filling = f"{self._number:06d}.chunk", self._filling
+        self._sent += filling.bytes
+        self._filling = Filling(self._blocks)
+        self._waiting.append(self._pool.submit(self._write, name, filling, self._first, end))
         while len(self._waiting) > _MOST_WAITING:
             self._settle()
         if self._limit_bytes_s:
@@ -89,29 +94,18 @@ class Sink:
         self._written += file.bytes
         self._done(self._written)
 
-    def _write(self, name: str, parts: list[Any], first: int, end: int) -> File:
-        digest, size = hashlib.sha256(), 0
-        for part in parts:
-            view = memoryview(part).cast("B")
-            digest.update(view)
-            size += view.nbytes
-        path = f"{self._backup}/{name}"
+    def _write(self, name: str, filling: Filling, first: int, end: int) -> File:
+        path, parts, size = f"{self._backup}/{name}", filling.parts(), filling.bytes
         self._target.write(path, parts)
-        file = File(name, size, digest.hexdigest(), first, end)
-        if self._verify:
-            parts.clear()
-            read_back(self._target, self._backup, file, fresh=True)
-        return file
+        # What is read back is hashed, not memory: the manifest speaks of what is on the disk.
+        sha256 = self._target.read_back(path, parts) if self._verify else _sha256(parts)
+        parts.clear()
+        filling.free()
+        return File(name, size, sha256, first, end)
 
 
-def read_back(target: Target, backup: str, file: File, *, fresh: bool = False) -> bytes:
-    """The bytes of a file, which are those that its manifest names; else BackupDamaged."""
-    data = target.read(f"{backup}/{file.name}", file.bytes, fresh=fresh)
-    if len(data) != file.bytes or hashlib.sha256(data).hexdigest() != file.sha256:
-        raise BackupDamaged(
-            f"{backup}/{file.name} in {target.name} has {len(data):,} bytes, not the {file.bytes:,} with "
-            f"SHA-256 {file.sha256[:16]}… that were written; take a new full backup",
-            backup=backup,
-            file=file.name,
-        )
-    return data
+def _sha256(parts: list[memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -81,7 +81,7 @@ def take(
     backup = manifest.new_id(now)
     doing = _Doing(target, backup, verify, limit_bytes_s, progress)
     chain = None if before is None else Chain(before, partial(load, target))
-    with ExitStack() as pins:
+    with ExitStack() as pins, closing(child.Copier()) as copier:
         begun = []
         for source in sources:
             try:
@@ -93,7 +93,7 @@ def take(
             parts: list[Part] = []
             for one in begun:
                 doing.begin(one.job, sum(len(manifest.files_of(part)) for part in parts))
-                part = _copied(one, doing)
+                part = _copied(one, doing, copier)
                 if part is not None:
                     parts.append(part)
             held = {part.name for part in parts}
@@ -156,7 +156,7 @@ def _finish(target: Target, whole: Manifest, *, verify: bool) -> None:
     target.write(path, [data])
     target.make_durable(whole.id)
     if verify:
-        manifest.decode(target.read(path, len(data), fresh=True), whole.id)
+        target.read_back(path, [data])
 
 
 def _must_be_there(found: Mapping[str, Mapping[str, int]], whole: Manifest) -> None:
@@ -197,7 +197,7 @@ def _continues(reader: Reader, part: Part) -> bool:
     return (commit.time_us, commit.end_row) == (part.time_us, part.next_row)
 
 
-def _copied(begun: _Begun, doing: _Doing) -> Part | None:
+def _copied(begun: _Begun, doing: _Doing, copier: child.Copier) -> Part | None:
     """The files of one collection; None when it has been dropped meanwhile."""
     source, job = begun.source, begun.job
     store = source.core.store
@@ -206,8 +206,8 @@ def _copied(begun: _Begun, doing: _Doing) -> Part | None:
         address = doing.target.address
         if address and rows * store.row_bytes > SMALL_BYTES:
             order = msgspec.structs.replace(doing.order, target=address)
-            where = child.Where(str(store.folder), dict(source.core.options))
-            done = child.copy_there(order, where, job, doing.came)
+            where = child.Where(str(store.folder), store.shape, dict(source.core.options))
+            done = copier.copy(order, where, job, doing.came)
         else:
             done = child.copy_here(doing.target, doing.order, source.core.read, job, doing.came)
     except (Closed, Corrupted, Unavailable):

@@ -7,16 +7,19 @@ Names are made here or checked by `manifest`, so none leads anywhere else.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .. import disk
-from ..backup_types import BackupTarget
 from ..errors import (
     BackupDamaged,
     BackupNotFound,
@@ -25,9 +28,13 @@ from ..errors import (
     StorageFull,
     Unavailable,
 )
+from . import direct
+from .blocks import Blocks
+
+if TYPE_CHECKING:
+    from ..backup_types import BackupTarget
 
 _WHAT = "backup"
-_SYNC_BYTES = 4 << 20
 
 
 class Target(Protocol):
@@ -44,11 +51,13 @@ class Target(Protocol):
     def make_durable(self, backup: str) -> None:
         """Makes the names of a backup's files durable, before its manifest is written and after."""
 
-    def read(self, name: str, limit_bytes: int, *, fresh: bool = False) -> bytes:
-        """A file of at most `limit_bytes`. With `fresh` not from the memory of what was just written.
+    def read(self, name: str, limit_bytes: int) -> bytes:
+        """A file of at most `limit_bytes`. BackupNotFound when it is not there, BackupDamaged when it is
+        larger or no plain file."""
 
-        BackupNotFound when it is not there, BackupDamaged when it is larger or no plain file.
-        """
+    def read_back(self, name: str, parts: Sequence[Any]) -> str:
+        """The SHA-256 of a file that was written from these buffers, as it reads now: not from memory of
+        what was written, as far as the system lets us. BackupDamaged when it does not hold just them."""
 
     def backups(self) -> dict[str, dict[str, int]]:
         """Name of each folder at the top to its files and their bytes."""
@@ -91,47 +100,50 @@ class FolderTarget:
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
         self.name = self.address = str(self.path)
+        self._blocks = Blocks()
 
     def write(self, name: str, parts: Sequence[Any]) -> None:
         path = self.path / name
         with _in_our_words(self.name):
             disk.make_folder(path.parent, _WHAT, parents=True, exist_ok=True)
             with disk.written_aside(path, _WHAT) as file:
-                unsynced = 0
-                for part in parts:
-                    unsynced += file.write(memoryview(part).cast("B"))
-                    if unsynced >= _SYNC_BYTES:
-                        # A commit of the database would wait until all that is here is on the disk.
-                        disk.sync_file(file, path, _WHAT)
-                        unsynced = 0
+                direct.write(file.fileno(), parts, lambda: disk.sync_file(file, path, _WHAT))
 
     def make_durable(self, backup: str) -> None:
         with _in_our_words(self.name):
             for path in (self.path / backup, self.path, self.path.parent):
                 disk.sync_folder(path, _WHAT)
 
-    def read(self, name: str, limit_bytes: int, *, fresh: bool = False) -> bytes:
+    def read(self, name: str, limit_bytes: int) -> bytes:
+        with _in_our_words(self.name), self._plain_file(name) as file:
+            _must_fit(name, os.fstat(file.fileno()).st_size, limit_bytes)
+            data = file.read(limit_bytes + 1)
+            _must_fit(name, len(data), limit_bytes)
+            return data
+
+    def read_back(self, name: str, parts: Sequence[Any]) -> str:
+        memory = [self._blocks.take()]
+        try:
+            with _in_our_words(self.name), self._plain_file(name) as file:
+                return _same(name, direct.read(file.fileno(), memory[0]), parts)
+        finally:
+            self._blocks.give(memory)
+
+    def _plain_file(self, name: str) -> BinaryIO:
+        # A backup of a stranger may hold links to anything, or a pipe that never ends.
         path = self.path / name
-        with _in_our_words(self.name):
-            # A backup of a stranger may hold links to anything, or a pipe that never ends.
-            if path.parent.is_symlink():
-                raise BackupDamaged(f"{path.parent} is a link; a backup is a plain folder")
-            try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            except OSError as error:
-                if error.errno == errno.ELOOP:
-                    raise BackupDamaged(f"{path} is a link; a backup has plain files") from None
-                raise
-            with open(descriptor, "rb") as file:
-                found = os.fstat(descriptor)
-                if not stat.S_ISREG(found.st_mode):
-                    raise BackupDamaged(f"{path} is no plain file")
-                _must_fit(name, found.st_size, limit_bytes)
-                if fresh and hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-                data = file.read(limit_bytes + 1)
-                _must_fit(name, len(data), limit_bytes)
-                return data
+        if path.parent.is_symlink():
+            raise BackupDamaged(f"{path.parent} is a link; a backup is a plain folder")
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise BackupDamaged(f"{path} is a link; a backup has plain files") from None
+            raise
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise BackupDamaged(f"{path} is no plain file")
+        return open(descriptor, "rb")
 
     def backups(self) -> dict[str, dict[str, int]]:
         found: dict[str, dict[str, int]] = {}
@@ -168,13 +180,17 @@ class StoreTarget:
     def make_durable(self, backup: str) -> None:
         """Objects are durable when they are there."""
 
-    def read(self, name: str, limit_bytes: int, *, fresh: bool = False) -> bytes:
+    def read(self, name: str, limit_bytes: int) -> bytes:
         with _in_our_words(self.name):
             answer = self._door.get(self._store, name)
             _must_fit(name, int(answer.meta["size"]), limit_bytes)
             data = bytes(answer.bytes())
         _must_fit(name, len(data), limit_bytes)
         return data
+
+    def read_back(self, name: str, parts: Sequence[Any]) -> str:
+        size = sum(memoryview(part).nbytes for part in parts)
+        return _same(name, [memoryview(self.read(name, size))], parts)
 
     def backups(self) -> dict[str, dict[str, int]]:
         found: dict[str, dict[str, int]] = {}
@@ -222,6 +238,40 @@ def _store_of(url: str, name: str) -> Any:
     except (BaseError, ValueError) as error:
         text = str(error).partition("\n")[0].replace(url, name)
         raise InvalidArgument(f"{name} is no target for backups: {text}") from None
+
+
+def _same(name: str, pieces: Iterable[memoryview], parts: Sequence[Any]) -> str:
+    """The SHA-256 of `pieces`, one behind the other. BackupDamaged unless they are what `parts` are."""
+    digest = hashlib.sha256()
+    waiting = [memoryview(part).cast("B") for part in reversed(parts)]
+    for piece in pieces:
+        digest.update(piece)
+        at = 0
+        while at < piece.nbytes:
+            if not waiting:
+                raise _not_as_written(name)
+            part = waiting.pop()
+            size = min(part.nbytes, piece.nbytes - at)
+            # Arrays, because memoryviews are compared byte by byte.
+            if not np.array_equal(_numbers(part[:size]), _numbers(piece[at : at + size])):
+                raise _not_as_written(name)
+            at += size
+            if size < part.nbytes:
+                waiting.append(part[size:])
+    if waiting:
+        raise _not_as_written(name)
+    return digest.hexdigest()
+
+
+def _numbers(view: memoryview) -> NDArray[Any]:
+    return np.frombuffer(view, "<u8" if view.nbytes % 8 == 0 else "u1")
+
+
+def _not_as_written(name: str) -> BackupDamaged:
+    return BackupDamaged(
+        f"{name} does not hold what was just written to it; look at the disk, then repeat the backup",
+        file=name,
+    )
 
 
 def _must_fit(name: str, size: int, limit_bytes: int) -> None:

@@ -8,7 +8,7 @@ from ..backup_types import BackupProgress, BackupReport, BackupTarget, Progress,
 from ..collection_info import shape_of
 from ..errors import VecdbError
 from . import manifest
-from .chains import Chain, complete, folders, incomplete, load, must_be_there, steps_to
+from .chains import Chain, Step, complete, folders, incomplete, load, must_be_there, steps_to
 from .reading import History, rows_of
 from .restoring import check_rows, only_live
 from .target import Target, open_target
@@ -46,6 +46,8 @@ class _Found:
         # Each manifest is of as many chains as backups follow it.
         self._load = functools.cache(functools.partial(load, target))
         self._progress = progress
+        self._histories: dict[str, tuple[str, History]] = {}
+        """Of each collection, by its token, the last that was read, and of which backup."""
         self.problems: list[str] = []
         self.files = 0
         self.bytes = 0
@@ -86,9 +88,8 @@ class _Found:
 
     def _look_at(self, chain: Chain, part: manifest.Part) -> None:
         steps, backup = steps_to(chain, part.token), chain.start[0].id
-        must_be_there(self._files, steps)
         info, shape = manifest.settings_of(part), shape_of(part.settings.encode())
-        live = History(self._target, steps).live_at(part.sequence)
+        live = self._history(part.token, steps).live_at(part.sequence)
         for piece, _ in rows_of(self._target, steps[-1], shape, part.next_row):
             # Of rows that are dead by now only that they are whole: an id may be in several of them.
             damaged = piece.damaged()
@@ -103,3 +104,14 @@ class _Found:
                 f"backup {backup}: collection {part.name!r} counts {part.live} records, its rows "
                 f"{int(live.sum())}"
             )
+
+    def _history(self, token: str, steps: list[Step]) -> History:
+        """That of some steps. Where the one of those before the last is at hand, only the last is read: so a
+        chain takes time as it is long, not as the square of that."""
+        of, before = self._histories.get(token, ("", None))
+        if before is None or len(steps) == 1 or of != steps[-2].backup:
+            before = None
+        must_be_there(self._files, steps if before is None else steps[-1:])
+        history = History(self._target, steps, before)
+        self._histories[token] = steps[-1].backup, history
+        return history

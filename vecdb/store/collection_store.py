@@ -53,7 +53,7 @@ class CollectionStore:
     ) -> None:
         self.folder = folder
         self.settings = settings
-        self._shape = shape
+        self.shape = shape
         self._env = environment
         self._fresh = FreshIds()
         self._newest_us = 0
@@ -138,7 +138,7 @@ class CollectionStore:
         if self._env.lacks_tables:
             self._look_for_tables()
         with self._env.read() as transaction:
-            yield Reader(self._env, transaction, self._shape, self._fresh, self._mapped)
+            yield Reader(self._env, transaction, self.shape, self._fresh, self._mapped)
 
     def known_vectors(self, rows: Rows, field: int = DEFAULT_FIELD) -> NDArray[Any] | None:
         """Vectors (n, width) of rows (int64, not negative) in their order, where it is known where all of
@@ -192,7 +192,7 @@ class CollectionStore:
     def _look_for_tables(self) -> None:
         """Read-only at a file of an older format: the writer may have made the present one of it."""
         with self._env.read() as transaction:
-            reader = Reader(self._env, transaction, self._shape, self._fresh)
+            reader = Reader(self._env, transaction, self.shape, self._fresh)
             newer = reader.format() == COLLECTION_FORMAT
         if newer:
             self._env.reopen()
@@ -243,7 +243,7 @@ class CollectionStore:
         self._env.flush()
 
     def _writer(self, transaction: Any) -> Writer:
-        return Writer(self._env, transaction, self._shape, self._fresh, self._requests)
+        return Writer(self._env, transaction, self.shape, self._fresh, self._requests)
 
     def purge(self, horizon: int, *, step_bytes: int = STEP_BYTES) -> Iterator[int]:
         """Takes back the space of the rows that died in commit `horizon` or before.
@@ -283,7 +283,7 @@ class CollectionStore:
         def run(transaction: Any) -> tuple[Result, Purger]:
             nonlocal last
             last = transaction.id()
-            purger = Purger(self._env, transaction, self._shape, self._fresh)
+            purger = Purger(self._env, transaction, self.shape, self._fresh)
             done = work(purger)
             purger.seal()
             return done, purger
@@ -303,7 +303,7 @@ class CollectionStore:
         """
 
         def run(transaction: Any) -> Result:
-            restorer = Restorer(self._env, transaction, self._shape, self._fresh)
+            restorer = Restorer(self._env, transaction, self.shape, self._fresh)
             done = work(restorer)
             restorer.seal()
             return done
@@ -320,7 +320,7 @@ class CollectionStore:
     @property
     def row_bytes(self) -> int:
         """Bytes of the vectors of one row that has all of them."""
-        return sum(field.row_bytes for field in self._shape.fields)
+        return sum(field.row_bytes for field in self.shape.fields)
 
     def has_metadata(self) -> bool:
         with self.read() as reader:

@@ -7,6 +7,7 @@ never change, so pieces of different moments fit together.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,12 +59,13 @@ class LogPiece:
 
 def copy_rows(reader: Reader, first: int, end: int, budget_bytes: int) -> StoredRows:
     """The first rows of [first, end), as many as fit, at least one: vectors into `budget_bytes`, all else
-    into as many again.
+    into as many again. Metadata, documents, contents and uris are buffers into the map, valid while the
+    transaction is open.
 
     Raises Corrupted when a block is missing or damaged; checksums are the caller's to compare.
     """
     per_row = sum(reader.row_bytes(field) for field in range(reader.n_fields)) + 64
-    end = min(end, first + max(1, budget_bytes // per_row))
+    end = _whole_blocks(first, min(end, first + max(1, budget_bytes // per_row)))
     texts, end = _texts(reader, first, end, budget_bytes)
     held = ~reader.purged_mask(first, end)
     ids, sums = _ids(reader, first, end, held)
@@ -74,10 +76,9 @@ def copy_rows(reader: Reader, first: int, end: int, budget_bytes: int) -> Stored
         rows, values = texts[name]
         if not len(rows):
             return None
-        copies = list(map(bytes, values))
         if len(rows) == len(kept):  # a purged row has none
-            return copies
-        found = dict(zip(rows.tolist(), copies, strict=True))
+            return values
+        found = dict(zip(rows.tolist(), values, strict=True))
         return [found.get(row) for row in kept.tolist()]
 
     def vectors(field: int) -> NDArray[np.generic]:
@@ -96,22 +97,29 @@ def copy_rows(reader: Reader, first: int, end: int, budget_bytes: int) -> Stored
     return StoredRows(first, end, held, rows, sums)
 
 
+def _whole_blocks(first: int, end: int) -> int:
+    """`end`, or where the last block of ids before it ends: a block is read as a whole."""
+    whole = end - end % ID_BLOCK_ROWS
+    return whole if whole > first else end
+
+
 def _texts(
     reader: Reader, first: int, end: int, room: int
-) -> tuple[dict[str, tuple[Rows, list[memoryview]]], int]:
+) -> tuple[dict[str, tuple[Rows, list[Any]]], int]:
     """Rows and values by table, and where the rows end that fit into `room` bytes, at least one.
 
     Values are looked up, not read: what does not fit costs nothing.
     """
-    found: dict[str, tuple[Rows, list[memoryview]]] = {}
+    found: dict[str, tuple[Rows, list[Any]]] = {}
     spent = np.zeros(end - first, np.int64)
     for name in TEXT_TABLES:
-        none: tuple[Rows, list[memoryview]] = (np.empty(0, np.int64), [])
+        none: tuple[Rows, list[Any]] = (np.empty(0, np.int64), [])
         rows, values = reader.table_range(name, first, end) if reader.entries(name) else none
         found[name] = rows, values
         spent[rows - first] += np.fromiter(map(len, values), np.int64, len(values))
     fits = int(np.searchsorted(np.cumsum(spent), room, side="right"))
-    end = first + max(1, min(fits, end - first))
+    if fits < end - first:
+        end = _whole_blocks(first, first + max(1, fits))
     for name, (rows, values) in found.items():
         there = int(np.searchsorted(rows, end))
         found[name] = rows[:there], values[:there]

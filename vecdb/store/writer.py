@@ -85,11 +85,11 @@ def checksums(rows: EncodedRows) -> list[int]:
         # Joining what a row holds takes less than a call for each piece. Bytes, and few at a time: they
         # stay in the processor's cache, and thousands of buffers have the garbage collector run.
         vectors = np.frombuffer(raw[width * part.start : width * part.stop], f"V{width}").tolist()
-        pieces = zip(rows.ids[part], vectors, *(column[part] for column in columns), strict=True)
-        if all(None not in column[part] for column in columns):
-            sums += map(crc32, map(b"".join, pieces))
-        else:
-            sums += [crc32(b"".join(filter(None, row))) for row in pieces]
+        pieces = (rows.ids[part], vectors, *(column[part] for column in columns))
+        try:
+            sums += list(map(crc32, map(b"".join, zip(*pieces, strict=True))))
+        except TypeError:  # a row lacks a value
+            sums += [crc32(b"".join(filter(None, row))) for row in zip(*pieces, strict=True)]
     for number in sorted(rows.named):
         vectors, present = rows.named[number]
         raw, width = _bytes_of(vectors)
