@@ -320,7 +320,7 @@ class Collection:
         )
         if plain:
             check_share("target_recall", target_recall, 0.5)
-            found = searching.query_one(
+            found = searching.query_plain(
                 self._core, self._audit, vectors, check_k(k, None), expression, exact,
                 target_recall, timeout_s,
             )  # fmt: skip

@@ -38,7 +38,28 @@ _PLAIN_SQUARES = (1e-30, 1e30)
 """Squared lengths between these need no closer look at a vector."""
 
 
-def query_one(
+def query_plain(
+    core: Core,
+    audit: Audit | None,
+    vectors: NDArray[np.float32],
+    k: int,
+    expression: Filter | None,
+    exact: bool,
+    target_recall: float | None,
+    timeout_s: float | None,
+) -> QueryResult | None:
+    """The commonest queries: float32 vectors, ids and distances. Nothing that can be spared.
+
+    None where there is more to it, or the vectors need a closer look, or a refusal: that is `query`'s business.
+    """
+    if vectors.ndim != 2 or len(vectors) == 1:
+        return _one(core, audit, vectors, k, expression, exact, target_recall, timeout_s)
+    if expression is not None or exact or not 1 < len(vectors) <= MAX_TOGETHER:
+        return None
+    return _several(core, audit, vectors, k, target_recall, timeout_s)
+
+
+def _one(
     core: Core,
     audit: Audit | None,
     vector: NDArray[np.float32],
@@ -48,10 +69,6 @@ def query_one(
     target_recall: float | None,
     timeout_s: float | None,
 ) -> QueryResult | None:
-    """The commonest query: one float32 vector, ids and distances. Nothing that can be spared.
-
-    None where the vector needs a closer look, or its values a refusal: that is `query`'s business.
-    """
     view = core.view
     one = vector[0] if vector.ndim == 2 and len(vector) == 1 else vector
     if one.shape != (view.dimension,) or core.info.storage == "binary":
@@ -85,6 +102,31 @@ def query_one(
     if rows[-1] < 0:
         rows = rows[rows >= 0]
     return QueryResult([core.ids.take(rows)], _wide(near, k), sequence=view.sequence)
+
+
+def _several(
+    core: Core,
+    audit: Audit | None,
+    vectors: NDArray[np.float32],
+    k: int,
+    target_recall: float | None,
+    timeout_s: float | None,
+) -> QueryResult | None:
+    view = core.view
+    if vectors.shape[1] != view.dimension or core.info.storage == "binary":
+        return None
+    squares = np.einsum("ij,ij->i", vectors, vectors)
+    if not (_PLAIN_SQUARES[0] < squares.min() and squares.max() < _PLAIN_SQUARES[1]):
+        return None
+    end = None if timeout_s is None else time.monotonic() + timeout_s
+    width = min(k, max(1, view.n_live))
+    found = LANE.search(view, vectors, width, None, False, target_recall, end)
+    near, rows = found.distances, found.rows
+    if rows.min() < 0:
+        return None
+    if audit is not None and target_recall is None and not found.exact:
+        audit.offer("", view, vectors, width, None, near)
+    return QueryResult(core.ids.take_each(rows), _wide(near, k), sequence=view.sequence)
 
 
 def query(core: Core, audit: Audit | None, asked: Query) -> QueryResult:

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter_ns
@@ -164,25 +165,28 @@ class Clocks:
                 )
             return answer
 
-        def message_of(group: Any) -> Any:
-            begun_ns = perf_counter_ns()
-            message = plain_message_of(group)
+        def parcels(group: Any) -> Any:
+            here.begun_ns = perf_counter_ns()
+            return plain_parcels(group)
+
+        def message_of(sent: Any) -> Any:
+            message = plain_message_of(sent)
             ended_ns = perf_counter_ns()
-            for asked in group:
+            for asked in chain.from_iterable(sent):
                 asked.sent_ns = ended_ns
-            self.made_ns.append(ended_ns - begun_ns)
+            self.made_ns.append(ended_ns - here.begun_ns)
             self.sent_bytes += message.ByteSize()
-            here.group = group
             return message
 
-        def outcome_of(answer: Any) -> Any:
+        def outcomes_of(answer: Any, parcel: Any) -> Any:
             begun_ns = perf_counter_ns()
-            outcome = plain_outcome_of(answer)
+            outcomes = plain_outcomes_of(answer, parcel)
             ended_ns = perf_counter_ns()
-            here.group[answer.position].answered_ns = ended_ns
+            for asked in parcel:
+                asked.answered_ns = ended_ns
             self.handed_ns.append(ended_ns - begun_ns)
             self.answer_bytes += answer.ByteSize()
-            return outcome
+            return outcomes
 
         def exchange(stream: Any, group: Any) -> None:
             begun_ns = perf_counter_ns()
@@ -190,11 +194,13 @@ class Clocks:
             self.exchanges_ns.append(perf_counter_ns() - begun_ns)
 
         plain_ask, plain_exchange = streams.QueryStreams.ask, streams._Stream.exchange
-        plain_message_of, plain_outcome_of = streaming.message_of, streaming.outcome_of
+        plain_parcels, plain_message_of = streaming.parcels, streaming.message_of
+        plain_outcomes_of = streaming.outcomes_of
         replaced: Any = streams
         replaced._Asked, replaced.QueryStreams.ask = Asked, ask
         replaced._Stream.exchange = exchange
-        replaced.streaming.message_of, replaced.streaming.outcome_of = message_of, outcome_of
+        replaced.streaming.parcels, replaced.streaming.message_of = parcels, message_of
+        replaced.streaming.outcomes_of = outcomes_of
 
     def clear(self) -> None:
         self.totals_ns: list[int] = []

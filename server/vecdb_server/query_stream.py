@@ -12,10 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 import vecdb
 from vecdb.errors import DeadlineExceeded, InvalidQuery, PermissionDenied
+from vecdb.search_lane import CORES
 from vecdb_client import answers, messages, wire
 from vecdb_client.v1 import vecdb_pb2 as pb
 
@@ -52,6 +51,8 @@ class QueryStreams:
         self._admission = admission
         self.told: Told = lambda code, took_s, count: None
         """Told of queries that were answered."""
+        self.under_way: Callable[[], int] = lambda: self._answering
+        """How many calls and streams of the server have something to do."""
         self._under_way = 0
         """Queries of messages that are being answered."""
         self._cost_s = 0.0
@@ -92,9 +93,6 @@ class QueryStreams:
         search: Search,
     ) -> Iterator[Any]:
         """The answers to a stream of messages; `search` runs a query. InvalidQuery ends it for a message of none or too many."""
-        # Streams use all cores together. A search that shares its batch among threads waits for the last of
-        # them, which on busy cores takes tens of milliseconds.
-        vecdb.limit_search_threads(1)
         waits_no_more()
         try:
             while not self._closing and (request := self._next(requests, context)) is not None:
@@ -113,17 +111,21 @@ class QueryStreams:
         max_message_bytes: int,
         search: Search,
     ) -> Iterator[Any]:
-        begun_s, refusal = time.perf_counter(), None
-        unread_s, left = 0.0, len(queries)
+        begun_s, refusal, unread_s = time.perf_counter(), None, 0.0
+        vectors = [max(1, streamed.query.vectors.count) for streamed in queries]
+        count = left = sum(vectors)
         with self._guard:
             before = self._under_way
             self._answering += 1
-            self._under_way += len(queries)
+            self._under_way += count
+        # A search that shares its batch among threads waits for the last of them, which on busy cores takes
+        # tens of milliseconds. So only who is alone takes all cores; streams that work use them together.
+        vecdb.limit_search_threads(CORES if self.under_way() <= 1 else 1)
         try:
             if before:
                 limits = [streamed.timeout_s for streamed in queries]
                 left_s = max(limits, default=0.0) if all(limits) else None
-                refusal = self._admission.refusal_beside(len(queries), before, self._cost_s, left_s)
+                refusal = self._admission.refusal_beside(count, before, self._cost_s, left_s)
             if refusal is not None:
                 responses = _packed(
                     range(len(queries)), [_failed(refusal) for _ in queries], max_message_bytes
@@ -132,14 +134,17 @@ class QueryStreams:
                 responses = _answers(queries, database, answer, max_message_bytes, search)
             for response in responses:
                 took_s = time.perf_counter() - begun_s
-                failed = [one.error.code for one in response.answers if one.HasField("error")]
-                self.told(0, took_s, len(response.answers) - len(failed))
-                for code in failed:
-                    self.told(code, took_s, 1)
+                answered = sum([vectors[one.position] for one in response.answers])
+                failed = 0
+                for one in response.answers:
+                    if one.HasField("error"):
+                        self.told(one.error.code, took_s, vectors[one.position])
+                        failed += vectors[one.position]
+                self.told(0, took_s, answered - failed)
                 # What is answered takes no core, however slowly its client reads.
                 with self._guard:
-                    self._under_way -= len(response.answers)
-                left -= len(response.answers)
+                    self._under_way -= answered
+                left -= answered
                 sent_s = time.perf_counter()
                 try:
                     yield response
@@ -150,9 +155,9 @@ class QueryStreams:
             with self._guard:
                 self._answering -= 1
                 self._under_way -= left
-                if refusal is None and not left and queries:
+                if refusal is None and not left and count:
                     # With so many others it has shared the cores, at its start.
-                    own_s = took_s / (before + len(queries))
+                    own_s = took_s / (before + count)
                     self._cost_s += _WEIGHT * (own_s - self._cost_s)
 
     def _next(self, requests: Iterator[Any], context: Any) -> Any:
@@ -270,23 +275,9 @@ def _searched(
         "max_bytes": max_bytes,
     }
     result = search(database.get_collection(first.collection), first, given)
-    if first.include:
-        return [
-            pb.StreamedAnswer(answer=answers.encode_query_result(one))
-            for one in answers.one_by_one(result)
-        ]
-    near: np.ndarray[Any, Any] = np.asarray(result.distances, "<f4")
-    sequence = result.sequence
     return [
-        pb.StreamedAnswer(
-            answer=pb.QueryResponse(
-                counts=(len(ids),),
-                distances=near[n, : len(ids)].tobytes(),
-                hits=pb.RecordBatch(ids=ids),
-                sequence=sequence,
-            )
-        )
-        for n, ids in enumerate(result.ids)
+        pb.StreamedAnswer(answer=answers.encode_query_result(one))
+        for one in answers.one_by_one(result)
     ]
 
 

@@ -104,6 +104,7 @@ class Server:
         )
         self._observing = Observing(settings, database, self._pools, admission)
         self._streams.told = self._observing.metrics.streamed
+        self._streams.under_way = self._pools.running
         try:
             self._open_port(database, limit)
         except BaseException:

@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import json_text, wire
 from .errors import Internal
@@ -20,6 +21,10 @@ from .v1 import vecdb_pb2 as pb
 
 _EXPLAIN_FIELDS = tuple(name for name in Explain.__slots__ if name != "times_us")
 
+_BESIDE_NEAR = (
+    "vectors", "metadata", "documents", "contents", "uris", "named_vectors", "groups", "explain",
+)  # fmt: skip
+
 
 def _flat(nested: Sequence[Sequence[Any]] | None) -> list[Any] | None:
     return None if nested is None else [entry for row in nested for entry in row]
@@ -27,6 +32,8 @@ def _flat(nested: Sequence[Sequence[Any]] | None) -> list[Any] | None:
 
 def encode_query_result(result: Any) -> pb.QueryResponse:
     """The message of a QueryResult whose metadata is JSON bytes."""
+    if all(getattr(result, name) is None for name in _BESIDE_NEAR):
+        return _encode_near(result)
     counts = np.fromiter((len(row) for row in result.ids), np.int64, len(result.ids))
     distances = np.asarray(result.distances, "<f4")
     filled = np.arange(distances.shape[1]) < counts[:, None]
@@ -53,6 +60,19 @@ def encode_query_result(result: Any) -> pb.QueryResponse:
         response.groups.extend(json_text.encode_values(_flat(result.groups) or ()))
     if result.explain is not None:
         response.explain.CopyFrom(encode_explain(result.explain))
+    return response
+
+
+def _encode_near(result: Any) -> pb.QueryResponse:
+    """The message of ids and distances and nothing else, which most queries ask for."""
+    near = np.asarray(result.distances, "<f4")
+    counts = [len(ids) for ids in result.ids]
+    if sum(counts) != near.size:
+        near = near[np.arange(near.shape[1]) < np.array(counts)[:, None]]
+    response = pb.QueryResponse(counts=counts, distances=near.tobytes(), sequence=result.sequence)
+    response.hits.SetInParent()
+    for ids in result.ids:
+        response.hits.ids.extend(ids)
     return response
 
 
@@ -86,13 +106,69 @@ def _named(result: Any) -> dict[str, wire.Named] | None:
     return named_columns(vectors, present)
 
 
+class Part:
+    """Ids and distances of one query among those that an answer is to."""
+
+    __slots__ = ("_bytes", "_distances", "_ids", "_sequence")
+
+    def __init__(
+        self, ids: list[str], distances: NDArray[np.float32], sequence: int, part_bytes: int
+    ) -> None:
+        self._ids = ids
+        self._distances = distances
+        self._sequence = sequence
+        self._bytes = part_bytes
+
+    def ByteSize(self) -> int:  # noqa: N802  (as of a message)
+        """Its share of the bytes of the answer."""
+        return self._bytes
+
+    def result(self, width: int | None) -> QueryResult:
+        """The QueryResult, its distances `width` wide; None: as wide as there are hits. Internal for more hits."""
+        ids, count = self._ids, len(self._ids)
+        if width is None or count == width:
+            # A copy: who keeps it must not keep the answers to others.
+            distances = self._distances.astype(np.float32)[None]
+        else:
+            if count > width:
+                raise Internal(f"the server gave {count} hits, {width} were asked for")
+            distances = np.full((1, width), np.nan, np.float32)
+            distances[0, :count] = self._distances
+        return QueryResult([ids], distances, sequence=self._sequence)
+
+
+def taken_apart(message: pb.QueryResponse, queries: int) -> list[Part]:
+    """The parts of an answer of ids and distances to so many queries. Internal when they do not agree."""
+    counts, ids, data = list(message.counts), list(message.hits.ids), message.distances
+    if len(counts) != queries or 4 * len(ids) != len(data) or sum(counts) != len(ids):
+        raise Internal(
+            f"the answer of the server does not agree with itself: {queries} queries, {len(counts)} counts "
+            f"of {sum(counts)} hits, {len(ids)} ids, {len(data)} bytes of distances"
+        )
+    flat = np.frombuffer(data, "<f4")
+    share, sequence, parts, start = message.ByteSize() // queries, message.sequence, [], 0
+    for count in counts:
+        stop = start + count
+        parts.append(Part(ids[start:stop], flat[start:stop], sequence, share))
+        start = stop
+    return parts
+
+
 def decode_query_result(
-    message: pb.QueryResponse, include: Names[str], width: int | None, *, grouped: bool = False
+    message: pb.QueryResponse | Part,
+    include: Names[str],
+    width: int | None,
+    *,
+    grouped: bool = False,
 ) -> QueryResult:
     """The QueryResult of a message, its distances `width` wide; None: as wide as the longest row.
 
     `grouped`: the query asked for groups. Internal when the parts of the message do not agree.
     """
+    if isinstance(message, Part):
+        return message.result(width)
+    if len(message.counts) == 1 and not include and not grouped and not message.HasField("explain"):
+        return taken_apart(message, 1)[0].result(width)
     counts = list(message.counts)
     flat = np.frombuffer(message.distances, "<f4") if len(message.distances) % 4 == 0 else None
     page = decode_records(message.hits, include, "", message.sequence)

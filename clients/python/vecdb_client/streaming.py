@@ -15,11 +15,12 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
+from collections.abc import Iterator
 from typing import Protocol, TypeVar
 
 import grpc
 
-from . import errors
+from . import answers, errors, joining
 from .v1 import vecdb_pb2 as pb
 
 MOST_STREAMS = 2
@@ -27,7 +28,7 @@ MOST_STREAMS = 2
 MOST_QUERIES = 64
 MOST_BYTES = 1 << 20
 """Queries and bytes of a message, at most: its answers come late by what it holds."""
-GATHER_S = 0.0003
+GATHER_S = 0.0006
 """Threads that had their answers from one message come back within so long, or are not waited for. Each has
 to win the interpreter lock first, so that the first would else travel alone."""
 TOGETHER_S = 0.003
@@ -59,6 +60,8 @@ class Waits(Protocol):
 
 
 One = TypeVar("One", bound=Waits)
+Outcome = pb.QueryResponse | answers.Part | errors.VecdbError | None
+"""What becomes of a query: its answer, its error, or None where it is to be sent as a call."""
 
 
 class Sharing:
@@ -136,14 +139,41 @@ def take(waiting: deque[One], most: int = MOST_QUERIES) -> list[One]:
     return group
 
 
-def message_of(group: list[One]) -> pb.QueryStreamRequest:
-    """The message of some queries."""
+def parcels(group: list[One]) -> list[list[One]]:
+    """The queries of a message, those together that go as one request."""
+    alike = joining.alike([asked.request for asked in group])
+    return [[group[position] for position in positions] for positions in alike]
+
+
+def message_of(sent: list[list[One]]) -> pb.QueryStreamRequest:
+    """The message of some parcels."""
     now_s = time.monotonic()
     message = pb.QueryStreamRequest()
-    for asked in group:
-        left_s = 0.0 if asked.end_s is None else max(asked.end_s - now_s, 1e-3)
-        message.queries.add(query=asked.request, timeout_s=left_s)
+    for parcel in sent:
+        streamed = message.queries.add()
+        joining.join([asked.request for asked in parcel], streamed.query)
+        ends = [asked.end_s for asked in parcel if asked.end_s is not None]
+        # The deadline of one must not end the search of others: the most patient decides.
+        if len(ends) == len(parcel):
+            streamed.timeout_s = max(max(ends) - now_s, 1e-3)
     return message
+
+
+def answered(
+    response: pb.QueryStreamResponse, sent: list[list[One]], left: set[int]
+) -> Iterator[tuple[One, Outcome]]:
+    """The queries that a message has answers to, each with its own; None: to be sent as a call. `left` are the
+    parcels without an answer so far. Internal for answers to what was not asked."""
+    for answer in response.answers:
+        if answer.position not in left:
+            raise errors.Internal("the server answered a query twice, or one that was not asked")
+        left.remove(answer.position)
+        yield from outcomes_of(answer, sent[answer.position])
+
+
+def outcomes_of(answer: pb.StreamedAnswer, parcel: list[One]) -> Iterator[tuple[One, Outcome]]:
+    """The queries of a parcel, each with its answer."""
+    return zip(parcel, joining.outcomes(outcome_of(answer), len(parcel)), strict=True)
 
 
 def outcome_of(answer: pb.StreamedAnswer) -> pb.QueryResponse | errors.VecdbError:

@@ -15,24 +15,30 @@ from queue import SimpleQueue
 from typing import Any
 
 from . import streaming
-from .errors import Internal, VecdbError
+from .errors import VecdbError
 from .v1 import vecdb_pb2 as pb
 
 
 class _Asked:
     """A query of a caller, who waits for `wake`."""
 
-    __slots__ = ("end_s", "given_up", "outcome", "request", "stream", "wake")
+    __slots__ = ("end_s", "given_up", "outcome", "request", "settled", "stream", "wake")
 
     def __init__(self, request: pb.QueryRequest, end_s: float | None) -> None:
         self.request = request
         self.end_s = end_s
         self.given_up = False
-        self.outcome: pb.QueryResponse | VecdbError | None = None
+        self.outcome: streaming.Outcome = None
         """None after waking: to be sent as a call."""
+        self.settled = False
         self.stream: _Stream | None = None
         self.wake = allocate_lock()
         self.wake.acquire()
+
+    def settle(self, outcome: streaming.Outcome) -> None:
+        self.outcome = outcome
+        self.settled = True
+        self.wake.release()
 
 
 class _Stream:
@@ -46,20 +52,16 @@ class _Stream:
 
     def exchange(self, group: list[_Asked]) -> None:
         """Sends a message and hands out its answers."""
-        self._messages.put(streaming.message_of(group))
+        parcels = streaming.parcels(group)
+        self._messages.put(streaming.message_of(parcels))
         self.sent_s = time.monotonic()
-        left = set(range(len(group)))
+        left = set(range(len(parcels)))
         while left:
             response = next(self._call, None)
             if response is None:
                 raise EOFError("the server ended the stream")
-            for answer in response.answers:
-                if answer.position not in left:
-                    raise Internal("the server answered a query twice, or one that was not asked")
-                left.remove(answer.position)
-                asked = group[answer.position]
-                asked.outcome = streaming.outcome_of(answer)
-                asked.wake.release()
+            for asked, outcome in streaming.answered(response, parcels, left):
+                asked.settle(outcome)
         self.sent_s = None
 
     def give_up_if_silent(self) -> None:
@@ -89,7 +91,7 @@ class QueryStreams:
         self._queries = 0
         self._closed_until_s = 0.0
 
-    def ask(self, request: pb.QueryRequest, timeout_s: float | None) -> pb.QueryResponse | None:
+    def ask(self, request: pb.QueryRequest, timeout_s: float | None) -> Any:
         """The answer; None where the query is to be sent as a call. Raises what the query met.
 
         DeadlineExceeded when there is none after `timeout_s`.
@@ -197,8 +199,8 @@ class QueryStreams:
         with self._mutex:
             self._threads -= 1
             self._sharing.broke(len(group))
-            left = [asked for asked in group if asked.outcome is None]
+            left = [asked for asked in group if not asked.settled]
             left += self._waiting
             self._waiting.clear()
         for asked in left:
-            asked.wake.release()
+            asked.settle(None)

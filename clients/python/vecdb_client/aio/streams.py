@@ -15,7 +15,7 @@ from typing import Any
 import grpc.aio
 
 from .. import streaming
-from ..errors import Internal, VecdbError
+from ..errors import VecdbError
 from ..v1 import vecdb_pb2 as pb
 
 
@@ -27,14 +27,14 @@ class _Asked:
     def __init__(self, request: pb.QueryRequest, end_s: float | None, outcome: Any) -> None:
         self.request = request
         self.end_s = end_s
-        self.outcome: asyncio.Future[pb.QueryResponse | VecdbError | None] = outcome
+        self.outcome: asyncio.Future[streaming.Outcome] = outcome
         self.stream: _Stream | None = None
 
     @property
     def given_up(self) -> bool:
         return self.outcome.done()
 
-    def settle(self, outcome: pb.QueryResponse | VecdbError | None) -> None:
+    def settle(self, outcome: streaming.Outcome) -> None:
         if not self.outcome.done():
             self.outcome.set_result(outcome)
 
@@ -50,17 +50,15 @@ class _Stream:
     async def exchange(self, group: list[_Asked]) -> None:
         """Sends a message and hands out its answers."""
         self.sent_s = time.monotonic()
-        await self._call.write(streaming.message_of(group))
-        left = set(range(len(group)))
+        parcels = streaming.parcels(group)
+        await self._call.write(streaming.message_of(parcels))
+        left = set(range(len(parcels)))
         while left:
             response = await self._call.read()
             if response is grpc.aio.EOF:
                 raise EOFError("the server ended the stream")
-            for answer in response.answers:
-                if answer.position not in left:
-                    raise Internal("the server answered a query twice, or one that was not asked")
-                left.remove(answer.position)
-                group[answer.position].settle(streaming.outcome_of(answer))
+            for asked, outcome in streaming.answered(response, parcels, left):
+                asked.settle(outcome)
         self.sent_s = None
 
     def give_up_if_silent(self) -> None:

@@ -1,0 +1,90 @@
+"""Queries that agree in all but the vector go as one request of several vectors, and their answer is taken apart.
+
+What a request costs on both sides is then paid once: messages within messages, limits, the call of the engine.
+A failure that one of them may have brought about sends them all as calls, where each meets its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from . import answers, errors
+from .v1 import vecdb_pb2 as pb
+
+MOST_K = 1_000
+"""Queries that ask for more go alone: their answers might not fit one message together."""
+_PLAIN_SQUARES = (1e-30, 1e30)
+"""Vectors of other squared lengths go alone: a server may refuse them."""
+_OF_ALL = (
+    errors.NotFound,
+    errors.ResourceExhausted,
+    errors.Unavailable,
+    errors.DeadlineExceeded,
+    errors.Unauthenticated,
+    errors.PermissionDenied,
+)
+"""What fails so fails for all alike, unless an answer was too large."""
+
+
+def alike(requests: Sequence[pb.QueryRequest]) -> list[list[int]]:
+    """Positions of requests, those together that may go as one. They are such as may travel on a stream."""
+    if len(requests) == 1:
+        return [[0]]
+    groups: dict[Hashable, list[int]] = {}
+    for position, request in enumerate(requests):
+        groups.setdefault(_key(request) or position, []).append(position)
+    found = []
+    for positions in groups.values():
+        rest = positions
+        if len(positions) > 1:
+            plain = _plain([requests[p] for p in positions])
+            found += [[p] for p, fine in zip(positions, plain, strict=True) if not fine]
+            rest = [p for p, fine in zip(positions, plain, strict=True) if fine]
+        if rest:
+            found.append(rest)
+    return found
+
+
+def _key(request: pb.QueryRequest) -> Hashable:
+    """Equal for requests that may go as one; None for one that goes alone."""
+    vectors = request.vectors
+    if vectors.element_type != pb.ELEMENT_TYPE_FLOAT32 or request.include or request.k > MOST_K:
+        return None
+    return (request.collection, request.k, request.filter, request.target_recall, vectors.dimension)
+
+
+def _plain(requests: Sequence[pb.QueryRequest]) -> list[bool]:
+    data = b"".join([request.vectors.data for request in requests])
+    matrix = np.frombuffer(data, "<f4").reshape(len(requests), -1)
+    # NaN and infinity carry over; einsum overflows without a warning.
+    squares = np.einsum("ij,ij->i", matrix, matrix)
+    fine: list[bool] = ((squares > _PLAIN_SQUARES[0]) & (squares < _PLAIN_SQUARES[1])).tolist()
+    return fine
+
+
+def join(requests: Sequence[pb.QueryRequest], into: pb.QueryRequest) -> None:
+    """Fills a request with what some that go as one ask."""
+    into.CopyFrom(requests[0])
+    if len(requests) > 1:
+        into.vectors.data = b"".join([request.vectors.data for request in requests])
+        into.vectors.count = len(requests)
+
+
+def outcomes(
+    outcome: pb.QueryResponse | errors.VecdbError, queries: int
+) -> list[pb.QueryResponse | answers.Part | errors.VecdbError | None]:
+    """What became of each of the queries that went as one; None: to be sent as a call.
+
+    Internal when the answer is not one to so many.
+    """
+    if queries == 1:
+        return [outcome]
+    if not isinstance(outcome, errors.VecdbError):
+        return [*answers.taken_apart(outcome, queries)]
+    if isinstance(outcome, errors.LimitExceeded) or not isinstance(outcome, _OF_ALL):
+        return [None] * queries
+    # One each: who raises an error writes into it.
+    kind: type[errors.VecdbError] = type(outcome)
+    return [kind(outcome.message, **outcome.details) for _ in range(queries)]
