@@ -464,9 +464,9 @@ def test_queries_that_went_as_one_are_counted_each(start: StartServer) -> None:
     server = start()
 
     def counted(code: str) -> float:
-        text = server._observing.metrics.text()
-        name = f'vecdb_calls_seconds_count{{method="QueryStream",code="{code}"}} '
-        return sum(float(line.split()[1]) for line in text.splitlines() if line.startswith(name))
+        labels = {"method": "QueryStream", "code": code}
+        registry = server._observing.metrics.registry
+        return registry.get_sample_value("vecdb_calls_seconds_count", labels) or 0.0
 
     with connect(server.address) as client:
         filled(client)
