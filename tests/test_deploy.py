@@ -181,6 +181,33 @@ def test_the_image_copies_what_its_commands_need(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
+def test_compose_and_its_services_agree() -> None:
+    """What compose mounts is there or is declared as a volume, and each service is asked at the name and port it has."""
+    compose = DEPLOY / "docker/compose.yaml"
+    text = compose.read_text()
+    services, _, declared = text.partition("\nvolumes:\n")
+    names = set(re.findall(r"^  (\w+):$", services, re.MULTILINE))
+    assert names == {"vecdb", "prometheus", "grafana"}
+    mounted = re.findall(r"^      - ([\w./]+):/[\w./]+(?::ro)?$", services, re.MULTILINE)
+    folders = {one for one in mounted if one.startswith("..")}
+    assert len(folders) == 3
+    assert all((compose.parent / folder).is_dir() for folder in folders)
+    assert set(mounted) - folders == set(re.findall(r"^  (\w+):$", declared, re.MULTILINE))
+    context, dockerfile = (re.findall(rf"{name}: (\S+)$", text, re.MULTILINE)[0]
+                           for name in ("context", "dockerfile"))  # fmt: skip
+    assert (compose.parent / context / dockerfile).samefile(DEPLOY / "docker/Dockerfile")
+    (image_port,) = re.findall(r"VECDB_METRICS_ADDRESS=\S*:(\d+)", DOCKERFILE)
+    scraped = (DEPLOY / "prometheus/prometheus.yml").read_text()
+    assert re.findall(r"targets: \[(.*)\]", scraped) == [f"vecdb:{image_port}"]
+    (source,) = re.findall(
+        r"url: http://(\w+):9090",
+        (DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text(),
+    )
+    assert source in names
+    for needed in re.findall(r"depends_on: \[(\w+)\]", services):
+        assert needed in names
+
+
 # --- systemd
 
 
