@@ -15,7 +15,7 @@ from vecdb.search_lane import CORES
 from vecdb_client import aio, connect, errors, streaming
 from vecdb_client.v1 import vecdb_pb2 as pb
 from vecdb_server.admission import Admission
-from vecdb_server.query_stream import QueryStreams
+from vecdb_server.query_stream import MANY_QUERIES, QueryStreams
 
 
 def test_queries_that_went_as_one_meet_their_own_failures(
@@ -73,15 +73,16 @@ def test_queries_that_went_as_one_are_counted_each(start: StartServer) -> None:
 
 
 def test_only_who_is_alone_searches_with_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While anything else is under way in the server, a message of a stream is searched by one thread."""
+    """While anything else is under way in the server, and where it is small, a message is searched by one thread."""
     limits: list[int] = []
     monkeypatch.setattr(vecdb, "limit_search_threads", limits.append)
     streams = QueryStreams(Admission({"max_wait_s": 1.0}))
-    queries = [pb.StreamedQuery(query=pb.QueryRequest(collection="docs"))]
-    for under_way in (1, 2, 1):
+    for under_way, count in ((1, MANY_QUERIES), (2, MANY_QUERIES), (1, MANY_QUERIES - 1)):
+        vectors = pb.Vectors(count=count)
+        queries = [pb.StreamedQuery(query=pb.QueryRequest(collection="docs", vectors=vectors))]
         streams.under_way = lambda: under_way  # noqa: B023
         answered = streams._message(
             queries, None, lambda *_: pb.QueryResponse(), 1 << 20, lambda *_: None
         )
         assert len(list(answered)) == 1
-    assert limits == [CORES, 1, CORES]
+    assert limits == [CORES, 1, 1]
