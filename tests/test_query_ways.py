@@ -48,7 +48,9 @@ class Case:
         own = settings.pop(None)
         self.docs = db.create_collection("docs", **own, vectors=settings)
         self.vectors = {name: stored(rng, field) for name, field in FIELDS.items()}
-        self.has = {name: np.ones(N, np.bool_) if name is None else rng.random(N) < 0.9 for name in FIELDS}
+        self.has = {
+            name: np.ones(N, np.bool_) if name is None else rng.random(N) < 0.9 for name in FIELDS
+        }
         self.groups = [f"g{i}" for i in rng.integers(0, 60, N)]
         self.even = np.arange(N) % 2 == 0
         ids = [f"r{i}" for i in range(N)]
@@ -111,7 +113,9 @@ def recall(found, near, k=K):
         scale = 1e-3 * max(1.0, float(np.abs(truth[np.isfinite(truth)]).max()))
         assert np.isfinite(truth[got]).all()
         np.testing.assert_allclose(found.distances[i, :count], truth[got], atol=scale)
-        right.append((truth[got] <= np.sort(truth)[count - 1] + 1e-6 * scale).mean() if count else 1.0)
+        right.append(
+            (truth[got] <= np.sort(truth)[count - 1] + 1e-6 * scale).mean() if count else 1.0
+        )
     return np.mean(right)
 
 
@@ -157,9 +161,7 @@ def test_groups(case, name):
     queries = case.vectors[name][case.askers(name, 10)]
     near = case.near(name, queries)
     found = case.docs.query(queries, vector_name=name, k=6, group_by="g", group_size=3)
-    exact = case.docs.query(
-        queries, vector_name=name, k=6, group_by="g", group_size=3, exact=True
-    )
+    exact = case.docs.query(queries, vector_name=name, k=6, group_by="g", group_size=3, exact=True)
     shared = 0
     for i, row in enumerate(near):
         expected = plain_query.best_groups(row, case.groups, 6, 3)
@@ -172,7 +174,9 @@ def test_groups(case, name):
             assert [shown.count(g) for g in dict.fromkeys(shown)] == [
                 len(every[g]) for g in dict.fromkeys(shown)
             ]
-        firsts = [row[numbers(exact, i)[exact.groups[i].index(g)]] for g in dict.fromkeys(exact.groups[i])]
+        firsts = [
+            row[numbers(exact, i)[exact.groups[i].index(g)]] for g in dict.fromkeys(exact.groups[i])
+        ]
         np.testing.assert_allclose(firsts, bests, rtol=1e-4, atol=1e-3)
         last = bests[-1] + 1e-3 * max(1.0, abs(bests[-1]))
         shared += sum(
@@ -197,7 +201,10 @@ def test_diversity(case, name):
             assert numbers(exact, i) == some[picked].tolist()
         shared += len(set(found.ids[i]) & set(exact.ids[i]))
         np.testing.assert_allclose(
-            found.distances[i], row[numbers(found, i)], rtol=1e-3, atol=1e-3 * np.abs(row[some]).max()
+            found.distances[i],
+            row[numbers(found, i)],
+            rtol=1e-3,
+            atol=1e-3 * np.abs(row[some]).max(),
         )
     assert shared >= 0.85 * 60
 

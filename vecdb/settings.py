@@ -108,7 +108,7 @@ ENGINE: tuple[Setting, ...] = (
     Setting("audit_share", float, 0.001, "Share of live queries that are answered again exactly in spare time, for the running recall in `stats`; 0: none.", 0.0, 1.0),
     Setting("compact_dead_share", float, 0.2, "A collection is compacted when this share of its rows is dead and still takes space.", 0.01, 1.0),
     Setting("history_s", float, 3600.0, "Dead rows keep their content for this many seconds, so that cursors of running scans stay good.", 0.0, 31_536_000.0),
-    Setting("auto_build", bool, True, "Build indexes in the background as collections grow; off: only when asked.", ),
+    Setting("auto_build", bool, True, "Build indexes in the background as collections grow; off: only when asked, and where the recall audit finds one below its target.", ),
     Setting("filter_cache_entries", int, 32, "Filter results kept a collection; each takes one byte a row.", 0, 10_000),
     Setting("max_fields", int, 1_000, "Distinct metadata paths a collection may have.", 1, 65_535),
     Setting("max_collections", int, 10_000, "Collections that a database may have; each takes a folder, and the memory of its vectors once it was used.", 1, 1_000_000),

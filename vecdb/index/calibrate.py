@@ -32,7 +32,9 @@ _DEPTH_LOSS = 0.002
 """Recall that ranking fewer candidates again may cost against ranking all of them."""
 _STEP = 256
 """Queries between two looks at `cancel` while exact answers are made of what is in memory."""
-_FOUND_STEP = 128
+_FOUND_STEP, FOUND_PAIRS, PAIR_BYTES = 128, 1 << 20, 28
+"""Queries whose candidates are ranked again together: so many, or fewer where they have more candidates than that
+altogether. Each takes some 28 bytes: keys, positions, row numbers, true keys."""
 _RANKED_QUERIES = 128
 """Queries at the large k where each of their many candidates is read from the store."""
 _ENOUGH = 0.999
@@ -263,10 +265,11 @@ def _found(
     found = np.empty((len(queries), k), np.float32)
     # In parts: FAISS takes 24 bytes a query and list that is probed, which for all of them was 0.1 times the
     # vectors of a million rows.
-    for start in range(0, len(queries), _FOUND_STEP):
-        some = queries[start : start + _FOUND_STEP]
+    step = max(1, min(_FOUND_STEP, FOUND_PAIRS // width))
+    for start in range(0, len(queries), step):
+        some = queries[start : start + step]
         true = rank(some, search(some, width, setting)[1])
-        found[start : start + _FOUND_STEP] = np.sort(true, axis=1)[:, :k]
+        found[start : start + step] = np.sort(true, axis=1)[:, :k]
     return found
 
 

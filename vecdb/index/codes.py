@@ -73,6 +73,11 @@ def code_bytes(code: str, dimension: int) -> int:
     }.get(code, dimension)
 
 
+def vector_bytes(code: str, dimension: int) -> int:
+    """Bytes of a vector in the index's space, before it is coded."""
+    return code_bytes("binary" if code == "binary" else "float32", dimension)
+
+
 def part_of(dimension: int) -> int:
     """Dimensions that one value of `pq4` stands for: 4, or what is near to it and divides the dimension."""
     return next(size for size in _PART_SIZES if dimension % size == 0)

@@ -335,6 +335,11 @@ def lists_for(rows: int) -> int:
     return max(1, min(int(4 * math.sqrt(rows)), rows // _TRAIN_ROWS_A_LIST))
 
 
+def sampled_rows(rows: int) -> int:
+    """Rows that the centroids of so many rows are trained on."""
+    return min(rows, lists_for(rows) * _TRAIN_ROWS_A_LIST)
+
+
 class ListsMaker:
     """IVF lists around k-means centroids. Those of an index that grows stay, and so do its codes' bounds."""
 
@@ -413,7 +418,7 @@ class ListsMaker:
         """Centroids and the sample they come from."""
         build, job = self.build, self.build.job
         lists = lists_for(rows.size)
-        size = min(rows.size, lists * _TRAIN_ROWS_A_LIST)
+        size = sampled_rows(rows.size)
         sample = build.gather(np.sort(build.rng.choice(rows, size, replace=False)))
         if job.on_device is not None:
             spherical = job.metric == "cosine"

@@ -200,7 +200,8 @@ class Explain:
     plan: str
     """`exact`; `codes`: every row, by its code; `graph` or `lists`: the walk of hnsw or of ivf;
     `overfetch`: such a walk under a filter, made wider until enough rows pass; `side-graph`: the walk of
-    a graph of its own for a filter that is asked often; `exact-after-` these where they found too few."""
+    a graph of its own for a filter that is asked often; `tiled`: every allowed row, sent to a GPU that does
+    not hold it; `exact-after-` these where they found too few."""
     kind: str
     """What serves the indexed rows: `exact`, `hnsw` or `ivf`."""
     quantization: str
