@@ -138,10 +138,13 @@ def write(folder: Path, name: str, results: dict[str, Any]) -> str:
 def page(results: dict[str, Any]) -> str:
     machine, dataset = results["machine"], results["dataset"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    origin = ""
+    if dataset["name"].startswith("clusters"):
+        origin = f" made by `bench/clusters.py` with seed {dataset['seed']} (a Gaussian mixture on the sphere),"
     parts = [
         f"# The index, measured {results['date'][:10]}\n",
         f"`{results['command']}`\n",
-        f"{dataset['name']}: {dataset['rows']:,} rows of {dataset['dimension']} dimensions,"
+        f"{dataset['name']}: {dataset['rows']:,} rows of {dataset['dimension']} dimensions,{origin}"
         f" {dataset['queries']:,} held-out queries, k = {results['k']}, cosine; medians of"
         f" {results['rounds']} interleaved rounds, lowest and highest in brackets.\n",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB,"
