@@ -417,8 +417,7 @@ class ListsMaker:
     def _train(self, rows: Rows) -> tuple[Floats, Floats]:
         """Centroids and the sample they come from."""
         build, job = self.build, self.build.job
-        lists = lists_for(rows.size)
-        size = sampled_rows(rows.size)
+        lists, size = lists_for(rows.size), sampled_rows(rows.size)
         sample = build.gather(np.sort(build.rng.choice(rows, size, replace=False)))
         if job.on_device is not None:
             spherical = job.metric == "cosine"
