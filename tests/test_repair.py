@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -84,13 +85,36 @@ def repaired(folder, before, where):
         assert now.keys() - before.keys() <= undecided, where
         assert len(lost - named) <= sum(one.lost_unknown for one in made), where
         assert not named & now.keys(), where
-    if lost:
-        (kept,) = [one.quarantine for one in made]
-        told = json.loads(
-            (folder / "quarantine" / kept.rpartition("/")[2] / "repair.json").read_text()
-        )
-        assert set(told["lost"]) == named
+    assert not lost or any(one.quarantine for one in made), where
+    for one in made:
+        if one.quarantine:
+            told = json.loads((kept_in(folder, one) / "repair.json").read_text())
+            assert set(told["lost"]) == set(one.lost), where
+            rows_kept(folder, one)
     return made
+
+
+def kept_in(folder, made):
+    return folder / "quarantine" / made.quarantine.rpartition("/")[2]
+
+
+def rows_kept(folder, made):
+    """The lines of `rows.jsonl` of a repair: one for each row that it counts as lost, with bytes that stand in the
+    old file where the line says."""
+    kept = kept_in(folder, made)
+    rows = [json.loads(line) for line in (kept / "rows.jsonl").read_text().splitlines()]
+    old = (kept / DATA_FILE).read_bytes()
+    live = [row for row in rows if row["live"]]
+    assert sorted(row["id"] for row in live if row["id"] is not None) == sorted(made.lost)
+    assert sum(row["id"] is None for row in live) == made.lost_unknown
+    assert len(rows) - len(live) == made.lost_versions
+    for row in rows:
+        assert row["fault"]
+        for part in row["parts"]:
+            raw = part["text"].encode() if "text" in part else base64.b64decode(part["base64"])
+            assert len(raw) == part["bytes"]
+            assert part["at"] is None or old[part["at"] : part["at"] + len(raw)] == raw
+    return rows
 
 
 def test_a_sound_database_is_not_touched(copy, sound):
@@ -419,6 +443,6 @@ def test_the_command_names_what_is_lost(copy, capsys):
     assert main(["check", "--data", str(copy), "--repair"]) == 4
     told = capsys.readouterr().out
     assert "docs: repaired" in told
-    assert "the old file is in" in told
+    assert "the old file, and what is left of each row, are in" in told
     assert main(["check", "--data", str(copy), "--repair"]) == 0
     assert "docs: ok" in capsys.readouterr().out

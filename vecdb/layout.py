@@ -4,7 +4,8 @@ Folder of a database
     vecdb.lock             flock'ed by the one process that writes; holds its pid for people
     catalog/               LMDB: which collections and aliases exist; `catalog-new` until it is durable
     collections/<token>/   one LMDB environment a collection, with its index files beside it
-    quarantine/            damaged files that a repair has put others in the place of; removed by hand only
+    quarantine/            damaged files that a repair has put others in the place of, each with a list of the
+                           rows that are lost; removed by hand only
 
 A collection has an environment of its own because LMDB has one writer and one map limit per
 environment: so collections never wait for each other, and dropping one gives its space back at once.
@@ -111,6 +112,7 @@ UNNAMED_FILE = "unnamed"
 COMPACTING_PREFIX = "compacting-"
 COMPACTED_FOLDER = "compacted"
 QUARANTINE_FOLDER = "quarantine"
+QUARANTINED_ROWS, QUARANTINED_TOLD = "rows.jsonl", "repair.json"
 SYNC_POINT_FILE = "sync.point"
 KEPT_FILE = "data.format-{}.mdb"
 BOOT_FILE = "/proc/sys/kernel/random/boot_id"

@@ -54,8 +54,8 @@ def check(path: str | os.PathLike[str], *, repair: bool = False) -> list[Checked
 
     The folder must not be open for writing. Without `repair` nothing is changed. With it, damaged files are
     made again from what can be read of them: ids, dead marks, counts and indexes from the rows, rows as far
-    as their checksums hold. What is lost is named by id; the old file then stays in `quarantine/`, and the
-    collection tells of it in the log at each opening. What is sound is not touched. May be called again after a failure.
+    as their checksums hold. What is lost is named by id; the old file then stays in `quarantine/`, with a list of
+    the lost rows and their bytes (`rows.jsonl`), and the collection tells of it in the log at each opening. What is sound is not touched. May be called again after a failure.
     What keeps one collection from being checked or repaired, a full disk among it, stands in its entry, and
     the others go on. Raises DatabaseLocked, DatabaseNotFound, ReadOnly, StorageFull.
     """

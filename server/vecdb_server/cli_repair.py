@@ -47,7 +47,7 @@ def run_repair(args: argparse.Namespace, target: Target) -> int:
             print(
                 f"  lost: {len(made.lost) + made.lost_unknown:,} records, {made.lost_versions:,} earlier versions, "
                 f"{made.lost_commits} commits{', all moments before now' * made.history_dropped}; unverified {len(made.unverified):,}, undecided {len(made.undecided):,}; "
-                f"the old file is in {made.quarantine}"
+                f"the old file, and what is left of each row, are in {made.quarantine}"
             )
             for doubt in made.doubts:
                 print(f"  {doubt}")

@@ -24,11 +24,10 @@ from ..layout import (
     META_INDEX,
     META_REPAIRS,
     META_SETTINGS,
-    QUARANTINE_FOLDER,
     SYNC_POINT_FILE,
     id_key,
 )
-from . import pages, sync_point, vacuum
+from . import pages, quarantine, sync_point, vacuum
 from .check import problems
 from .collection_store import CollectionStore
 from .losses import TIME_FORMAT, entries
@@ -141,7 +140,9 @@ def repair_file(
         disk.make_folder(aside, _WHAT)
         done = _told(verdict, read, doubts)
         if not done.whole:
-            done = replace(done, quarantine=str(_quarantine(folder, database, done, found)))
+            told = {"found": found, **_plain(done)}
+            kept = quarantine.keep(folder, database, told, verdict, read)
+            done = replace(done, quarantine=str(kept))
         _write(aside, settings, shape, options, verdict, read, done)
         wrong = file_problems(aside, shape_of, options)
         if wrong:
@@ -203,20 +204,6 @@ def _told(verdict: Verdict, read: Salvaged, doubts: tuple[str, ...]) -> Repaired
 
 def _texts(ids: list[bytes]) -> tuple[str, ...]:
     return tuple(i.decode(errors="replace") for i in ids)
-
-
-def _quarantine(folder: Path, database: Path, done: RepairedFile, found: list[str]) -> Path:
-    """Keeps the old file, a second name for it, and beside it what is lost of it."""
-    name = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    kept = database / QUARANTINE_FOLDER / f"{folder.name}-{name}-{secrets.token_hex(2)}"
-    disk.make_folder(kept, _WHAT, parents=True, exist_ok=True)
-    disk.link(folder / DATA_FILE, kept / DATA_FILE, _WHAT)
-    told = {"found": found, **_plain(done)}
-    with disk.written_aside(kept / "repair.json", _WHAT) as file:
-        file.write(json.dumps(told, indent=1, ensure_ascii=False).encode())
-    for made in (kept, kept.parent, database):
-        disk.sync_folder(made, _WHAT)
-    return kept
 
 
 def _plain(done: RepairedFile, most: int | None = None) -> dict[str, Any]:

@@ -54,6 +54,8 @@ class Salvaged(NamedTuple):
     """How many newer commits there may have been that cannot be read."""
     searched: bool = False
     """Whether neither meta page led to the tables, so that they were looked for on all pages."""
+    maps: tuple[Any, ...] = ()
+    """The bytes of the file, (n,) uint8, as often as it was mapped: the values lie within one of them."""
 
 
 def salvage(path: Path, names: tuple[str, ...]) -> Salvaged:
@@ -96,7 +98,8 @@ def salvage(path: Path, names: tuple[str, ...]) -> Salvaged:
         # Where the newest commit has left the collection is not known, so what is there is of the one before.
         lost_commits = max(1, lost_commits)
     tables = {name: dict(sorted(best.tables.get(name, {}).items())) for name in names}
-    return Salvaged(tables, faults, frozenset(best.damaged), lost_commits)
+    maps = tuple(read.file.raw for read in reads)
+    return Salvaged(tables, faults, frozenset(best.damaged), lost_commits, maps=maps)
 
 
 def _search(path: Path, names: tuple[str, ...], faults: list[str]) -> Salvaged | None:
@@ -119,7 +122,8 @@ def _search(path: Path, names: tuple[str, ...], faults: list[str]) -> Salvaged |
     told = f"neither meta page leads to the tables; page {best.meta.number} names those of commit {best.sequence}"
     tables = {name: dict(sorted(best.tables.get(name, {}).items())) for name in names}
     # Whether a page named those of a newer commit, nobody can tell.
-    return Salvaged(tables, [*faults, told, *best.faults], frozenset(best.damaged), 1, True)
+    maps = tuple(read.file.raw for read in reads)
+    return Salvaged(tables, [*faults, told, *best.faults], frozenset(best.damaged), 1, True, maps)
 
 
 def _sequence_of(file: PageFile, meta: Meta) -> int:
