@@ -10,7 +10,7 @@ TESTS  ?= tests
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test crash histories fuzz overload audit check format stubs bench bench-index bench-gpu bench-vectordbbench clean FORCE
+.PHONY: help venv demo test crash damage histories fuzz overload audit check format stubs bench bench-index bench-gpu bench-vectordbbench clean FORCE
 
 help: ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -51,6 +51,9 @@ test: $(STAMP) ## Run the tests, in two processes. Some only, in one: make test 
 
 crash: $(STAMP) ## Kill a writer of every verb again and again: make crash ARGS='--kills 2000 --seed 1'
 	@PYTHONPATH=tests $(BIN)/python -m crash $(ARGS)
+
+damage: $(STAMP) ## Damage a database again and again, check and repair it: make damage ARGS='--minutes 10 --seed 1'
+	@PYTHONPATH=.:server:clients/python:tests $(BIN)/python tests/damage_campaign.py $(ARGS)
 
 histories: $(STAMP) ## Play and judge histories of concurrent calls. Longer, or again: make histories ARGS='--seconds 600 --seed 7'
 	@PYTHONPATH=tests $(BIN)/python tests/history_ways.py $(ARGS)
