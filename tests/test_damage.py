@@ -144,6 +144,12 @@ def flip(path, bit):
         file.write(bytes([byte ^ 1 << bit % 8]))
 
 
+def spoil(path, at):
+    """Two bits of a byte, which no checksum puts right."""
+    flip(path, 8 * at + 1)
+    flip(path, 8 * at + 2)
+
+
 def test_a_file_cut_off_anywhere_is_refused(tmp_path, reading):
     """A data file of any shorter length is refused in words, whole or not: nobody dies of a missing page."""
     print(f"seed {RUN_SEED}")

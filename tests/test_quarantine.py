@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 from seeds import RUN_SEED
 from test_damage import data_file, flip
-from test_repair import problems, rows_kept
+from test_repair import problems, records, rows_kept
 
 import vecdb
+from vecdb.layout import ROW
 from vecdb.store import quarantine
 
 DIMENSION = 4
 COUNT = 40
+
+
+PARTS = ("vector", "title", "metadata", "document", "content")
 
 
 def vectors(version):
@@ -34,20 +38,40 @@ def make(folder):
                 [f"r{n}" for n in range(COUNT)],
                 vectors(version),
                 metadata=[{"v": version, "n": n} for n in range(COUNT)],
-                documents=[f"words {version} of {n:03d} " * 3 for n in range(COUNT)],
+                documents=[document(version, n) for n in range(COUNT)],
                 contents=[b"\xff\xfe" * 9 + bytes([version, n]) for n in range(COUNT)],
-                named_vectors={"title": [[n, version] if n % 2 else None for n in range(COUNT)]},
+                named_vectors={"title": [[n + 100, version] if n % 2 else None for n in range(COUNT)]},
             )
     return data_file(folder)
 
 
-def change(path, wanted, at=0, bit=0):
-    """Flips a bit wherever these bytes stand, so many bytes behind their begin: pages of commits before have copies."""
+def change(path, wanted, at=0, bits=(0, 1)):
+    """Flips bits wherever these bytes stand, so many bytes behind their begin: pages of commits before have copies."""
     raw = path.read_bytes()
     found = [n for n in range(len(raw)) if raw.startswith(wanted, n)]
     assert found
     for place in found:
-        flip(path, 8 * (place + at) + bit)
+        for bit in bits:
+            flip(path, 8 * (place + at) + bit)
+
+
+def bytes_of(part, version, n, path):
+    """A part of a record as it is stored."""
+    if part == "metadata":
+        # JSON is kept as it was written, in whichever order that is.
+        raw = path.read_bytes()
+        both = b'{"v":%d,"n":%d}' % (version, n), b'{"n":%d,"v":%d}' % (n, version)
+        return next(text for text in both if text in raw)
+    return {
+        "vector": vectors(version)[n].tobytes(),
+        "title": np.array([n + 100, version], "<f4").tobytes(),
+        "document": document(version, n).encode(),
+        "content": b"\xff\xfe" * 9 + bytes([version, n]),
+    }[part]
+
+
+def document(version, n):
+    return f"words {version} of {n:03d} " * 3
 
 
 def repaired(folder):
@@ -62,7 +86,7 @@ def parts(row):
     return {(p["table"], p["field"]) if "field" in p else p["table"]: p for p in row["parts"]}
 
 
-@pytest.mark.parametrize("part", ["vector", "title", "metadata", "document", "content"])
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_row_that_fails_its_checksum_is_kept_to_look_at(data_folder, part, version):
     """Whichever part of it was damaged, live or dead, the line of the row has its id, its commits, both checksums,
@@ -71,27 +95,11 @@ def test_a_row_that_fails_its_checksum_is_kept_to_look_at(data_folder, part, ver
     rng = random.Random(f"{RUN_SEED} {part} {version}")
     n = rng.randrange(1, COUNT, 2)
     path = make(data_folder)
-    vector = vectors(version)[n].tobytes()
-    title = np.array([n, version], "<f4").tobytes()
-    document = f"words {version} of {n:03d} " * 3
-    if part == "metadata":
-        # JSON is kept as it was written, in whichever order that is.
-        raw = path.read_bytes()
-        (found,) = [
-            m
-            for m in (b'{"v":%d,"n":%d}' % (version, n), b'{"n":%d,"v":%d}' % (n, version))
-            if m in raw
-        ]
-        change(path, found, at=rng.randrange(len(found)))
-    else:
-        content = b"\xff\xfe" * 9 + bytes([version, n])
-        wanted = {
-            "vector": vector,
-            "title": title,
-            "document": document.encode(),
-            "content": content,
-        }[part]
-        change(path, wanted, at=rng.randrange(len(wanted)), bit=rng.randrange(8))
+    held_before = {p: bytes_of(p, version, n, path) for p in PARTS}
+    wanted = held_before[part]
+    # Two bits of a byte: of one the checksum would tell which.
+    first = rng.randrange(7)
+    change(path, wanted, rng.randrange(len(wanted)), (first, first + 1))
     (row,) = repaired(data_folder)
     assert (row["id"], row["live"], row["written_in"]) == (f"r{n}", version == 2, version)
     assert row["died_in"] == (2 if version == 1 else None)
@@ -99,13 +107,48 @@ def test_a_row_that_fails_its_checksum_is_kept_to_look_at(data_folder, part, ver
     assert row["checksum"] in row["fault"]
     assert row["vectors_certain"]
     held = parts(row)
-    assert (base64.b64decode(held["vectors", 0]["base64"]) == vector) == (part != "vector")
-    assert (base64.b64decode(held["vectors", 1]["base64"]) == title) == (part != "title")
-    # A damaged text may not be one any more.
-    assert (held["documents"].get("text") == document) == (part != "document")
-    content = base64.b64decode(held["contents"]["base64"])
-    assert content.endswith(b"\xff\xfe" * 9 + bytes([version, n])) == (part != "content")
-    assert ("text" in held["metadata"] and str(n) in held["metadata"]["text"]) or part == "metadata"
+    names = {"vector": ("vectors", 0), "title": ("vectors", 1)}
+    for p, before in held_before.items():
+        told = held[names.get(p, p + "s" * (p in ("document", "content")))]
+        # A damaged text may not be one any more.
+        now = told["text"].encode() if "text" in told else base64.b64decode(told["base64"])
+        assert now.endswith(before) == (p != part), p  # contents begin with their media type
+
+
+@pytest.mark.parametrize("part", [*PARTS, "id", "checksum"])
+def test_one_flipped_bit_of_a_row_is_put_right(data_folder, part):
+    """Wherever in a record it is, its checksum tells which bit it was: nothing is lost, and that this was done is
+    said, in the numbers too."""
+    print(f"seed {RUN_SEED}")
+    rng = random.Random(f"{RUN_SEED} {part}")
+    path = make(data_folder)
+    before = records(data_folder)
+    n = rng.randrange(1, COUNT, 2)
+    if part in PARTS:
+        wanted = bytes_of(part, 2, n, path)
+    else:
+        with (
+            vecdb.open(data_folder, read_only=True) as db,
+            db.get_collection("docs")._core.read() as reader,
+        ):
+            raw = bytes(reader._get("ids", ROW.pack(0)))
+        count = int.from_bytes(raw[:4], "little")
+        place = COUNT + n
+        wanted = raw[4 + 4 * place : 8 + 4 * place] if part == "checksum" else raw[4 + 8 * count :]
+    at = (
+        rng.randrange(len(wanted)) if part != "id" else rng.randrange(len(wanted) // 2, len(wanted))
+    )
+    change(path, wanted, at, (rng.randrange(8),))
+    assert problems(vecdb.check(data_folder))
+    made = vecdb.check(data_folder, repair=True)[1].repair
+    assert not problems(vecdb.check(data_folder))
+    assert records(data_folder) == before
+    assert not made.lost
+    assert not made.history_dropped
+    (doubt,) = made.doubts
+    assert "put right" in doubt
+    with vecdb.open(data_folder, read_only=True) as db:
+        assert db.get_collection("docs").stats().repairs[0].doubts == (doubt,)
 
 
 def test_rows_without_a_vector_are_listed_by_what_is_left(data_folder):
@@ -122,7 +165,7 @@ def test_rows_without_a_vector_are_listed_by_what_is_left(data_folder):
     assert [row["id"] for row in live] == [f"r{n}" for n in range(COUNT)]
     for n, row in enumerate(live):
         assert "vector" in row["fault"] or row["checksum"] in row["fault"]
-        assert parts(row)["documents"]["text"] == f"words 2 of {n:03d} " * 3
+        assert parts(row)["documents"]["text"] == document(2, n)
 
 
 def test_long_parts_stay_in_the_old_file(data_folder, monkeypatch):
@@ -138,6 +181,6 @@ def test_long_parts_stay_in_the_old_file(data_folder, monkeypatch):
     told = held["documents"]
     assert "text" not in told
     old = (kept / "data.mdb").read_bytes()
-    assert old[told["at"] : told["at"] + told["bytes"]].decode() == "words 2 of 007 " * 3
+    assert old[told["at"] : told["at"] + told["bytes"]].decode() == document(2, 7)
     assert "base64" in held["vectors", 0]
     assert made.lost == ("r7",)

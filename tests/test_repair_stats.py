@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 from conftest import serving
-from test_damage import data_file, flip, make
+from test_damage import data_file, flip, make, spoil
 from test_sums import places
 
 import vecdb
@@ -38,10 +38,10 @@ def lose_one(folder):
     """Damages the text of one record that is in use, and repairs; the repair."""
     path = data_file(folder)
     at = path.read_bytes().index(b'"name":"r')
-    flip(path, 8 * at + 1)
+    spoil(path, at)
     while not vecdb.check(folder)[1].problems:
         at = path.read_bytes().index(b'"name":"r', at + 1)
-        flip(path, 8 * at + 1)
+        spoil(path, at)
     return vecdb.check(folder, repair=True)[1].repair
 
 

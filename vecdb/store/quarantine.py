@@ -58,6 +58,7 @@ def _plain(row: int, torn: TornRow, starts: list[tuple[int, int]]) -> dict[str, 
     return {
         "row": row,
         "id": None if name is None else name.decode(errors="replace"),
+        "id_certain": torn.id_certain,
         "live": not torn.dead,
         "written_in": torn.written_in,
         "died_in": torn.died_in,

@@ -138,7 +138,7 @@ def repair_file(
     aside = folder / (COMPACTING_PREFIX + secrets.token_hex(8))
     try:
         disk.make_folder(aside, _WHAT)
-        done = _told(verdict, read, doubts)
+        done = _told(verdict, read, (*doubts, *verdict.doubts))
         if not done.whole:
             told = {"found": found, **_plain(done)}
             kept = quarantine.keep(folder, database, told, verdict, read)

@@ -192,7 +192,11 @@ class _Moment:
             before = file.seen.copy()
             walked = file.walk(tree, name)
             if not walked.faults:
-                self.tables[name] = dict(file.items(walked.entries))
+                entries = list(file.items(walked.entries))
+                self.tables[name] = dict(entries)
+                if len(self.tables[name]) < len(entries):
+                    # A key that is there twice was another one: what it stood for is missing.
+                    self.damaged.add(name)
                 continue
             self.faults += walked.faults
             self.damaged.add(name)

@@ -17,12 +17,15 @@ from ..layout import (
     SEQUENCE_VALUE,
     id_key,
 )
-from .crc import crc32
+from ..types import MAX_ID_BYTES
+from .crc import crc32, flipped_bit
 from .evidence import NEAR, Evidence, Piece
 from .salvage import Salvaged
 from .shape import Shape
 from .sums import BY_ROW
 
+_MOST_PUT_RIGHT, _MOST_BYTES_PUT_RIGHT = 16, 1 << 20
+"""Rows of a file in which a flipped bit is looked for, and their bytes; 2 us a byte."""
 _MOST_TRIED = 4_096
 """Ways to put a row together, where the bitmaps do not say which vectors it has."""
 
@@ -45,6 +48,8 @@ class TornRow:
 
     record_id: bytes | None
     """None where it is not known."""
+    id_certain: bool
+    """Whether `keys` has that id too: else it may be what was damaged."""
     fault: str
     """Which check it has failed, as a sentence."""
     checksum: int | None
@@ -81,6 +86,8 @@ class Verdict:
     """Dead rows that cannot be stored again: earlier versions, which nobody can ask for any more."""
     unverified: list[bytes] = field(default_factory=list)
     """Ids of records whose checksum was lost with its page: they are kept as they were found."""
+    doubts: list[str] = field(default_factory=list)
+    """What else was done or is not sure, a sentence each."""
     undecided: list[bytes] = field(default_factory=list)
     """Ids of records of which it is not known whether they were deleted: they are kept."""
     history_kept: bool = True
@@ -195,7 +202,25 @@ class _Judge:
             fault = "its id or its checksum cannot be read"
         else:
             fault = f"its parts have the checksum {checksum_of(name, vectors, texts):08x}, {checksum:08x} was stored"
-        return TornRow(name, fault, checksum, vectors, texts, certain, self.told.written_in(row))
+        known = name is not None and self.told.id_of(row) == name
+        written = self.told.written_in(row)
+        return TornRow(name, known, fault, checksum, vectors, texts, certain, written)
+
+    def _put_right(self) -> None:
+        """Flips back the one bit of a row, or of its checksum, that the checksum says was flipped.
+
+        Of a few rows only: that damage in more places looks like one bit happens in one row of 300,000.
+        """
+        out = self.out
+        for row, torn in list(out.torn.items()) if len(out.torn) <= _MOST_PUT_RIGHT else ():
+            made = _with_a_bit_flipped(torn)
+            if made is not None:
+                del out.torn[row], out.lost[row]
+                out.rows[row] = made
+                name = made.record_id.decode()
+                out.doubts.append(
+                    f"one bit of row {row} of record {name!r} was put right, as its checksum tells"
+                )
 
     def _id_places(
         self, ids: list[bytes], follows: int, row: int, pointed: bytes | None
@@ -236,7 +261,10 @@ class _Judge:
             if name and (row in out.rows or row in self.told.key_of):
                 newest[name] = row
         begin = min(self.told.log, default=out.sequence + 1)
-        whole_keys = "keys" not in self.told.found.damaged
+        damaged = self.told.found.damaged
+        whole_keys = "keys" not in damaged
+        # Of a row that no id points to, neither table could say that it is dead.
+        unwitnessed = "dead" in damaged and (begin > 1 or "log" in damaged)
         for row, name in known.items():
             in_table, in_log = self.told.dead.get(row), logged.get(row)
             sound = [s for s in (in_log, in_table) if s is not None and 0 < s <= out.sequence]
@@ -248,9 +276,7 @@ class _Judge:
                 and pointed is None
                 and row not in self.told.key_of
             )
-            half = (in_log is None and "log" in self.told.found.damaged) or (
-                in_table is None and "dead" in self.told.found.damaged
-            )
+            half = (in_log is None and "log" in damaged) or (in_table is None and "dead" in damaged)
             replaced = (row in out.rows or row in self.told.key_of) and newest.get(
                 name or b"", row
             ) != row
@@ -260,7 +286,7 @@ class _Judge:
                 dead = False
             else:
                 dead = unkeyed or bool(sound and (sound[0] < begin or half))
-                told = sound or ({"dead", "keys"} <= self.told.found.damaged and begin > 1)
+                told = sound or (unwitnessed and (not whole_keys or row >= self.told.keyed))
                 if told and name and not dead:
                     out.undecided.append(name)
             if dead:
@@ -274,6 +300,7 @@ class _Judge:
         out = self.out
         for number in range(-(-out.n_rows // ID_BLOCK_ROWS)):
             self._judge_block(number)
+        self._put_right()
         self._judge_dead()
         for row, torn in out.torn.items():
             torn.dead, torn.died_in = row in out.dead, out.dead.get(row) or None
@@ -284,8 +311,15 @@ class _Judge:
         there = {whole.record_id for row, whole in out.rows.items() if row not in out.dead}
         # An id that is there was not that of the row, which has another one that is not known.
         out.lost = {row: None if name in there else name for row, name in out.lost.items()}
+        unsure = 0
         for row, name in out.lost.items():
-            out.torn[row].record_id = name
+            torn = out.torn[row]
+            torn.record_id, torn.id_certain = name, torn.id_certain and name is not None
+            unsure += name is not None and not torn.id_certain
+        if unsure:
+            out.doubts.append(
+                f"ids of {unsure} of the lost records are told by what was damaged and nothing else, and may be wrong"
+            )
         damaged = self.told.found.damaged
         if {"log", "dead"} <= damaged:
             out.lost_commits = max(0, out.sequence - max(self.told.log, default=0))
@@ -325,8 +359,41 @@ def checksum_of(record_id: bytes, vectors: dict[int, Piece], texts: dict[str, Pi
     return made
 
 
+def _with_a_bit_flipped(torn: TornRow) -> WholeRow | None:
+    """The row as it was before one bit was flipped; None where that is not all."""
+    name, checksum = torn.record_id, torn.checksum
+    if name is None or checksum is None or not torn.certain or DEFAULT_FIELD not in torn.vectors:
+        return None
+    named = [f for f in torn.vectors if f]
+    pieces = [
+        name,
+        torn.vectors[DEFAULT_FIELD],
+        *torn.texts.values(),
+        *(torn.vectors[f] for f in named),
+    ]
+    if sum(map(len, pieces)) > _MOST_BYTES_PUT_RIGHT:
+        return None
+    data = bytearray(b"".join(pieces))
+    wanted = crc32(data) ^ checksum
+    if wanted & wanted - 1:
+        bit = flipped_bit(data, checksum)
+        if bit is None:
+            return None
+        data[bit // 8] ^= 1 << bit % 8
+    else:
+        checksum ^= wanted  # The bit of the checksum itself.
+    ends = list(itertools.accumulate(map(len, pieces)))
+    parts = [bytes(data[end - len(piece) : end]) for piece, end in zip(pieces, ends, strict=True)]
+    texts: dict[str, Piece] = dict(zip(torn.texts, parts[2:], strict=False))
+    vectors: dict[int, Piece] = {
+        DEFAULT_FIELD: parts[1],
+        **dict(zip(named, parts[2 + len(texts) :], strict=True)),
+    }
+    return WholeRow(parts[0], checksum, vectors, texts) if _may_be_id(parts[0]) else None
+
+
 def _may_be_id(name: bytes) -> bool:
     try:
-        return bool(name) and "\0" not in name.decode()
+        return 0 < len(name) <= MAX_ID_BYTES and "\0" not in name.decode()
     except UnicodeDecodeError:
         return False
