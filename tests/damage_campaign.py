@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 from test_damage import data_file, flip, make
-from test_repair import digests, problems, records, rows_kept
+from test_repair import digests, problems, records, rows_kept, wrongly_named
 from test_repair_pages import pages_of_tables
 
 import vecdb
@@ -208,9 +208,8 @@ def judge(folder: Path, before: dict, tally: Tally) -> str:
         hold(not wrong, f"records with another content, unsaid: {wrong[:4]}")
         hold(back <= {*one.undecided}, f"deleted records are back, unsaid: {sorted(back)[:4]}")
         rows = rows_kept(folder, one) if one.quarantine else []
-        guessed = {row["id"] for row in rows if row["live"] and not row["id_certain"]}
         # An id that nothing confirms may be that of another record, which is said.
-        unknown = one.lost_unknown + len(guessed - lost - {None})
+        unknown = one.lost_unknown + wrongly_named(rows, lost)
         hold(len(lost - {*one.lost}) <= unknown, "more is lost than was named")
     else:
         # Of the newest commit nothing may be left; what it replaced or deleted is then as it was before.

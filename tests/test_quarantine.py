@@ -40,7 +40,9 @@ def make(folder):
                 metadata=[{"v": version, "n": n} for n in range(COUNT)],
                 documents=[document(version, n) for n in range(COUNT)],
                 contents=[b"\xff\xfe" * 9 + bytes([version, n]) for n in range(COUNT)],
-                named_vectors={"title": [[n + 100, version] if n % 2 else None for n in range(COUNT)]},
+                named_vectors={
+                    "title": [[n + 100, version] if n % 2 else None for n in range(COUNT)]
+                },
             )
     return data_file(folder)
 

@@ -79,19 +79,13 @@ def repaired(folder, before, where):
     lost = set(before) - set(now)
     named = {i for one in made for i in one.lost}
     unverified = {i for one in made for i in one.unverified}
-    guessed = {
-        row["id"]
-        for one in made
-        if one.quarantine
-        for row in rows_kept(folder, one)
-        if row["live"] and not row["id_certain"]
-    }
+    rows = [row for one in made if one.quarantine for row in rows_kept(folder, one)]
     assert all(now[i] == before[i] for i in now.keys() & before.keys() - unverified), where
     undecided = {i for one in made for i in one.undecided}
     if not any(one.lost_commits for one in made):
         assert now.keys() - before.keys() <= undecided, where
         # An id that nothing confirms may be another than that of the record that is lost, which is said.
-        unknown = sum(one.lost_unknown for one in made) + len((named & guessed) - lost)
+        unknown = sum(one.lost_unknown for one in made) + wrongly_named(rows, lost)
         assert len(lost - named) <= unknown, where
         assert not named & now.keys(), where
     assert not lost or any(one.quarantine for one in made), where
@@ -100,6 +94,12 @@ def repaired(folder, before, where):
             told = json.loads((kept_in(folder, one) / "repair.json").read_text())
             assert set(told["lost"]) == set(one.lost), where
     return made
+
+
+def wrongly_named(rows, lost):
+    """How many lines name a lost record by an id that nothing confirms, and that is none of those lost, or one twice."""
+    guessed = [r["id"] for r in rows if r["live"] and not r["id_certain"] and r["id"] is not None]
+    return len(guessed) - len({*guessed} & lost)
 
 
 def kept_in(folder, made):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Iterator
 
@@ -38,6 +39,13 @@ def problems(reader: Reader) -> Iterator[str]:
     counts and row numbers agree, that no value belongs to a row that does not exist or is purged, and
     that the log has no gap behind the horizon.
     """
+    try:
+        yield from _problems(reader)
+    except (struct.error, ValueError, IndexError) as error:
+        yield f"a value of another size than it must have keeps the check from going on: {error}"
+
+
+def _problems(reader: Reader) -> Iterator[str]:
     damaged = reader.page_faults()
     if damaged:
         # LMDB must not read such pages: what it would do is not known.
@@ -89,7 +97,7 @@ class Claims:
         if not keyed.first <= keyed.end <= n_rows:
             yield f"ids are keyed up to rows {keyed.first} and {keyed.end} of {n_rows}"
         for key, value in reader.items("keys"):
-            row = ROW_VALUE.unpack(value)[0]
+            row = ROW_VALUE.unpack(value)[0] if len(value) == ROW_VALUE.size else n_rows
             if row >= n_rows:
                 yield f"id {key!r} points to row {row}, which was never given out"
             elif self.made[row]:

@@ -24,8 +24,9 @@ from ..layout import (
     VECTOR_KEY,
     unpack_bitmaps,
 )
-from .salvage import Salvaged
+from .salvage import Salvaged, looks_right
 from .shape import Shape
+from .sums import BY_ROW
 
 Piece = bytes | memoryview
 NEAR = (0, -1, 1)
@@ -140,6 +141,16 @@ class Evidence:
             if (~told[part]).sum() != held and (~derived[part]).sum() == held:
                 told[part] = derived[part]
         return told
+
+    def may_be_of_other_tables(self, texts: dict[str, Piece]) -> bool:
+        """Whether a text of a row may belong into another table, so that even its checksum does not tell: where both
+        tables are damaged, their pages may have been exchanged."""
+        damaged = self.found.damaged & {*BY_ROW}
+        return len(damaged) > 1 and any(
+            looks_right(other, b"", memoryview(texts[table]))
+            for table in texts.keys() & damaged
+            for other in damaged - texts.keys()
+        )
 
     def written_in(self, row: int) -> int | None:
         """The commit that gave out a row, as the log tells; None where it does not."""

@@ -100,7 +100,12 @@ class Reader(VectorReader):
             held = {bytes(key): value for key, value in found}
             none = b"\xff" * 8  # -1
             values = [held.get(key, none) for key in keys]
-        return np.frombuffer(b"".join(values), dtype="<i8").astype(np.int64)
+        raw = b"".join(values)
+        if len(raw) != 8 * len(ids):
+            raise Corrupted(
+                f"an id among {len(ids)} points to no row in {self._env.folder}; run `vecdb check --repair`"
+            )
+        return np.frombuffer(raw, dtype="<i8").astype(np.int64)
 
     def fresh_rows(self, ids: Sequence[bytes]) -> list[int]:
         """The newest row of each id among those that the table `keys` does not hold yet, or -1."""

@@ -32,6 +32,7 @@ from ..layout import (
 from .nodes import BIG, BRANCH, HEADER, LEAF, NODE_BYTES, SUBTREE
 from .pages import FREE, MAIN, TREE_BYTES, Meta, PageFile, Tree
 from .roots import metas_from_all_pages
+from .sums import BY_ROW
 
 Table = dict[bytes, memoryview]
 """Values by key, in the order of the keys; buffers into the map of the file."""
@@ -202,7 +203,12 @@ class _Moment:
             self.damaged.add(name)
             file.seen[:] = before
             seen = _Seen(file)
-            found = [(key, value) for key, value, _ in seen.gather(tree)]
+            found = [
+                (key, value)
+                for key, value, _ in seen.gather(tree)
+                # What stands in the place of a page may be one of another table.
+                if name not in BY_ROW or looks_right(name, key, value)
+            ]
             self.tables[name] = _in_order(found, name)
             file.seen |= seen.visited
             lost.add(name)
@@ -226,7 +232,7 @@ class _Moment:
                 name
                 for name in self.names
                 if name in lost
-                and all(_looks_right(name, k, v) for k, v in entries)
+                and all(looks_right(name, k, v) for k, v in entries)
                 and not any(k in self.tables.get(name, {}) for k, _ in entries)
             ]
             if entries and fitting:
@@ -329,8 +335,8 @@ def _ascending(keys: list[bytes]) -> list[int]:
     return found[::-1]
 
 
-def _looks_right(name: str, key: bytes, value: memoryview) -> bool:
-    """Whether an entry may be one of this table."""
+def looks_right(name: str, key: bytes, value: memoryview) -> bool:
+    """Whether an entry may be one of this table; without a `key` its value is looked at alone."""
     if name in ("vectors", "absent"):
         return (
             len(key) == VECTOR_KEY.size
@@ -341,7 +347,7 @@ def _looks_right(name: str, key: bytes, value: memoryview) -> bool:
         return len(value) == _NUMBER_BYTES
     if name == "meta":
         return len(key) < 32 and key.isascii()
-    if len(key) != _NUMBER_BYTES or int.from_bytes(key, "big") >= 1 << 48:
+    if key and (len(key) != _NUMBER_BYTES or int.from_bytes(key, "big") >= 1 << 48):
         return False
     if name == "dead":
         return len(value) == _NUMBER_BYTES
@@ -356,4 +362,22 @@ def _looks_right(name: str, key: bytes, value: memoryview) -> bool:
             return False
     if name == "metadata":
         return bytes(value[:1]) == b"{" and bytes(value[-1:]) == b"}"
+    if name == "contents":
+        return _media_type(value) is not None
+    if name in ("documents", "uris"):
+        return _is_text(value) and b"/" not in (_media_type(value) or b"")
     return True
+
+
+def _media_type(value: memoryview) -> bytes | None:
+    """That of a content; None where the value cannot be one."""
+    size = value[0] if len(value) else 1
+    found = bytes(value[1 : 1 + size])
+    return found if len(found) == size and found.isascii() else None
+
+
+def _is_text(value: memoryview) -> bool:
+    try:
+        return bool(str(value, "utf-8")) or not len(value)
+    except UnicodeDecodeError:
+        return False

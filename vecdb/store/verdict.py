@@ -14,6 +14,7 @@ from ..layout import (
     META_HORIZON,
     META_STATE,
     ROW,
+    ROW_VALUE,
     SEQUENCE_VALUE,
     id_key,
 )
@@ -150,6 +151,8 @@ class _Judge:
                 made = next((m for n in names if (m := self._whole(row, n, sums[at]))), None)
                 if made is not None:
                     out.rows[row] = made
+                    if self.told.may_be_of_other_tables(made.texts):
+                        out.unverified.append(made.record_id)
                     used.add(at)
                     follows = at + 1
                     break
@@ -253,6 +256,9 @@ class _Judge:
             for sequence, value in self.told.log.items()
             for row in np.frombuffer(value[LOG.size :], "<u8").tolist()
         }
+        n_logged = sum(len(value) - LOG.size for value in self.told.log.values()) // ROW_VALUE.size
+        if len(logged) < n_logged or any(row >= out.n_rows for row in logged):
+            out.history_kept = False  # It names rows that cannot have died, or some twice.
         known = {**out.lost, **{row: whole.record_id for row, whole in out.rows.items()}}
         newest: dict[bytes, int] = {}
         for row in sorted(known):
