@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from test_server_process_faults import serving
 
 import vecdb
 from vecdb.errors import Corrupted
+from vecdb.index import mapped_file
 from vecdb.store.watched_file import WatchedFile
 from vecdb_client import errors
 
@@ -228,3 +230,132 @@ def test_a_file_that_rests(data_folder, how):
             with pytest.raises(Corrupted):
                 docs.delete(["r1"])
         assert path.stat().st_size == size
+
+
+KINDS = {
+    "a graph over vectors": {"dimension": DIMENSION, "index": "hnsw", "quantization": "none"},
+    "a graph over codes": {"dimension": 64, "index": "hnsw", "quantization": "auto"},
+    "a graph of float16": {"dimension": DIMENSION, "index": "hnsw", "quantization": "float16"},
+    "lists": {"dimension": DIMENSION, "index": "ivf", "quantization": "none"},
+    "flat codes": {"dimension": DIMENSION, "index": "exact", "quantization": "sq8"},
+}
+
+
+@pytest.mark.parametrize("left", ["nothing", "half"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_index_files_cut_off(tmp_path, kind, left):
+    """A server whose index files are all cut off goes on: queries, with a filter and without, are answered exactly at
+    once, records are written, and the index is built again by itself."""
+    settings = KINDS[kind]
+    vectors = np.random.default_rng(3).random((3_000, settings["dimension"]), np.float32)
+    with serving(tmp_path / "db") as (_, db):
+        docs = db.create_collection("docs", **settings)
+        docs.insert(
+            [f"r{n}" for n in range(3_000)], vectors, metadata=[{"n": n % 2} for n in range(3_000)]
+        )
+        docs.build_index()
+        # Built here, it is in memory; a server that is started again maps the files.
+    with serving(tmp_path / "db") as (_, db):
+        docs = db.get_collection("docs")
+        assert docs.stats().index.indexed_rows == 3_000
+        assert docs.query(vectors[7], k=1).ids == [["r7"]]
+        files = list(data_files(tmp_path / "db")[0].parent.glob("index-*"))
+        assert files
+        for path in files:
+            os.truncate(path, 0 if left == "nothing" else path.stat().st_size // 2)
+        for number in (7, 8, 2_000):
+            assert docs.query(vectors[number], k=1).ids == [[f"r{number}"]]
+            found = docs.query(vectors[number : number + 20], k=5, filter={"n": 1})
+            assert all(int(i[1:]) % 2 for ids in found.ids for i in ids)
+        docs.insert(["new"], vectors[:1] + 5)
+        assert docs.query(vectors[0] + 5, k=1).ids == [["new"]]
+        end = time.monotonic() + 60
+        while not docs.stats().index.indexed_rows:
+            assert time.monotonic() < end, docs.stats().index
+            time.sleep(0.05)
+        docs.build_index()
+        assert docs.check().ok
+        assert docs.stats().index.last_error == ""
+
+
+def test_named_vectors_whose_index_is_cut_off(data_folder):
+    """The index of one field is taken out of service whichever field is asked."""
+    vectors = np.random.default_rng(4).random((1_500, 8), np.float32)
+    with vecdb.open(data_folder, auto_build=False) as db:
+        docs = db.create_collection(
+            "docs", dimension=2, index="exact", vectors={"title": {"dimension": 8, "index": "hnsw"}}
+        )
+        docs.insert(
+            [f"r{n}" for n in range(1_500)], np.ones((1_500, 2)), named_vectors={"title": vectors}
+        )
+        docs.build_index()
+    with vecdb.open(data_folder, auto_build=False) as db:
+        docs = db.get_collection("docs")
+        assert docs.stats().vectors["title"].indexed_rows == 1_500
+        for path in data_files(data_folder)[0].parent.glob("index-*"):
+            os.truncate(path, 100)
+        assert docs.query(vectors[9], k=1, vector_name="title").ids == [["r9"]]
+        assert "100 bytes" in docs.stats().vectors["title"].last_error
+
+
+def test_a_reader_of_an_index_that_is_cut_off(data_folder):
+    """A process that only reads answers exactly too, though it can build nothing; one with an index that was removed
+    goes on with what it has mapped."""
+    vectors = np.random.default_rng(4).random((1_500, 8), np.float32)
+    with vecdb.open(data_folder, auto_build=False) as db:
+        docs = db.create_collection("docs", dimension=8, index="hnsw")
+        docs.insert([f"r{n}" for n in range(1_500)], vectors)
+        docs.build_index()
+    for cut in (False, True):
+        with vecdb.open(data_folder, read_only=True) as db:
+            docs = db.get_collection("docs")
+            held = {
+                path: path.read_bytes()
+                for path in data_files(data_folder)[0].parent.glob("index-*")
+            }
+            for path in held:
+                if cut:
+                    os.truncate(path, 100)
+                else:
+                    path.unlink()
+            assert docs.query(vectors[9], k=1).ids == [["r9"]]
+            assert bool(docs.stats().index.indexed_rows) != cut
+            for path, content in held.items():
+                path.write_bytes(content)
+
+
+def test_more_files_than_are_watched_by_descriptors(tmp_path, monkeypatch):
+    """Beyond so many descriptors files are looked at by name: what is cut off is seen all the same, and what was
+    removed is still there behind its map."""
+    monkeypatch.setattr(mapped_file, "_MOST_DESCRIPTORS", 0)
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 100)
+    mapped = mapped_file.MappedFile(path)
+    assert mapped.is_whole
+    os.truncate(path, 99)
+    assert not mapped.is_whole
+    path.unlink()
+    assert mapped.is_whole
+
+
+@pytest.mark.parametrize("durability", ["commit", "interval"])
+@pytest.mark.parametrize("left", [0, 4_096])
+def test_a_lock_file_cut_off(tmp_path, durability, left):
+    """A server whose LMDB lock file is cut off says so from each verb of that collection, serves others, and stops in
+    order; the next one finds every record."""
+    with serving(tmp_path / "db", "--durability", durability) as (_, db):
+        make(db, "hurt")
+        hurt = path_of(tmp_path / "db", ["hurt"], "hurt")
+        make(db, "other")
+        db.get_collection("hurt").get(["r3"])
+        os.truncate(hurt.with_name("lock.mdb"), left)
+        for _ in range(2):
+            for verb in verbs(db.get_collection("hurt")):
+                with pytest.raises(errors.Corrupted, match=r"lock\.mdb was cut off"):
+                    verb()
+        assert fill(db, "other", 5_000, 10).count() == 1_810
+    with serving(tmp_path / "db") as (_, db):
+        docs = db.get_collection("hurt")
+        assert docs.count() == 1_800
+        assert docs.check().ok
+        fill(db, "hurt", 5_000, 10)

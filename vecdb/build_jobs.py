@@ -52,7 +52,7 @@ class Job:
 def _build(job: Job, *, anew: bool = False) -> bool:
     """Whether there is a new index."""
     core = job.core
-    core.check_open()
+    core.mend()
     started = time.monotonic()
     field = core.numbered(job.number)
     n_rows = field.index.view.n_rows
@@ -83,7 +83,7 @@ def _build(job: Job, *, anew: bool = False) -> bool:
 
 def _recalibrate(job: Job) -> None:
     core = job.core
-    core.check_open()
+    core.mend()
     field = core.numbered(job.number)
     record = field.record
     assert job.queries is not None
@@ -94,7 +94,7 @@ def _recalibrate(job: Job) -> None:
 
 def _side(job: Job) -> None:
     core = job.core
-    core.check_open()
+    core.mend()
     field = core.numbered(job.number)
     index = field.index
     while index.sides.any_wanted and not job.cancel.is_set():
@@ -112,7 +112,7 @@ def _side(job: Job) -> None:
 def _place(job: Job) -> None:
     """Copies what serves a field to a device, until what lies there is what there is."""
     core = job.core
-    core.check_open()
+    core.mend()
     field = core.numbered(job.number)
     while field.index.wants_placing() and not job.cancel.is_set():
         started = time.monotonic()

@@ -89,10 +89,27 @@ class Core:
     @property
     def view(self) -> View:
         """The newest published moment. A read-only collection looks for news of the writer first."""
-        self.check_open()
-        if self._stale or self.read_only:
-            self._catch_up()
+        self.mend()
         return self.index.view
+
+    def mend(self) -> None:
+        """Makes copies anew that have fallen behind, or whose files were cut off; Closed where it is closed.
+
+        An index file that was cut off must not be read: the store is searched exactly until the index has been
+        built again, which begins at once where that is done by itself.
+        """
+        self.check_open()
+        cut_off = self._cut_off()
+        if self._stale or self.read_only or cut_off:
+            self._catch_up()
+            if cut_off:
+                self.index.sides.wake()
+
+    def _cut_off(self) -> bool:
+        for field in self.all_fields:  # noqa: SIM110  each query comes here: `any` takes twice as long
+            if not field.index.view.is_whole:
+                return True
+        return False
 
     def check_open(self) -> None:
         if self.closed is not None:
@@ -183,7 +200,7 @@ class Core:
     def _catch_up(self) -> None:
         """Applies commits of the store that the copies have not seen; all anew after a fault."""
         with self._lane.exclusive():
-            if self._stale:
+            if self._stale or self._cut_off():
                 self._load()
                 return
             view = self.index.view

@@ -33,6 +33,7 @@ from .distance import Rows
 from .door import CORES, READ_FLAGS, faiss, faiss_metric, flat_over
 from .main import BuiltIndex, Main, align_centroids, attach, block_of, whole
 from .makers import Job
+from .mapped_file import MappedFile
 from .source import READ_ROWS
 
 _CLASSES = {"hnsw": faiss.IndexHNSW, "ivf": faiss.IndexIVF, "flat": faiss.IndexScalarQuantizer}
@@ -291,6 +292,8 @@ def load(job: Job, record: IndexRecord, folder: Path) -> Main:
             f"index file {record.numbers.name} does not fit its record", file=record.numbers.name
         )
     binary = record.code == "binary"
+    # FAISS reads binary indexes into memory, and maps others.
+    maps = [] if binary else [_watched(graph_path, record.graph)]
     index = _mapped(graph_path, record.graph, binary=binary)
     kind = faiss.IndexBinaryHNSW if binary else _CLASSES.get(record.kind, ())
     found = (int(index.ntotal), int(index.d), int(index.metric_type))
@@ -309,7 +312,9 @@ def load(job: Job, record: IndexRecord, folder: Path) -> Main:
     if binary:
         storage = faiss.downcast_IndexBinary(index.storage)
     elif record.codes is not None:
-        storage = _mapped(_verify(folder, record.codes), record.codes, binary=False)
+        codes_path = _verify(folder, record.codes)
+        maps.append(_watched(codes_path, record.codes))
+        storage = _mapped(codes_path, record.codes, binary=False)
         coded = isinstance(storage, faiss.IndexScalarQuantizer)
         if not coded or (int(storage.ntotal), int(storage.d)) != (rows.size, record.dimension):
             raise Corrupted(
@@ -349,7 +354,17 @@ def load(job: Job, record: IndexRecord, folder: Path) -> Main:
         sequence=record.sequence,
         built_at_s=record.built_at_s,
         provisional=record.provisional,
+        maps=tuple(maps),
     )
+
+
+def _watched(path: Path, part: FilePart) -> MappedFile:
+    try:
+        return MappedFile(path)
+    except OSError as error:
+        raise Corrupted(
+            f"index file {part.name} cannot be read: {error.strerror}", file=part.name
+        ) from error
 
 
 def _mapped(path: Path, part: FilePart, *, binary: bool) -> Any:

@@ -20,6 +20,7 @@ from .calibrate import Curve
 from .codes import part_of, parts_of
 from .distance import Floats, Rows, at_a_line
 from .door import faiss, faiss_metric, flat_over, search_one, use_threads_for
+from .mapped_file import MappedFile
 
 HNSW_M = 16
 EF_CONSTRUCTION = 100
@@ -63,6 +64,7 @@ class Main:
         sequence: int = 0,
         built_at_s: float = 0.0,
         provisional: bool = False,
+        maps: tuple[MappedFile, ...] = (),
     ) -> None:
         self.kind = kind
         self.code = code
@@ -82,6 +84,8 @@ class Main:
         self.built_at_s = built_at_s
         self.provisional = provisional
         """Lists that serve until a graph is made too and the two have been compared."""
+        self.maps = maps
+        """The files that parts of it are read from while it serves; none where it was built by this process."""
         self.walks: dict[tuple[float, int], int | None] = {}
         """See `plan.plain_walk`."""
         self.price = 1.0
@@ -109,8 +113,16 @@ class Main:
             kind=self.kind, code=self.code, index=self.index, block=self.block, rows=self.rows,
             high_water=self.high_water, curve=curve, lossy=self.lossy, error=self.error,
             arena=self.arena, sequence=self.sequence, built_at_s=self.built_at_s,
-            provisional=provisional,
+            provisional=provisional, maps=self.maps,
         )  # fmt: skip
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the files behind it are as long as they were; else it must not be read. 0.3 us a file."""
+        for mapped in self.maps:  # noqa: SIM110  a third of the time of `all`
+            if not mapped.is_whole:
+                return False
+        return True
 
     @property
     def nbytes(self) -> int:

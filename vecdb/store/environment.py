@@ -244,6 +244,7 @@ class Environment(OpenFile):
             except lmdb.Error:
                 # LMDB has let go of the old map and has no new one: a call would end the process.
                 self._gate.closed = True
+                self._file.keep_locks()
                 environment.close()
                 self._file.close()
                 raise

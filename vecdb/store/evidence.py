@@ -40,7 +40,9 @@ class Evidence:
     """
 
     def __init__(self, found: Salvaged, shape: Shape, file_bytes: int) -> None:
-        self.found, self.shape = found, shape
+        # An entry whose value has another size than it must have tells nothing.
+        wrong = {t for t in ("keys", "dead") if any(len(v) != 8 for v in found.tables[t].values())}
+        self.found, self.shape = found._replace(damaged=found.damaged | wrong), shape
         self.tables = found.tables
         self.limit = 8 * file_bytes
         self.log = self._sound_log()

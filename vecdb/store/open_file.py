@@ -164,6 +164,7 @@ class OpenFile:
             lazy.close()
             self._lazy = None
         env, self._env = self._env, None
+        self._file.keep_locks()
         env.close()
         self._file.close()
         if self._awake is not None:
@@ -188,6 +189,7 @@ class OpenFile:
                 self._file.watch_again()
                 try:
                     self._env, self._tables = self._open_in(self.folder, create=False, known=True)
+                    self._file.opened_again()
                     self._sync_lazily()
                 except BaseException:
                     self._file.close()
@@ -229,6 +231,7 @@ class OpenFile:
             if seen is not None and self._env is seen:
                 # LMDB must not map one file twice in a process, so the old one is closed first.
                 self._env = None
+                self._file.keep_locks()
                 seen.close()
                 self._file.close()
                 self._open_newest()
@@ -279,6 +282,8 @@ class OpenFile:
         if self._awake is not None:
             self._awake.remove(self)
         try:
+            if self._env is not None:
+                self._file.keep_locks()
             if self._lazy is not None:
                 self._lazy.close()
         finally:
