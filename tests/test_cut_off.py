@@ -237,7 +237,6 @@ KINDS = {
     "a graph over codes": {"dimension": 64, "index": "hnsw", "quantization": "auto"},
     "a graph of float16": {"dimension": DIMENSION, "index": "hnsw", "quantization": "float16"},
     "lists": {"dimension": DIMENSION, "index": "ivf", "quantization": "none"},
-    "flat codes": {"dimension": DIMENSION, "index": "exact", "quantization": "sq8"},
 }
 
 

@@ -102,7 +102,7 @@ class Core:
         cut_off = self._cut_off()
         if self._stale or self.read_only or cut_off:
             self._catch_up()
-            if cut_off:
+            if cut_off and self.index.sides.wake is not None:
                 self.index.sides.wake()
 
     def _cut_off(self) -> bool:

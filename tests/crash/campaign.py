@@ -29,6 +29,7 @@ from crash import cut, records, work
 from crash.model import Held, Model
 from crash.verify import verify
 from vecdb import failpoints
+from vecdb.store import sync_point
 from vecdb_client import connect
 from vecdb_server.__main__ import main
 
@@ -75,6 +76,8 @@ class Tally:
     compared: int = 0
     left_out_pages: int = 0
     left_out_names: int = 0
+    cuts_that_cost: int = 0
+    """Comparisons that found acknowledged writes missing which `interval` may lose."""
     failures: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -215,7 +218,8 @@ class Campaign:
         aside = folder.with_name(folder.name + "-cut")
 
         def child(send: Callable[[Any], None]) -> None:
-            simulator = cut.Disk(folder, case.seed) if case.power_cut else None
+            lazy = SETTINGS.get("durability") == "interval"
+            simulator = cut.Disk(folder, case.seed, lazy=lazy) if case.power_cut else None
             _arm(send, case, simulator, aside)
             database = vecdb.open(folder, **SETTINGS)
             found = verify(database, model)
@@ -233,9 +237,17 @@ class Campaign:
             if aside.exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 aside.rename(folder)
+                self._boot()
             else:
                 # The clock ran out first: a plain kill.
                 case.power_cut = False
+
+    def _boot(self) -> None:
+        """The machine is started again; what was not on the disk may be lost."""
+        boot = f"boot {self.tally.kills['power cut']} {time.monotonic()}".encode()
+        sync_point.boot_id = lambda: boot
+        if SETTINGS.get("durability") == "interval":
+            self._model.lost_s = SETTINGS["durability_interval_ms"] / 1_000
 
     # -- through a server
 
@@ -327,10 +339,11 @@ class Campaign:
             if verb == "whole":
                 self._model = _model_of(told[0])
                 self.tally.compared += 1
+                self.tally.cuts_that_cost += bool(told[0]["lost_parts"])
             elif verb == "begin":
-                self._model.begin(told[0], in_order=told[1])
+                self._model.begin(told[0], in_order=told[1], at_s=told[2])
             elif verb == "done":
-                self._model.acknowledge(told[0])
+                self._model.acknowledge(told[0], told[1])
                 if case is not None:
                     case.acknowledged += 1
             elif verb == "backed up":
@@ -391,6 +404,7 @@ def _told(model: Model) -> Any:
         "aliases": model.aliases,
         "version": model.version,
         "backup": model.backup,
+        "lost_parts": model.lost_parts,
     }
 
 

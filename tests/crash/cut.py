@@ -14,6 +14,8 @@ of each folder the names that its last fsync made durable. A cut writes another 
   commit runs, any of its data pages are there and neither meta page is newer, or all of them and perhaps the
   meta page, which is shorter than a sector and so is there as a whole or not at all. After a commit all is there.
   The environment that a vacuum copies into syncs nothing before its end: of it any page may be missing.
+- with durability `interval` the file of a collection is written without a sync, its meta pages too: of it any
+  page may be missing that was written since the last sync began.
 
 A cut at the point before a commit falls inside the commit: what it has written is known only afterwards.
 Lock files hold nothing that outlives a process; they come back empty.
@@ -48,8 +50,12 @@ class _File:
 class Disk:
     """Follows the files below `root` from here on: all that is there now is durable. Any thread may call."""
 
-    def __init__(self, root: Path, seed: int) -> None:
+    def __init__(self, root: Path, seed: int, *, lazy: bool = False) -> None:
+        """`lazy` is durability `interval`."""
         self._root = root
+        self._lazy = lazy
+        self._begun: dict[int, bytes] = {}
+        """What files held when their last sync began: what is written while it runs may be on the disk or not."""
         self._rng = random.Random(seed)
         self._lock = threading.Lock()
         self._files: dict[int, _File] = {}
@@ -64,12 +70,25 @@ class Disk:
         what, step, when = name.split(".")
         with self._lock:
             now = self._now()
-            if when != "after":
-                return
-            if step == "sync-folder":
+            file = path / layout.DATA_FILE if path.is_dir() else path
+            if when == "before":
+                if step == "sync" and self._number(file) in self._files:
+                    self._begun[self._number(file)] = self._content(self._number(file))
+            elif step == "sync-folder":
                 self._folder_synced(path, now)
-            elif step == "sync" or (step == "commit" and what != "vacuum"):
-                self._file_synced(path / layout.DATA_FILE if path.is_dir() else path)
+            elif step == "sync":
+                self._file_synced(file, self._begun.pop(self._number(file), None))
+            elif step == "commit" and what != "vacuum" and not self._is_unsynced(what, path):
+                self._file_synced(file)
+
+    def _is_unsynced(self, what: str, folder: Path) -> bool:
+        # A collection is made durably, whatever the level.
+        return self._lazy and self._is_lazy(folder) and what not in ("create", "tables")
+
+    @staticmethod
+    def _is_lazy(folder: Path) -> bool:
+        """Whether commits in this folder of LMDB do not wait for the disk: all but those of names."""
+        return folder.name not in (layout.CATALOG_FOLDER, layout.CATALOG_ASIDE)
 
     def cut(self, target: Path) -> tuple[int, int]:
         """Writes what a cut at this moment leaves to `target`; (pages, names) that are not as they are now.
@@ -122,10 +141,10 @@ class Disk:
 
     # -- what is durable
 
-    def _file_synced(self, path: Path) -> None:
+    def _file_synced(self, path: Path, content: bytes | None = None) -> None:
         number = self._number(path)
         if number in self._files:
-            self._files[number].durable = self._content(number)
+            self._files[number].durable = self._content(number) if content is None else content
 
     def _folder_synced(self, path: Path, now: dict[Key, int]) -> None:
         folder = self._number(path)
@@ -176,7 +195,8 @@ class Disk:
             elif _is_lock(name):
                 (target / name).touch()
             else:
-                content, missing = self._some_pages(number, name == layout.DATA_FILE)
+                in_order = name == layout.DATA_FILE and not (self._lazy and self._is_lazy(target))
+                content, missing = self._some_pages(number, in_order)
                 (target / name).write_bytes(content)
                 left_out += missing
         return left_out

@@ -16,7 +16,9 @@ of a part. A part is done as a whole or not at all. Parts are plain JSON:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +31,18 @@ class Held:
 
     shape: str
     records: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass
+class Recent:
+    """A part of records that was acknowledged and may not be on the disk yet."""
+
+    operation: int
+    in_order: bool
+    began_s: float
+    acknowledged_s: float
+    before: dict[int, tuple[int, int] | None]
+    """What the records held before it, None where they were not there."""
 
 
 @dataclass
@@ -48,16 +62,59 @@ class Model:
     """The highest that was given out."""
     backup: str = ""
     """Id of the newest backup that was acknowledged."""
+    recent: dict[str, list[Recent]] = field(default_factory=dict)
+    """By token, in the order of the acknowledgements; since the last comparison."""
+    operation: int = 0
+    began_s: float = 0.0
+    lost_s: float = 0.0
+    """How much acknowledged time a power cut may take; 0 where nothing may be lost."""
+    lost_parts: int = 0
+    """Collections of which the last comparison found that a power cut took something."""
 
-    def begin(self, parts: Iterable[Part], *, in_order: bool = False) -> None:
+    def begin(
+        self, parts: Iterable[Part], *, in_order: bool = False, at_s: float | None = None
+    ) -> None:
         """An operation begins; the one before has ended, whatever of it was acknowledged."""
+        self.operation += 1
+        self.began_s = time.monotonic() if at_s is None else at_s
         self.pending = list(parts)
         self.in_order = in_order
         self.version = max([self.version, *(part.get("v", 0) for part in self.pending)])
 
-    def acknowledge(self, part: Part) -> None:
+    def acknowledge(self, part: Part, at_s: float | None = None) -> None:
         self.pending.remove(part)
+        if part["do"] in ("put", "tag", "gone"):
+            held = self.collections[part["in"]].records
+            now = time.monotonic() if at_s is None else at_s
+            before = {n: held.get(n) for n in part["ids"]}
+            made = Recent(self.operation, self.in_order, self.began_s, now, before)
+            self.recent.setdefault(part["in"], []).append(made)
         self.apply(part)
+
+    def without_newest(self, token: str) -> Iterator[dict[int, tuple[int, int]]]:
+        """What a power cut may leave of a collection: its records as they were before the newest parts, of which none
+        was acknowledged more than `lost_s` before the last operation began that was acknowledged. Parts of one
+        operation that are not in order may be there in any choice, since they were under way together."""
+        recent = self.recent.get(token, [])
+        state = dict(self.collections[token].records)
+        if not recent or not self.lost_s:
+            return
+        first_s = recent[-1].began_s - self.lost_s
+        operations = [
+            list(parts) for _, parts in itertools.groupby(recent, lambda one: one.operation)
+        ]
+        for parts in reversed(operations):
+            if parts[0].in_order:
+                chosen = [parts[n:] for n in range(len(parts) - 1, -1, -1)]
+            else:
+                sizes = range(1, len(parts) + 1)
+                chosen = [list(c) for n in sizes for c in itertools.combinations(parts, n)]
+            for gone in chosen:
+                if min(part.acknowledged_s for part in gone) >= first_s:
+                    yield _undone(state, gone)
+            if min(part.acknowledged_s for part in parts) < first_s:
+                return
+            state = _undone(state, parts)
 
     def apply(self, part: Part) -> None:
         verb = part["do"]
@@ -89,6 +146,16 @@ class Model:
 
     def copy(self) -> Model:
         return copy.deepcopy(self)
+
+
+def _undone(
+    state: Mapping[int, tuple[int, int]], parts: list[Recent]
+) -> dict[int, tuple[int, int]]:
+    """The records before these parts, the newest of which is the last."""
+    made: dict[int, tuple[int, int] | None] = dict(state)
+    for part in reversed(parts):
+        made.update(part.before)
+    return {n: versions for n, versions in made.items() if versions is not None}
 
 
 def after(held: Mapping[int, tuple[int, int]], part: Part) -> dict[int, tuple[int, int]]:

@@ -29,7 +29,8 @@ class Wrong(Exception):
 def verify(database: Any, model: Model) -> Model:
     """The model of what is there; Wrong if that cannot be.
 
-    All that was acknowledged must be there; each part that was under way as a whole or not at all.
+    All that was acknowledged must be there; each part that was under way as a whole or not at all. After a power
+    cut with durability `interval`, what was there up to some commit, and no more is missing than that may cost.
     """
     found = _named(database, model)
     for name, token in found.names.items():
@@ -38,11 +39,11 @@ def verify(database: Any, model: Model) -> Model:
         if not report.ok:
             raise Wrong(f"check of {name}: {report.problems}")
         held = found.collections[token]
-        held.records = _resolved(name, model, token, _scan(docs, held.shape))
+        held.records = _resolved(name, model, token, _scan(docs, held.shape), found)
         _compare_answers(name, docs, held)
     _compare_folders(database, found)
     found.backup = _backed_up(database.path.with_name(records.BACKUPS), model.backup)
-    found.pending, found.in_order = [], False
+    found.pending, found.in_order, found.recent = [], False, {}
     return found
 
 
@@ -91,7 +92,21 @@ def _scan(docs: Any, shape: str) -> dict[int, tuple[int, int]]:
     return found
 
 
-def _resolved(name: str, model: Model, token: str, found: dict[int, Any]) -> dict[int, Any]:
+def _resolved(
+    name: str, model: Model, token: str, found: dict[int, Any], told: Model
+) -> dict[int, Any]:
+    """The records that are there, where a power cut may have left them so; Wrong if it may not."""
+    try:
+        return _whole(name, model, token, found)
+    except Wrong:
+        for state in model.without_newest(token) if token in model.collections else ():
+            if state == found:
+                told.lost_parts += 1
+                return state
+        raise
+
+
+def _whole(name: str, model: Model, token: str, found: dict[int, Any]) -> dict[int, Any]:
     """The acknowledged records and each pending part that is there; Wrong if that is not what is found."""
     held = model.collections[token].records if token in model.collections else {}
     expected = dict(held)

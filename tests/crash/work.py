@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -39,7 +40,7 @@ class Writer:
     """Does operations on `database`, a `vecdb.Database` or a client, and tells `journal` of each.
 
     The journal is told before an operation begins and after each part that is acknowledged: it gets
-    ("begin", parts, in_order) and ("done", part), of a backup ("backed up", id). `wanted` names the failpoint
+    ("begin", parts, in_order, moment) and ("done", part, moment), of a backup ("backed up", id). `wanted` names the failpoint
     that is to be reached, `target` where backups go.
     """
 
@@ -212,12 +213,13 @@ class Writer:
 
     def _begin(self, parts: list[Part], *, in_order: bool = False) -> None:
         self._model.begin(parts, in_order=in_order)
-        self._journal(("begin", parts, in_order))
+        self._journal(("begin", parts, in_order, self._model.began_s))
 
     def _done(self, part: Part) -> None:
         with self._lock:
-            self._model.acknowledge(part)
-            self._journal(("done", part))
+            now_s = time.monotonic()
+            self._model.acknowledge(part, now_s)
+            self._journal(("done", part, now_s))
 
 
 def part_of(token: str, ids: list[int]) -> Part:
