@@ -24,8 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from quarantined import rows_kept, wrongly_named
 from test_damage import data_file, flip, make
-from test_repair import digests, problems, records, rows_kept, wrongly_named
+from test_repair import digests, problems, records
 from test_repair_pages import pages_of_tables
 
 import vecdb

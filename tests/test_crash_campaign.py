@@ -26,8 +26,9 @@ KILLS = 24
 FAULTY = """
     import sys
     from pathlib import Path
-    from crash.campaign import Campaign, Failed
+    from crash.campaign import SETTINGS, Campaign, Failed
     from vecdb import disk
+    from vecdb.store import lazy_sync
     real = disk.commit
     {fault}
     campaign = Campaign(Path(sys.argv[1]), ("embedded",), aim=0.5, cuts={cuts})
@@ -37,6 +38,8 @@ FAULTY = """
     except Failed as error:
         print("found", number, error)
 """
+
+INTERVAL = "SETTINGS.update(durability='interval', durability_interval_ms=40.0); "
 
 
 def in_a_process(folder, *arguments):
@@ -51,10 +54,14 @@ def in_a_process(folder, *arguments):
     return done
 
 
-def test_a_short_campaign(tmp_path):
+@pytest.mark.parametrize("durability", ["commit", "interval"])
+def test_a_short_campaign(tmp_path, durability):
     """Killed at random moments, at named points and by power cuts, embedded and through a server, a database
-    keeps everything that was acknowledged and has nothing in part."""
-    arguments = ["--kills", str(KILLS), "--seed", str(RUN_SEED), "--folder", str(tmp_path)]
+    keeps everything that was acknowledged and has nothing in part; with `interval` a power cut takes no more than the
+    newest writes of one interval."""
+    kills = KILLS if durability == "commit" else KILLS // 2
+    arguments = ["--kills", str(kills), "--seed", str(RUN_SEED), "--folder", str(tmp_path)]
+    arguments += ["--durability", durability]
     done = in_a_process(tmp_path, "-m", "crash", *arguments)
     assert done.returncode == 0
     assert "| failures | 0 |" in done.stdout
@@ -67,8 +74,13 @@ def test_a_short_campaign(tmp_path):
         # Known as that of the copy a vacuum makes, which syncs nothing.
         ("disk.commit = lambda t, folder, what: real(t, folder, 'vacuum')", 1.0),
         ("disk.commit = lambda t, folder, what: t.abort() if what == 'rows' else real(t, folder, what)", 0.0),
+        (INTERVAL + "disk.sync_data = lambda file, path, what: None", 1.0),
+        (INTERVAL + "lazy_sync._PART = 1_000; lazy_sync.LazySync._is_late = lambda self: False", 1.0),
     ],
-    ids=["folders are not synced", "commits are not synced", "commits are not made"],
+    ids=[
+        "folders are not synced", "commits are not synced", "commits are not made", "points without a sync",
+        "syncs that come late",
+    ],
 )  # fmt: skip
 def test_a_planted_fault_is_found(tmp_path, fault, cuts):
     """A campaign fails where something was acknowledged that is not durable, or is not there at all."""

@@ -8,9 +8,10 @@ import random
 
 import numpy as np
 import pytest
+from quarantined import rows_kept
 from seeds import RUN_SEED
 from test_damage import data_file, flip
-from test_repair import problems, records, rows_kept
+from test_repair import problems, records
 
 import vecdb
 from vecdb.layout import ROW

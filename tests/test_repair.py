@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
@@ -13,6 +12,7 @@ import sys
 
 import numpy as np
 import pytest
+from quarantined import kept_in, rows_kept, wrongly_named
 from seeds import RUN_SEED
 from test_damage import data_file, flip, make, spoil
 
@@ -94,35 +94,6 @@ def repaired(folder, before, where):
             told = json.loads((kept_in(folder, one) / "repair.json").read_text())
             assert set(told["lost"]) == set(one.lost), where
     return made
-
-
-def wrongly_named(rows, lost):
-    """How many lines name a lost record by an id that nothing confirms, and that is none of those lost, or one twice."""
-    guessed = [r["id"] for r in rows if r["live"] and not r["id_certain"] and r["id"] is not None]
-    return len(guessed) - len({*guessed} & lost)
-
-
-def kept_in(folder, made):
-    return folder / "quarantine" / made.quarantine.rpartition("/")[2]
-
-
-def rows_kept(folder, made):
-    """The lines of `rows.jsonl` of a repair: one for each row that it counts as lost, with bytes that stand in the
-    old file where the line says."""
-    kept = kept_in(folder, made)
-    rows = [json.loads(line) for line in (kept / "rows.jsonl").read_text().splitlines()]
-    old = (kept / DATA_FILE).read_bytes()
-    live = [row for row in rows if row["live"]]
-    assert sorted(row["id"] for row in live if row["id"] is not None) == sorted(made.lost)
-    assert sum(row["id"] is None for row in live) == made.lost_unknown
-    assert len(rows) - len(live) == made.lost_versions
-    for row in rows:
-        assert row["fault"]
-        for part in row["parts"]:
-            raw = part["text"].encode() if "text" in part else base64.b64decode(part["base64"])
-            assert len(raw) == part["bytes"]
-            assert part["at"] is None or old[part["at"] : part["at"] + len(raw)] == raw
-    return rows
 
 
 def test_a_sound_database_is_not_touched(copy, sound):

@@ -22,7 +22,7 @@ from .columns import Columns
 from .device.devices import Devices, assigned
 from .errors import Closed, DeadlineExceeded, InvalidQuery, ReadOnly, VecdbError
 from .fetching import must_be_readable
-from .field import Field, FieldState
+from .field import Field, FieldState, any_cut_off
 from .filters import Filter, evaluate, select
 from .ids import Ids
 from .index import BuiltIndex, IndexRecord, View
@@ -42,8 +42,7 @@ log = logging.getLogger("vecdb")
 Rows = NDArray[np.int64]
 _Matched = tuple[Filter | None, FilterMasks, Selection | None]
 
-_LOAD_ROWS, _LOAD_IDS = 8_192, 1 << 18
-_FOLLOW_S = 0.02
+_LOAD_ROWS, _LOAD_IDS, _FOLLOW_S = 8_192, 1 << 18, 0.02
 
 
 class Core:
@@ -93,23 +92,14 @@ class Core:
         return self.index.view
 
     def mend(self) -> None:
-        """Makes copies anew that have fallen behind, or whose files were cut off; Closed where it is closed.
-
-        An index file that was cut off must not be read: the store is searched exactly until the index has been
-        built again, which begins at once where that is done by itself.
-        """
+        """Makes copies anew that have fallen behind, or whose index files were cut off: these are built again, where
+        that is done by itself, and until then the store is searched exactly. Closed where it is closed."""
         self.check_open()
-        cut_off = self._cut_off()
+        cut_off = any_cut_off(self.all_fields)
         if self._stale or self.read_only or cut_off:
             self._catch_up()
             if cut_off and self.index.sides.wake is not None:
                 self.index.sides.wake()
-
-    def _cut_off(self) -> bool:
-        for field in self.all_fields:  # noqa: SIM110  each query comes here: `any` takes twice as long
-            if not field.index.view.is_whole:
-                return True
-        return False
 
     def check_open(self) -> None:
         if self.closed is not None:
@@ -200,7 +190,7 @@ class Core:
     def _catch_up(self) -> None:
         """Applies commits of the store that the copies have not seen; all anew after a fault."""
         with self._lane.exclusive():
-            if self._stale or self._cut_off():
+            if self._stale or any_cut_off(self.all_fields):
                 self._load()
                 return
             view = self.index.view
@@ -271,11 +261,9 @@ class Core:
             # Not before: whoever reads meanwhile reads the moment before, and waits for nobody.
             self._stale = True
             log.exception(
-                "collection %s: commit %d stands, but following it in memory failed; all copies are "
-                "made anew",
-                self.info.name,
-                sequence,
-            )
+                "collection %s: commit %d stands, but following it in memory failed; all copies are made anew",
+                self.info.name, sequence,
+            )  # fmt: skip
         with self._news:
             self._news.notify_all()
 
@@ -285,8 +273,7 @@ class Core:
         """Commits a write through the lane; see `Lane.submit`."""
         if self.read_only:
             raise ReadOnly(
-                f"collection {self.info.name!r} was opened with read_only=True; open the database "
-                "for writing in the process that owns it"
+                f"collection {self.info.name!r} was opened with read_only=True; open the database for writing"
             )
         self.check_open()
         if self._stale:
@@ -454,8 +441,8 @@ class Core:
                 self.store.close()
         finally:
             for field in self.all_fields:
-                if field.index.on_device is not None:
-                    field.index.on_device.leave()
+                if (there := field.index.on_device) is not None:
+                    there.leave()
             with self._news:
                 self._news.notify_all()
 

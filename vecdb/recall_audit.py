@@ -198,7 +198,7 @@ class Audit:
         while not LANE.idle and time.monotonic() < end_s and core.closed is None:
             time.sleep(0.005)
         core.check_open()
-        if not sample.view.is_whole:
+        if sample.view.main is not None and not sample.view.main.is_whole:
             return  # A file behind it was cut off meanwhile.
         exact = sample.view.search(sample.query, sample.k, allowed=sample.allowed, exact=True)
         hits, wanted = hits_of(sample.near, exact.distances[0])

@@ -90,12 +90,6 @@ class View:
         self._whole_tail = n_live - main_live == self.tail_rows
 
     @property
-    def is_whole(self) -> bool:
-        """Whether the files behind its main index are all there; else it must not be searched."""
-        main = self.main
-        return main is None or not main.maps or main.is_whole
-
-    @property
     def tail_rows(self) -> int:
         """Rows that are compared one by one, dead ones among them."""
         return sum(piece.block.n for piece in self.pieces)
