@@ -49,6 +49,8 @@ class TornRow:
 
     record_id: bytes | None
     """None where it is not known."""
+    found_id: bytes | None
+    """The bytes in the place of its id, which may be none of an id."""
     id_certain: bool
     """Whether `keys` has that id too: else it may be what was damaged."""
     fault: str
@@ -178,7 +180,8 @@ class _Judge:
             name = ids[at] if at < len(ids) and at not in used else b""
             out.lost[row] = self.told.id_of(row) or (name if _may_be_id(name) else None)
             checksum = sums[at] if name else None
-            out.torn[row] = self._torn(row, out.lost[row], checksum, *left[row])
+            made_of = out.lost[row] or name or None
+            out.torn[row] = self._torn(row, out.lost[row], made_of, checksum, *left[row])
 
     def _left_of(self, row: int) -> tuple[dict[int, Piece], dict[str, Piece], bool]:
         """(vectors, texts, whether the vectors are surely its own) of a row that is not whole."""
@@ -196,7 +199,7 @@ class _Judge:
         )
 
     def _torn(
-        self, row: int, name: bytes | None, checksum: int | None, vectors: dict[int, Piece],
+        self, row: int, name: bytes | None, found: bytes | None, checksum: int | None, vectors: dict[int, Piece],
         texts: dict[str, Piece], certain: bool,
     ) -> TornRow:  # fmt: skip
         if DEFAULT_FIELD not in vectors:
@@ -207,7 +210,7 @@ class _Judge:
             fault = f"its parts have the checksum {checksum_of(name, vectors, texts):08x}, {checksum:08x} was stored"
         known = name is not None and self.told.id_of(row) == name
         written = self.told.written_in(row)
-        return TornRow(name, known, fault, checksum, vectors, texts, certain, written)
+        return TornRow(name, found, known, fault, checksum, vectors, texts, certain, written)
 
     def _put_right(self) -> None:
         """Flips back the one bit of a row, or of its checksum, that the checksum says was flipped.
@@ -367,7 +370,7 @@ def checksum_of(record_id: bytes, vectors: dict[int, Piece], texts: dict[str, Pi
 
 def _with_a_bit_flipped(torn: TornRow) -> WholeRow | None:
     """The row as it was before one bit was flipped; None where that is not all."""
-    name, checksum = torn.record_id, torn.checksum
+    name, checksum = torn.found_id, torn.checksum
     if name is None or checksum is None or not torn.certain or DEFAULT_FIELD not in torn.vectors:
         return None
     named = [f for f in torn.vectors if f]
