@@ -35,6 +35,7 @@ from .losses import losses
 from .mapped import MappedBlocks
 from .meta_sums import Keeper, must_hold, sums_of_meta
 from .purge import STEP_BYTES, Purger
+from .read_ahead import ReadAhead
 from .reader import Reader
 from .requests import Requests
 from .restoring import Restorer
@@ -58,6 +59,7 @@ class CollectionStore:
         self._fresh = FreshIds()
         self._newest_us = 0
         self._mapped: tuple[MappedBlocks, ...] = ()
+        self._ahead = ReadAhead(folder / DATA_FILE)
         self._requests = Requests()
         self.on_rest: Callable[[], None] = lambda: None
         """Called when its files are closed for a while, for copies that are soon made again."""
@@ -138,7 +140,9 @@ class CollectionStore:
         if self._env.lacks_tables:
             self._look_for_tables()
         with self._env.read() as transaction:
-            yield Reader(self._env, transaction, self.shape, self._fresh, self._mapped)
+            yield Reader(
+                self._env, transaction, self.shape, self._fresh, self._mapped, self._ahead
+            )
 
     def known_vectors(self, rows: Rows, field: int = DEFAULT_FIELD) -> NDArray[Any] | None:
         """Vectors (n, width) of rows (int64, not negative) in their order, where it is known where all of
@@ -180,6 +184,7 @@ class CollectionStore:
             self._env.let_go()
 
     def _forget_blocks(self, transaction_id: int = 0) -> None:
+        self._ahead.forget()
         for blocks in self._mapped:
             blocks.forget(transaction_id)
 

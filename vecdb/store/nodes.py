@@ -24,6 +24,8 @@ BIG, SUBTREE = 1, 2
 NODE_BYTES = 8
 _KEY_HEAD_BYTES = 8
 _SLICE_PAGES = 512
+_AHEAD_PAGES = 8 * _SLICE_PAGES
+"""Of a level of a tree, that are announced before they are read: some 16 MB, since a level may be larger than the memory."""
 _HEADS = np.array([(1 << 8 * n) - 1 for n in range(_KEY_HEAD_BYTES + 1)], np.uint64)
 """The bits of the first 8 bytes that a key of 0 to 8 bytes has."""
 
@@ -85,8 +87,15 @@ class NodeFile:
 
     def slices(self, level: Numbers) -> Iterator[Numbers]:
         """So few of these pages at a time that what is known of their nodes fits the cache."""
+        asked = 0
         for start in range(0, len(level), _SLICE_PAGES):
+            while asked < min(len(level), start + _AHEAD_PAGES):
+                self.ahead(level[asked : asked + _AHEAD_PAGES])
+                asked += _AHEAD_PAGES
             yield level[start : start + _SLICE_PAGES]
+
+    def ahead(self, pages: Numbers) -> None:
+        """These pages are about to be read."""
 
     def fits(self, level: Numbers, kind: int) -> Bools:
         """Which of these pages are whole pages of a kind: header, and nodes within their bounds."""

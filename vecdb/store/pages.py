@@ -10,6 +10,7 @@ MDB_meta, MDB_db). Values that fill pages of their own are not looked into.
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from collections.abc import Iterator
@@ -32,6 +33,10 @@ MAGIC, _VERSION, _INTEGER_KEYS = 0xBEEFC0DE, 1, 8
 _NOWHERE = (1 << 64) - 1
 _MOST_DEPTH = 32
 _LOOKS = 3
+_RANDOM: int | None = getattr(mmap, "MADV_RANDOM", None)
+_WILL_NEED: int | None = getattr(mmap, "MADV_WILLNEED", None)
+_GAP_PAGES = 16
+"""Pages nearer to each other are read in one go, with those between them."""
 _MOST_NAMED = 20
 """Faults of one kind that are named one by one."""
 
@@ -99,14 +104,38 @@ class PageFile(NodeFile):
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             # As a plain array: each part of a memmap that is looked at costs some us more.
-            raw: Any = (
-                np.memmap(file, np.uint8, "r", shape=(size,)).view(np.ndarray)
-                if size
-                else np.empty(0, np.uint8)
-            )
+            held = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+            raw: Any = np.frombuffer(held, np.uint8)
+        self._map = held if isinstance(held, mmap.mmap) else None
+        self._advise(_RANDOM)
         super().__init__(raw, _page_size_of(raw))
         self.seen = np.zeros(self.n_pages, np.bool_)
         """Pages that a walk has come to, so that none is in two places."""
+
+    # -- reading ahead
+
+    def ahead(self, pages: Numbers) -> None:
+        """Has the kernel read these pages, in any order, while other work goes on.
+
+        Left to itself it reads some 128 KiB around each page that is touched, and has the reader wait: of a file of
+        vectors nearly all of it. 219 MB (116,659 x 384) that no cache held: 0.21 s, with this 0.06; cached 0.04.
+        """
+        pages = np.sort(pages[(pages >= 0) & (pages < self.n_pages)])
+        if self._map is None or not len(pages):
+            return
+        breaks = np.flatnonzero(pages[1:] - pages[:-1] > _GAP_PAGES)
+        firsts, lasts = pages[np.append(0, breaks + 1)], pages[np.append(breaks, len(pages) - 1)]
+        starts = firsts * self.page_size // mmap.PAGESIZE * mmap.PAGESIZE
+        lengths = (lasts + 1) * self.page_size - starts
+        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+            self._advise(_WILL_NEED, start, length)
+
+    def _advise(self, advice: int | None, *part: int) -> None:
+        if self._map is not None and advice is not None:
+            try:
+                self._map.madvise(advice, *part)
+            except OSError:
+                self._map = None  # a file system without: pages are read as they are touched
 
     # -- the two metas
 
@@ -183,6 +212,16 @@ class PageFile(NodeFile):
             faults.append(f"table {name} has {_counts(seen)}, and is said to have {_counts(tree)}")
         return Walk(leaves.entries, faults)
 
+    def entries_of(self, tree: Tree) -> Entries:
+        """All entries of a tree, of whose pages those that are damaged are passed over, and values are not touched."""
+        level = np.array([-1 if tree.root is None else tree.root], np.int64)
+        for _ in range(min(tree.depth, _MOST_DEPTH) - 1):
+            level = level[(level >= 2) & (level < self.n_pages)]
+            found = [self.children(self.nodes(part, BRANCH)) for part in self.slices(level)]
+            level = np.concatenate([np.empty(0, np.int64), *found])
+        level = level[(level >= 2) & (level < self.n_pages)]
+        return Entries.joined([self.entries(self.nodes(part, LEAF)) for part in self.slices(level)])
+
     def _once(self, level: Numbers, where: str, faults: list[str]) -> Numbers:
         """The pages that are in the file and were not seen before, in their order; now they are seen."""
         bad = (level < 2) | (level >= self.n_pages)
@@ -222,6 +261,7 @@ class PageFile(NodeFile):
             big = np.flatnonzero(found.flags & BIG)
             if len(big):
                 first, count = found.values[big] // self.page_size, self.pages_of(found.sizes[big])
+                self.ahead(first)
                 ok = self.fits_overflow(first, count)
                 values_of_own.append((first, count, ok))
                 if not ok.all():

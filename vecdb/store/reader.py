@@ -29,6 +29,7 @@ from ..layout import (
 from .environment import Environment
 from .fresh import FreshIds
 from .mapped import MappedBlocks
+from .read_ahead import ReadAhead
 from .shape import Shape
 from .tables import Rows
 from .vectors import VectorReader, mask_of
@@ -64,10 +65,12 @@ class Reader(VectorReader):
         shape: Shape,
         fresh: FreshIds | None = None,
         mapped: Sequence[MappedBlocks] = (),
+        ahead: ReadAhead | None = None,
     ) -> None:
         super().__init__(environment, transaction, shape)
         self._fresh = fresh or FreshIds()
         self._mapped = mapped
+        self._ahead = ahead
 
     # -- ids
 

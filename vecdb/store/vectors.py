@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from ..errors import Corrupted
 from ..layout import BITMAP_ROWS, DEFAULT_FIELD, ROW, VECTOR_KEY
+from ..selection import once
 from .mapped import MappedBlocks
+from .read_ahead import ReadAhead
 from .tables import Rows, Tables
 
 _PREFIX_BYTES = VECTOR_KEY.size - ROW.size
@@ -21,6 +23,7 @@ class VectorReader(Tables):
 
     _mapped: Sequence[MappedBlocks] = ()
     """Where blocks lie, by field; empty where that is not followed."""
+    _ahead: ReadAhead | None = None
 
     def vectors(self, rows: Rows | Sequence[int], field: int = DEFAULT_FIELD) -> NDArray[Any]:
         """Vectors of any rows in stored dtype, shape (n, width of the field).
@@ -31,6 +34,9 @@ class VectorReader(Tables):
         short.
         """
         rows = np.asarray(rows, dtype=np.int64)
+        if self._ahead is not None:
+            numbers = rows // self._shape.fields[field].rows_per_block
+            self._ahead.blocks(field, once(np.sort(numbers)))
         if not self._mapped:
             shape = self._shape.fields[field]
             out = np.empty((len(rows), shape.width), shape.dtype)
@@ -70,6 +76,8 @@ class VectorReader(Tables):
         shape = self._shape.fields[field]
         out = np.empty((max(0, stop - start), shape.width), shape.dtype)
         per_block = shape.rows_per_block
+        if self._ahead is not None and stop > start:
+            self._ahead.range(field, start // per_block, (stop - 1) // per_block)
         row = start
         while row < stop:
             number, offset = divmod(row, per_block)
