@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .ages import Ages
+from .behind import Behind
 from .columns import Columns
 from .device.devices import Devices, assigned
 from .errors import Closed, DeadlineExceeded, InvalidQuery, ReadOnly, VecdbError
@@ -80,6 +81,7 @@ class Core:
         self._columns_lock = threading.Lock()
         self._stale = False
         self.all_fields: tuple[Field, ...] = ()
+        self._behind = Behind(info.name, (), store)
         with self._lane.exclusive():
             self._load()
 
@@ -152,6 +154,7 @@ class Core:
         if state.next_row >= _LOAD_ROWS:
             # Each vector was read once; without this the map would count beside the copies.
             self.store.let_pages_go()
+        self._behind = self._behind.followed_by(Behind(self.info.name, fields, self.store))
 
     def _let_go(self) -> None:
         """While nobody reads or writes the store: lets go of vectors that were read for filters."""
@@ -440,6 +443,7 @@ class Core:
                 self.closed = why
                 self.store.close()
         finally:
+            self._behind.stop(wait=True)
             for field in self.all_fields:
                 if (there := field.index.on_device) is not None:
                     there.leave()

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import secrets
-import threading
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,9 +27,9 @@ from ..errors import Corrupted, StorageFull
 from .arena import Arena
 from .blocks import Block, FloatBlock
 from .calibrate import Curve, Point
-from .codes import is_lossy, new_codes, own_code, to_space
-from .distance import Rows
+from .codes import is_lossy, new_codes, own_code
 from .door import CORES, READ_FLAGS, faiss, faiss_metric, flat_over
+from .filling import BEHIND_BYTES, LateBlock, fill
 from .main import BuiltIndex, Main, align_centroids, attach, block_of, whole
 from .makers import Job
 from .mapped_file import MappedFile
@@ -269,11 +268,12 @@ def file_faults(record: IndexRecord, folder: Path) -> list[str]:
     return faults
 
 
-def load(job: Job, record: IndexRecord, folder: Path) -> Main:
+def load(job: Job, record: IndexRecord, folder: Path, *, behind: bool = False) -> Main:
     """Verify, map and complete a saved index; Corrupted says in plain words why it cannot be.
 
     Reads the stored vectors of rows 0..high_water once for HNSW without codes of its own, in slices,
-    by as many threads as there are cores.
+    by as many threads as there are cores. With `behind` it does not where a large graph is walked over codes: then
+    these are yet to be read, see `LateBlock`.
     """
     for name in ("dimension", "metric", "storage"):
         if getattr(record, name) != getattr(job, name):
@@ -332,11 +332,16 @@ def load(job: Job, record: IndexRecord, folder: Path) -> Main:
         align_centroids(index)
     else:
         storage = index
-    if look is not None:
+    late = behind and record.codes is not None and arena is not None and look.nbytes > BEHIND_BYTES
+    if look is not None and not late:
         # Last: it reads every vector, and all that may be wrong with the files has been found before.
-        _fill(job, look, rows, record.high_water)
+        fill(job.source, job.metric, job.storage, look, rows, record.high_water, CORES)
     block: Block
-    if arena is None:
+    if late:
+        space = job.metric, job.storage
+        metric = faiss_metric(record.metric)
+        block = LateBlock(look, metric, job.source, space, rows, record.high_water)
+    elif arena is None:
         block = block_of(record.kind, record.code, index, storage)
     else:
         block = FloatBlock(look, faiss_metric(record.metric))
@@ -389,52 +394,6 @@ def _empty_codes(record: IndexRecord, size: int) -> tuple[Any, Any]:
     index.ntotal = size
     look = faiss.rev_swig_ptr(index.codes.data(), needed)
     return index, look.view(np.float16).reshape(size, record.dimension)
-
-
-def _fill(job: Job, look: Any, rows: Rows, high_water: int) -> None:
-    """Read the vectors of `rows` in row order and put each where it belongs in `look`."""
-    position = np.full(high_water, -1, np.int64)
-    position[rows] = np.arange(rows.size)
-    starts = iter(range(0, high_water, READ_ROWS))
-    lock = threading.Lock()
-    failure: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            while not failure:
-                with lock:
-                    start = next(starts, None)
-                if start is None:
-                    return
-                target = position[start : min(high_water, start + READ_ROWS)]
-                wanted = np.flatnonzero(target >= 0)
-                if not wanted.size:
-                    continue
-                stored = job.source.range(start, start + len(target))
-                target = target[wanted]
-                vectors = to_space(
-                    stored if wanted.size == len(stored) else stored[wanted],
-                    job.metric,
-                    job.storage,
-                )
-                if (
-                    int(target[-1]) - int(target[0]) == target.size - 1
-                    and (np.diff(target) == 1).all()
-                ):
-                    look[target[0] : target[-1] + 1] = vectors
-                else:
-                    look[target] = vectors
-        except BaseException as error:  # raised again in the caller's thread
-            failure.append(error)
-
-    threads = [threading.Thread(target=work, name="vecdb-load") for _ in range(CORES - 1)]
-    for thread in threads:
-        thread.start()
-    work()
-    for thread in threads:
-        thread.join()
-    if failure:
-        raise failure[0]
 
 
 def of_same_files(record: IndexRecord, built: BuiltIndex) -> IndexRecord:

@@ -23,6 +23,7 @@ from .distance import Rows
 from .door import give_memory_back
 from .figures import IndexFigures, figures_of
 from .files import IndexRecord
+from .filling import LateBlock
 from .handover import HandOver
 from .live import Bits, LiveRows, unpack
 from .main import BuiltIndex, Main
@@ -307,7 +308,7 @@ class Index:
         """
         view = self._view
         kind = self._wanted_kind(view)
-        if kind is None:
+        if kind is None or not self.fill(cancel):
             return None
         step = Step(
             self, kind, view.main, np.flatnonzero(view.live_mask()), view.n_rows, view.sequence,
@@ -319,6 +320,17 @@ class Index:
         del step
         give_memory_back()
         return None if made is None else BuiltIndex(made)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the vectors of the main index are yet to be read by `fill`; it serves meanwhile."""
+        main = self._view.main
+        return main is not None and main.by_codes and not main.lossy
+
+    def fill(self, stop: threading.Event) -> bool:
+        """Reads the vectors that the main index lacks, if there are any; False when stopped. See `LateBlock.fill`."""
+        main = self._view.main
+        return main is None or not isinstance(main.block, LateBlock) or main.block.fill(stop)
 
     def unfinished(self) -> bool:
         """Whether lists serve that are yet to be compared with a graph."""
@@ -393,7 +405,7 @@ class Index:
         of the index changes.
         """
         main = self._view.main
-        if main is None or len(queries) < 64:
+        if main is None or len(queries) < 64 or not self.fill(cancel):
             return None
         x = exact_space(queries, self.metric)
         threads = int(self.settings["build_threads"])
@@ -418,6 +430,8 @@ class Index:
         It is read where it is in a file, else built, and then written into `folder`, beside the `main_file` of the
         main index. Whatever goes wrong, it is not built again for the same main index.
         """
+        if not self.fill(cancel):
+            return 0
         return side_build.serve_next(self, self.sides, cancel, folder, main_file)
 
     def save(self, built: BuiltIndex, folder: Path) -> IndexRecord:
@@ -430,7 +444,7 @@ class Index:
     def load(self, record: IndexRecord, folder: Path) -> BuiltIndex:
         """The saved index of `record`, verified and mapped; Corrupted when it cannot be used. Its files may be
         deleted meanwhile, but not written."""
-        return BuiltIndex(files.load(self, record, folder))
+        return BuiltIndex(files.load(self, record, folder, behind=self.on_device is None))
 
 
 def _live_in(main: Main, bits: Bits) -> int:

@@ -19,7 +19,8 @@ from .blocks import Allowed, BitBlock, Block, CodeBlock, FloatBlock, ListBlock, 
 from .calibrate import Curve
 from .codes import part_of, parts_of
 from .distance import Floats, Rows, at_a_line
-from .door import faiss, faiss_metric, flat_over, search_one, use_threads_for
+from .door import L2, faiss, faiss_metric, flat_over, search_one, use_threads_for
+from .filling import LateBlock
 from .mapped_file import MappedFile
 
 HNSW_M = 16
@@ -95,6 +96,7 @@ class Main:
         self.setting_name = SETTING_NAMES[kind]
         self.guide = guide_of(code, index)
         """Small codes that a graph over float32 is walked over; None where it walks over its vectors."""
+        self._late = block if isinstance(block, LateBlock) else None
         self._refined = refined(code, index, block)
         self._find = finder(kind, code, index, self._refined)
         self._settings: dict[tuple[float, int], Any] = {}
@@ -123,6 +125,11 @@ class Main:
             if not mapped.is_whole:
                 return False
         return True
+
+    @property
+    def by_codes(self) -> bool:
+        """Vectors other than the codes are in the store alone, for ever (`lossy`) or until they have been read."""
+        return self.lossy or (self._late is not None and not self._late.there)
 
     @property
     def nbytes(self) -> int:
@@ -164,7 +171,18 @@ class Main:
 
         `queries` float32 (q, d), C-contiguous (bits: uint8); k <= n; `setting` is efSearch or nprobe.
         """
+        if self._late is not None and not self._late.there:
+            use_threads_for(len(queries))
+            return self._from_store(self._late, queries, k, setting)
         return self._find(queries, k, setting)
+
+    def _from_store(
+        self, late: LateBlock, queries: Any, k: int, setting: int
+    ) -> tuple[Floats, Rows]:
+        """As `_refined` answers, by the same candidates."""
+        ef_search, factor = _widened(k, setting, int(self.index.ntotal))
+        found = self.index.search(queries, int(k * factor), params=_walk(ef_search))
+        return late.nearest_of(queries, found[1], k)
 
     def gives(self, k: int, setting: int) -> bool:
         """Whether `search` answers so many candidates at this setting; the host always does."""
@@ -174,6 +192,11 @@ class Main:
         """`search` of a graph or lists for queries (q, d), as FAISS's scores and positions (q, k); None
         when it found fewer than k for any of them."""
         index = self.index
+        if self._late is not None and not self._late.there:
+            keys, positions = self._from_store(self._late, queries, k, setting)
+            if positions.min() < 0:
+                return None
+            return (keys if int(index.metric_type) == L2 else -keys), positions
         if self.kind == "ivf":
             params = _probe(min(setting, int(index.nlist)))
         elif self._refined is None:

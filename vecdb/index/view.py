@@ -157,7 +157,7 @@ class View:
                     trace.allowed_rows = self._count(allowed)
                 return Found(answered[0], answered[1], True, answered[2])
         compared = target is None or main is None
-        if target is not None and main is not None and main.lossy:
+        if target is not None and main is not None and main.by_codes:
             # No setting reaches the target: then the codes themselves cannot tell the vectors apart.
             compared = main.setting(target, k) is None
         if compared and self.tiled is not None:
@@ -166,7 +166,7 @@ class View:
                 return Found(*near_rows, True, PLAN)
         if trace is not None and self.device_note:
             trace.device_note = f"{self.device_note}; answered by the CPU"
-        if compared and (self.lossy_tail or (main is not None and main.lossy)):
+        if compared and (self.lossy_tail or (main is not None and main.by_codes)):
             return self._exact_by_stored(x, k, allowed, trace, check)
         merger = Merger(k)
         all_exact, name = self._search_main(x, k, allowed, target, merger, trace, check)
@@ -373,10 +373,11 @@ class View:
         answer: a code c of x with |c - x| <= e changes a distance by at most e (l2, not squared) or e
         times the query's length (Cauchy-Schwarz). Queries without that proof read every vector.
         """
-        errors = [_HALF_ERROR] if self.lossy_tail else []
-        if self.main is not None and self.main.lossy:
-            errors.append(self.main.error)
-        error = max(errors) + _ROUNDING
+        error = _HALF_ERROR if self.lossy_tail else 0.0
+        if self.main is not None:
+            late = self.main.by_codes and not self.main.lossy  # then all is read, slice by slice
+            error = np.inf if late else max(error, self.main.error)
+        error += _ROUNDING
         near, rows = np.empty((len(x), 0), np.float32), np.empty((len(x), 0), np.int64)
         width = k + max(8, k // 2)
         certain = np.zeros(len(x), np.bool_)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..layout import ROW, VECTOR_KEY
+from ..selection import once
 from .nodes import BIG, HEADER
 from .pages import PageFile
 from .tables import Rows
@@ -118,7 +119,7 @@ def _found(path: Path) -> dict[int, _Places]:
     fields = np.ascontiguousarray(keys[:, :prefix]).view(">u2").ravel().astype(np.int64)
     numbers = np.ascontiguousarray(keys[:, prefix:]).view(">u8").ravel().astype(np.int64)
     found = {}
-    for field in np.unique(fields).tolist():
+    for field in once(np.sort(fields)).tolist():
         here = fields == field
         if int(numbers[here].max()) >= file.n_pages:
             continue  # no key of ours
