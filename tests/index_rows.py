@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 
-from vecdb.index import Index, files, makers, plan, side, source, tail
+from vecdb.index import Index, filling, makers, plan, side, source, tail
 from vecdb.index import build as _build_module
 from vecdb.selection import Selection
 from vecdb.settings import ENGINE, resolve
@@ -123,7 +123,7 @@ def small_steps(monkeypatch, piece_rows=256, step_rows=256):
     """Pieces of the tail and steps of builds so small that a few thousand rows make many of them."""
     monkeypatch.setattr(tail, "MAX_PIECE_ROWS", piece_rows)
     monkeypatch.setattr(_build_module, "ADD_ROWS", step_rows)
-    for module in (_build_module, makers, source, files):
+    for module in (_build_module, makers, source, filling):
         monkeypatch.setattr(module, "READ_ROWS", 2 * step_rows)
 
 

@@ -136,9 +136,8 @@ class Core:
         for field, stored in zip(fields, found, strict=True):
             field.load(state, stored, dead_rows)
             if field.last_error:
-                log.warning(
-                    "collection %s: %s; it will be built again", self.info.name, field.last_error
-                )
+                words = "collection %s: %s; it will be built again"
+                log.warning(words, self.info.name, field.last_error)
         self.ids = ids
         self.deaths = Deaths(dead_rows, dead_sequences)
         # In this order: who finds the flag set holds columns that are whole, see `ready_columns`.
@@ -449,6 +448,3 @@ class Core:
                     there.leave()
             with self._news:
                 self._news.notify_all()
-
-
-__all__ = ["Core", "Interrupt"]

@@ -33,7 +33,6 @@ from .filling import BEHIND_BYTES, LateBlock, fill
 from .main import BuiltIndex, Main, align_centroids, attach, block_of, whole
 from .makers import Job
 from .mapped_file import MappedFile
-from .source import READ_ROWS
 
 _CLASSES = {"hnsw": faiss.IndexHNSW, "ivf": faiss.IndexIVF, "flat": faiss.IndexScalarQuantizer}
 

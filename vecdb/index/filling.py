@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,9 +30,11 @@ def fill(
     high_water: int,
     threads: int,
     stop: threading.Event | None = None,
+    through: Callable[[int], None] = lambda row: None,
 ) -> bool:
     """Reads the vectors of `rows` in row order and puts each where it belongs in `look`, by so many threads; False when
-    stopped before the end. An error of the source is raised here."""
+    stopped before the end. One thread calls `through(row)` when those below a row are there. An error of the source is
+    raised here."""
     position = np.full(high_water, -1, np.int64)
     position[rows] = np.arange(rows.size)
     step = READ_ROWS if stop is None else _BEHIND_ROWS
@@ -47,6 +50,7 @@ def fill(
                 if start is None:
                     return
                 target = position[start : min(high_water, start + step)]
+                through(start)
                 wanted = np.flatnonzero(target >= 0)
                 if not wanted.size:
                     continue
@@ -99,6 +103,8 @@ class LateBlock(FloatBlock):
         self._source, self._space = source, space
         self._rows, self._high_water = rows, high_water
         self._filling = threading.Lock()
+        self._through = 0
+        """The vectors of rows below this one are in memory."""
 
     def fill(self, stop: threading.Event) -> bool:
         """Reads all vectors, or waits for the thread that does; False when stopped before. Nobody who searches waits.
@@ -108,9 +114,13 @@ class LateBlock(FloatBlock):
         with self._filling:
             if not self.there:
                 self.there = fill(
-                    self._source, *self._space, self.vectors, self._rows, self._high_water, 1, stop
-                )
+                    self._source, *self._space, self.vectors, self._rows, self._high_water, 1, stop,
+                    self._reached,
+                )  # fmt: skip
         return self.there
+
+    def _reached(self, row: int) -> None:
+        self._through = row
 
     def search(
         self, queries: Floats, k: int, allowed: Allowed | None = None
@@ -131,7 +141,11 @@ class LateBlock(FloatBlock):
     def take(self, positions: Rows) -> Floats:
         if self.there:
             return super().take(positions)
-        vectors: Floats = to_space(self._source.rows(self._rows[positions]), *self._space)
+        rows = self._rows[positions]
+        lacking = rows >= self._through
+        vectors = super().take(positions)
+        if lacking.any():
+            vectors[lacking] = to_space(self._source.rows(rows[lacking]), *self._space)
         return vectors
 
     def nearest_of(self, queries: Floats, positions: Rows, k: int) -> tuple[Floats, Rows]:

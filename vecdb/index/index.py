@@ -324,13 +324,12 @@ class Index:
     @property
     def is_late(self) -> bool:
         """Whether the vectors of the main index are yet to be read by `fill`; it serves meanwhile."""
-        main = self._view.main
-        return main is not None and main.by_codes and not main.lossy
+        return self._view.main is not None and self._view.main.is_late
 
     def fill(self, stop: threading.Event) -> bool:
         """Reads the vectors that the main index lacks, if there are any; False when stopped. See `LateBlock.fill`."""
-        main = self._view.main
-        return main is None or not isinstance(main.block, LateBlock) or main.block.fill(stop)
+        block = None if self._view.main is None else self._view.main.block
+        return not isinstance(block, LateBlock) or block.fill(stop)
 
     def unfinished(self) -> bool:
         """Whether lists serve that are yet to be compared with a graph."""

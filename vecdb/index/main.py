@@ -129,7 +129,12 @@ class Main:
     @property
     def by_codes(self) -> bool:
         """Vectors other than the codes are in the store alone, for ever (`lossy`) or until they have been read."""
-        return self.lossy or (self._late is not None and not self._late.there)
+        return self.lossy or self.is_late
+
+    @property
+    def is_late(self) -> bool:
+        """The float32 vectors are on their way into memory."""
+        return self._late is not None and not self._late.there
 
     @property
     def nbytes(self) -> int:

@@ -375,8 +375,7 @@ class View:
         """
         error = _HALF_ERROR if self.lossy_tail else 0.0
         if self.main is not None:
-            late = self.main.by_codes and not self.main.lossy  # then all is read, slice by slice
-            error = np.inf if late else max(error, self.main.error)
+            error = np.inf if self.main.is_late else max(error, self.main.error)
         error += _ROUNDING
         near, rows = np.empty((len(x), 0), np.float32), np.empty((len(x), 0), np.int64)
         width = k + max(8, k // 2)

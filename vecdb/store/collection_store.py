@@ -140,9 +140,7 @@ class CollectionStore:
         if self._env.lacks_tables:
             self._look_for_tables()
         with self._env.read() as transaction:
-            yield Reader(
-                self._env, transaction, self.shape, self._fresh, self._mapped, self._ahead
-            )
+            yield Reader(self._env, transaction, self.shape, self._fresh, self._mapped, self._ahead)
 
     def known_vectors(self, rows: Rows, field: int = DEFAULT_FIELD) -> NDArray[Any] | None:
         """Vectors (n, width) of rows (int64, not negative) in their order, where it is known where all of
