@@ -128,7 +128,7 @@ def test_every_verb_wakes_a_resting_collection(docs):
 
 def test_what_needs_no_file_lets_it_rest(docs, data_folder):
     """Ids, distances, counts and figures of a resting collection open nothing."""
-    assert open_files(data_folder / "collections") == 4
+    assert open_files(data_folder / "collections") == 5
     used = docs.stats().map_used_bytes
     assert environment(docs).rest()
     assert docs.query(vectors(20)[4], k=1).ids == [["r4"]]

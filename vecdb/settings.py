@@ -112,7 +112,7 @@ ENGINE: tuple[Setting, ...] = (
     Setting("filter_cache_entries", int, 32, "Filter results kept a collection; each takes one byte a row.", 0, 10_000),
     Setting("max_fields", int, 1_000, "Distinct metadata paths a collection may have.", 1, 65_535),
     Setting("max_collections", int, 10_000, "Collections that a database may have; each takes a folder, and the memory of its vectors once it was used.", 1, 1_000_000),
-    Setting("max_open_collections", int, 48, "Collections whose LMDB files are open at once, four for each. Beyond it, those not used lately are closed until they are used again, which takes about 0.5 ms; their vectors stay in memory.", 1, 1_000_000),
+    Setting("max_open_collections", int, 40, "Collections whose LMDB files are open at once, five for each. Beyond it, those not used lately are closed until they are used again, which takes about 0.5 ms; their vectors stay in memory.", 1, 1_000_000),
     Setting("device", str, "auto", "What searches: `cpu`, `gpu` (all of them), `gpu:0,1` (these), or `auto`: GPUs where there are any. A GPU that is asked for by name must be there."),
     Setting("device_memory_bytes", int, 0, "Memory that placements may take on each GPU; 0: 0.9 of what is free at the start.", 0, 1 << 50),
     Setting("device_queue", int, 1_024, "Searches that may wait for one GPU; further ones are answered LIMIT_EXCEEDED.", 1, 1_000_000),

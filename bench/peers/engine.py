@@ -12,6 +12,9 @@ from ..sources import Source
 from . import collection
 from .base import NAME
 
+_OPEN = vecdb.open
+"""Looked up here, since that imports the engine: as with the other systems, no part of opening."""
+
 
 class System(collection.System):
     """The knob is `target_recall`. `audit_share`: without audits, for what is compared with an index alone; None is
@@ -34,7 +37,7 @@ class System(collection.System):
         super().__init__(source)
         if audit_share is not None:
             settings["audit_share"] = audit_share
-        self.database = vecdb.open(folder, **settings)
+        self.database = _OPEN(folder, **settings)
         if create:
             self.collection = self.database.create_collection(
                 NAME, dimension=source.dimension, index=index, quantization=quantization

@@ -83,7 +83,7 @@ def fill(
 class LateBlock(FloatBlock):
     """float32 vectors that are read from the store where they are asked for, until all of them are in memory.
 
-    Answers are the same before and after, to the bit. Any thread may call.
+    Answers are those of the vectors in memory, before and after. Any thread may call.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Which LMDB environments of a database are open: those used lately, and no more than a limit.
 
-An open one takes four files, a map, and the pages that its largest transaction has written to. With a collection
+An open one takes five files, a map, and the pages that its largest transaction has written to. With a collection
 for each of a thousand tenants that is more than a process may have, for collections most of which nobody asks.
 """
 

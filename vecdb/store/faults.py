@@ -78,7 +78,7 @@ def full_or_internal(folder: Path, text: str) -> VecdbError:
     if os.strerror(errno.EMFILE) in text or os.strerror(errno.ENFILE) in text:
         return LimitExceeded(
             f"too many files are open to open {folder}; raise the limit (ulimit -n), or lower the setting "
-            "max_open_collections: each that is open takes four files and those of its index"
+            "max_open_collections: each that is open takes five files and those of its index"
         )
     if os.strerror(errno.ENOMEM) in text:
         return LimitExceeded(
