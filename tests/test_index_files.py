@@ -103,6 +103,21 @@ def test_a_saved_index_answers_as_before(kind, metric, storage, quantization, tm
     assert replace(again.stats(), age_s=0.0) == replace(index.stats(), age_s=0.0)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="maps are listed on Linux")
+@pytest.mark.parametrize(("kind", "metric", "storage", "quantization"), OF_EACH_SHAPE)
+def test_the_files_of_an_index_are_mapped(kind, metric, storage, quantization, tmp_path):
+    """Graphs, lists and codes are used where the file system has them, not copied into memory; bits alone are read."""
+    rows, _, record = saved(tmp_path, kind, metric, storage, quantization)
+    again = make_index(rows, kind, metric, quantization)
+    loaded = again.load(record, tmp_path)
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    names = {part.name for part in (record.graph, record.codes) if part is not None}
+    assert {name for name in names if str(tmp_path / name) in mapped} == (
+        set() if storage == "binary" else names
+    )
+    del loaded
+
+
 def damage_flip(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
