@@ -14,8 +14,9 @@ from test_damage import data_file, flip
 from test_repair import problems, records
 
 import vecdb
-from vecdb.layout import ROW
+from vecdb.layout import ROW, pack_content
 from vecdb.store import quarantine
+from vecdb.store.salvage import looks_right
 
 DIMENSION = 4
 COUNT = 40
@@ -187,3 +188,22 @@ def test_long_parts_stay_in_the_old_file(data_folder, monkeypatch):
     assert old[told["at"] : told["at"] + told["bytes"]].decode() == document(2, 7)
     assert "base64" in held["vectors", 0]
     assert made.lost == ("r7",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The share of hits/misses was measured again, and it is what the paper says that it ought to be, more or less.",
+        "https://example.org/a/long/way/to/a/page?with=arguments&and=more#than-that-" + 60 * "x",
+        "\n\nA/B tests of two answers.",
+        "",
+    ],
+)
+def test_a_text_with_a_slash_is_no_content(text):
+    """What begins like a content, by its first byte and a slash soon after it, is a document all the same; a content is none."""
+    assert looks_right("documents", ROW.pack(7), memoryview(text.encode()))
+    assert looks_right("uris", ROW.pack(7), memoryview(text.encode()))
+    for media_type in ("text/plain", "image/svg+xml", "text/html; charset=utf-8"):
+        packed = memoryview(pack_content(media_type.encode(), text.encode()))
+        assert not looks_right("documents", ROW.pack(7), packed)
+        assert looks_right("contents", ROW.pack(7), packed)

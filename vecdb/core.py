@@ -275,7 +275,7 @@ class Core:
         """Commits a write through the lane; see `Lane.submit`."""
         if self.read_only:
             raise ReadOnly(
-                f"collection {self.info.name!r} was opened with read_only=True; open the database for writing"
+                f"collection {self.info.name!r} was opened with read_only=True; open the database for writing in the process that owns it"
             )
         self.check_open()
         if self._stale:

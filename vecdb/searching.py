@@ -52,25 +52,13 @@ def query_plain(
 
     None where there is more to it, or the vectors need a closer look, or a refusal: that is `query`'s business.
     """
-    if vectors.ndim != 2 or len(vectors) == 1:
-        return _one(core, audit, vectors, k, expression, exact, target_recall, timeout_s)
-    if expression is not None or exact or not 1 < len(vectors) <= MAX_TOGETHER:
-        return None
-    return _several(core, audit, vectors, k, target_recall, timeout_s)
-
-
-def _one(
-    core: Core,
-    audit: Audit | None,
-    vector: NDArray[np.float32],
-    k: int,
-    expression: Filter | None,
-    exact: bool,
-    target_recall: float | None,
-    timeout_s: float | None,
-) -> QueryResult | None:
+    one = vectors
+    if vectors.ndim == 2:
+        if len(vectors) != 1:
+            several = expression is None and not exact and 1 < len(vectors) <= MAX_TOGETHER
+            return _several(core, audit, vectors, k, target_recall, timeout_s) if several else None
+        one = vectors[0]
     view = core.view
-    one = vector[0] if vector.ndim == 2 and len(vector) == 1 else vector
     if one.shape != (view.dimension,) or core.info.storage == "binary":
         return None
     # NaN and infinity carry over into the squared length; vdot overflows without a warning.

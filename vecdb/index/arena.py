@@ -23,13 +23,12 @@ class Arena:
         self.used = 0
         """Vectors that somebody may look at; what is behind them may be written."""
 
-    def put(self, vectors: Floats) -> Floats:
-        """Copy (n, d) vectors behind the used ones; a look at the copy."""
+    def put(self, vectors: Floats) -> int:
+        """Copy (n, d) vectors behind the used ones; where the first of them is."""
         start, stop = self.used, self.used + len(vectors)
-        look = self.vectors[start:stop]
-        look[:] = vectors
+        self.vectors[start:stop] = vectors
         self.used = stop
-        return look
+        return start
 
     def has_room(self, rows: int) -> bool:
         return self.used + rows <= len(self.vectors)

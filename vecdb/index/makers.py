@@ -216,8 +216,7 @@ class GraphMaker:
         attach(self.graph, self.walk)
         self.graph.add(part)
         if self.arena is not None:
-            start = self.arena.used
-            self.arena.put(part)
+            start = self.arena.put(part)
             if rows.size:
                 self.build.hand_over(rows, self.arena, start, through)
         elif self.codes is not self.walk:

@@ -182,7 +182,8 @@ class CollectionStore:
             self._env.let_go()
 
     def _forget_blocks(self, transaction_id: int = 0) -> None:
-        self._ahead.forget()
+        if not transaction_id:
+            self._ahead.forget()  # its places are hints, which a purge leaves right for nearly all blocks
         for blocks in self._mapped:
             blocks.forget(transaction_id)
 

@@ -50,7 +50,7 @@ class ReadAhead:
         self._fields: dict[int, _Places] | None = None
 
     def forget(self) -> None:
-        """The file was exchanged, or blocks of it were moved."""
+        """The file was exchanged, or has grown by much."""
         self._fields = None
 
     def range(self, field: int, first: int, last: int) -> None:

@@ -10,6 +10,7 @@ checksums of the rows decide.
 from __future__ import annotations
 
 import itertools
+import re
 from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,8 @@ from .sums import BY_ROW
 Table = dict[bytes, memoryview]
 """Values by key, in the order of the keys; buffers into the map of the file."""
 
+_TYPE_AND_SUBTYPE = re.compile(rb"[\w.+!#$&^-]+/[\w.+!#$&^-]+(\s*;.*)?", re.ASCII | re.DOTALL)
+"""A media type as RFC 6838 has it, with parameters or without. Prose has slashes too, but spaces before them."""
 _NUMBER_BYTES = 8
 _MOST_DEPTH = 32
 _MOST_READ = 4
@@ -365,7 +368,7 @@ def looks_right(name: str, key: bytes, value: memoryview) -> bool:
     if name == "contents":
         return _media_type(value) is not None
     if name in ("documents", "uris"):
-        return _is_text(value) and b"/" not in (_media_type(value) or b"")
+        return _is_text(value) and not _TYPE_AND_SUBTYPE.fullmatch(_media_type(value) or b"")
     return True
 
 

@@ -34,6 +34,8 @@ class VectorReader(Tables):
         short.
         """
         rows = np.asarray(rows, dtype=np.int64)
+        if self._mapped and (known := self._mapped[field].known(rows)) is not None:
+            return known
         if self._ahead is not None:
             numbers = rows // self._shape.fields[field].rows_per_block
             self._ahead.blocks(field, once(np.sort(numbers)))
