@@ -107,7 +107,9 @@ class Run:
                 time.sleep(0.005)
 
     def commit(self, sequence):
-        fresh = self.rows.vectors[len(self.live) : len(self.live) + 150]
+        """Rows wait for the readers to have seen the swaps before, or a slow machine would have but one of them."""
+        end = (1_000, 3_500, len(self.rows.vectors))[min(len(self.marks), 2)]
+        fresh = self.rows.vectors[len(self.live) : min(len(self.live) + 150, end)]
         self.index.append(fresh)
         self.live = np.concatenate([self.live, np.ones(len(fresh), np.bool_)])
         dead = self.rng.choice(len(self.live), 20)

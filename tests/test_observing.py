@@ -341,6 +341,25 @@ def test_nothing_stays_of_watchers_that_have_gone(start: StartServer) -> None:
     assert not names & set(server._health._send_response_callbacks)
 
 
+def test_a_watcher_who_has_left_already_is_not_kept(start: StartServer) -> None:
+    """Who hangs up before the server asks to be told of it is forgotten like the others."""
+
+    class Left:
+        """gRPC's context once the call is over."""
+
+        def invocation_metadata(self) -> tuple[()]:
+            return ()
+
+        def add_callback(self, callback: Any) -> bool:
+            return False
+
+    health, told = start()._health, []
+    for name in ("", "collection/none", "unknown"):
+        health.Watch(health_pb2.HealthCheckRequest(service=name), Left(), told.append)
+    assert told[-1] is None
+    assert not any(health._send_response_callbacks.values())
+
+
 def test_names_that_are_unknown_are_not_kept(start: StartServer) -> None:
     """Who watches what this server does not know is told so, and the name is not kept, however long it is."""
     server = start()

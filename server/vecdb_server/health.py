@@ -33,6 +33,22 @@ _Status = health_pb2.HealthCheckResponse
 MayRead = Callable[[Any, str], bool]
 
 
+class _Leaving:
+    """The context of a watcher, who may have left before anybody asked to be told of it.
+
+    gRPC then drops the callback, and the base class would keep the watcher for ever.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self.invocation_metadata = context.invocation_metadata
+        self._add_callback = context.add_callback
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        if not self._add_callback(callback):
+            callback()
+        return True
+
+
 class Health(health.HealthServicer):  # type: ignore[misc,unused-ignore]
     """See the head of this file. `close` ends its thread."""
 
@@ -60,6 +76,7 @@ class Health(health.HealthServicer):  # type: ignore[misc,unused-ignore]
         self, request: Any, context: Any, send_response_callback: Any = None
     ) -> Any:
         name: str = request.service
+        context = _Leaving(context)
         ours = name.startswith(COLLECTION)
         if ours and self._may_read(context.invocation_metadata(), name.removeprefix(COLLECTION)):
             status = self._state(name)
