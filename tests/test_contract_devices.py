@@ -16,7 +16,7 @@ from vecdb import database
 from vecdb.index import View
 from vecdb_server import status
 
-README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
+REFERENCE = (Path(__file__).resolve().parent.parent / "docs/reference.md").read_text()
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_explain_says_which_device_answered(backend, monkeypatch):
 )
 def test_what_a_device_fails_with_arrives(backend, monkeypatch, reason, code):
     """What a device refuses or loses is the same error for every caller, with its details, under the status
-    that README names."""
+    that the reference names."""
     kind = vecdb.errors.by_reason(reason)
 
     def fails(*_, **__):
@@ -203,7 +203,7 @@ def test_what_a_device_fails_with_arrives(backend, monkeypatch, reason, code):
     assert type(caught.value).__name__ == kind.__name__
     assert caught.value.details == {"device": "gpu:0"}
     assert status.code_of(kind("m")).name == code
-    (row,) = [x for x in README.splitlines() if f"`{kind.__name__}`" in x and f"| {code} |" in x]
+    (row,) = [x for x in REFERENCE.splitlines() if f"`{kind.__name__}`" in x and f"| {code} |" in x]
     assert row
 
 

@@ -36,7 +36,8 @@ from vecdb_server.settings import SERVER
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-SETTINGS = README.split("## Settings")[1].split("\n## ")[0]
+REFERENCE = (ROOT / "docs/reference.md").read_text()
+SETTINGS = REFERENCE.split("## Settings")[1].split("\n## ")[0]
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 PROTO = (ROOT / "proto/vecdb/v1/vecdb.proto").read_text()
 OPERATIONS = (ROOT / "docs/operations.md").read_text()
@@ -129,7 +130,7 @@ def test_filters_in_the_docs_are_filters():
 
 @pytest.mark.parametrize("row", [*ENGINE, *SERVER], ids=lambda row: row.name)
 def test_settings_are_documented_as_they_are(row):
-    """README names each setting with its default and its sentence."""
+    """The reference names each setting with its default and its sentence."""
     (line,) = [x for x in SETTINGS.splitlines() if x.startswith(f"| `{row.name}` |")]
     default = (
         str(row.default).lower()
@@ -153,9 +154,9 @@ def test_no_setting_is_documented_that_is_none():
     [Explain, CollectionStats, IndexStats, CurvePoint, AuditStats, DeviceStats, RepairStats],
 )
 def test_what_explain_and_stats_say_is_documented(kind):
-    """README names every field of `explain` and of `stats` with its index and devices, and each has a sentence in the
+    """The reference names every field of `explain` and of `stats` with its index and devices, and each has a sentence in the
     contract."""
-    section = README.split("### What explain and stats say")[1].split("\n## ")[0]
+    section = REFERENCE.split("## What explain and stats say")[1].split("\n## ")[0]
     message = re.search(
         rf"^message {MESSAGES.get(kind, kind.__name__)} \{{\n(.*?)^\}}",
         PROTO,
@@ -168,8 +169,8 @@ def test_what_explain_and_stats_say_is_documented(kind):
 
 
 def test_all_errors_are_documented():
-    """README's table of errors names every class of the tree, and no other."""
-    section = README.split("## Errors")[1].split("\n## ")[0]
+    """The reference's table of errors names every class of the tree, and no other."""
+    section = REFERENCE.split("## Errors")[1].split("\n## ")[0]
     named = {
         n
         for n in re.findall(r"`([A-Z][A-Za-z]+)`", section)
@@ -204,9 +205,9 @@ def test_names_in_the_docs_are_there(page):
 
 
 def test_the_settings_that_a_reload_takes_up_are_named():
-    """README names all settings that a running server takes up, and no others."""
+    """The reference names all settings that a running server takes up, and no others."""
     (sentence,) = re.findall(
-        r"Taken up by a running server on SIGHUP.*?; and changed keys", README, re.DOTALL
+        r"Taken up by a running server on SIGHUP.*?; and changed keys", REFERENCE, re.DOTALL
     )
     named = re.findall(r"`([a-z_]+)`", sentence)
     assert named == [row.name for row in [*SERVER, *ENGINE] if row.reload]

@@ -48,7 +48,7 @@ def open(path: str | os.PathLike[str], *, read_only: bool = False, **settings: A
     """Opens the database in folder `path`, making an empty one if the folder is missing or empty.
 
     One process may have it open for writing; others may open it with `read_only=True` beside it and
-    follow its commits. Settings are those of README.md, section "Settings".
+    follow its commits. Settings are those of docs/reference.md.
     Raises DatabaseLocked, DatabaseNotFound (read_only), FormatMismatch, InvalidSetting, DeviceNotFound when
     the setting `device` names GPUs that are not there; ReadOnly when this process may not write the folder,
     StorageFull, LimitExceeded (open files, address space), and OSError when the folder cannot be made for another reason. Collections that ask for a GPU open without one too, see `create_collection`.
