@@ -202,7 +202,8 @@ def judge(folder: Path, before: dict, tally: Tally) -> str:
         return "repaired, nothing lost"
     (one,) = made
     lost, back = before.keys() - now.keys(), now.keys() - before.keys()
-    wrong = [i for i in now.keys() & before.keys() - {*one.unverified} if now[i] != before[i]]
+    unsure = {*one.unverified, *one.undecided}
+    wrong = [i for i in now.keys() & before.keys() - unsure if now[i] != before[i]]
     hold(one.records == len(now), "another number of records than was told")
     hold(not {*one.lost} & now.keys(), "a record is there that was named as lost")
     if not one.lost_commits:

@@ -13,7 +13,8 @@ def wrongly_named(rows, lost):
     live = [r for r in rows if r["live"] and r["id"] is not None]
     certain = {r["id"] for r in live if r["id_certain"]}
     guessed = [r["id"] for r in live if not r["id_certain"]]
-    return len(guessed) - len(({*guessed} - certain) & lost)
+    assert not certain & {*guessed}
+    return len(guessed) - len({*guessed} & lost)
 
 
 def kept_in(folder, made):

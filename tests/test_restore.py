@@ -63,6 +63,29 @@ def test_a_time_between_the_start_of_a_backup_and_its_reading(db, tmp_path, monk
     assert sorted(everything(db.get_collection("now"))) == ["late", "later", "r0"]
 
 
+def test_a_time_beside_a_backup_of_a_clock_that_was_ahead(db, tmp_path, monkeypatch):
+    """A backup that was taken while the clock was years ahead, or behind, is not taken for one that came after what
+    was committed since: later backups still follow it, and moments between are restored from those."""
+
+    def backup(days):
+        now = dt.datetime.now(dt.UTC) + dt.timedelta(days=days)
+        monkeypatch.setattr(taking, "_now", lambda: now)
+        return db.backup(tmp_path / "b").id
+
+    docs = filled(db, rows=1)
+    ids = [backup(4_000)]
+    docs.insert(["late"], np.ones((1, 4)))
+    then = dt.datetime.now(dt.UTC)
+    time.sleep(0.002)
+    docs.insert(["later"], np.ones((1, 4)))
+    ids += [backup(0), backup(-4_000)]
+    assert [info.id for info in vecdb.list_backups(tmp_path / "b")] == ids == sorted(ids)
+    made = db.restore(tmp_path / "b", collections={"docs": "then"}, at=then)
+    assert made.backup == ids[1]
+    assert sorted(everything(db.get_collection("then"))) == ["late", "r0"]
+    assert db.restore(tmp_path / "b", collections={"docs": "now"}).backup == ids[2]
+
+
 def test_a_restore_keeps_to_the_number_of_collections(data_folder, tmp_path):
     """A restore makes no more collections than `max_collections` allows, and says so before it reads them."""
     with vecdb.open(data_folder, max_collections=3) as db:

@@ -178,15 +178,19 @@ def remove(target: Target, backup: str) -> None:
 
 
 def first_at(target: Target, at: dt.datetime) -> Kept:
-    """The first backup that was taken at this moment, which is aware, or later."""
-    for backup in complete(target):
-        found = load(target, backup)
-        if manifest.moment(found[0].taken_us) >= at:
-            return found
-    raise BackupNotFound(
-        f"{target.name} holds no backup taken at {at.isoformat()} or later, so what happened until then is "
-        "not known; leave the time out for the newest backup"
-    )
+    """The first backup that was taken at this moment, which is aware, or later.
+
+    Where a clock was ahead for a while, a backup bears a time at which later ones had not been taken yet: of
+    those that bear a later time than `at` it is the one with the least.
+    """
+    found = [load(target, backup) for backup in complete(target)]
+    since = [one for one in found if manifest.moment(one[0].taken_us) >= at]
+    if not since:
+        raise BackupNotFound(
+            f"{target.name} holds no backup taken at {at.isoformat()} or later, so what happened until then is "
+            "not known; leave the time out for the newest backup"
+        )
+    return min(since, key=lambda one: one[0].taken_us)
 
 
 def newest(target: Target) -> Kept:

@@ -74,11 +74,11 @@ def take(
         raise BackupNotFound(
             f"{target.name} holds no backup of these collections that could be continued; take a full one"
         )
-    now = dt.datetime.now(dt.UTC)
-    # Backups are ordered by their times, whatever happens to the clock.
+    now = in_order = _now()
+    # Backups are ordered by the times in their ids, whatever happens to the clock.
     if older:
-        now = max(now, manifest.begun_at(older[-1]) + dt.timedelta(microseconds=1))
-    backup = manifest.new_id(now)
+        in_order = max(now, manifest.begun_at(older[-1]) + dt.timedelta(microseconds=1))
+    backup = manifest.new_id(in_order)
     doing = _Doing(target, backup, verify, limit_bytes_s, progress)
     chain = None if before is None else Chain(before, partial(load, target))
     with ExitStack() as pins, closing(child.Copier()) as copier:
@@ -112,6 +112,10 @@ def take(
                 remove(target, backup)
             raise
     return manifest.describe(whole)
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
 
 
 class _Doing:

@@ -92,7 +92,9 @@ class Verdict:
     doubts: list[str] = field(default_factory=list)
     """What else was done or is not sure, a sentence each."""
     undecided: list[bytes] = field(default_factory=list)
-    """Ids of records of which it is not known whether they were deleted: they are kept."""
+    """Ids of records of which it is not known whether they were deleted or replaced: they are kept."""
+    overtaken: list[bytes] = field(default_factory=list)
+    """Those of them whose newer version may be among the lost rows."""
     history_kept: bool = True
     history_lost: bool = False
     """Whether moments could be read that cannot be read any more."""
@@ -260,17 +262,21 @@ class _Judge:
             for row in np.frombuffer(value[LOG.size :], "<u8").tolist()
         }
         n_logged = sum(len(value) - LOG.size for value in self.told.log.values()) // ROW_VALUE.size
+        damaged = self.told.found.damaged
         if len(logged) < n_logged or any(row >= out.n_rows for row in logged):
             out.history_kept = False  # It names rows that cannot have died, or some twice.
+            damaged |= {"log"}
         known = {**out.lost, **{row: whole.record_id for row, whole in out.rows.items()}}
         newest: dict[bytes, int] = {}
+        claimed: dict[bytes, int] = {}
         for row in sorted(known):
             name = known[row]
             # The id of a row that is lost may be what was damaged, unless something points from it.
             if name and (row in out.rows or row in self.told.key_of):
                 newest[name] = row
+            elif name:
+                claimed[name] = row
         begin = min(self.told.log, default=out.sequence + 1)
-        damaged = self.told.found.damaged
         whole_keys = "keys" not in damaged
         # Of a row that no id points to, neither table could say that it is dead.
         unwitnessed = "dead" in damaged and (begin > 1 or "log" in damaged)
@@ -295,8 +301,14 @@ class _Judge:
                 dead = False
             else:
                 dead = unkeyed or bool(sound and (sound[0] < begin or half))
-                told = sound or (unwitnessed and (not whole_keys or row >= self.told.keyed))
-                if told and name and not dead:
+            if row in out.rows and name and not dead:
+                # What replaced it may be a lost row that says it has this id, where nothing tells who died.
+                if unwitnessed and claimed.get(name, -1) > row:
+                    out.overtaken.append(name)
+                    out.undecided.append(name)
+                elif pointed != row and (
+                    sound or (unwitnessed and (not whole_keys or row >= self.told.keyed))
+                ):
                     out.undecided.append(name)
             if dead:
                 out.dead[row] = sound[0] if sound else 0
@@ -318,8 +330,12 @@ class _Judge:
         out.lost_history = known - len(out.lost)
         out.dead = {row: s for row, s in out.dead.items() if row in out.rows}
         there = {whole.record_id for row, whole in out.rows.items() if row not in out.dead}
-        # An id that is there was not that of the row, which has another one that is not known.
-        out.lost = {row: None if name in there else name for row, name in out.lost.items()}
+        sure = {name for row, name in out.lost.items() if out.torn[row].id_certain}
+        # An id that is there, or surely that of another row, was not that of this one: its own is not known.
+        out.lost = {
+            row: None if name in there or (name in sure and not out.torn[row].id_certain) else name
+            for row, name in out.lost.items()
+        }
         unsure = 0
         for row, name in out.lost.items():
             torn = out.torn[row]
@@ -328,6 +344,11 @@ class _Judge:
         if unsure:
             out.doubts.append(
                 f"ids of {unsure} of the lost records are told by what was damaged and nothing else, and may be wrong"
+            )
+        if out.overtaken:
+            out.doubts.append(
+                f"{len(out.overtaken)} of the undecided records may be there as they were before: rows that are lost "
+                "seem to be newer versions of them"
             )
         damaged = self.told.found.damaged
         if {"log", "dead"} <= damaged:

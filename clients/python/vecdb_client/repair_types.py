@@ -34,7 +34,7 @@ class RepairStats:
     unverified: Sequence[str] = ()
     """Ids of the first 100 of them."""
     undecided_records: int = 0
-    """Records that were kept though they may have been deleted."""
+    """Records that were kept though they may have been deleted, or replaced by a version that is lost."""
     undecided: Sequence[str] = ()
     """Ids of the first 100 of them."""
     doubts: Sequence[str] = ()
