@@ -130,6 +130,7 @@ def settings_with(**changes):
     return change_it
 
 
+NESTED = "[" * 100_000 + "]" * 100_000
 HOSTILE = {
     "path": lambda m: collection(m)["rows"][0].update(name="../../../etc/passwd"),
     "absolute": lambda m: collection(m)["rows"][0].update(name="/etc/passwd"),
@@ -167,7 +168,17 @@ HOSTILE = {
     "metric": settings_with(metric="none"),
     "fields": settings_with(vectors={f"f{n}": {"dimension": 65_535} for n in range(99)}),
     "settings": lambda m: collection(m).update(settings="{}"),
+    "deep settings": lambda m: collection(m).update(settings='{"x":' + NESTED + "}"),
 }
+
+
+def test_a_manifest_that_is_nested_without_end(target, tmp_path):
+    """However deep a manifest is nested where nobody looks, it is refused as damaged."""
+    path = target / ids_of(target)[-1] / "manifest.json"
+    line = b'{"x":' + NESTED.encode() + b"," + path.read_bytes().split(b"\n")[0][1:]
+    path.write_bytes(line + b"\n" + hashlib.sha256(line).hexdigest().encode() + b"\n")
+    refused(target, tmp_path)
+    assert not vecdb.verify_backups(target).ok
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -262,6 +273,9 @@ HOSTILE_ROWS = {
     "metadata that is no JSON": rows_with(metadata=lambda n: [b"{nonsense"] * n),
     "metadata that is no object": rows_with(metadata=lambda n: [b"[1]"] * n),
     "metadata too deep": rows_with(metadata=lambda n: [b'{"a":' * 40 + b"1" + b"}" * 40] * n),
+    "metadata that is nested without end": rows_with(
+        metadata=lambda n: [b'{"a":' + NESTED.encode() + b"}"] * n
+    ),
     "a document that is no UTF-8": rows_with(documents=lambda n: [b"\xff"] * n),
     "a content without a type": rows_with(contents=lambda n: [b""] * n),
     "a uri too long": rows_with(uris=lambda n: [b"u" * 9_000] * n),
@@ -285,11 +299,13 @@ def test_ordinary_forged_rows_are_taken(target, tmp_path):
         assert db.get_collection("docs").check().ok
 
 
+DEEP_HEAD = b'{"x":' + b"[" * 7_000 + b"]" * 7_000 + b"}"
 HOSTILE_GROUPS = {
     "no group": [],
     "a head beyond the file": [chunk.HEAD.pack(9_999)],
     "a head too large": [chunk.HEAD.pack(1 << 31)],
     "a head that is no JSON": [chunk.HEAD.pack(4) + b"abcd"],
+    "a head that is nested without end": [chunk.HEAD.pack(len(DEEP_HEAD)) + DEEP_HEAD],
     "a section beyond the file": [
         chunk.HEAD.pack(50) + b'{"first":0,"end":1,"sections":[["sums",1000000]]}'.ljust(50)
     ],

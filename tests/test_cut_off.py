@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -358,3 +359,56 @@ def test_a_lock_file_cut_off(tmp_path, durability, left):
         assert docs.count() == 1_800
         assert docs.check().ok
         fill(db, "hurt", 5_000, 10)
+
+
+# Cuts the files off after they were looked at, and before they are read.
+IN_BETWEEN = """
+    import os, sys
+    from pathlib import Path
+    import numpy as np, vecdb
+    from vecdb.index.mapped_file import MappedFile
+    folder, which = sys.argv[1:]
+    made = next(Path(folder).glob("collections/*/index-*")).parent
+    with vecdb.open(folder, auto_build=False) as db:
+        docs = db.get_collection("docs")
+        if which == "index":
+            looked = MappedFile.is_whole.fget
+            def cut(self):
+                found = looked(self)
+                for path in made.glob("index-*"):
+                    os.truncate(path, 0)
+                return found
+            MappedFile.is_whole = property(cut)
+            docs.query(np.ones(8), k=3)
+        else:
+            with docs._core.read() as reader:
+                os.truncate(made / "data.mdb", 8_192)
+                reader.id_range(0, 100)
+    print("lives")
+"""
+
+
+@pytest.mark.parametrize("which", ["index", "data"])
+def test_a_read_that_is_running_when_its_file_is_cut_off(data_folder, which):
+    """What the documentation says of it: the process is ended by SIGBUS, as by a kill. Then other collections have all
+    that was acknowledged, an index is built again, and a data file is named as damaged."""
+    vectors = np.random.default_rng(4).random((1_500, 8), np.float32)
+    with vecdb.open(data_folder, auto_build=False) as db:
+        docs = db.create_collection("docs", dimension=8, index="hnsw")
+        docs.insert([f"r{n}" for n in range(1_500)], vectors)
+        docs.build_index()
+        db.create_collection("other", dimension=8).insert(["a"], np.ones((1, 8)))
+    command = [sys.executable, "-c", textwrap.dedent(IN_BETWEEN), str(data_folder), which]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGBUS, ""), done.stderr
+    with vecdb.open(data_folder, auto_build=False) as db:
+        assert db.get_collection("other").check().ok
+        assert db.get_collection("other").count() == 1
+        if which == "data":
+            with pytest.raises(Corrupted, match="is damaged"):
+                db.get_collection("docs")
+            return
+        docs = db.get_collection("docs")
+        assert docs.query(vectors[9], k=1).ids == [["r9"]]
+        assert docs.build_index().indexed_rows == 1_500
+        assert docs.check().ok

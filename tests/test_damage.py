@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -334,3 +335,35 @@ def test_pages_are_judged_alike_whichever_are_looked_at_with_them(tmp_path, monk
         assert found[0] == found[1] == found[2]
     path.write_bytes(damaged[0])
     assert any("keys out of order" in fault for fault in file_faults(path))
+
+
+@pytest.mark.parametrize("how", ["file", "folder", "cut off"])
+def test_a_collection_that_is_gone_or_damaged_is_named_and_can_be_dropped(data_folder, how):
+    """Whatever is left of its files, the error says which collection it is, its neighbours serve, and after it was
+    dropped, its name is free and nothing of it is left."""
+    with vecdb.open(data_folder) as db:
+        for name in ("hurt", "other"):
+            db.create_collection(name, dimension=2).insert(["a"], [[1.0, 2.0]])
+        db.set_alias("alias", "hurt")
+        (hurt,) = (
+            one for one in (data_folder / "collections").iterdir()
+            if one.name == db._catalog.names().collections["hurt"]
+        )  # fmt: skip
+    if how == "folder":
+        shutil.rmtree(hurt)
+    elif how == "file":
+        (hurt / "data.mdb").unlink()
+    else:
+        os.truncate(hurt / "data.mdb", 5_000)
+    with vecdb.open(data_folder) as db:
+        for call in (lambda: db.get_collection("alias"), db.list_collections):
+            with pytest.raises(Corrupted, match="collection 'hurt'") as raised:
+                call()
+            assert raised.value.details["collection"] == "hurt"
+        assert db.get_collection("other").count() == 1
+        db.drop_collection("hurt")
+        assert [info.name for info in db.list_collections()] == ["other"]
+        assert db.list_aliases() == {}
+        assert len(list((data_folder / "collections").iterdir())) == 1
+        db.create_collection("hurt", dimension=2).insert(["b"], [[1.0, 2.0]])
+    assert all(one.ok for one in vecdb.check(data_folder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import time
 
+import faults
 import numpy as np
 import pytest
 from backup_rows import everything, filled
@@ -138,6 +139,64 @@ def test_restore_makes_a_database_or_nothing(db, tmp_path):
         db.restore(tmp_path / "b", collections={"docs": "new"})
     assert {path.name for path in tmp_path.iterdir()} == {"b", "data", "taken", "empty"}
     assert len(list((tmp_path / "data" / "collections").iterdir())) == 1
+
+
+def test_names_that_no_finished_database_can_take(db, tmp_path):
+    """A folder at which a disk is mounted is refused before anything is read; a link, also one that leads nowhere yet,
+    is followed, and stays a link."""
+    filled(db, rows=20)
+    db.backup(tmp_path / "b")
+    (tmp_path / "real").mkdir()
+    for name, leads_to in (("link", "real"), ("ahead", "later")):
+        (tmp_path / name).symlink_to(tmp_path / leads_to)
+        vecdb.restore(tmp_path / "b", tmp_path / name)
+        assert (tmp_path / name).is_symlink()
+        with vecdb.open(tmp_path / leads_to, read_only=True) as other:
+            assert other.get_collection("docs").count() == 20
+    with faults.small_disk(tmp_path / "disk") as mounted:
+        with pytest.raises(errors.InvalidArgument, match="mounted"):
+            vecdb.restore(tmp_path / "b", mounted)
+        vecdb.restore(tmp_path / "b", mounted / "below")
+        assert [path.name for path in mounted.iterdir()] == ["below"]
+
+
+def test_a_folder_that_fills_while_it_is_restored(db, tmp_path):
+    """Of two restores into one folder the first that is done has it; the other says so, and nothing of it is left."""
+    filled(db, rows=20)
+    db.backup(tmp_path / "b")
+
+    def first(_):
+        if not (tmp_path / "new").exists():
+            vecdb.restore(tmp_path / "b", tmp_path / "new")
+
+    with pytest.raises(errors.AlreadyExists, match="new"):
+        vecdb.restore(tmp_path / "b", tmp_path / "new", progress=first)
+    assert {path.name for path in tmp_path.iterdir()} == {"b", "data", "new"}
+    with vecdb.open(tmp_path / "new", read_only=True) as other:
+        assert other.get_collection("docs").count() == 20
+
+
+def test_a_restore_on_a_full_disk(db, tmp_path):
+    """Backups and restores that meet a full disk are StorageFull, nothing of them is left, and both are done when there
+    is room."""
+    docs = db.create_collection("docs", dimension=256)
+    docs.insert([f"r{n}" for n in range(3_000)], np.random.default_rng(1).random((3_000, 256)))
+    db.backup(tmp_path / "b")
+    with faults.small_disk(tmp_path / "disk") as disk:
+        (disk / "most").write_bytes(bytes(faults.DISK_BYTES - (2 << 20)))
+        for call in (
+            lambda: db.backup(disk / "b"),
+            lambda: vecdb.restore(tmp_path / "b", disk / "new"),
+        ):
+            with pytest.raises(errors.StorageFull):
+                call()
+            assert not [path for path in disk.rglob("*") if path.is_file() and path.name != "most"]
+        (disk / "most").unlink()
+        db.backup(disk / "b")
+        assert vecdb.verify_backups(disk / "b").ok
+        vecdb.restore(disk / "b", disk / "new")
+        with vecdb.open(disk / "new", read_only=True) as other:
+            assert other.get_collection("docs").count() == 3_000
 
 
 def test_more_fields_than_the_setting_allows(db, tmp_path):

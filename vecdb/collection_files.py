@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import disk
 from .core import Core
+from .errors import Corrupted
 from .index import is_beside
 from .layout import DATA_FILE, LMDB_LOCK_FILE, SYNC_POINT_FILE
 from .store import kept
@@ -33,3 +36,14 @@ def folder_bytes(folder: Path) -> int:
         except FileNotFoundError:
             continue  # an index file may be replaced while we look
     return total
+
+
+@contextmanager
+def named_where_damaged(name: str) -> Iterator[None]:
+    """Corrupted that says of which collection the file is: its folder tells nobody."""
+    try:
+        yield
+    except Corrupted as error:
+        raise Corrupted(
+            f"collection {name!r}: {error.message}", **{**error.details, "collection": name}
+        ) from error

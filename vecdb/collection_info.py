@@ -190,7 +190,7 @@ def from_json(name: str, settings: bytes) -> CollectionInfo:
     try:
         info = msgspec.json.decode(settings, type=CollectionInfo)
         checked_device(info.device)
-    except (msgspec.MsgspecError, InvalidSetting) as error:
+    except (msgspec.MsgspecError, RecursionError, InvalidSetting) as error:
         raise Corrupted(f"the settings of collection {name!r} cannot be read: {error}") from error
     return dataclasses.replace(info, name=name)
 

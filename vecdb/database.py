@@ -16,7 +16,7 @@ from . import disk, folder
 from .backed_up import BackedUp
 from .builder import Builder
 from .collection import Collection
-from .collection_files import sweep_files
+from .collection_files import named_where_damaged, sweep_files
 from .collection_info import check_info, check_name, from_json, shape_of, to_json
 from .core import Core
 from .device.choice import parse as parse_device
@@ -337,8 +337,9 @@ class Database(BackedUp):
 
     def _mark_unnamed(self, token: str, what: str) -> None:
         """Says durably that the folder is litter unless the catalog names it."""
-        disk.make_empty(self._folder(token) / UNNAMED_FILE, what)
-        disk.sync_folder(self._folder(token), what)
+        if (made := self._folder(token)).is_dir():  # else somebody has removed it
+            disk.make_empty(made / UNNAMED_FILE, what)
+            disk.sync_folder(made, what)
 
     def _remove(self, token: str, what: str) -> None:
         """Removes the folder of a collection, the mark last: stopped half-way, the rest is litter still."""
@@ -348,9 +349,10 @@ class Database(BackedUp):
         path = self._folder(token)
         if not path.is_dir() and token not in self._catalog.names().of:
             raise not_found(name)  # dropped since its name was looked up
-        return CollectionStore.open(
-            path, shape_of, self._options, read_only=self.read_only, awake=self._awake
-        )
+        with named_where_damaged(name):
+            return CollectionStore.open(
+                path, shape_of, self._options, read_only=self.read_only, awake=self._awake
+            )
 
     def _info(self, name: str, token: str) -> CollectionInfo:
         """Settings of a collection, without loading it."""

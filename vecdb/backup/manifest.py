@@ -126,7 +126,7 @@ def decode(data: bytes, backup: str) -> tuple[Manifest, str]:
                 expected=FORMAT,
             )
         manifest = msgspec.json.decode(line, type=Manifest)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise _damaged(backup, f"its manifest cannot be read: {error}") from None
     _check(manifest, backup)
     return manifest, digest
