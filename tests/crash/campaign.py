@@ -215,17 +215,18 @@ class Campaign:
 
     def _embedded(self, case: Case, rng: random.Random) -> None:
         model, folder = self._model, self.folder
-        aside = folder.with_name(folder.name + "-cut")
+        backups = folder.with_name(records.BACKUPS)
+        # The database comes last: where it is, both have been written.
+        cuts = [(one, one.with_name(one.name + "-cut")) for one in (backups, folder)]
 
         def child(send: Callable[[Any], None]) -> None:
             lazy = SETTINGS.get("durability") == "interval"
-            simulator = cut.Disk(folder, case.seed, lazy=lazy) if case.power_cut else None
-            _arm(send, case, simulator, aside)
+            simulated = [(cut.Disk(root, case.seed, lazy=lazy), aside) for root, aside in cuts]
+            _arm(send, case, simulated if case.power_cut else [])
             database = vecdb.open(folder, **SETTINGS)
             found = verify(database, model)
             send(["whole", _told(found)])
-            target = str(folder.with_name(records.BACKUPS))
-            work.run(work.Writer(database, found, case.seed, send, case.point, target))
+            work.run(work.Writer(database, found, case.seed, send, case.point, str(backups)))
 
         process = Child(child)
         lines = []
@@ -234,9 +235,10 @@ class Campaign:
             lines = process.until("whole", "dying")
         self._let_run(process, lines, case, rng)
         if case.power_cut:
-            if aside.exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                aside.rename(folder)
+            if cuts[-1][1].exists():
+                for root, aside in cuts:
+                    shutil.rmtree(root, ignore_errors=True)
+                    aside.rename(root)
                 self._boot()
             else:
                 # The clock ran out first: a plain kill.
@@ -261,7 +263,7 @@ class Campaign:
         folder = self.folder
 
         def server(send: Callable[[Any], None]) -> None:
-            _arm(send, case, None, folder)
+            _arm(send, case, [])
             reading, writing = os.pipe()
             os.dup2(writing, 1)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -357,12 +359,15 @@ class Campaign:
                 self.tally.left_out_names += told[1]
 
 
-def _arm(send: Callable[[Any], None], case: Case, disk: cut.Disk | None, aside: Path) -> None:
-    """Tells of each failpoint that is reached, and dies at the one that the case is aimed at."""
+def _arm(send: Callable[[Any], None], case: Case, disks: list[tuple[cut.Disk, Path]]) -> None:
+    """Tells of each failpoint that is reached, and dies at the one that the case is aimed at.
+
+    With `disks` by a power cut: what it leaves of each goes to the folder beside it here.
+    """
     left = [case.hit]
     # A cut at a random moment falls at a point too: only there it is known what is durable.
     drawn = random.Random(case.seed)
-    any_point = [drawn.randrange(1, 60) if disk and not case.point else 1 << 60]
+    any_point = [drawn.randrange(1, 60) if disks and not case.point else 1 << 60]
     # Half of these fall inside a commit, where most is at stake.
     in_commit = drawn.random() < 0.5
     inside: list[Path] = []
@@ -377,7 +382,7 @@ def _arm(send: Callable[[Any], None], case: Case, disk: cut.Disk | None, aside: 
             struck = (at_random and not inside) or (name == case.point and left[0] == 0)
             if struck:
                 send(["dying", name])
-            if disk is None:
+            if not disks:
                 if struck:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return
@@ -385,10 +390,11 @@ def _arm(send: Callable[[Any], None], case: Case, disk: cut.Disk | None, aside: 
                 inside.append(path)
                 return
             ended = inside and name.endswith(".commit.after") and path == inside[0]
-            if not ended:
+            for disk, _ in disks if not ended else ():
                 disk.reached(name, path)
             if struck or ended:
-                send(["left out", *disk.cut(aside)])
+                for disk, aside in disks:
+                    send(["left out", *disk.cut(aside)])
                 os.kill(os.getpid(), signal.SIGKILL)
 
     failpoints.install(reached)

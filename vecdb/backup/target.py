@@ -63,7 +63,7 @@ class Target(Protocol):
         """Name of each folder at the top to its files and their bytes."""
 
     def delete(self, name: str) -> None:
-        """Removes a file; nothing happens when it is gone."""
+        """Removes a file, for good on return; nothing happens when it is gone."""
 
     def delete_folder(self, backup: str) -> None:
         """Removes what is left of a backup."""
@@ -157,6 +157,8 @@ class FolderTarget:
     def delete(self, name: str) -> None:
         with _in_our_words(self.name), suppress(FileNotFoundError):
             disk.remove(self.path / name, _WHAT)
+            # A power cut must not bring a manifest back when its files have gone.
+            disk.sync_folder((self.path / name).parent, _WHAT)
 
     def delete_folder(self, backup: str) -> None:
         with _in_our_words(self.name), suppress(FileNotFoundError):
