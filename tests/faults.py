@@ -40,13 +40,14 @@ def remount(folder: Path, how: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=True)
 
 
-def fill(disk: Path) -> None:
-    """Takes the last byte of a disk."""
+def fill(disk: Path, but: int = 0) -> None:
+    """Takes the last byte of a disk, or leaves so many."""
     with open(disk / _FILL, "wb", buffering=0) as file:
         for size in (1 << 20, 4_096, 1):
             with contextlib.suppress(OSError):
                 while file.write(bytes(size)) == size:
                     pass
+        os.truncate(file.fileno(), max(0, file.tell() - but))
 
 
 def free(disk: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_full_disk(tmp_path, durability):
 
 @pytest.mark.parametrize("durability", ["commit", "interval"])
 def test_opening_on_a_full_disk(tmp_path, durability):
-    """A database is opened and read on a full disk, also when its lock files are gone or sparse; a new one is
+    """A database is opened and read on a full disk, since its lock files have all of their room; a new one is
     StorageFull. Nobody is killed by LMDB's mapped lock file."""
     code = """
         import sys, vecdb
@@ -302,7 +302,8 @@ def test_a_reader_that_died(data_folder):
 
 
 def test_two_writers_of_one_folder(data_folder):
-    """A second process is refused with DatabaseLocked, which names the first; it gets in when that was killed."""
+    """A second process is refused with DatabaseLocked, which names the first, also when the lock file was removed; it gets
+    in when the first was killed."""
     code = """
         import sys, time, vecdb
         db = vecdb.open(sys.argv[1])
@@ -316,6 +317,10 @@ def test_two_writers_of_one_folder(data_folder):
     )  # fmt: skip
     assert first.stdout.readline() == "open\n"
     refused(errors.DatabaseLocked, f"process {first.pid}", lambda: vecdb.open(data_folder))
+    # Whoever takes the lock file for a dead process's, and removes it, gets no second writer by that.
+    (data_folder / "vecdb.lock").unlink()
+    refused(errors.DatabaseLocked, "was removed", lambda: vecdb.open(data_folder))
+    refused(errors.DatabaseLocked, "was removed", lambda: vecdb.check(data_folder, repair=True))
     first.kill()
     first.wait()
     first.stdout.close()

@@ -91,7 +91,7 @@ class Database(BackedUp):
             try:
                 self._catalog = Catalog(self.path, create=new, read_only=read_only)
                 if new:
-                    folder.sync_catalog(self.path)
+                    folder.sync_catalog(self.path, self._lock_file)
             except BaseException:
                 self._release()
                 raise
@@ -398,14 +398,9 @@ class Database(BackedUp):
                     read_only=self.read_only,
                     devices=self.devices,
                 )
-                if core.assigned.note:
+                if note := core.assigned.note:
                     # Once an opening: each query tells by itself.
-                    log.warning(
-                        "collection %s asks for device %s: %s",
-                        name,
-                        info.device,
-                        core.assigned.note,
-                    )
+                    log.warning("collection %s asks for device %s: %s", name, info.device, note)
                 for repair in store.repairs:
                     log.warning("collection %s: %s", name, sentence(repair))
                 if not self.read_only:

@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from . import disk
 from .errors import Corrupted, DatabaseLocked, DatabaseNotFound
@@ -20,6 +20,7 @@ from .layout import (
 )
 
 _WHAT = "database"
+_TAKEN = (errno.EAGAIN, errno.EACCES)
 
 
 def prepare(path: Path, read_only: bool) -> bool:
@@ -59,29 +60,73 @@ def prepare(path: Path, read_only: bool) -> bool:
     return not collections
 
 
-def sync_catalog(path: Path) -> None:
-    """Makes the folders and names of a new catalog durable."""
+def sync_catalog(path: Path, lock: FolderLock | None) -> None:
+    """Makes the folders and names of a new catalog durable, and locks it for who holds `lock`."""
+    if lock is not None:
+        lock.lock_catalog()
     for folder in (path / CATALOG_FOLDER, path, path.parent):
         disk.sync_folder(folder, _WHAT)
 
 
-def take_lock(path: Path) -> Any:
+class FolderLock:
+    """Keeps other processes from opening a folder for writing, until `close` or the end of this process.
+
+    The folder of the catalog is locked beside the file: somebody may remove that while its process lives, taking it for
+    one that a killed process has left, and the next to come would get a new one.
+    """
+
+    def __init__(self, path: Path, file: TextIO) -> None:
+        self._path, self._file = path, file
+        self._catalog = -1
+
+    def lock_catalog(self) -> None:
+        """Once there is one. DatabaseLocked when another process has it."""
+        if self._catalog >= 0 or not (self._path / CATALOG_FOLDER).is_dir():
+            return
+        descriptor = os.open(self._path / CATALOG_FOLDER, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in _TAKEN:
+                raise DatabaseLocked(
+                    f"{self._path} is open for writing in another process, whose file {LOCK_FILE} was removed; stop that "
+                    "process, talk to its server, or open with read_only=True"
+                ) from None
+            return  # a file system that locks no folders, such as NFS
+        self._catalog = descriptor
+
+    def close(self) -> None:
+        if self._catalog >= 0:
+            os.close(self._catalog)
+            self._catalog = -1
+        self._file.close()
+
+
+def take_lock(path: Path) -> FolderLock:
+    """DatabaseLocked, which names the process that has the folder open for writing."""
     file = (path / LOCK_FILE).open("a+")
+    lock = FolderLock(path, file)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         file.seek(0)
         holder = file.read().strip() or "unknown"
         file.close()
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
+        if error.errno not in _TAKEN:
             raise
         raise DatabaseLocked(
             f"{path} is open for writing in process {holder}; stop that process, talk to its server, or "
             "open with read_only=True",
             pid=holder,
         ) from None
+    try:
+        lock.lock_catalog()
+    except BaseException:
+        lock.close()
+        raise
     file.seek(0)
     file.truncate()
     file.write(str(os.getpid()))
     file.flush()
-    return file
+    return lock

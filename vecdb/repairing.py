@@ -80,7 +80,7 @@ def check(path: str | os.PathLike[str], *, repair: bool = False) -> list[Checked
 
 
 def _all_with_indexes(
-    checked: list[CheckedCollection], root: Path, repair: bool, lock: Any
+    checked: list[CheckedCollection], root: Path, repair: bool, lock: folder.FolderLock | None
 ) -> list[CheckedCollection]:
     settings = {"auto_build": False}
     with Database(root, read_only=not repair, settings=settings, lock=lock) as database:
@@ -103,7 +103,7 @@ def _must_be_writable(root: Path) -> None:
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[Any]:
+def _locked(root: Path) -> Iterator[folder.FolderLock | None]:
     if not (root / LOCK_FILE).exists() and not os.access(root, os.W_OK):
         yield None  # Nobody can have it open for writing.
         return

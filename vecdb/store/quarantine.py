@@ -32,20 +32,24 @@ def keep(
     folder: Path, database: Path, told: Mapping[str, Any], verdict: Verdict, read: Salvaged
 ) -> Path:
     """Makes a folder durable that has a second name for the data file of `folder`, `told` as JSON, and the rows that
-    are lost; the folder. StorageFull and others of the system."""
+    are lost; the folder. Nothing is left of it after an error: StorageFull and others of the system."""
     name = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     kept = database / QUARANTINE_FOLDER / f"{folder.name}-{name}-{secrets.token_hex(2)}"
     disk.make_folder(kept, _WHAT, parents=True, exist_ok=True)
-    disk.link(folder / DATA_FILE, kept / DATA_FILE, _WHAT)
-    with disk.written_aside(kept / QUARANTINED_ROWS, _WHAT) as file:
-        starts = [(raw.__array_interface__["data"][0], len(raw)) for raw in read.maps]
-        for row, torn in sorted(verdict.torn.items()):
-            line = json.dumps(_plain(row, torn, starts), ensure_ascii=False)
-            file.write(line.encode() + b"\n")
-    with disk.written_aside(kept / QUARANTINED_TOLD, _WHAT) as file:
-        file.write(json.dumps(told, indent=1, ensure_ascii=False).encode())
-    for made in (kept, kept.parent, database):
-        disk.sync_folder(made, _WHAT)
+    try:
+        disk.link(folder / DATA_FILE, kept / DATA_FILE, _WHAT)
+        with disk.written_aside(kept / QUARANTINED_ROWS, _WHAT) as file:
+            starts = [(raw.__array_interface__["data"][0], len(raw)) for raw in read.maps]
+            for row, torn in sorted(verdict.torn.items()):
+                line = json.dumps(_plain(row, torn, starts), ensure_ascii=False)
+                file.write(line.encode() + b"\n")
+        with disk.written_aside(kept / QUARANTINED_TOLD, _WHAT) as file:
+            file.write(json.dumps(told, indent=1, ensure_ascii=False).encode())
+        for made in (kept, kept.parent, database):
+            disk.sync_folder(made, _WHAT)
+    except BaseException:
+        disk.remove_tree(kept, _WHAT)
+        raise
     return kept
 
 

@@ -136,6 +136,7 @@ def repair_file(
             "Nothing was changed"
         )
     aside = folder / (COMPACTING_PREFIX + secrets.token_hex(8))
+    kept: Path | None = None
     try:
         disk.make_folder(aside, _WHAT)
         done = _told(verdict, read, (*doubts, *verdict.doubts))
@@ -150,10 +151,13 @@ def repair_file(
                 f"the repaired file of {folder} is not sound: {wrong[0]}; nothing was changed"
             )
         disk.sync_folder(aside, _WHAT)
-        vacuum.declare_whole(folder, aside)
     except BaseException:
         disk.remove_tree(aside, _WHAT)
+        if kept is not None:
+            disk.remove_tree(kept, _WHAT)
         raise
+    # From the first step of this on the old file may be gone, so what is kept of it stays.
+    vacuum.declare_whole(folder, aside)
     if (folder / SYNC_POINT_FILE).exists():
         sync_point.forget(folder)
     vacuum.move_in(folder)
