@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from backup_rows import NAMED, change, everything
-from crash import cut
 from seeds import RUN_SEED
 
 import vecdb
@@ -160,53 +157,4 @@ def test_a_disk_that_fails(made, tmp_path, code, monkeypatch):
             assert vecdb.list_backups(tmp_path / "b") == []
         db.backup(tmp_path / "b")
         assert vecdb.verify_backups(tmp_path / "b").ok
-        assert {name: everything(db.get_collection(name)) for name in held} == held
-
-
-class Cut(BaseException):
-    """The power is gone."""
-
-
-@pytest.mark.parametrize("verb", ["backup", "prune"])
-def test_a_power_cut_while_backups_come_and_go(made, tmp_path, verb):
-    """Whatever a power cut leaves of a backup under way, or of one that is being removed, it is whole or counts as none,
-    and those before it are as they were."""
-    from vecdb import failpoints
-
-    print(f"seed {RUN_SEED}")
-    folder, held = made
-    before = failpoints.hook
-    with vecdb.open(folder, auto_build=False) as db:
-        first, last = (db.backup(tmp_path / "b", kind="full").id for _ in range(2))
-        for number in range(40):
-            target, left = tmp_path / f"b{number}", tmp_path / f"left{number}"
-            shutil.copytree(tmp_path / "b", target)
-            disk, points = cut.Disk(target, RUN_SEED + number), itertools.count()
-            strikes = random.Random(f"{RUN_SEED} {number}").randrange(40)
-
-            def reached(name, path, disk=disk, points=points, strikes=strikes, left=left):
-                disk.reached(name, path)
-                if next(points) == strikes:
-                    disk.cut(left)
-                    raise Cut
-
-            failpoints.install(reached)
-            try:
-                if verb == "backup":
-                    db.backup(target, kind="full")
-                else:
-                    vecdb.prune_backups(target, keep=1)
-            except Cut:
-                pass
-            finally:
-                failpoints.install(before)
-            if not left.exists():
-                disk.cut(left)  # it was done before
-            report = vecdb.verify_backups(left)
-            assert report.ok, (number, strikes, report.problems)
-            there = [info.id for info in vecdb.list_backups(left)]
-            assert last in there
-            assert verb == "prune" or there[:2] == [first, last]
-    vecdb.restore(left, tmp_path / "again")
-    with vecdb.open(tmp_path / "again", read_only=True) as db:
         assert {name: everything(db.get_collection(name)) for name in held} == held
