@@ -203,9 +203,9 @@ def test_a_scan_names_the_damaged_record(data_folder, part):
         assert batch.ids == ["whole"]
 
 
-@pytest.mark.parametrize("kind", ["faiss", "rows", "missing"])
+@pytest.mark.parametrize("kind", ["faiss", "rows", "missing", "pipe", "link"])
 def test_a_damaged_index_file_is_named_and_made_again(data_folder, kind):
-    """A changed or missing index file: check names it, answers stay right, and it is built again."""
+    """A changed or missing index file, or what is no file: check names it, answers stay right, and it is built again."""
     vectors = np.random.default_rng(3).random((3_000, 8), dtype=np.float32)
     with vecdb.open(data_folder, auto_build=False) as db:
         docs = db.create_collection("docs", dimension=8, index="hnsw")
@@ -214,10 +214,14 @@ def test_a_damaged_index_file_is_named_and_made_again(data_folder, kind):
         assert docs.check().ok
         folder = data_file(data_folder).parent
         (path,) = folder.glob("*.rows" if kind == "rows" else "*.faiss")
-        if kind == "missing":
-            path.unlink()
-        else:
+        if kind in ("faiss", "rows"):
             flip(path, 8 * (path.stat().st_size // 2))
+        else:
+            path.unlink()
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "link":
+            path.symlink_to(path.name)
         (problem,) = docs.check().problems
         assert path.name in problem
     with vecdb.open(data_folder) as db:
