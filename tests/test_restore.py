@@ -79,12 +79,18 @@ def test_a_time_beside_a_backup_of_a_clock_that_was_ahead(db, tmp_path, monkeypa
     then = dt.datetime.now(dt.UTC)
     time.sleep(0.002)
     docs.insert(["later"], np.ones((1, 4)))
-    ids += [backup(0), backup(-4_000)]
+    ids.append(backup(0))
     assert [info.id for info in vecdb.list_backups(tmp_path / "b")] == ids == sorted(ids)
     made = db.restore(tmp_path / "b", collections={"docs": "then"}, at=then)
     assert made.backup == ids[1]
     assert sorted(everything(db.get_collection("then"))) == ["late", "r0"]
-    assert db.restore(tmp_path / "b", collections={"docs": "now"}).backup == ids[2]
+    with pytest.raises(errors.BackupNotFound, match="or later"):
+        db.restore(tmp_path / "b", collections={"docs": "now"}, at=dt.datetime.now(dt.UTC))
+    ids += [backup(-4_000), backup(0)]
+    for name, at in (("then-2", then), ("now", None)):
+        made = db.restore(tmp_path / "b", collections={"docs": name}, at=at)
+        assert made.backup == ids[3]
+    assert sorted(everything(db.get_collection("then-2"))) == ["late", "r0"]
 
 
 def test_a_restore_keeps_to_the_number_of_collections(data_folder, tmp_path):

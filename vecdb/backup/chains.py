@@ -180,17 +180,25 @@ def remove(target: Target, backup: str) -> None:
 def first_at(target: Target, at: dt.datetime) -> Kept:
     """The first backup that was taken at this moment, which is aware, or later.
 
-    Where a clock was ahead for a while, a backup bears a time at which later ones had not been taken yet: of
-    those that bear a later time than `at` it is the one with the least.
+    One that bears a later time than a backup after it was taken while the clock was wrong, or that one was: nothing
+    tells which, so it is passed over. A later one holds all that it does, but for what was
+    dropped since.
     """
-    found = [load(target, backup) for backup in complete(target)]
-    since = [one for one in found if manifest.moment(one[0].taken_us) >= at]
-    if not since:
+    found: Kept | None = None
+    least: int | None = None
+    for backup in reversed(complete(target)):
+        held = load(target, backup)
+        if least is None or held[0].taken_us <= least:
+            least = held[0].taken_us
+            if manifest.moment(least) < at:
+                break
+            found = held
+    if found is None:
         raise BackupNotFound(
             f"{target.name} holds no backup taken at {at.isoformat()} or later, so what happened until then is "
             "not known; leave the time out for the newest backup"
         )
-    return min(since, key=lambda one: one[0].taken_us)
+    return found
 
 
 def newest(target: Target) -> Kept:
