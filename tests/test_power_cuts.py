@@ -31,7 +31,7 @@ class Cut(BaseException):
     """The power is gone."""
 
 
-def cuts(work, root, sound, tmp_path):
+def cuts(work, root, sound, tmp_path, most=CUTS):
     """What each of some cuts leaves of `root`, which is a copy of `sound` when `work` begins."""
     print(f"seed {RUN_SEED}")
     before = failpoints.hook
@@ -72,8 +72,10 @@ def cuts(work, root, sound, tmp_path):
     _, count = run(0, -1)
     assert count > 4
     rng = random.Random(RUN_SEED)
-    for number in range(1, CUTS):
-        strikes = rng.randrange(count)
+    for number in range(1, most):
+        # Half of them near the end, where what was made gets its name.
+        strikes = rng.randrange(count if number % 2 else min(count, 8))
+        strikes = strikes if number % 2 else count - 1 - strikes
         yield run(number, strikes)[0], (RUN_SEED, number, strikes, count)
 
 
@@ -112,7 +114,7 @@ def test_backups_that_come_and_go(made, tmp_path, verb):
             "backup": lambda: db.backup(root, kind="full"),
             "prune": lambda: vecdb.prune_backups(root, keep=1),
         }[verb]
-        for left, where in cuts(work, root, target, tmp_path):
+        for left, where in cuts(work, root, target, tmp_path, 64):
             report = vecdb.verify_backups(left)
             assert report.ok, (where, report.problems)
             there = [info.id for info in vecdb.list_backups(left)]
