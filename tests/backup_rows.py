@@ -19,6 +19,17 @@ def filled(db, name="docs", rows=3_000, **settings):
     return made
 
 
+def two_collections(db, rng: random.Random, commits: int):
+    """Makes the collections docs and more of some commits each; what they hold, by name."""
+    held = {}
+    for name in ("docs", "more"):
+        collection = db.create_collection(name, dimension=4, vectors=NAMED)
+        for _ in range(commits):
+            change(collection, rng)
+        held[name] = everything(collection)
+    return held
+
+
 def everything(collection):
     """All records as a dict of id to what each holds."""
     found = {}

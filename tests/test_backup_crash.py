@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from backup_rows import NAMED, change, everything
+from backup_rows import everything, two_collections
 from seeds import RUN_SEED
 
 import vecdb
@@ -55,13 +55,8 @@ def steps(tmp_path, code, *words):
 @pytest.fixture
 def made(tmp_path):
     """A database of two collections; its folder and what they hold."""
-    rng = random.Random(RUN_SEED)
     with vecdb.open(tmp_path / "db", auto_build=False) as db:
-        for name in ("docs", "more"):
-            collection = db.create_collection(name, dimension=4, vectors=NAMED)
-            for _ in range(6):
-                change(collection, rng)
-        held = {name: everything(db.get_collection(name)) for name in ("docs", "more")}
+        held = two_collections(db, random.Random(RUN_SEED), 6)
     return tmp_path / "db", held
 
 

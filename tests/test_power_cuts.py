@@ -11,7 +11,7 @@ import shutil
 
 import numpy as np
 import pytest
-from backup_rows import NAMED, change, everything
+from backup_rows import everything, two_collections
 from crash import cut
 from seeds import RUN_SEED
 from test_damage import spoil
@@ -82,14 +82,9 @@ def cuts(work, root, sound, tmp_path, most=CUTS):
 @pytest.fixture
 def made(tmp_path):
     """A database of two collections, a backup of it, and what it holds."""
-    rng = random.Random(RUN_SEED)
     with vecdb.open(tmp_path / "db", auto_build=False) as db:
-        for name in ("docs", "more"):
-            collection = db.create_collection(name, dimension=4, vectors=NAMED)
-            for _ in range(4):
-                change(collection, rng)
+        held = two_collections(db, random.Random(RUN_SEED), 4)
         db.backup(tmp_path / "b", kind="full")
-        held = {name: everything(db.get_collection(name)) for name in ("docs", "more")}
     return tmp_path / "db", tmp_path / "b", held
 
 
