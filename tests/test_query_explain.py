@@ -132,17 +132,19 @@ def test_queries_that_were_searched_together_say_so(docs):
     core = made._core
     view = core.view
     gate, told = threading.Event(), []
+    places = LANE._places(view, vectors[:1], False)
 
     class Held:
         """A view whose search takes until the gate opens."""
+
+        is_simple, tail_rows = True, 0
 
         def search(self, *args, **options):
             assert gate.wait(20)
             return view.search(*args, **options)
 
     blockers = [
-        threading.Thread(target=LANE.search, args=(Held(), vectors[:1], 1))
-        for _ in range(LANE._cores)
+        threading.Thread(target=LANE.search, args=(Held(), vectors[:1], 1)) for _ in range(places)
     ]
     askers = [
         threading.Thread(target=lambda: told.append(made.query(vectors[9], explain=True).explain))
@@ -150,7 +152,7 @@ def test_queries_that_were_searched_together_say_so(docs):
     ]
     for thread in blockers:
         thread.start()
-    while len(LANE._running) < LANE._cores:
+    while len(LANE._running) < places:
         time.sleep(0.01)
     for thread in askers:
         thread.start()

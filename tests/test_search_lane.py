@@ -22,6 +22,8 @@ from vecdb.search_lane import LANE, MAX_TOGETHER, Note, SearchLane
 class PlainView:
     """A view whose answer to a query is the query itself; `gate` holds searches back."""
 
+    is_simple, tail_rows = False, 0
+
     def __init__(self):
         self.calls = []
         self.gate = threading.Event()
@@ -236,6 +238,31 @@ def test_no_more_searches_than_cores():
     assert view.most_at_once <= 3
     assert len(view.calls) < 16 * 40 / 2
     assert sum(view.calls) == 16 * 40
+
+
+def test_short_searches_get_more_places():
+    """Single queries to a graph or lists with few fresh rows go on beside each other where others wait; behind one
+    that waits they wait too."""
+    lane, short, other = SearchLane(1), PlainView(), PlainView()
+    short.is_simple = True
+    short.gate.clear()
+    threads = [threading.Thread(target=ask, args=(lane, short, n)) for n in range(3)]
+    for thread in threads:
+        thread.start()
+    wait_until(lambda: short.at_once == 3, "all search at once")
+    for view, options in ((other, {}), (short, {"exact": True}), (short, {})):
+        threads.append(threading.Thread(target=ask, args=(lane, view, 7), kwargs=options))
+        threads[-1].start()
+        waiting = len(threads) - 3
+        wait_until(lambda waiting=waiting: lane.waiting == waiting, "it waits")
+    short.tail_rows = 1_000_000
+    assert lane._places(short, np.zeros((1, 3)), False) == 1
+    assert (short.at_once, other.at_once) == (3, 0)
+    short.tail_rows = 0
+    finish(short, threads)
+    assert not lane._running
+    assert not lane.waiting
+    assert (len(short.calls), len(other.calls)) == (5, 1)
 
 
 def test_small_queries_get_in_between_slices():

@@ -86,7 +86,7 @@ class View:
         """Why there is none although a device was asked for."""
         self.tiled = tiled
         self._fews: dict[int, tuple[Selection, Few, Rows]] = {}
-        self._simple = device_main is None and one.is_simple(main, pieces, lossy_tail)
+        self.is_simple = device_main is None and one.is_simple(main, pieces, lossy_tail)
         self._whole_tail = n_live - main_live == self.tail_rows
 
     @property
@@ -138,7 +138,7 @@ class View:
         if exact or (target is not None and target >= 1.0):
             target = None
         main = self.main
-        simple = target if self._simple and trace is None and len(x) else None
+        simple = target if self.is_simple and trace is None and len(x) else None
         if simple and allowed is None and (found := self._one(x, k, simple, None)):
             return found
         if allowed is not None and allowed.n_rows != self.n_rows:
