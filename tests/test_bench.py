@@ -289,6 +289,11 @@ def test_the_index_is_measured_in_one_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert set(parts) == set(run.PARTS) - {"codes", "peers"}
     assert parts["insert"]["not_timed"] == []
     assert parts["insert"]["shares"]["LMDB transaction"] > 0
+    (beside,) = parts["insert"]["beside"].values()
+    assert {f"{name}_{age}_rate" for name in ("vecdb", "bare") for age in ("grown", "fresh")} < set(
+        beside
+    )
+    assert min(beside.values()) > 0
     assert len(parts["speed"]["cases"]) == 4
     raws = {peers.RAW.name, peers.SAVED.name}
     assert parts["speed"]["same"] == peers.SAVED.name

@@ -4,6 +4,10 @@ One process inserts batches of 1,000 rows with document and four fields, without
 10,000 rows it writes the same bytes to a bare LMDB file: vectors, ids, metadata and documents, one value a
 row each, by `putmulti`, a commit with fsync a batch. Encoding is not part of the bare time. What happens to
 both at the same moment is the disk's; what happens to one is its own.
+
+A machine and its disk change within the minutes of a load, so the last mark's rate against the first's is not what
+growth costs. That is measured at one moment: before each mark, every batch goes into the grown collection and then into a
+fresh one of the same process, batch by batch in turn, and the same with bare LMDB.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import lmdb
 
@@ -75,6 +79,46 @@ class Bare:
         self._environment.close()
 
 
+class Batch(NamedTuple):
+    """One commit."""
+
+    end: int
+    """The row behind its last one."""
+    rows: int
+    taken_s: float
+
+
+Batches = list[Batch]
+
+
+class Fresh:
+    """An empty collection and an empty bare file beside the grown ones, which get the rows before one mark too."""
+
+    def __init__(self, mark: int, system: engine.System, folder: Path, limit_bytes: int) -> None:
+        self.mark = mark
+        self.grown: dict[str, Batches] = {"vecdb": [], "bare": []}
+        self.fresh: dict[str, Batches] = {"vecdb": [], "bare": []}
+        self._name = f"fresh-{mark}"
+        self._folder = folder / self._name
+        self._folder.mkdir(parents=True)
+        self.system = system.another(self._name)
+        self.bare = Bare(self._folder, limit_bytes)
+
+    def close(self) -> None:
+        """Takes both away again."""
+        self.bare.close()
+        self.system.database.drop_collection(self._name)
+        shutil.rmtree(self._folder)
+
+    def figures(self) -> dict[str, float]:
+        return {
+            f"{name}_{age}_{figure}": value
+            for age, taken in (("grown", self.grown), ("fresh", self.fresh))
+            for name, batches in taken.items()
+            for figure, value in _of(batches).items()
+        }
+
+
 class Inserter:
     """Runs in a child."""
 
@@ -82,28 +126,38 @@ class Inserter:
         self._source = source
         self._stages = Stages(STAGES)
         self._system = engine.System(source, folder, create=True, auto_build=False)
-        self._bare = Bare(bare, 4 * (source.raw_bytes + source.encoded_bytes) + (1 << 28))
+        self._limit_bytes = 4 * (source.raw_bytes + source.encoded_bytes) + (1 << 28)
+        self._bare = Bare(bare, self._limit_bytes)
+        self._aside = bare
+        self._beside: dict[int, Fresh] = {}
 
     def run(self) -> dict[str, Any]:
         rows = self._source.rows
         starts = range(0, rows, BATCH)
-        own: list[tuple[int, float]] = []
-        bare: list[tuple[int, float]] = []
-        fresh: dict[int, float] = {}
+        own: Batches = []
+        bare: Batches = []
+        first_touch: dict[int, float] = {}
         for first in range(0, len(starts), TURN // BATCH):
             window = [(s, min(s + BATCH, rows)) for s in starts[first : first + TURN // BATCH]]
             parts = [(start, self._source.part(start, stop)) for start, stop in window]
-            for start, part in parts:
-                begun_s = time.perf_counter()
-                self._system.insert(start, part)
-                own.append((start + len(part.ids), time.perf_counter() - begun_s))
+            beside = [self._fresh(stop) for _, stop in window]
+            for (start, part), other in zip(parts, beside, strict=True):
+                own.append(_insert(self._system, start, part))
+                if other is not None:
+                    other.grown["vecdb"].append(own[-1])
+                    other.fresh["vecdb"].append(_insert(other.system, start, part))
             encoded = [self._bare.columns(start, part) for start, part in parts]
-            for (start, part), columns in zip(parts, encoded, strict=True):
-                begun_s = time.perf_counter()
-                self._bare.put(columns)
-                bare.append((start + len(part.ids), time.perf_counter() - begun_s))
-            fresh[window[-1][1]] = host_memory.fresh_ms_a_mib()
-        total_s = sum(taken_s for _, taken_s in own)
+            for (start, part), columns, other in zip(parts, encoded, beside, strict=True):
+                bare.append(_put(self._bare, start, part, columns))
+                if other is not None:
+                    other.grown["bare"].append(bare[-1])
+                    other.fresh["bare"].append(_put(other.bare, start, part, columns))
+            end = window[-1][1]
+            first_touch[end] = host_memory.fresh_ms_a_mib()
+            if end in self._beside:
+                self._beside[end].close()
+        all_own = own + [one for other in self._beside.values() for one in other.fresh["vecdb"]]
+        total_s = sum(one.taken_s for one in all_own)
         shares = {name: taken_s / total_s for name, taken_s in self._stages.taken_s.items()}
         shares["other"] = 1 - sum(shares.values())
         self._system.close()
@@ -112,51 +166,69 @@ class Inserter:
             "vecdb": _rates(own),
             "bare": _rates(bare),
             "windows": _windows(own, bare),
-            "fresh_ms_a_mib": {str(mark): fresh[mark] for mark in _marks(rows)},
+            "beside": {str(mark): other.figures() for mark, other in self._beside.items()},
+            "fresh_ms_a_mib": {str(mark): first_touch[mark] for mark in _marks(rows)},
             "shares": shares,
             "not_timed": self._stages.absent,
         }
 
+    def _fresh(self, end: int) -> Fresh | None:
+        """What else gets the batch that ends there: nothing, unless a mark is near."""
+        before = 0
+        for mark in _marks(self._source.rows):
+            if max(before, mark - WINDOW) < end <= mark:
+                if mark not in self._beside:
+                    made = Fresh(mark, self._system, self._aside.parent, self._limit_bytes)
+                    self._beside[mark] = made
+                return self._beside[mark]
+            before = mark
+        return None
 
-def _rates(batches: list[tuple[int, float]]) -> dict[str, float]:
+
+def _insert(system: engine.System, start: int, part: Part) -> Batch:
+    begun_s = time.perf_counter()
+    system.insert(start, part)
+    return Batch(start + len(part.ids), len(part.ids), time.perf_counter() - begun_s)
+
+
+def _put(bare: Bare, start: int, part: Part, columns: list[list[tuple[bytes, bytes]]]) -> Batch:
+    begun_s = time.perf_counter()
+    bare.put(columns)
+    return Batch(start + len(part.ids), len(part.ids), time.perf_counter() - begun_s)
+
+
+def _rates(batches: Batches) -> dict[str, float]:
     """Rows/s of the last rows before each mark and before the end, and of all."""
-    rows = batches[-1][0]
-    rates = {"all": rows / sum(taken_s for _, taken_s in batches)}
-    for mark in _marks(rows):
-        last = [(end, taken_s) for end, taken_s in batches if mark - WINDOW < end <= mark]
-        rates[str(mark)] = _rows_in(last, batches) / sum(taken_s for _, taken_s in last)
+    rates = {"all": _of(batches)["rate"]}
+    for mark in _marks(batches[-1].end):
+        rates[str(mark)] = _of([one for one in batches if mark - WINDOW < one.end <= mark])["rate"]
     return rates
 
 
-def _windows(own: list[tuple[int, float]], bare: list[tuple[int, float]]) -> list[dict[str, float]]:
+def _windows(own: Batches, bare: Batches) -> list[dict[str, float]]:
     """Rates of both, and the median commit in ms, over all rows, a window after the other."""
     batches = WINDOW // BATCH
     return [
         {
-            "rows": own[min(first + batches, len(own)) - 1][0],
+            "rows": own[min(first + batches, len(own)) - 1].end,
             **{
                 f"{name}_{figure}": value
                 for name, taken in (("vecdb", own), ("bare", bare))
-                for figure, value in _of(taken[first : first + batches], taken).items()
+                for figure, value in _of(taken[first : first + batches]).items()
             },
         }
         for first in range(0, len(own), batches)
     ]
 
 
-def _of(some: list[tuple[int, float]], batches: list[tuple[int, float]]) -> dict[str, float]:
-    times_s = [taken_s for _, taken_s in some]
-    return {"rate": _rows_in(some, batches) / sum(times_s), "median_ms": 1e3 * median(times_s)}
+def _of(batches: Batches) -> dict[str, float]:
+    times_s = [one.taken_s for one in batches]
+    rows = sum(one.rows for one in batches)
+    return {"rate": rows / sum(times_s), "median_ms": 1e3 * median(times_s)}
 
 
 def _marks(rows: int) -> list[int]:
     return sorted({rows, *(mark for mark in MARKS if mark <= rows)})
-
-
-def _rows_in(some: list[tuple[int, float]], batches: list[tuple[int, float]]) -> int:
-    """Rows of consecutive batches, each given by where it ends."""
-    before = [end for end, _ in batches if end < some[0][0]]
-    return some[-1][0] - max(before, default=0)
 
 
 def _loads(plan: Plan, cached: host_memory.Cached | None) -> list[dict[str, Any]]:
@@ -187,10 +259,26 @@ def run(plan: Plan) -> dict[str, Any]:
         "vecdb": medians("vecdb"),
         "bare": medians("bare"),
         "fresh_ms_a_mib": medians("fresh_ms_a_mib"),
+        "beside": {
+            mark: {key: median(one["beside"][mark][key] for one in rounds) for key in figures}
+            for mark, figures in rounds[0]["beside"].items()
+        },
         "took_memory": plan.take_memory,
         "shares": medians("shares"),
         "not_timed": rounds[0]["not_timed"],
     }
+
+
+_AGES = ("grown", "fresh", "ratio", "median ms, grown", "fresh", "ratio")
+
+
+def _ages(name: str, one: dict[str, float]) -> tuple[str, ...]:
+    grown, fresh = one[f"{name}_grown_rate"], one[f"{name}_fresh_rate"]
+    grown_ms, fresh_ms = one[f"{name}_grown_median_ms"], one[f"{name}_fresh_median_ms"]
+    return (
+        count(grown), count(fresh), number(grown / fresh),
+        number(grown_ms), number(fresh_ms), number(grown_ms / fresh_ms),
+    )  # fmt: skip
 
 
 def page(found: dict[str, Any]) -> list[str]:
@@ -203,6 +291,10 @@ def page(found: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
     marks = [mark for mark in own if mark != "all"]
     steady, bare_steady = (rates[marks[-1]] / rates[marks[0]] for rates in (own, bare))
+    beside = [
+        (f"{int(mark):,}", *_ages("vecdb", one), *_ages("bare", one))
+        for mark, one in found["beside"].items()
+    ]
     windows = [
         (f"{one['rows']:,}", count(one["vecdb_rate"]), count(one["bare_rate"]),
          number(one["vecdb_median_ms"]), number(one["bare_median_ms"]))
@@ -219,6 +311,12 @@ def page(found: dict[str, Any]) -> list[str]:
         f"Last mark to first: {steady:.2f}, of bare LMDB {bare_steady:.2f}. Share of the time: "
         + ", ".join(f"{name} {share:.0%}" for name, share in found["shares"].items())
         + ".\n",
+        "At one moment: before each mark every batch goes into the grown collection and then into a fresh one of the"
+        f" same process, in turn, up to {WINDOW // BATCH} batches; the same with bare LMDB. Rows/s grown and fresh, the"
+        " first by the second, and the same of the median commits.\n",
+        table(
+            ("rows", *(f"{name} {what}" for name in ("vecdb", "bare") for what in _AGES)), beside
+        ),
     ]
     if len(windows) > 1:
         parts.append(f"Every {WINDOW:,} rows of the first load, and the median time of a commit:\n")
