@@ -68,6 +68,15 @@ class Worker:
             batches_s.append(time.perf_counter() - begun_s)
         return {"insert_s": sum(batches_s), "wall_s": time.perf_counter() - started_s}
 
+    def delete(self, name: str, rows: NDArray[np.int64]) -> None:
+        """Deletes these rows, a batch at a time."""
+        ids: list[str] = []
+        for start in range(0, self._source.rows, BATCH):
+            ids += self._source.records(start, min(start + BATCH, self._source.rows))[0]
+        for start in range(0, len(rows), BATCH):
+            some = rows[start : start + BATCH].tolist()
+            self._systems[name].delete(some, [ids[row] for row in some])
+
     def ready(self, name: str) -> float:
         """Seconds until all rows were indexed."""
         started_s = time.perf_counter()
@@ -105,6 +114,10 @@ class Worker:
         where, setting = system.where(condition), system.settings[len(system.settings) // 2]
         for i in range(calls):
             system.query(queries[i % len(queries)], K, where, setting)
+        return self.quiet(limit_s)
+
+    def quiet(self, limit_s: float) -> float:
+        """Waits until nothing is computed behind any more, at most `limit_s`. Seconds it waited."""
         begun_s = time.perf_counter()
         quiet = 0
         while quiet < _QUIET_LOOKS and time.perf_counter() < begun_s + limit_s:

@@ -26,7 +26,7 @@ from bench import (
     worker,
 )
 from bench.children import Child, ChildFailed, Missing, Sampler
-from bench.index import beside, building, kinds, run
+from bench.index import beside, building, dead, kinds, run, speed
 from bench.sources import Condition
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -279,6 +279,7 @@ def test_the_index_is_measured_in_one_run(tmp_path: Path, monkeypatch: pytest.Mo
     """Every part gives numbers and stands on the page; the stages that are timed exist in the engine."""
     monkeypatch.setattr(kinds, "QUANTIZATIONS", ("none", "sq8"))
     monkeypatch.setattr(building, "_QUIET_S", 0.1)
+    monkeypatch.setattr(speed, "_CLOSE_ROUNDS", 2)
     words = ["--dataset", "clusters", "--rows", "3000", "--queries", "50", "--rounds", "1"]
     words += ["--folder", str(tmp_path / "folder"), "--results", str(tmp_path)]
     assert run.main(words) == 0
@@ -286,7 +287,7 @@ def test_the_index_is_measured_in_one_run(tmp_path: Path, monkeypatch: pytest.Mo
     results = json.loads(path.read_text())
     assert results["failed"] == {}
     parts = results["parts"]
-    assert set(parts) == set(run.PARTS) - {"codes", "peers"}
+    assert set(parts) == set(run.PARTS) - {"codes", "peers", "dead"}
     assert parts["insert"]["not_timed"] == []
     assert parts["insert"]["shares"]["LMDB transaction"] > 0
     (beside,) = parts["insert"]["beside"].values()
@@ -303,6 +304,9 @@ def test_the_index_is_measured_in_one_run(tmp_path: Path, monkeypatch: pytest.Mo
             assert max(point["recall"] for point in points) > 0.95, name
         for point in case["vecdb"]:
             assert set(point["beside"]) == raws
+            if point["setting"] in speed.SHOWN:
+                same = point["beside"][peers.SAVED.name]
+                assert len(same["ratios_at_recall"]) == 2
             assert point["queries_per_s"] > 0
             assert point["recall"] > point["setting"] - 0.1
     assert {"exact/none", "hnsw/none", "ivf/none"} <= set(parts["kinds"]["kinds"])
@@ -323,6 +327,27 @@ def test_the_index_is_measured_in_one_run(tmp_path: Path, monkeypatch: pytest.Mo
         assert f"## {title}" in page
     drawn = {plot.name for plot in tmp_path.glob("*.svg")}
     assert (len(drawn) == 2) == (find_spec("matplotlib") is not None)
+
+
+def test_dead_rows_are_measured_beside_an_index_built_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At each share both answer from the rows that are left, and only the one built anew has forgotten the others."""
+    monkeypatch.setattr(dead, "SHARES", (0.0, 0.4))
+    monkeypatch.setattr(dead, "_BUDGET_S", 0.05)
+    words = ["--dataset", "clusters", "--rows", "3000", "--queries", "50", "--rounds", "1"]
+    words += ["--folder", str(tmp_path / "folder"), "--results", str(tmp_path), "--only", "dead"]
+    assert run.main(words) == 0
+    (path,) = tmp_path.glob("*-index-clusters-3000-dead.json")
+    found = json.loads(path.read_text())["parts"]["dead"]["kinds"]
+    assert set(found) == {"hnsw/none", "ivf/sq8"}
+    for whole, less in found.values():
+        assert "anew" not in whole
+        for one in (whole["with"], less["with"], less["anew"]):
+            assert one["recall_0.95"] > 0.85
+            assert one["single_0.95"] > 0
+        assert less["anew"]["index_memory_bytes"] < less["with"]["index_memory_bytes"]
+    assert "## Dead rows" in path.with_suffix(".md").read_text()
 
 
 def test_peers_that_are_not_installed_are_left_out_with_a_word(tmp_path: Path) -> None:

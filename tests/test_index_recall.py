@@ -64,41 +64,41 @@ COMBINATIONS = chosen_combinations()
 class Case:
     """An index just after its build (`fresh`), and with a tail, replaced and deleted rows (`aged`)."""
 
-    def __init__(self, kind, metric, storage, quantization, dimension):
+    def __init__(self, kind, metric, storage, quantization, dimension, indexed=INDEXED):
         rng = np.random.default_rng(SEED)
         self.kind, self.metric = kind, metric
-        self.rows = Rows(INDEXED + FRESH, SEED, storage, dimension, clusters=60)
+        self.rows = Rows(indexed + FRESH, SEED, storage, dimension, clusters=60)
         self.queries = self.rows.queries[:QUERIES]
         self.truth = plain(self.queries, self.rows.vectors, metric)
         index = make_index(self.rows, kind, metric, quantization)
-        index.append(self.rows.vectors[:INDEXED])
+        index.append(self.rows.vectors[:indexed])
         index.publish(1)
         built = build(index)
         assert (built is None) == (kind == "exact" and quantization == "none")
         if built is not None:
             index.install(built)
-        live = np.arange(INDEXED + FRESH) < INDEXED
+        live = np.arange(indexed + FRESH) < indexed
         self.moments = [(index.view, live)]
-        index.append(self.rows.vectors[INDEXED:])
+        index.append(self.rows.vectors[indexed:])
         # Fresh rows replace as many old ones, and others are deleted.
-        dead = rng.choice(INDEXED + FRESH, FRESH + 300, replace=False)
+        dead = rng.choice(indexed + FRESH, FRESH + 300, replace=False)
         index.kill(dead)
-        live = np.ones(INDEXED + FRESH, np.bool_)
+        live = np.ones(indexed + FRESH, np.bool_)
         live[dead] = False
         self.moments.append((index.publish(2), live))
         # float32 sums of products of this size.
         self.tolerance = 1e-5 * max(1.0, float(np.abs(self.truth).max()) / 50)
 
-    def search(self, view, live, allowed=None, queries=slice(None), **options):
+    def search(self, view, live, allowed=None, queries=slice(None), k=K, **options):
         """Hits of each query; checks that answers are live, allowed, complete and truly distant."""
         chosen = None
         wanted = live[: view.n_rows]
         if allowed is not None:
             wanted = wanted & allowed[: view.n_rows]
             chosen = selection(allowed[: view.n_rows], as_list=allowed.mean() < 0.05)
-        found = view.search(self.queries[queries], K, allowed=chosen, **options)
+        found = view.search(self.queries[queries], k, allowed=chosen, **options)
         truth = np.where(wanted, self.truth[queries, : view.n_rows], np.inf)
-        count = min(K, int(wanted.sum()))
+        count = min(k, int(wanted.sum()))
         assert (found.rows[:, :count] >= 0).all()
         assert (found.rows[:, count:] == -1).all()
         assert np.isnan(found.distances[:, count:]).all()
@@ -107,7 +107,7 @@ class Case:
         near = found.distances[:, :count]
         np.testing.assert_allclose(near, own, rtol=1e-5, atol=self.tolerance)
         assert all(np.unique(row).size == count for row in found.rows[:, :count])
-        return hits(truth, found, K) if count else np.ones(len(truth))
+        return hits(truth, found, k) if count else np.ones(len(truth))
 
 
 @pytest.fixture(scope="module", params=COMBINATIONS, ids=lambda one: "-".join(map(str, one)))
@@ -205,3 +205,39 @@ def test_exact_answers_are_exact(case):
             assert (case.search(view, live, mask, queries=few, exact=True) == 1.0).all()
         far = case.truth[0] > np.quantile(case.truth[0], 0.6)
         assert (case.search(view, live, far, queries=slice(0, 1), exact=True) == 1.0).all()
+
+
+LEAST_SHARE = 0.000_1
+MANY = 70_000
+"""Of so many rows the least share allows seven."""
+
+
+@pytest.mark.parametrize("against", [False, True], ids=["any", "farthest"])
+@pytest.mark.parametrize("walks", [False, True])
+def test_recall_where_one_row_in_ten_thousand_is_allowed(many, walks, against, monkeypatch):
+    """Of seven allowed rows among 70,000 the three nearest come at the target recall, and all of them where ten are
+    asked for; wherever they lie, and also where comparing them is made to look dear."""
+    if walks:
+        monkeypatch.setattr(plan, "exact_cost", lambda *_: 1e9)
+    held = Held(0.95)
+    rng = np.random.default_rng(SEED)
+    for name, (view, live) in zip(("fresh", "aged"), many.moments, strict=True):
+        right = {3: [], 10: []}
+        for i in range(12):
+            there = np.flatnonzero(live)
+            count = round(LEAST_SHARE * there.size)
+            assert count >= 5
+            chosen = there[np.argsort(many.truth[i, there])[-count:]]
+            mask = np.zeros(live.size, np.bool_)
+            mask[chosen if against else rng.choice(there, count, replace=False)] = True
+            for k, hits_ in right.items():
+                one = slice(i, i + 1)
+                hits_.append(many.search(view, live, mask, one, k, target_recall=0.95))
+        assert (np.concatenate(right[10]) == 1.0).all()
+        held.add(f"{name}, 3 of 7", np.concatenate(right[3]))
+    held.check()
+
+
+@pytest.fixture(scope="module", params=[("exact", "none"), ("hnsw", "none"), ("ivf", "pq4")])
+def many(request):
+    return Case(request.param[0], "l2", "float32", request.param[1], 8, MANY)

@@ -19,12 +19,13 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import Internal, LimitExceeded
+from .memory import Growing
 from .pivot import LIST, MISSING, N_TAGS, STRING, ColumnBatch, Values
 from .postings import Order, Postings, Sorted
 
@@ -35,7 +36,6 @@ log = logging.getLogger("vecdb")
 FEWEST_SORTED = 16_384
 """Fewer rows than this are looked through in 10 us, which no order could better."""
 
-_T = TypeVar("_T", np.uint8, np.int64)
 _SMALLEST = 1_024
 _STALE_SHARE = 8
 """Postings are renewed when an eighth of the rows has come since. A look through an eighth of a
@@ -71,12 +71,16 @@ class _Store:
         self.tags = np.zeros(0, np.uint8)
         self.data = np.zeros(0, np.int64)
         self.counts = np.zeros(N_TAGS, np.int64)
+        self._more_tags, self._more_data = Growing(_bytes), Growing(_words)
 
-    def reserve(self, n: int) -> None:
-        if n > len(self.tags):
-            capacity = _capacity(n)
-            self.tags = _grown(self.tags, capacity)
-            self.data = _grown(self.data, capacity)
+    def reserve(self, used: int, n: int) -> None:
+        """Room for `n` values, of which the first `used` are there."""
+        self.tags = self._more_tags.reserve(self.tags, used, n, _more(self.tags, n))
+        self.data = self._more_data.reserve(self.data, used, n, _more(self.data, n))
+
+    @property
+    def nbytes(self) -> int:
+        return self.tags.nbytes + self.data.nbytes + self._more_tags.room + 8 * self._more_data.room
 
     def write(
         self, at: slice | NDArray[np.int64], values: Values, codes: NDArray[np.int64]
@@ -97,6 +101,7 @@ class Column:
         self._rows = _Store()
         self._elements = _Store()
         self._element_rows = np.zeros(0, np.int64)
+        self._more_element_rows = Growing(_words)
         self._n_elements = 0
         self._strings: list[str] = []
         self._codes: dict[str, int] = {}
@@ -122,7 +127,7 @@ class Column:
         """Bytes of the arrays, spare room and postings included; strings are not counted."""
         stores = (self._rows, self._elements)
         postings = 0 if self._postings is None else self._postings.nbytes
-        arrays = sum(s.tags.nbytes + s.data.nbytes for s in stores)
+        arrays = sum(s.nbytes for s in stores) + 8 * self._more_element_rows.room
         return self._element_rows.nbytes + arrays + postings
 
     def cells(
@@ -255,14 +260,14 @@ class Column:
 
     # -- writing
 
-    def reserve(self, n_rows: int, values: Values) -> None:
-        """Makes room, so that `extend` cannot fail half-way for want of memory."""
-        self._rows.reserve(n_rows)
+    def reserve(self, first_row: int, n_rows: int, values: Values) -> None:
+        """Makes room behind `first_row`, so that `extend` cannot fail half-way for want of memory."""
+        self._rows.reserve(first_row, n_rows)
         if values.elements is not None:
-            n = self._n_elements + len(values.elements.tags)
-            self._elements.reserve(n)
-            if n > len(self._element_rows):
-                self._element_rows = _grown(self._element_rows, _capacity(n))
+            used, held = self._n_elements, self._element_rows
+            n = used + len(values.elements.tags)
+            self._elements.reserve(used, n)
+            self._element_rows = self._more_element_rows.reserve(held, used, n, _more(held, n))
 
     def extend(self, values: Values, codes: NDArray[np.int64], first_row: int, n_rows: int) -> None:
         """`codes` are those of the strings, see `coded`."""
@@ -344,7 +349,7 @@ class Columns:
         coded = prepared[1] if prepared is not None and prepared[0] is batch else {}
         columns = dict(self._columns)
         for path, values in batch.fields.items():
-            columns.setdefault(path, Column()).reserve(n_rows, values)
+            columns.setdefault(path, Column()).reserve(first_row, n_rows, values)
         for path, values in batch.fields.items():
             codes = coded[path] if path in coded else columns[path].coded(values.strings)
             columns[path].extend(values, codes, first_row, batch.n_rows)
@@ -375,12 +380,15 @@ class Columns:
         return list({path: None for batch in batches for path in batch.fields if path not in known})
 
 
-def _capacity(n: int) -> int:
-    return max(_SMALLEST, 1 << (n - 1).bit_length())
+def _more(held: NDArray[Any], n: int) -> int:
+    """Room to make when `held` is or becomes too short for `n` values: the next power of two."""
+    return max(_SMALLEST, 1 << (max(n, len(held) + 1) - 1).bit_length())
 
 
-def _grown(old: NDArray[_T], capacity: int) -> NDArray[_T]:
-    # Zeroed memory that nobody has touched takes no space, so spare room is nearly free.
-    new = np.zeros(capacity, old.dtype)
-    new[: len(old)] = old
-    return new
+# Zeroed memory that nobody has touched takes no space, so spare room is nearly free.
+def _bytes(n: int) -> NDArray[np.uint8]:
+    return np.zeros(n, np.uint8)
+
+
+def _words(n: int) -> NDArray[np.int64]:
+    return np.zeros(n, np.int64)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import Corrupted
-from .memory import anonymous
+from .memory import Growing, anonymous
 
 _FIRST_ROWS = 1_024
 _FIRST_BYTES = 1 << 14
@@ -55,7 +55,8 @@ class Ids:
         """Held to put other kept texts in place: they must stay as long as the ends."""
         # Its slices are `bytes`: the quickest way to a text.
         self._texts = anonymous(_FIRST_BYTES)
-        self._hold_ends(np.zeros(max(_FIRST_ROWS, expected_rows) + 1, np.int64))
+        self._more_texts, self._more_ends = Growing(anonymous), Growing(_ends)
+        self._hold_ends(_ends(max(_FIRST_ROWS, _with_spare(expected_rows)) + 1))
 
     def append(self, ids: Sequence[bytes]) -> None:
         """Takes the ids of the next rows, as UTF-8."""
@@ -66,16 +67,15 @@ class Ids:
         first, last = self.n_rows, self.n_rows + len(lengths)
         start = int(self._ends[first])
         stop = start + len(texts)
-        if stop > len(self._texts):
-            # As if those that are expected were as long as the ones so far.
-            least = stop * self._expected // last
-            grown = anonymous(max(stop, least, 2 * len(self._texts)))
-            grown.write(memoryview(self._texts)[:start])
-            self._texts = grown
+        ahead = last > self._expected
+        # As if those that are expected were as long as the ones so far.
+        least = _with_spare(stop * self._expected // max(last, 1))
+        room = max(least, 2 * len(self._texts))
+        self._texts = self._more_texts.reserve(self._texts, start, stop, room, ahead=ahead)
         self._texts[start:stop] = texts
-        if last >= len(self._ends):
-            ends = np.zeros(max(last + 1, 2 * len(self._ends)), np.int64)
-            ends[: first + 1] = self._ends[: first + 1]
+        room = 2 * len(self._ends)
+        ends = self._more_ends.reserve(self._ends, first + 1, last + 1, room, ahead=ahead)
+        if ends is not self._ends:
             self._hold_ends(ends)
         np.cumsum(lengths, out=self._ends[first + 1 : last + 1])
         self._ends[first + 1 : last + 1] += start
@@ -124,7 +124,8 @@ class Ids:
     @property
     def nbytes(self) -> int:
         kept = self._kept
-        return self._ends.nbytes + len(self._texts) + 9 * len(kept.texts) + 80 * kept.n
+        more = 8 * self._more_ends.room + self._more_texts.room
+        return self._ends.nbytes + len(self._texts) + more + 9 * len(kept.texts) + 80 * kept.n
 
     def _hold_ends(self, ends: NDArray[np.int64]) -> None:
         """Two views, since making one of them at each call would take a tenth of it."""
@@ -133,3 +134,12 @@ class Ids:
             self._starts, self._stops = ends[:-1], ends[1:]
             # As long as the ends, so before rows beyond those it holds are published.
             self._kept = _Texts(len(self._starts))
+
+
+def _with_spare(expected: int) -> int:
+    """Room for an eighth more than is expected: what is not touched takes no space."""
+    return expected + expected // 8
+
+
+def _ends(rows: int) -> NDArray[np.int64]:
+    return np.zeros(rows, np.int64)

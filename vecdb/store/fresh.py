@@ -39,7 +39,7 @@ class _Span:
     def extend(self, ids: Sequence[bytes]) -> None:
         """Takes the ids of the rows from `stop` on. Those who look meanwhile find what was there."""
         first, stop = self.stop, self.stop + len(ids)
-        if self.rows.keys().isdisjoint(ids) and len(set(ids)) == len(ids):
+        if self.lacks(ids) and len(set(ids)) == len(ids):
             self.rows.update(zip(ids, range(first, stop), strict=True))
         else:
             for row, record_id in enumerate(ids, first):
@@ -48,6 +48,10 @@ class _Span:
                     self.before[row] = earlier
                 self.rows[record_id] = row
         self.stop = stop
+
+    def lacks(self, ids: Sequence[bytes]) -> bool:
+        """Whether none of the ids is here."""
+        return self.rows.keys().isdisjoint(ids)
 
     def newest(self, record_id: bytes, stop: int) -> int:
         """The newest row below `stop` with this id, -1 without one."""
@@ -119,6 +123,8 @@ class FreshIds:
         `read` gives the ids of rows as the caller's moment sees them.
         """
         spans = self._covering(first, stop, read)
+        if spans.newer.lacks(ids) and (spans.older is None or spans.older.lacks(ids)):
+            return [-1] * len(ids)  # as on inserts: half the time
         found = _newest(spans.newer, ids, stop)
         if spans.older is not None:
             # Rows behind others are newer.
