@@ -72,6 +72,28 @@ def test_auto_goes_over_to_lists_where_no_graph_fits(target, limit, expected):
     check_index(index, rows, np.ones(2_000, np.bool_))
 
 
+@pytest.mark.parametrize("kind", ["auto", "ivf"])
+@pytest.mark.parametrize(("limit", "expected"), [(90_000, "pq8"), (50_000, "pq4")])
+def test_lists_take_a_finer_code_where_the_smallest_misses_the_target(kind, limit, expected):
+    """Where vectors have so few numbers that pq4 tells them not apart, `auto` makes lists of pq8, which reach the target
+    and grow as they are; where these do not fit, pq4 stays."""
+    rows = Rows(2_400, dimension=16, clusters=2)
+    index = make_index(
+        rows, kind, target_recall=0.99, index_memory_bytes=limit, exact_max_scalars=0
+    )
+    live = np.ones(2_400, np.bool_)
+    for step, stop in enumerate((2_000, 2_400), 1):
+        index.append(rows.vectors[len(index.view.live_mask()) : stop])
+        index.publish(step)
+        index.install(build(index))
+        stats = index.stats()
+        assert (stats.kind, stats.quantization) == ("ivf", expected)
+        reached = index.view.main.setting(0.99, 10)
+        assert (reached is not None) == (expected == "pq8")
+        check_index(index, rows, live[:stop])
+        assert build(index) is None
+
+
 @pytest.mark.parametrize(
     ("storage", "code"),
     [("float32", "sq8"), ("float16", "sq8"), ("int8", "none"), ("binary", "none")],

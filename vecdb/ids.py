@@ -50,7 +50,9 @@ class Ids:
         """`expected_rows`: how many will be appended at least; spares them being moved."""
         self.n_rows = 0
         self._expected = expected_rows
-        self._kept: _Texts
+        self._kept: _Texts | None
+        """Made when they are first asked for: even empty they take 8 bytes a row, 8 MB of new memory at each doubling
+        around a million rows."""
         self._replacing = threading.Lock()
         """Held to put other kept texts in place: they must stay as long as the ends."""
         # Its slices are `bytes`: the quickest way to a text.
@@ -100,9 +102,9 @@ class Ids:
     def _texts_of(self, rows: NDArray[np.int64]) -> NDArray[np.object_]:
         """Texts by row, of which those of `rows` are there."""
         kept = self._kept
-        there = kept.there[rows]
-        if not there.all():
-            if kept.n > max(_KEPT_TEXTS, self.n_rows // _KEPT_SHARE):
+        there = np.zeros(len(rows), np.bool_) if kept is None else kept.there[rows]
+        if kept is None or not there.all():
+            if kept is None or kept.n > max(_KEPT_TEXTS, self.n_rows // _KEPT_SHARE):
                 with self._replacing:
                     kept = self._kept = _Texts(len(self._starts))
                 there = np.zeros(len(rows), np.bool_)
@@ -125,15 +127,16 @@ class Ids:
     def nbytes(self) -> int:
         kept = self._kept
         more = 8 * self._more_ends.room + self._more_texts.room
-        return self._ends.nbytes + len(self._texts) + more + 9 * len(kept.texts) + 80 * kept.n
+        made = 0 if kept is None else 9 * len(kept.texts) + 80 * kept.n
+        return self._ends.nbytes + len(self._texts) + more + made
 
     def _hold_ends(self, ends: NDArray[np.int64]) -> None:
         """Two views, since making one of them at each call would take a tenth of it."""
         with self._replacing:
             self._ends = ends
             self._starts, self._stops = ends[:-1], ends[1:]
-            # As long as the ends, so before rows beyond those it holds are published.
-            self._kept = _Texts(len(self._starts))
+            # They must be as long as the ends before rows beyond these are published.
+            self._kept = None
 
 
 def _with_spare(expected: int) -> int:

@@ -31,7 +31,7 @@ FINE_ORDER = ("none", "sq8", "sq4")
 """The same for a graph over vectors that sq8 tells apart well: a walk over it is as quick as one over
 float16, in half the memory."""
 LISTS_ORDER = ("none", "pq4")
-"""The same for lists, where pq4 is the fastest code of all and the smallest."""
+"""The same for lists, where pq4 is the fastest code of all and the smallest. See `finer_code`."""
 DEVICE_ORDER = ("none", "sq8", "pq8")
 """The same for lists that a device is to hold, which has no pq4."""
 SQ4_TARGET = 0.97
@@ -141,6 +141,20 @@ def needs_lists(graph: Main, target_recall: float, before: Main | None) -> bool:
         return setting is None or setting >= LONG_WALK
     earlier = before.setting(target_recall, SMALL_K)
     return earlier is None or earlier < LONG_WALK
+
+
+def finer_code(lists: Main, job: Job, quantization: str, settings: Mapping[str, Any]) -> str | None:
+    """What `auto` makes lists of in place of pq4 that misses the target, if it stays in memory.
+
+    4 bits for 4 numbers tell too little apart where a vector has few of them. 100,000 x 96 (clusters): at 0.99 no setting
+    of pq4 was enough, so every query was answered exactly, 96 a second; pq8 7,100, in 5 MiB instead of 3.
+    """
+    if quantization != "auto" or lists.code != "pq4" or job.target_recall >= 1.0:
+        return None
+    if lists.setting(job.target_recall, SMALL_K) is not None:
+        return None
+    fits = index_bytes("ivf", "pq8", job.dimension, lists.n) <= memory_limit(settings)
+    return "pq8" if fits else None
 
 
 def lists_code(storage: str, graph_code: str) -> str:

@@ -169,7 +169,21 @@ class Step:
             except Outgrown:
                 pass
         self._check_budget(kind, code, 0, rows.size, first)
-        return build.anew(rows, self.n_rows, self.sequence)
+        return self._fine_enough(build.anew(rows, self.n_rows, self.sequence))
+
+    def _fine_enough(self, made: Main | None) -> Main | None:
+        """`made`, or lists of a finer code where it misses the target and they do not."""
+        index, rows = self.index, self.rows
+        code = made and choice.finer_code(made, index, index.quantization, index.settings)
+        if not code:
+            return made
+        try:
+            self._check_budget("ivf", code, 0, rows.size, 0)
+        except LimitExceeded:
+            return made
+        finer = self._build("ivf", code).anew(rows, self.n_rows, self.sequence)
+        missed = finer is not None and finer.setting(index.target_recall, SMALL_K) is None
+        return made if missed else finer
 
     def _build(self, kind: str, code: str) -> Build:
         threads = int(self.index.settings["build_threads"])
@@ -192,6 +206,9 @@ class Step:
             )  # fmt: skip
             if code is not None:
                 return code
+        main = self.main
+        if kind == "ivf" and index.quantization == "auto" and main and main.code == "pq8":
+            return main.code  # pq4 missed the target, see `_fine_enough`
         return choice.code_for(
             index.quantization, kind, index.storage, index.metric, index.dimension, self.rows.size,
             index.settings, self._sample,
