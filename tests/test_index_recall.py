@@ -17,7 +17,7 @@ import pytest
 from index_rows import Rows, build, hits, make_index, plain, selection
 
 from vecdb.index import index as index_module
-from vecdb.index import plan
+from vecdb.index import main, plan
 
 SEED = 20_261_127
 INDEXED, FRESH = 6_000, 600
@@ -208,14 +208,14 @@ def test_exact_answers_are_exact(case):
 
 
 LEAST_SHARE = 0.000_1
-MANY = 70_000
-"""Of so many rows the least share allows seven."""
+MANY = 52_000
+"""Of so many rows the least share allows five."""
 
 
 @pytest.mark.parametrize("against", [False, True], ids=["any", "farthest"])
 @pytest.mark.parametrize("walks", [False, True])
 def test_recall_where_one_row_in_ten_thousand_is_allowed(many, walks, against, monkeypatch):
-    """Of seven allowed rows among 70,000 the three nearest come at the target recall, and all of them where ten are
+    """Of five allowed rows among 52,000 the three nearest come at the target recall, and all of them where ten are
     asked for; wherever they lie, and also where comparing them is made to look dear."""
     if walks:
         monkeypatch.setattr(plan, "exact_cost", lambda *_: 1e9)
@@ -234,10 +234,12 @@ def test_recall_where_one_row_in_ten_thousand_is_allowed(many, walks, against, m
                 one = slice(i, i + 1)
                 hits_.append(many.search(view, live, mask, one, k, target_recall=0.95))
         assert (np.concatenate(right[10]) == 1.0).all()
-        held.add(f"{name}, 3 of 7", np.concatenate(right[3]))
+        held.add(f"{name}, 3 of 5", np.concatenate(right[3]))
     held.check()
 
 
-@pytest.fixture(scope="module", params=[("exact", "none"), ("hnsw", "none"), ("ivf", "pq4")])
+@pytest.fixture(scope="module", params=[("exact", "none"), ("hnsw", "none"), ("ivf", "none")])
 def many(request):
-    return Case(request.param[0], "l2", "float32", request.param[1], 8, MANY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main, "EF_CONSTRUCTION", 40)  # in half the time, and good enough for 0.95
+        return Case(request.param[0], "l2", "float32", request.param[1], 8, MANY)

@@ -86,7 +86,7 @@ class Growing(Generic[_Held]):
 
     def __init__(self, make: Callable[[int], _Held]) -> None:
         """`make(n)` gives zeroed memory for `n` values."""
-        self._make = make
+        self._make: Callable[[int], _Held] = make
         self._longer: _Held | None = None
         self._done = 0
 
