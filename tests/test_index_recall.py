@@ -18,6 +18,7 @@ from index_rows import Rows, build, hits, make_index, plain, selection
 
 from vecdb.index import index as index_module
 from vecdb.index import main, plan
+from vecdb.index.trace import Trace
 
 SEED = 20_261_127
 INDEXED, FRESH = 6_000, 600
@@ -205,6 +206,42 @@ def test_exact_answers_are_exact(case):
             assert (case.search(view, live, mask, queries=few, exact=True) == 1.0).all()
         far = case.truth[0] > np.quantile(case.truth[0], 0.6)
         assert (case.search(view, live, far, queries=slice(0, 1), exact=True) == 1.0).all()
+
+
+@pytest.mark.parametrize("quantization", ["none", "sq8", "pq4"])
+def test_lists_are_hardly_probed_more_for_dead_rows(quantization):
+    """Some rows that died anywhere cost a few lists more, and a filter that allows the others many; where the nearest rows of a query have died, its answers among the
+    living reach the target all the same."""
+    rows = Rows(INDEXED, SEED, "float32", 24, clusters=60)
+    queries, live = rows.queries[:60], np.ones(INDEXED, np.bool_)
+    truth = plain(queries, rows.vectors, "l2")
+    index = make_index(rows, "ivf", "l2", quantization)
+    index.append(rows.vectors)
+    index.publish(1)
+    index.install(build(index))
+
+    def setting(view, allowed=None):
+        trace = Trace()
+        view.search(queries[:1], K, allowed=allowed, target_recall=0.95, trace=trace)
+        return trace.setting
+
+    def asked(dead, sequence):
+        index.kill(dead[live[dead]])
+        live[dead] = False
+        view = index.publish(sequence)
+        found = [view.search(one[None], K, target_recall=0.95) for one in queries]
+        among = np.where(live, truth, np.inf)
+        right = [hits(among[i : i + 1], one, K)[0] for i, one in enumerate(found)]
+        assert np.mean(right) >= 0.95
+        return setting(view)
+
+    whole = asked(np.empty(0, np.int64), 2)
+    anywhere = np.random.default_rng(SEED).choice(INDEXED, 300, replace=False)
+    others = np.ones(INDEXED, np.bool_)
+    others[anywhere] = False
+    filtered = setting(index.view, selection(others, as_list=False))
+    assert whole <= asked(anywhere, 3) < (whole + filtered) / 2
+    asked(np.unique(np.argsort(truth, axis=1)[:, :9]), 4)
 
 
 LEAST_SHARE = 0.000_1

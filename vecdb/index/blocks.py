@@ -34,10 +34,19 @@ _LOOKED_AT = 4_096
 class Allowed:
     """Positions of a block that may answer: a bool mask of length n, or an ascending list, or both."""
 
-    __slots__ = ("_mask", "_picked", "count", "n", "near", "ways")
+    __slots__ = ("_mask", "_picked", "count", "deaths", "n", "near", "ways")
 
-    def __init__(self, n: int, *, mask: Mask | None = None, picked: Rows | None = None) -> None:
+    def __init__(
+        self,
+        n: int,
+        *,
+        mask: Mask | None = None,
+        picked: Rows | None = None,
+        deaths: bool = False,
+    ) -> None:
+        """`deaths`: what is left out are dead rows and nothing else, and less than half of all."""
         self.n = n
+        self.deaths = deaths
         self._mask = mask
         self._picked = picked
         self.near: float | None = None

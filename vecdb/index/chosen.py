@@ -49,7 +49,9 @@ class MainMask:
     def live(self, main: Main, bits: Bits) -> Allowed:
         # Two threads may both compute it; either result is right.
         if self._live is None:
-            self._live = Allowed(main.n, mask=unpack(bits, 0, main.high_water)[main.rows])
+            mask = unpack(bits, 0, main.high_water)[main.rows]
+            few = 2 * int(np.count_nonzero(mask)) > main.n
+            self._live = Allowed(main.n, mask=mask, deaths=few)
         return self._live
 
     def chosen(self, main: Main, bits: Bits, live: int, selection: Selection) -> Allowed:

@@ -84,7 +84,7 @@ class _Part:
         width = plan.ranked_again(main, k, allowed, asked)
         found = plan.search_main(main, x, width, allowed, self.target, trace, self.check, asked, k)
         coded, rows, name = found[0], found[1], found[3]
-        if allowed is None:
+        if allowed is None or (allowed.deaths and main.kind == "ivf"):
             self.merger.add(self.rank(x, rows, trace), rows)
             return False, name
 
