@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..types import LISTS_ONLY
 from . import plan
 from .blocks import Allowed
 from .depth import deep_enough
@@ -84,7 +85,9 @@ class _Part:
         width = plan.ranked_again(main, k, allowed, asked)
         found = plan.search_main(main, x, width, allowed, self.target, trace, self.check, asked, k)
         coded, rows, name = found[0], found[1], found[3]
-        if allowed is None or (allowed.deaths and main.kind == "ivf"):
+        # Dead rows hardly lead away from the query; product quantization is too coarse to go by that.
+        scalar = main.kind == "ivf" and main.code not in LISTS_ONLY
+        if allowed is None or (allowed.deaths and scalar):
             self.merger.add(self.rank(x, rows, trace), rows)
             return False, name
 
