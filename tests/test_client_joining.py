@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vecdb_client import answers, errors, joining, reads, streaming, streams
+from vecdb_client import answers, errors, joining, reads, streaming, streams, wire
 from vecdb_client.v1 import vecdb_pb2 as pb
 
 PLAIN: dict[str, Any] = dict.fromkeys(
@@ -37,6 +37,7 @@ def test_what_agrees_goes_together_and_all_go_once() -> None:
     sorts = [
         {"k": 3}, {"k": 4}, {"k": 3, "where": {"a": 1}}, {"k": 3, "target_recall": 0.9},
         {"k": 3, "collection": "others"}, {"k": 3, "wide": True}, {},
+        {"k": 3, "include": ("document",)}, {"k": 3, "include": ("document", "metadata")},
     ]  # fmt: skip
     chosen = [rng.randrange(len(sorts)) for _ in range(60)]
     requests = []
@@ -64,10 +65,23 @@ def test_what_agrees_goes_together_and_all_go_once() -> None:
         {"vector": np.full(4, 3e38, np.float32)},
         {"vector": np.ones(4, np.float16)},
         {"vector": np.ones(4, np.uint8)},
-        {"include": ("document",)},
+        {"include": ("vector",)},
+        {"include": ("document", "content")},
         {"k": joining.MOST_K + 1},
+        {"k": joining.MOST_INCLUDED, "include": ("document",)},
     ],
-    ids=["zero", "nan", "infinite", "overflow", "float16", "uint8", "include", "large k"],
+    ids=[
+        "zero",
+        "nan",
+        "infinite",
+        "overflow",
+        "float16",
+        "uint8",
+        "vectors",
+        "contents",
+        "large k",
+        "large k with documents",
+    ],
 )
 def test_what_might_spoil_the_answer_to_others_goes_alone(given: dict[str, Any]) -> None:
     """A vector that the server may refuse, or an answer that may be large, is not put together with others."""
@@ -106,6 +120,42 @@ def test_an_answer_is_taken_apart() -> None:
     assert 0 < sum(part.ByteSize() for part in parts) <= answer([["a", "b"], [], ["c"]]).ByteSize()
     with pytest.raises(errors.Internal, match="2 hits"):
         parts[0].result(1)
+
+
+def test_many_hits_with_documents_are_shared_among_parcels() -> None:
+    """Where parts of records are included, the queries of a parcel have a bounded number of hits together."""
+    requests = [asked(np.ones(4), k=300, include=("document",)) for _ in range(8)]
+    assert joining.alike(requests) == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    assert joining.alike([asked(np.ones(4), include=("uri",)) for _ in range(64)]) == [
+        list(range(64))
+    ]
+
+
+def test_an_answer_with_parts_of_records_is_taken_apart() -> None:
+    """Each query has the metadata, documents and URIs of its own hits, as if it had been asked alone."""
+    given = {
+        "metadata": [b'{"a": 1}', b"", b'{"b": [2]}'],
+        "documents": ["x", None, "\u00fc\u00df"],
+        "uris": [None, "u", None],
+    }
+    whole = answer([["a", "b"], [], ["c"]])
+    columns = wire.Columns(ids=["a", "b", "c"], **given)
+    whole.hits.CopyFrom(wire.encode_columns(columns))
+    include = [pb.INCLUDE_DOCUMENT, pb.INCLUDE_METADATA, pb.INCLUDE_URI]
+    parts = [one for one in joining.outcomes(whole, 3, include) if isinstance(one, answers.Part)]
+    found = [
+        answers.decode_query_result(part, ("document", "metadata", "uri"), 2) for part in parts
+    ]
+    assert [one.metadata for one in found] == [[[{"a": 1}, {}]], [[]], [[{"b": [2]}]]]
+    assert [one.documents for one in found] == [[["x", None]], [[]], [["\u00fc\u00df"]]]
+    assert [one.uris for one in found] == [[[None, "u"]], [[]], [[None]]]
+    assert [one.ids for one in found] == [[["a", "b"]], [[]], [["c"]]]
+    # A column that is empty does not travel, and is there.
+    bare = answers.taken_apart(answer([["a"], ["b"]]), 2, include)[1].result(1)
+    assert (bare.metadata, bare.documents, bare.uris) == ([[{}]], [[None]], [[None]])
+    whole.hits.metadata.append(b"{}")
+    with pytest.raises(errors.InvalidBatch, match="metadata"):
+        answers.taken_apart(whole, 3, include)
 
 
 def test_an_answer_that_does_not_agree_is_not_believed() -> None:

@@ -61,6 +61,8 @@ def many_queries() -> list[dict[str, Any]]:
             one["filter"] = {"odd": True}
         if i % 4 == 2:
             one["include"] = ("metadata", "document", "vector")
+        if i % 4 == 0:
+            one["include"] = ("metadata", "document")
         if i % 8 == 3:
             one["target_recall"] = 0.99
         asked.append(one)

@@ -107,17 +107,27 @@ def _named(result: Any) -> dict[str, wire.Named] | None:
 
 
 class Part:
-    """Ids and distances of one query among those that an answer is to."""
+    """The hits of one query among those that an answer is to: ids, distances, and parts of records as they came."""
 
-    __slots__ = ("_bytes", "_distances", "_ids", "_sequence")
+    __slots__ = ("_bytes", "_distances", "_documents", "_ids", "_metadata", "_sequence", "_uris")
 
     def __init__(
-        self, ids: list[str], distances: NDArray[np.float32], sequence: int, part_bytes: int
+        self,
+        ids: list[str],
+        distances: NDArray[np.float32],
+        sequence: int,
+        part_bytes: int,
+        metadata: list[bytes] | None = None,
+        documents: list[str | None] | None = None,
+        uris: list[str | None] | None = None,
     ) -> None:
         self._ids = ids
         self._distances = distances
         self._sequence = sequence
         self._bytes = part_bytes
+        self._metadata = metadata
+        self._documents = documents
+        self._uris = uris
 
     def ByteSize(self) -> int:  # noqa: N802  (as of a message)
         """Its share of the bytes of the answer."""
@@ -134,24 +144,48 @@ class Part:
                 raise Internal(f"the server gave {count} hits, {width} were asked for")
             distances = np.full((1, width), np.nan, np.float32)
             distances[0, :count] = self._distances
-        return QueryResult([ids], distances, sequence=self._sequence)
+        # Metadata is read here, by who asked: the stream has the next message to send.
+        return QueryResult(
+            [ids],
+            distances,
+            metadata=None
+            if self._metadata is None
+            else [json_text.decode_metadata(self._metadata)],
+            documents=None if self._documents is None else [self._documents],
+            uris=None if self._uris is None else [self._uris],
+            sequence=self._sequence,
+        )
 
 
-def taken_apart(message: pb.QueryResponse, queries: int) -> list[Part]:
-    """The parts of an answer of ids and distances to so many queries. Internal when they do not agree."""
+def taken_apart(message: pb.QueryResponse, queries: int, include: Sequence[int] = ()) -> list[Part]:
+    """The parts of an answer to so many queries that asked for ids, distances and `include`: documents, metadata and
+    URIs at most. Internal when they do not agree."""
     counts, ids, data = list(message.counts), list(message.hits.ids), message.distances
     if len(counts) != queries or 4 * len(ids) != len(data) or sum(counts) != len(ids):
         raise Internal(
             f"the answer of the server does not agree with itself: {queries} queries, {len(counts)} counts "
             f"of {sum(counts)} hits, {len(ids)} ids, {len(data)} bytes of distances"
         )
+    columns = _included(message.hits, include) if include else ()
     flat = np.frombuffer(data, "<f4")
     share, sequence, parts, start = message.ByteSize() // queries, message.sequence, [], 0
     for count in counts:
         stop = start + count
-        parts.append(Part(ids[start:stop], flat[start:stop], sequence, share))
+        own = [None if column is None else column[start:stop] for column in columns]
+        parts.append(Part(ids[start:stop], flat[start:stop], sequence, share, *own))
         start = stop
     return parts
+
+
+def _included(hits: pb.RecordBatch, include: Sequence[int]) -> tuple[list[Any] | None, ...]:
+    """Columns of metadata, documents and URIs; None for those that were not asked for."""
+    columns = wire.decode_columns(hits)
+    nothing: list[Any] = [None] * len(columns.ids)
+    return (
+        (columns.metadata or [b""] * len(nothing)) if pb.INCLUDE_METADATA in include else None,
+        (columns.documents or nothing) if pb.INCLUDE_DOCUMENT in include else None,
+        (columns.uris or nothing) if pb.INCLUDE_URI in include else None,
+    )
 
 
 def decode_query_result(

@@ -11,10 +11,16 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 from . import answers, errors
+from .types import DEFAULT_K
 from .v1 import vecdb_pb2 as pb
 
 MOST_K = 1_000
 """Queries that ask for more go alone: their answers might not fit one message together."""
+MOST_INCLUDED = 1_000
+"""Hits of queries that go as one, at most, where parts of records are included: so that an answer is refused as too
+large, and its queries are asked again one by one, only where each hit has some 60 KiB."""
+_INCLUDED = frozenset((pb.INCLUDE_DOCUMENT, pb.INCLUDE_METADATA, pb.INCLUDE_URI))
+"""Parts of records that a joined answer may have. Vectors and contents are too large to be worth it."""
 _PLAIN_SQUARES = (1e-30, 1e30)
 """Vectors of other squared lengths go alone: a server may refuse them."""
 _OF_ALL = (
@@ -42,17 +48,22 @@ def alike(requests: Sequence[pb.QueryRequest]) -> list[list[int]]:
             plain = _plain([requests[p] for p in positions])
             found += [[p] for p, fine in zip(positions, plain, strict=True) if not fine]
             rest = [p for p, fine in zip(positions, plain, strict=True) if fine]
-        if rest:
-            found.append(rest)
+        first = requests[positions[0]]
+        most = MOST_INCLUDED // (first.k or DEFAULT_K) if first.include else len(rest)
+        found += [rest[start : start + most] for start in range(0, len(rest), most or 1)]
     return found
 
 
 def _key(request: pb.QueryRequest) -> Hashable:
     """Equal for requests that may go as one; None for one that goes alone."""
-    vectors = request.vectors
-    if vectors.element_type != pb.ELEMENT_TYPE_FLOAT32 or request.include or request.k > MOST_K:
+    vectors, include = request.vectors, tuple(request.include)
+    if vectors.element_type != pb.ELEMENT_TYPE_FLOAT32 or request.k > MOST_K:
         return None
-    return (request.collection, request.k, request.filter, request.target_recall, vectors.dimension)
+    if include and not _INCLUDED.issuperset(include):
+        return None
+    return (
+        request.collection, request.k, request.filter, request.target_recall, vectors.dimension, include,
+    )  # fmt: skip
 
 
 def _plain(requests: Sequence[pb.QueryRequest]) -> list[bool]:
@@ -73,16 +84,16 @@ def join(requests: Sequence[pb.QueryRequest], into: pb.QueryRequest) -> None:
 
 
 def outcomes(
-    outcome: pb.QueryResponse | errors.VecdbError, queries: int
+    outcome: pb.QueryResponse | errors.VecdbError, queries: int, include: Sequence[int] = ()
 ) -> list[pb.QueryResponse | answers.Part | errors.VecdbError | None]:
-    """What became of each of the queries that went as one; None: to be sent as a call.
+    """What became of each of the queries that went as one, asking for `include`; None: to be sent as a call.
 
     Internal when the answer is not one to so many.
     """
     if queries == 1:
         return [outcome]
     if not isinstance(outcome, errors.VecdbError):
-        return [*answers.taken_apart(outcome, queries)]
+        return [*answers.taken_apart(outcome, queries, include)]
     if isinstance(outcome, errors.LimitExceeded) or not isinstance(outcome, _OF_ALL):
         return [None] * queries
     # One each: who raises an error writes into it.

@@ -173,7 +173,8 @@ def answered(
 
 def outcomes_of(answer: pb.StreamedAnswer, parcel: list[One]) -> Iterator[tuple[One, Outcome]]:
     """The queries of a parcel, each with its answer."""
-    return zip(parcel, joining.outcomes(outcome_of(answer), len(parcel)), strict=True)
+    include = parcel[0].request.include
+    return zip(parcel, joining.outcomes(outcome_of(answer), len(parcel), include), strict=True)
 
 
 def outcome_of(answer: pb.StreamedAnswer) -> pb.QueryResponse | errors.VecdbError:
