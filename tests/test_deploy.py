@@ -208,6 +208,25 @@ def test_compose_and_its_services_agree() -> None:
         assert needed in names
 
 
+def test_compose_takes_its_file(tmp_path: Path) -> None:
+    """Docker's own program reads the file, and refuses it without a password for Grafana."""
+    program = shutil.which("docker-compose")
+    if program is None:
+        pytest.skip("docker-compose is not installed")
+    # Version 1, which Debian has, does not know the line `name`.
+    text = re.sub(r"^name: .*\n", "", (DEPLOY / "docker/compose.yaml").read_text(), flags=re.M)
+    file = tmp_path / "compose.yaml"
+    file.write_text(text)
+    command = [program, "-f", str(file), "--project-directory", str(DEPLOY / "docker"), "config"]
+    bare = {name: value for name, value in os.environ.items() if name != "GRAFANA_PASSWORD"}
+    for given in ({}, {"GRAFANA_PASSWORD": "x"}):
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**bare, **given}, check=False
+        )
+        assert (done.returncode == 0) == bool(given), done.stderr
+    assert str(DEPLOY / "prometheus") in done.stdout
+
+
 # --- systemd
 
 
