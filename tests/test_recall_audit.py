@@ -12,7 +12,7 @@ import pytest
 from conftest import wait_until
 
 import vecdb
-from vecdb import errors
+from vecdb import errors, recall_audit
 from vecdb.recall_audit import LOOK_EVERY, Audit, hits_of, interval
 from vecdb.types import AuditStats
 
@@ -249,6 +249,32 @@ def test_an_audit_looks_at_the_moment_of_the_answer(built, monkeypatch):
         assert stats.recall > 0.5
         docs.delete(copies)
         assert docs.query(query, k=10, exact=True).ids == exact.ids
+
+
+def test_audits_rest_while_queries_come(built, monkeypatch):
+    """Beside queries that never pause, an audit waits for many times as long as the last one took, and what waits
+    with it is dropped; once nobody asks, the next ones come at once."""
+    monkeypatch.setattr(recall_audit, "_REST", 1e9)
+    monkeypatch.setattr(recall_audit, "_LONGEST_REST_S", 0.6)
+    monkeypatch.setattr(recall_audit, "_SPARE_S", 0.05)
+    with vecdb.open(built, audit_share=1.0) as db:
+        docs = db.get_collection("docs")
+        queries = vectors_of(11, 100)
+        docs.query(queries[:1])
+        assert settled(docs).queries == 1
+        begun, asked = time.monotonic(), 0
+        while time.monotonic() < begun + 2.0:
+            docs.query(queries[asked % 100])
+            asked += 1
+        seen = docs.stats().index.audit.queries
+        assert asked > 100
+        assert 2 <= seen <= 5
+        docs.query(queries[:12])
+        waiting = len(docs._audit._queue)
+        begun = time.monotonic()
+        assert settled(docs).queries >= seen + waiting
+        assert waiting >= 1
+        assert time.monotonic() - begun < 0.6 + 0.6
 
 
 def test_closing_ends_the_audit(built, monkeypatch):

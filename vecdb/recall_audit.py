@@ -51,6 +51,11 @@ _PATIENCE_S = 600.0
 _LOW_PRIORITY = 10
 _SPARE_S = 1.0
 """How long a sample waits for a moment in which nobody searches; on a busy machine it goes on then."""
+_REST, _LONGEST_REST_S, _QUIET_S = 200.0, 10.0, 0.05
+"""An audit takes a core and the bandwidth of the memory from queries that come meanwhile. So unless none came for
+`_QUIET_S`, the next one waits for 200 times as long as the last one took: they then meet one query in 200, which p99 does
+not see. (116,659 x 384, 3,000 queries a second by chance over gRPC on 2 cores: p99 8.1 ms with three audits a second
+instead of 4.4 without.) 10 s at most: the recall of a large collection must be known some time."""
 
 
 class Care(Protocol):
@@ -115,6 +120,10 @@ class Audit:
         self._windows: dict[str, _Window] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        # Of the thread alone: until when it rests, and when queries were last seen to come.
+        self._rest_until_s = 0.0
+        self._searched = -1.0
+        self._searched_s = 0.0
 
     def offer(
         self,
@@ -194,13 +203,17 @@ class Audit:
             del core, sample  # a view keeps its index in memory
 
     def _answer_again(self, core: Core, sample: _Sample) -> None:
-        end_s = time.monotonic() + _SPARE_S
-        while not LANE.idle and time.monotonic() < end_s and core.closed is None:
-            time.sleep(0.005)
+        if not self._wait_for_spare_time(core):
+            # Others will come, and each that waits keeps the index of its moment in memory.
+            with self._lock:
+                self._queue.clear()
         core.check_open()
         if sample.view.main is not None and not sample.view.main.is_whole:
             return  # A file behind it was cut off meanwhile.
+        begun_s = time.monotonic()
         exact = sample.view.search(sample.query, sample.k, allowed=sample.allowed, exact=True)
+        now_s = time.monotonic()
+        self._rest_until_s = now_s + min(_REST * (now_s - begun_s), _LONGEST_REST_S)
         hits, wanted = hits_of(sample.near, exact.distances[0])
         if not wanted:
             return
@@ -210,6 +223,20 @@ class Audit:
         window.add(sample, hits, wanted)
         if window.audited % LOOK_EVERY == 0 and len(window.pairs) >= LOOK_EVERY:
             self._judge(core, sample.field, window)
+
+    def _wait_for_spare_time(self, core: Core) -> bool:
+        """Returns True when nobody searches; False when the rest is over, or `_SPARE_S`, and somebody does."""
+        begun_s = time.monotonic()
+        end_s = max(begun_s + _SPARE_S, self._rest_until_s)
+        rests = self._rest_until_s > begun_s
+        while core.closed is None and (now_s := time.monotonic()) < end_s:
+            searched = LANE.batches.read().total
+            if searched != self._searched:
+                self._searched, self._searched_s = searched, now_s
+            if LANE.idle and (not rests or now_s >= self._searched_s + _QUIET_S):
+                return True
+            time.sleep(0.01 if rests else 0.005)
+        return False
 
     def _judge(self, core: Core, name: str, window: _Window) -> None:
         field = core.field(name or None)
