@@ -8,8 +8,10 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -81,10 +83,22 @@ def wordnet() -> Path:
     return WORDNET
 
 
+MEMORY = Path("/dev/shm")
+_LEAST_ROOM = 4 << 30
+
+
 @pytest.fixture
-def data_folder(tmp_path: Path) -> Path:
-    """A folder that does not exist yet, for a database."""
-    return tmp_path / "data"
+def data_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder that does not exist yet, for a database.
+
+    In memory where all backends keep one contract: that promises nothing of disks, and there are some ten thousand commits.
+    """
+    room = shutil.disk_usage(MEMORY).free if MEMORY.is_dir() else 0
+    if "backend" not in request.fixturenames or room < _LEAST_ROOM:
+        yield tmp_path / "data"
+        return
+    with tempfile.TemporaryDirectory(dir=MEMORY, prefix="vecdb-tests-") as made:
+        yield Path(made) / "data"
 
 
 class AioProxy:

@@ -282,7 +282,7 @@ def test_a_walk_in_the_graph_is_priced_as_what_it_takes(monkeypatch, single):
         trace = Trace()
         found = filtered.ask("third", at, target_recall=target, trace=trace)
         assert (found.rows >= 0).all()
-        inside = filtered.index.view._allowed_in_main(
+        inside = filtered.index.view.allowed_in_main(
             filtered.selection("third", filtered.index.view)
         )
         way = _way(main, K, target, inside, graph)

@@ -11,26 +11,22 @@ import numpy as np
 from ..errors import InvalidQuery, InvalidVector
 from ..layout import vector_width
 from ..selection import Selection
-from . import chosen, main_part, one
+from . import chosen, main_part, one, proof
 from .blocks import Allowed, Mask
 from .chosen import Few, MainMask
 from .device_main import DeviceMain
-from .distance import Floats, Merger, Rows, at_a_line, padded, side_by_side, to_distances, unit
+from .distance import Floats, Merger, Rows, at_a_line, unit
+from .fews import Fews
 from .found import Found
 from .live import Bits, is_set, unpack
 from .main import Main
 from .served import Served
 from .side import Sides
-from .source import VectorSource, exact_space, scan, true_keys
+from .source import VectorSource, true_keys
 from .tail import Piece
 from .tiled import PLAN, Tiled
 from .trace import Trace
 
-_HALF_ERROR = 2.0**-11 + 1e-5
-"""Largest distance of a unit vector from its float16 code, with room for float32 rounding."""
-_ROUNDING = 1e-5
-_KEPT_FEW, _KEPT_SHARE = 8, 4
-"""Selections whose vectors are kept: so many, of a quarter of the rows together, or one."""
 _ON_DEVICE = 1_024
 """Queries of a large batch that go to a device together."""
 
@@ -85,7 +81,7 @@ class View:
         self.device_note = device_note
         """Why there is none although a device was asked for."""
         self.tiled = tiled
-        self._fews: dict[int, tuple[Selection, Few, Rows]] = {}
+        self._fews = Fews()
         self.is_simple = device_main is None and one.is_simple(main, pieces, lossy_tail)
         self._whole_tail = n_live - main_live == self.tail_rows
 
@@ -146,7 +142,7 @@ class View:
         if not len(x):
             return Found(np.empty((0, k), np.float32), np.empty((0, k), np.int64), True, "exact")
         if allowed is not None and chosen.is_few(allowed, self.dimension):
-            near, rows = self._few(allowed, trace).search(x, k)
+            near, rows = self._fews.of(self, allowed, trace).search(x, k)
             return Found(near, rows, True, "exact")
         if simple and allowed is not None and (found := self._one(x, k, simple, allowed)):
             return found
@@ -154,7 +150,7 @@ class View:
             answered = self.served.answer(self, x, k, allowed, trace, check)
             if answered is not None:
                 if trace is not None:
-                    trace.allowed_rows = self._count(allowed)
+                    trace.allowed_rows = self.count(allowed)
                 return Found(answered[0], answered[1], True, answered[2])
         compared = target is None or main is None
         if target is not None and main is not None and main.by_codes:
@@ -167,12 +163,12 @@ class View:
         if trace is not None and self.device_note:
             trace.device_note = f"{self.device_note}; answered by the CPU"
         if compared and (self.lossy_tail or (main is not None and main.by_codes)):
-            return self._exact_by_stored(x, k, allowed, trace, check)
+            return proof.nearest(self, x, k, allowed, trace, check)
         merger = Merger(k)
         all_exact, name = self._search_main(x, k, allowed, target, merger, trace, check)
         self.search_tail(x, k, allowed, merger, trace, self.pieces)
         if trace is not None:
-            trace.allowed_rows = self._count(allowed)
+            trace.allowed_rows = self.count(allowed)
         return Found(*merger.result(len(x), self.metric), all_exact and not self.lossy_tail, name)
 
     def together(self, count: int, k: int, allowed: Selection | None, exact: bool) -> int:
@@ -190,7 +186,7 @@ class View:
         assert main is not None
         if len(x) > 1 and (self.pieces or allowed is not None):
             return None
-        inside = self._allowed_in_main(allowed)
+        inside = self.allowed_in_main(allowed)
         if inside is None or inside.count == main.n:
             found = one.nearest(main, x, k, target, self.source, self.metric)
         elif main.lossy or main.kind != "hnsw" or len(x) > 1:
@@ -200,7 +196,7 @@ class View:
             found = one.nearest_allowed(main, x, k, target, inside, asked, self.metric)
         if found is not None and self.pieces:
             whole = allowed is None and self._whole_tail
-            tail = [(p, None if whole else self._allowed_in_piece(p, allowed)) for p in self.pieces]
+            tail = [(p, None if whole else self.allowed_in_piece(p, allowed)) for p in self.pieces]
             found = one.with_tail(found, tail, x, k, self.metric)
         return None if found is None else Found(found[0], found[1], False, found[2])
 
@@ -216,53 +212,21 @@ class View:
 
     def let_go(self) -> None:
         """Of what is only kept for the next query."""
-        self._fews = {}
+        self._fews.let_go()
 
     def few(self, allowed: Selection) -> Few | None:
         """The vectors of a selection, side by side, where they were put so for an earlier query."""
-        kept = self._fews.get(id(allowed))
-        return kept[1] if kept is not None and kept[0] is allowed else None
+        return self._fews.kept(allowed)
 
-    def _few(self, allowed: Selection, trace: Trace | None) -> Few:
-        """The vectors of a selection of few rows; the last ones asked for are kept."""
-        kept = self._fews.get(id(allowed))
-        if kept is None or kept[0] is not allowed:
-            rows = allowed.rows()
-            rows = rows[is_set(self.live, rows)]
-            # The selection is kept too, so that its id stays its own.
-            kept = self._fews[id(allowed)] = (allowed, self._gather(rows), rows)
-            together = sum(len(rows) for _, _, rows in list(self._fews.values()))
-            if len(self._fews) > _KEPT_FEW or together * _KEPT_SHARE > self.n_rows:
-                self._fews = {id(allowed): kept}
-        if trace is not None:
-            inside = 0 if self.main is None else np.searchsorted(kept[2], self.main.high_water)
-            trace.plan, trace.allowed_rows = "exact", kept[2].size
-            trace.main_rows_compared = int(inside)
-            trace.tail_rows_compared = kept[2].size - int(inside)
-        return kept[1]
-
-    def _gather(self, rows: Rows) -> Few:
-        main = self.main
-        inside = 0
-        if main is not None and not main.lossy and not self.lossy_tail:
-            inside = int(np.searchsorted(rows, main.high_water))
-        parts = []
-        if inside and main is not None:
-            parts.append(main.block.take(main.position_of_row()[rows[:inside]]))
-        if inside < rows.size or not parts:
-            # From the store where codes would lose something, and what pieces of the tail hold.
-            parts.append(exact_space(self.source.rows(rows[inside:]), self.metric))
-        together = np.concatenate(parts) if self.metric == "hamming" else side_by_side(parts)
-        return Few(rows, together, self.metric)
-
-    def _count(self, allowed: Selection | None) -> int:
+    def count(self, allowed: Selection | None) -> int:
+        """Live rows among those allowed."""
         if allowed is None:
             return self.n_live
         if allowed.is_list:
             return int(np.count_nonzero(is_set(self.live, allowed.rows())))
         return int(np.count_nonzero(allowed.mask() & self.live_mask()))
 
-    def _allowed_in_main(self, allowed: Selection | None) -> Allowed | None:
+    def allowed_in_main(self, allowed: Selection | None) -> Allowed | None:
         """Positions of the main index that may answer; None for all."""
         main = self.main
         assert main is not None
@@ -285,17 +249,17 @@ class View:
         main = self.main
         if main is None or not self.main_live:
             return True, "exact"
-        inside = self._allowed_in_main(allowed)
+        inside = self.allowed_in_main(allowed)
         if inside is not None and not inside.count:
             return True, "exact"
         if inside is not None and inside.count == main.n:
             inside = None
         return main_part.search(
             main, self.device_main, x, k, inside, target, self.sides.asked(allowed, k),
-            self._ranked_again, merger, trace, check,
+            self.ranked_again, merger, trace, check,
         )  # fmt: skip
 
-    def _ranked_again(self, x: Any, rows: Rows, trace: Trace | None) -> Floats:
+    def ranked_again(self, x: Any, rows: Rows, trace: Trace | None) -> Floats:
         """Keys of rows by the stored vectors."""
         started = time.perf_counter()
         keys = true_keys(x, self.source, rows, self.metric)
@@ -321,7 +285,7 @@ class View:
         for piece in pieces:
             if piece.start == piece.stop:
                 continue
-            inside = self._allowed_in_piece(piece, allowed)
+            inside = self.allowed_in_piece(piece, allowed)
             if inside is not None and not inside.count:
                 continue
             keys, positions = piece.block.search(x, own.k, inside)
@@ -330,9 +294,9 @@ class View:
                 trace.tail_rows_compared += piece.block.n if inside is None else inside.count
         if lossy:
             rows = own.best(len(x))[1]
-            merger.add(self._ranked_again(x, rows, trace), rows)
+            merger.add(self.ranked_again(x, rows, trace), rows)
 
-    def _allowed_in_piece(self, piece: Piece, allowed: Selection | None) -> Allowed | None:
+    def allowed_in_piece(self, piece: Piece, allowed: Selection | None) -> Allowed | None:
         """Positions of a piece that are live and allowed; None for all."""
         n, rows = piece.block.n, piece.rows
         if allowed is not None and allowed.is_list:
@@ -358,93 +322,3 @@ class View:
             part = chosen_mask[piece.start : piece.stop] if rows is None else chosen_mask[rows]
             mask = part if mask is None else mask & part
         return None if mask is None else Allowed(n, mask=mask)
-
-    def _exact_by_stored(
-        self,
-        x: Any,
-        k: int,
-        allowed: Selection | None,
-        trace: Trace | None,
-        check: Callable[[], None],
-    ) -> Found:
-        """The k nearest by the stored vectors although codes are lossy.
-
-        Candidates are taken by code, more and more of them, until none outside can belong to the
-        answer: a code c of x with |c - x| <= e changes a distance by at most e (l2, not squared) or e
-        times the query's length (Cauchy-Schwarz). Queries without that proof read every vector.
-        """
-        error = _HALF_ERROR if self.lossy_tail else 0.0
-        if self.main is not None:
-            error = np.inf if self.main.is_late else max(error, self.main.error)
-        error += _ROUNDING
-        near, rows = np.empty((len(x), 0), np.float32), np.empty((len(x), 0), np.int64)
-        width = k + max(8, k // 2)
-        certain = np.zeros(len(x), np.bool_)
-        while np.isfinite(error) and width <= 4 * k + 1_000:
-            check()
-            own = Merger(width)
-            self._candidates(x, width, allowed, own, trace)
-            keys, rows = own.best(len(x))
-            true = self._ranked_again(x, rows, trace)
-            # Sorted as a whole, so that ties at the k-th place go by row.
-            near = np.where(rows < 0, np.float32(np.nan), to_distances(true, self.metric))
-            order = np.lexsort((rows, near), axis=1)[:, :k]
-            near, rows = np.take_along_axis(near, order, 1), np.take_along_axis(rows, order, 1)
-            if keys.shape[1] < width:
-                certain[:] = True
-                break
-            kth = np.sort(true, axis=1)[:, k - 1]
-            last = keys.max(axis=1)
-            if self.metric == "l2":
-                beyond = np.sqrt(np.maximum(last, 0)) - error > np.sqrt(kth)
-            else:
-                beyond = last - error * np.sqrt(np.einsum("qd,qd->q", x, x)) > kth
-            certain = ~np.isfinite(last) | beyond
-            if certain.all():
-                break
-            width *= 2
-        distances, rows = padded(near, k, np.nan), padded(rows, k, -1)
-        few = np.flatnonzero(~certain)
-        if few.size:
-            mask = None if allowed is None else allowed.mask()
-
-            def wanted(start: int, stop: int) -> Mask:
-                live = self.live_mask(start, stop)
-                return live if mask is None else live & mask[start:stop]
-
-            merger = Merger(k)
-            merger.add(
-                *scan(
-                    np.ascontiguousarray(x[few]),
-                    k,
-                    self.metric,
-                    self.source,
-                    self.n_rows,
-                    wanted,
-                    check,
-                )
-            )
-            distances[few], rows[few] = merger.result(few.size, self.metric)
-        if trace is not None:
-            trace.plan = "exact"
-            trace.allowed_rows = self._count(allowed)
-            trace.main_rows_compared += self.n_live if few.size else 0
-        return Found(distances, rows, True, "exact")
-
-    def _candidates(
-        self, x: Any, width: int, allowed: Selection | None, own: Merger, trace: Trace | None
-    ) -> None:
-        """The `width` nearest by code, in main index and tail."""
-        main = self.main
-        if main is not None and self.main_live:
-            inside = self._allowed_in_main(allowed)
-            if inside is None or inside.count:
-                keys, positions = main.exact(x, width, inside)
-                own.add(keys, np.where(positions < 0, -1, main.rows[positions]))
-        for piece in self.pieces:
-            inside = self._allowed_in_piece(piece, allowed)
-            if piece.start < piece.stop and (inside is None or inside.count):
-                keys, positions = piece.block.search(x, width, inside)
-                own.add(keys, piece.row_numbers(positions))
-                if trace is not None:
-                    trace.tail_rows_compared += piece.block.n if inside is None else inside.count
