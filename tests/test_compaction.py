@@ -339,7 +339,7 @@ def test_killed_while_compacting(data_folder, seed):
     print(f"seed {seed}")
     rng = random.Random(seed)
     model: dict[str, int] = {}
-    for round_ in range(10):
+    for round_ in range(7):
         process = subprocess.Popen(
             [sys.executable, "-c", textwrap.dedent(WRITER), str(data_folder), str(seed + round_)],
             stdout=subprocess.PIPE, text=True,

@@ -117,7 +117,7 @@ def test_killed_at_any_moment_nothing_acknowledged_is_lost(tmp_path, seed):
     store, model = filled(folder, 1_200)
     store.close()
     sequence = 13
-    for round_ in range(14):
+    for round_ in range(9):
         process = child(WRITER, folder, seed + round_)
         assert process.stdout.readline() == "ready\n"
         time.sleep(rng.uniform(0.0, 0.6))

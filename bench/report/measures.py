@@ -38,7 +38,7 @@ def opened() -> Column:
 
 
 def memory() -> Column:
-    """Resident memory after reopening: of the server alone where there is one, which its load process is
+    """Resident memory after reopening and some queries: of the server alone where there is one, which its load process is
     no part of."""
     return Column(
         "memory MiB",

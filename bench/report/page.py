@@ -91,7 +91,7 @@ def _legend(run: Run) -> str:
     return (
         f"Bold: the best database that reaches the recall. {SHORT}: the recall asked for is not reached"
         f" to within {ENOUGH}; what is reached stands beside. {NONE}: not measured, or the system cannot. Italics: limits, which"
-        " are an index in memory and no database. Memory is resident after reopening, of the server alone"
+        " are an index in memory and no database. Memory is resident after reopening and some queries, of the server alone"
         " where there is one.\n"
     )
 

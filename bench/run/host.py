@@ -23,6 +23,7 @@ from .changes import renewed
 from .plan import K
 
 BATCH = 1_000
+_SETTLING, _SETTLING_S = 200, 1.0
 
 
 class Host:
@@ -67,6 +68,13 @@ class Host:
         if not len(ids):
             raise LookupError("the first query found nothing")
         return opened_s, taken_s
+
+    def settle(self, setting: float) -> None:
+        """Asks some queries and waits: a system may read behind its first answer, which counts as its memory too."""
+        for native in self._system.prepare(self._source.queries[:_SETTLING]):
+            self._system.query(native, K, None, setting)
+        gc.collect()
+        time.sleep(_SETTLING_S)
 
     def settings(self) -> list[float]:
         return list(self._adapter.settings)

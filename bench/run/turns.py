@@ -134,6 +134,8 @@ class Turns:
         if sampled and session.outside:
             session.lines.skip(session.name, "open", "its server runs already")
         elif sampled:
+            settled = session.watched("settle", setting)[1]
+            took |= {name: value for name, value in settled.items() if "memory" in name}
             session.sample(
                 "open",
                 "",
