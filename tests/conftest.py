@@ -91,7 +91,7 @@ _LEAST_ROOM = 4 << 30
 def data_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     """A folder that does not exist yet, for a database.
 
-    In memory where all backends keep one contract: that promises nothing of disks, and there are some ten thousand commits.
+    In memory where all backends keep one contract: that promises nothing of disks, and thousands of commits wait for them.
     """
     room = shutil.disk_usage(MEMORY).free if MEMORY.is_dir() else 0
     if "backend" not in request.fixturenames or room < _LEAST_ROOM:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import Internal, LimitExceeded
-from .memory import Growing
+from .memory import Growing, words
 from .pivot import LIST, MISSING, N_TAGS, STRING, ColumnBatch, Values
 from .postings import Order, Postings, Sorted
 
@@ -71,7 +71,7 @@ class _Store:
         self.tags = np.zeros(0, np.uint8)
         self.data = np.zeros(0, np.int64)
         self.counts = np.zeros(N_TAGS, np.int64)
-        self._more_tags, self._more_data = Growing(_bytes), Growing(_words)
+        self._more_tags, self._more_data = Growing(_bytes), Growing(words)
 
     def reserve(self, used: int, n: int) -> None:
         """Room for `n` values, of which the first `used` are there."""
@@ -101,7 +101,7 @@ class Column:
         self._rows = _Store()
         self._elements = _Store()
         self._element_rows = np.zeros(0, np.int64)
-        self._more_element_rows = Growing(_words)
+        self._more_element_rows = Growing(words)
         self._n_elements = 0
         self._strings: list[str] = []
         self._codes: dict[str, int] = {}
@@ -388,7 +388,3 @@ def _more(held: NDArray[Any], n: int) -> int:
 # Zeroed memory that nobody has touched takes no space, so spare room is nearly free.
 def _bytes(n: int) -> NDArray[np.uint8]:
     return np.zeros(n, np.uint8)
-
-
-def _words(n: int) -> NDArray[np.int64]:
-    return np.zeros(n, np.int64)

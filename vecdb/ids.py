@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import Corrupted
-from .memory import Growing, anonymous
+from .memory import Growing, anonymous, words
 
 _FIRST_ROWS = 1_024
 _FIRST_BYTES = 1 << 14
@@ -57,8 +57,8 @@ class Ids:
         """Held to put other kept texts in place: they must stay as long as the ends."""
         # Its slices are `bytes`: the quickest way to a text.
         self._texts = anonymous(_FIRST_BYTES)
-        self._more_texts, self._more_ends = Growing(anonymous), Growing(_ends)
-        self._hold_ends(_ends(max(_FIRST_ROWS, _with_spare(expected_rows)) + 1))
+        self._more_texts, self._more_ends = Growing(anonymous), Growing(words)
+        self._hold_ends(words(max(_FIRST_ROWS, _with_spare(expected_rows)) + 1))
 
     def append(self, ids: Sequence[bytes]) -> None:
         """Takes the ids of the next rows, as UTF-8."""
@@ -142,7 +142,3 @@ class Ids:
 def _with_spare(expected: int) -> int:
     """Room for an eighth more than is expected: what is not touched takes no space."""
     return expected + expected // 8
-
-
-def _ends(rows: int) -> NDArray[np.int64]:
-    return np.zeros(rows, np.int64)

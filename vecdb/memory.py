@@ -69,6 +69,11 @@ def aligned_row(width: int) -> NDArray[np.float32]:
     return rows.pop()
 
 
+def words(n: int) -> NDArray[np.int64]:
+    """n zeros: memory that nobody has touched takes no space, so spare room is nearly free."""
+    return np.zeros(n, np.int64)
+
+
 _Held = TypeVar("_Held", NDArray[Any], mmap.mmap)
 _AT_ONCE = 1 << 16
 """So many values are moved in a fraction of a millisecond."""

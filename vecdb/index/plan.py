@@ -146,12 +146,12 @@ def walk_for(
     deaths: bool = False,
 ) -> tuple[int, int | None, float]:
     """Candidates to ask for so that k of the `count` allowed ones come, with which setting, and the cost
-    of that, which is infinite where no walk will do. Recall is wanted of `answers` among the k. `deaths`: only dead rows are
-    not allowed, see `_settled`."""
+    of that, which is infinite where no walk will do. Recall is wanted of `answers` among the k. `deaths`: it is lists, and
+    only dead rows are not allowed, see `_settled`."""
     share = count / main.n
     want = min(wanted_with(k, share), main.n)
     sure = answers
-    if deaths and main.kind == "ivf":
+    if deaths:
         want, sure = min(_living(k, share), main.n), _living(answers, share)
     elif count < main.n:
         # The answers are expected among so many nearest; the rest of what is wanted is to spare.
