@@ -101,8 +101,8 @@ ENGINE: tuple[Setting, ...] = (
     Setting("keep_old_format", bool, True, "Before a collection of an older format is upgraded, its file is copied, so that `vecdb downgrade` can go back."),
     Setting("exact_max_scalars", int, 8_000_000, "An `auto` collection is searched exactly while rows x dimension stays at or below this.", 0, 1 << 40),
     Setting("index_tail_share", float, 0.05, "A build starts when fresh rows exceed this share of the indexed ones (and 10,000 rows).", 0.01, 10.0),
-    # 60,000 WordNet vectors with 10, 25 and 50 % dead, single queries at 0.95: 0.85, 0.75 and 0.47 of the rate of a graph built anew,
-    # 0.63, 0.50 and 0.10 of lists. To build one costs two cores 1.2, 0.4 and 0.15 ms a dead row. ARCHITECTURE.md, "Dead rows".
+    # 60,000 WordNet vectors with 10, 25 and 50 % dead, single queries at 0.95: 0.83, 0.73 and 0.47 of the rate of a graph built anew,
+    # 0.55, 0.47 and 0.10 of lists. To build one costs two cores 1.1, 0.4 and 0.14 ms a dead row. ARCHITECTURE.md, "Dead rows".
     Setting("index_dead_share", float, 0.25, "The main index is built anew when this share of its rows is dead.", 0.01, 1.0),
     Setting("build_threads", int, 0, "Threads of an index build, which runs at low priority; 0: one a core.", 0, 1024),
     Setting("build_memory_bytes", int, 0, "Memory that an index build may take, beside what is there already; 0: no limit.", 0, 1 << 50),
