@@ -12,6 +12,7 @@ import time
 import lmdb
 import numpy as np
 import pytest
+from conftest import wait_until
 
 import vecdb
 from vecdb import errors, layout
@@ -103,6 +104,8 @@ def test_a_reader_follows_a_new_index(data_folder):
             docs = db.get_collection("h")
             assert docs.stats().index.kind == "exact"
             writer.run("h.build_index()")
+            # Loaded behind: queries do not wait for it.
+            wait_until(lambda: docs.stats().index.kind == "hnsw", "the index")
             writer.run("h.upsert(['7'], [[1, 0]])")
             assert docs.count(min_sequence=2) == 1500
             assert docs.stats().index.kind == "hnsw"
@@ -425,6 +428,6 @@ def test_a_reader_follows_named_vectors(data_folder):
             writer.run("n.build_index()")
             writer.run("n.delete(['a'])")
             assert docs.query([[0, 0]], vector_name="t", k=1, min_sequence=5).ids == [["b"]]
-            stats = docs.stats().vectors["t"]
-            assert (stats.kind, stats.indexed_rows) == ("hnsw", 1502)
+            wait_until(lambda: docs.stats().vectors["t"].kind == "hnsw", "the index")
+            assert docs.stats().vectors["t"].indexed_rows == 1502
             assert docs.check().ok

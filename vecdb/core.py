@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -21,15 +20,17 @@ from .ages import Ages
 from .behind import Behind
 from .columns import Columns
 from .device.devices import Devices, assigned
-from .errors import Closed, DeadlineExceeded, InvalidQuery, ReadOnly, VecdbError
+from .errors import Closed, InvalidQuery, ReadOnly, VecdbError
 from .fetching import must_be_readable
 from .field import Field, FieldState, any_cut_off
 from .filters import Filter, evaluate, select
+from .following import Following
 from .ids import Ids
 from .index import BuiltIndex, IndexRecord, View
 from .lane import Applied, Lane, Write
 from .lane_threads import LaneThreads
 from .masks import Deaths, FilterMasks, Moment, StoredTexts, rows_at
+from .news import News
 from .pins import Pins
 from .selection import Selection
 from .stopping import Interrupt
@@ -43,7 +44,7 @@ log = logging.getLogger("vecdb")
 Rows = NDArray[np.int64]
 _Matched = tuple[Filter | None, FilterMasks, Selection | None]
 
-_LOAD_ROWS, _LOAD_IDS, _FOLLOW_S = 8_192, 1 << 18, 0.02
+_LOAD_ROWS, _LOAD_IDS = 8_192, 1 << 18
 
 
 class Core:
@@ -77,9 +78,10 @@ class Core:
         store.on_rest = self._let_go
         self._lane = Lane(store, self._publish, threads, self._prepare)
         self.commits, self.groups = self._lane.commits, self._lane.groups
-        self._news = threading.Condition()
+        self._news = News(info.name, follows=read_only)
         self._columns_lock = threading.Lock()
         self._stale = False
+        self._following = Following(info.name, store, self._take_index)
         self.all_fields: tuple[Field, ...] = ()
         self._behind = Behind(info.name, (), store)
         with self._lane.exclusive():
@@ -98,7 +100,7 @@ class Core:
         that is done by itself, and until then the store is searched exactly. Closed where it is closed."""
         self.check_open()
         cut_off = any_cut_off(self.all_fields)
-        if self._stale or self.read_only or cut_off:
+        if self._stale or cut_off or (self.read_only and self._following.has_news()):
             self._catch_up()
             if cut_off and self.index.sides.wake is not None:
                 self.index.sides.wake()
@@ -129,6 +131,7 @@ class Core:
             dead_rows, dead_sequences = reader.dead()
             self._purged_rows = len(reader.purged())
             found = [FieldState.read(reader, field.number) for field in fields]
+            self._following.saw(reader)
         ids = Ids(state.next_row)
         for start in range(0, state.next_row, _LOAD_IDS):
             with self.store.read() as reader:
@@ -198,25 +201,38 @@ class Core:
             view = self.index.view
             with self.store.read() as reader:
                 state = reader.state()
-                if state.sequence == view.sequence:
-                    return
-                # The writer may have a new index, whose file holds rows that would be a long tail here;
-                # or have purged rows of which the log would have told.
-                same = reader.horizon() <= view.sequence and all(
-                    reader.index_record(f.number) == f.raw_record for f in self.all_fields
+                # Where rows were purged of which the log would have told, or an index is gone, all is made anew.
+                same = reader.horizon() <= view.sequence and self._following.takes_up(
+                    reader, self.all_fields
                 )
-                if same:
+                if same and state.sequence != view.sequence:
                     # Interrupted from here on, the copies are of no moment at all.
                     self._stale = True
                     self._follow(reader, view, state)
+                if same:
+                    self._following.saw(reader)
             if not same:
                 self._load()
+                return
+            if state.sequence == view.sequence:
                 return
             if self._columns_ready:
                 self._extend_columns(state.next_row, StoredColumns())
             for field in self.all_fields:
                 field.publish(state.sequence)
             self._stale = False
+
+    def _take_index(
+        self, field: Field, raw: bytes, loaded: tuple[BuiltIndex, IndexRecord] | None, why_not: str
+    ) -> None:
+        """What `Following` has loaded; forgotten where all was made anew meanwhile."""
+        with self._lane.exclusive():
+            if self.closed is not None or field not in self.all_fields:
+                return
+            field.take(raw, loaded, why_not)
+            self._behind = self._behind.followed_by(
+                Behind(self.info.name, self.all_fields, self.store)
+            )
 
     def _follow(self, reader: Reader, view: View, state: State) -> None:
         self.ids.append_packed(*reader.packed_ids(view.n_rows, state.next_row))
@@ -266,8 +282,7 @@ class Core:
                 "collection %s: commit %d stands, but following it in memory failed; all copies are made anew",
                 self.info.name, sequence,
             )  # fmt: skip
-        with self._news:
-            self._news.notify_all()
+        self._news.tell()
 
     # -- writing
 
@@ -302,29 +317,8 @@ class Core:
             self._load()
 
     def wait_for(self, sequence: int | None, timeout_s: float | None) -> View:
-        """The first view that shows commit `sequence`. DeadlineExceeded after `timeout_s` (None: 30)."""
-        view = self.view
-        if sequence is None:
-            return view
-        if isinstance(sequence, bool) or not isinstance(sequence, int) or sequence < 0:
-            raise InvalidQuery(f"min_sequence must be the number of a commit, given {sequence!r}")
-        if view.sequence >= sequence:
-            return view
-        limit_s = 30.0 if timeout_s is None else max(0.0, timeout_s)
-        end = time.monotonic() + limit_s
-        while view.sequence < sequence:
-            left = end - time.monotonic()
-            if left <= 0:
-                raise DeadlineExceeded(
-                    f"commit {sequence} did not become visible within {limit_s:g} s; collection "
-                    f"{self.info.name!r} is at {view.sequence}",
-                    sequence=view.sequence,
-                )
-            with self._news:
-                # A reader in another process gets no notice and has to look.
-                self._news.wait(min(left, _FOLLOW_S if self.read_only else left, 1.0))
-            view = self.view
-        return view
+        """The first view that shows commit `sequence`, see `News.wait`."""
+        return self._news.wait(lambda: self.view, sequence, timeout_s)
 
     def rows_shown(self, reader: Reader, view: View, names: Sequence[bytes]) -> Rows:
         """The row that bore each id at the moment of `view`, -1 where none did; about 1 us an id.
@@ -442,9 +436,9 @@ class Core:
                 self.closed = why
                 self.store.close()
         finally:
+            self._following.stop()
             self._behind.stop(wait=True)
             for field in self.all_fields:
                 if (there := field.index.on_device) is not None:
                     there.leave()
-            with self._news:
-                self._news.notify_all()
+            self._news.tell()

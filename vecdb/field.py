@@ -182,12 +182,19 @@ class Field:
 
     def install(self, built: BuiltIndex, record: IndexRecord) -> None:
         """Puts a saved build into service. The store names it first: a crash leaves litter at most."""
-        self._store.set_index_record(record.to_json(), self.number)
-        self.record, self.raw_record = record, record.to_json()
+        raw = record.to_json()
+        self._store.set_index_record(raw, self.number)
+        self.take(raw, (built, record), "")
+
+    def take(self, raw: bytes, loaded: tuple[BuiltIndex, IndexRecord] | None, why_not: str) -> None:
+        """Puts a build into service that the store names by `raw`; None: it is of no use, `why_not`."""
+        self.raw_record, self.last_error = raw, why_not
+        if loaded is None:
+            return
+        built, self.record = loaded
         self._remember()
         self.index.install(built)
-        self._know_sides(record)
-        self.last_error = ""
+        self._know_sides(self.record)
 
     # -- which views are in use
 

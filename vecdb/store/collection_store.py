@@ -172,6 +172,14 @@ class CollectionStore:
     def read_only(self) -> bool:
         return self._env.read_only
 
+    def moment(self) -> tuple[int, int]:
+        """What is another value after each commit of any process; see `Environment.moment`."""
+        return self._env.moment()
+
+    def moment_of(self, reader: Reader) -> tuple[int, int]:
+        """The same of what an open transaction shows."""
+        return self._env.moment_of(reader.transaction_id)
+
     def let_pages_go(self) -> None:
         """Takes the pages of the file that were read out of this process's memory; see `resident.let_go`.
         For after everything was read once. Any thread."""

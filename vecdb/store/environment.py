@@ -177,6 +177,17 @@ class Environment(OpenFile):
         finally:
             self._leave()
 
+    def moment(self) -> tuple[int, int]:
+        """Another value after each commit of any process, also where it has put a new file in place; 4 us, a
+        fifth of what a look inside costs."""
+        if self.read_only and not self._gate.is_inside:
+            self._follow_file()
+        return self._file_number, self.last_transaction()
+
+    def moment_of(self, transaction_id: int) -> tuple[int, int]:
+        """The same at an open transaction, whose number this is."""
+        return self._file_number, transaction_id
+
     def vacuum(self) -> tuple[int, int]:
         """Rewrites the file without free pages; (bytes of the map in use before, after).
 

@@ -64,6 +64,11 @@ class Tables:
         self._shape = shape
         self._n_rows = -1
 
+    @property
+    def transaction_id(self) -> int:
+        """Number of the newest commit that is seen here."""
+        return int(self._txn.id())
+
     def page_faults(self) -> list[str]:
         """What is wrong with the pages of this moment, by a look at the file without LMDB."""
         gone = self._env.file_fault()

@@ -1,0 +1,54 @@
+"""How a read waits for a commit that it wants to see."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from .errors import DeadlineExceeded, InvalidQuery
+from .index.view import View
+
+_FOLLOW_S, _LOOK_S, _WAIT_S = 0.02, 1.0, 30.0
+
+
+class News:
+    """Of one collection. Any thread may tell, and wait."""
+
+    def __init__(self, name: str, *, follows: bool) -> None:
+        """`follows`: commits are another process's, so nobody tells and whoever waits has to look."""
+        self._name = name
+        self._longest_s = _FOLLOW_S if follows else _LOOK_S
+        self._came = threading.Condition()
+
+    def tell(self) -> None:
+        """Something is visible that was not."""
+        with self._came:
+            self._came.notify_all()
+
+    def wait(
+        self, newest: Callable[[], View], sequence: int | None, timeout_s: float | None
+    ) -> View:
+        """The first view that shows commit `sequence` (None: any). DeadlineExceeded after `timeout_s` (None: 30);
+        InvalidQuery for what is no number of a commit; what `newest` raises."""
+        view = newest()
+        if sequence is None:
+            return view
+        if isinstance(sequence, bool) or not isinstance(sequence, int) or sequence < 0:
+            raise InvalidQuery(f"min_sequence must be the number of a commit, given {sequence!r}")
+        if view.sequence >= sequence:
+            return view
+        limit_s = _WAIT_S if timeout_s is None else max(0.0, timeout_s)
+        end = time.monotonic() + limit_s
+        while view.sequence < sequence:
+            left = end - time.monotonic()
+            if left <= 0:
+                raise DeadlineExceeded(
+                    f"commit {sequence} did not become visible within {limit_s:g} s; collection "
+                    f"{self._name!r} is at {view.sequence}",
+                    sequence=view.sequence,
+                )
+            with self._came:
+                self._came.wait(min(left, self._longest_s))
+            view = newest()
+        return view
