@@ -27,6 +27,7 @@ import pytest
 from seeds import RUN_SEED
 
 CLI_DIMENSION = 8
+_through_reader = False
 BACKENDS = ("embedded", "client", "aio")
 ALL_BACKENDS = (*BACKENDS, pytest.param("gpu", marks=pytest.mark.gpu))
 """The embedded database once more, every collection on a GPU; `--device=stand-in` pretends that one."""
@@ -50,6 +51,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="gpu",
         help="what the backend `gpu` of the contract tests runs on: a GPU, or one of numpy",
     )
+    parser.addoption(
+        "--through",
+        choices=["writer", "reader"],
+        default="writer",
+        help="which process of a server the clients of the contract tests ask",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -60,6 +67,12 @@ def pytest_configure(config: pytest.Config) -> None:
     # the same number replays a run.
     if config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = str(int.from_bytes(os.urandom(4), "little"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def which_process_is_asked(pytestconfig: pytest.Config) -> None:
+    global _through_reader
+    _through_reader = pytestconfig.getoption("--through") == "reader"
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -231,10 +244,13 @@ def serving(folder: Path, **settings: Any) -> Iterator[str]:
     """A server in this process on a free port of the loopback device; yields its address."""
     from vecdb_server.server import Server
 
-    server = Server({"data": str(folder), "port": 0, "drain_timeout_s": 5.0, **settings})
+    processes = {"read_processes": 1} if _through_reader else {}
+    server = Server(
+        {"data": str(folder), "port": 0, "drain_timeout_s": 5.0, **processes, **settings}
+    )
     server.start()
     try:
-        yield server.address
+        yield server.address if server.readers is None else server.readers.address("reader-1")
     finally:
         stopped = server.stop()
     assert stopped, "calls were still running when the test had ended"

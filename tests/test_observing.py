@@ -67,10 +67,11 @@ def test_the_port_shows_every_metric_of_the_table(start: StartServer) -> None:
         f"# TYPE {name} {kind}" for name, kind in ours.items()
     }
     found = Sample.read(text)
-    # What has no instance here: GPUs, and a recall that was not audited.
+    # What has no instance here: GPUs, reading processes, and a recall that was not audited.
     absent = {row.name for row in METRICS if not found.values.get(_sample(row))}
     assert absent == {row.name for row in METRICS if of_devices(row.name)} | {
         "index_audited_recall", "index_audited_recall_low",
+        "read_process_cpu_seconds_total", "read_process_resident_bytes",
     }  # fmt: skip
     own = {"collection": "docs"}
     assert found.one("vecdb_rows_live", **own) == 49

@@ -46,7 +46,7 @@ def test_the_configuration_and_the_rules_are_such() -> None:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
-    assert "8 rules found" in done.stdout
+    assert "9 rules found" in done.stdout
 
 
 def test_the_metrics_pass_the_linter_of_prometheus(start: StartServer) -> None:
@@ -70,6 +70,7 @@ FIRES = {
     "VecdbOverloaded": ("vecdb_calls_refused_total", "0+6x60", "0+3x60"),
     "VecdbIndexFails": ("vecdb_index_failed", "1x60", "0x60"),
     "VecdbRecallBelowTarget": ("vecdb_index_audited_recall", "0.94x60", "0.96x60"),
+    "VecdbReadProcessesDie": ("vecdb_read_process_restarts_total", "0+1x60", "0x60"),
     "VecdbDeviceDown": ('vecdb_device_state{state="down"}', "1x60", "0x60"),
 }
 BESIDE = {

@@ -50,9 +50,10 @@ PANELS: tuple[tuple[str, tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...
         ("Searches that wait", "short", ((f"vecdb_device_queued{{{_I}}}", "{{device}}"),)),
         ("Restarts in a day", "short", ((f"increase(vecdb_device_restarts_total{{{_I}}}[1d])", "{{device}}"),)),
     )),
-    ("Process", (
-        ("CPU", "percentunit", ((f"rate(process_cpu_seconds_total{{{_I}}}[$__rate_interval])", "{{instance}}"),)),
-        ("Memory", "bytes", ((f"process_resident_memory_bytes{{{_I}}}", "{{instance}}"),)),
+    ("Processes", (
+        ("CPU", "percentunit", ((f"rate(process_cpu_seconds_total{{{_I}}}[$__rate_interval])", "{{instance}}"), (f"rate(vecdb_read_process_cpu_seconds_total{{{_I}}}[$__rate_interval])", "{{instance}} {{process}}"))),
+        ("Memory", "bytes", ((f"process_resident_memory_bytes{{{_I}}}", "{{instance}}"), (f"vecdb_read_process_resident_bytes{{{_I}}}", "{{instance}} {{process}}"))),
+        ("Reading processes", "short", ((f"vecdb_read_processes{{{_I}}}", "up"), (f"increase(vecdb_read_process_restarts_total{{{_I}}}[1d])", "restarts in a day"))),
         ("Open files", "short", ((f"process_open_fds{{{_I}}}", "{{instance}}"),)),
     )),
 )  # fmt: skip

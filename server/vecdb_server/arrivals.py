@@ -18,6 +18,7 @@ from vecdb_client.transport import COLLECTION_KEY
 
 from .fair_pool import FairPool
 from .fair_queue import Who
+from .readers.forwarded import origin
 
 Decide = Callable[[FairPool, Who, "float | None"], "VecdbError | None"]
 _MAX_NAME_BYTES = 512
@@ -111,11 +112,12 @@ def _event(args: tuple[Any, ...]) -> Any:
 
 
 def _peer(event: Any) -> str:
-    """The connection of a call, as gRPC writes it."""
+    """The connection of a call, as gRPC writes it, also of one that came by way of a reading process."""
     if event is None:
         return ""
     peer = event.call.peer()
-    return peer.decode(errors="replace") if isinstance(peer, bytes) else str(peer)
+    text = peer.decode(errors="replace") if isinstance(peer, bytes) else str(peer)
+    return origin(text, event.invocation_metadata).peer
 
 
 def _left_s(event: Any) -> float | None:

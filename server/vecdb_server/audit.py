@@ -16,6 +16,7 @@ import logging
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +27,18 @@ _COMPLAIN_EVERY_S = 60.0
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
 
-class AuditLog:
-    """Appends to a file; begins a new one at `max_bytes` and keeps `files` of them. Any thread.
+class AuditLines(ABC):
+    """What becomes lines of an audit log. Any thread."""
 
-    `<file>` is the newest, `<file>.1` the one before. A line that cannot be written is lost: the call
-    has happened by then; the server's log says so.
-    """
-
-    def __init__(self, path: Path, max_bytes: int, files: int) -> None:
-        """Opens the file; OSError when that is not possible."""
-        self._path = path
-        self._max_bytes = max_bytes
-        self._files = files
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._second = 0
         self._refused = 0
         self._left_out = 0
-        self._complained_s = -_COMPLAIN_EVERY_S
-        self._descriptor = os.open(path, _APPEND, 0o600)
-        self._size = os.fstat(self._descriptor).st_size
+
+    @abstractmethod
+    def _append(self, fields: dict[str, Any]) -> None:
+        """Puts one line at the end; one thread at a time."""
 
     def write(self, **fields: Any) -> None:
         """Appends a line with the time of day. It is with the system when this returns."""
@@ -65,6 +59,30 @@ class AuditLog:
                 self._left_out += 1
                 return
             self._append(fields)
+
+    def close(self) -> None:
+        """Tells of what was left out; later lines may be lost."""
+        with self._lock:
+            if self._left_out:
+                self._append({"event": "refusals left out", "count": self._left_out})
+
+
+class AuditLog(AuditLines):
+    """Appends to a file; begins a new one at `max_bytes` and keeps `files` of them. Any thread.
+
+    `<file>` is the newest, `<file>.1` the one before. A line that cannot be written is lost: the call
+    has happened by then; the server's log says so.
+    """
+
+    def __init__(self, path: Path, max_bytes: int, files: int) -> None:
+        """Opens the file; OSError when that is not possible."""
+        super().__init__()
+        self._path = path
+        self._max_bytes = max_bytes
+        self._files = files
+        self._complained_s = -_COMPLAIN_EVERY_S
+        self._descriptor = os.open(path, _APPEND, 0o600)
+        self._size = os.fstat(self._descriptor).st_size
 
     def _append(self, fields: dict[str, Any]) -> None:
         now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
@@ -101,8 +119,7 @@ class AuditLog:
 
     def close(self) -> None:
         """Closes the file; later lines are lost, with a complaint."""
+        super().close()
         with self._lock:
-            if self._left_out:
-                self._append({"event": "refusals left out", "count": self._left_out})
             os.close(self._descriptor)
             self._descriptor = -1

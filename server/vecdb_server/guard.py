@@ -15,9 +15,10 @@ from vecdb.errors import Cancelled, InvalidSetting, PermissionDenied, Unauthenti
 
 from . import keys
 from .access import CALLER, ROLE_OF, Caller
-from .audit import AuditLog
+from .audit import AuditLines
 from .keys import Key
 from .limits import Limits, Peers
+from .readers.forwarded import origin
 from .status import code_of
 
 log = logging.getLogger("vecdb.server")
@@ -34,7 +35,7 @@ class KeyRing:
     A file that has become unreadable changes nothing: the keys before stay good, and the log says so.
     """
 
-    def __init__(self, path: Path, audit: AuditLog | None) -> None:
+    def __init__(self, path: Path, audit: AuditLines | None) -> None:
         """InvalidSetting when the file cannot be read. The audit log is told which ids came and went."""
         self._path = path
         self._audit = audit
@@ -100,7 +101,7 @@ class Guard:
     """Wraps handlers; see the head of this file. `ring` and `audit` None: no keys, no audit log."""
 
     def __init__(
-        self, ring: KeyRing | None, audit: AuditLog | None, limits: Limits, peers: Peers
+        self, ring: KeyRing | None, audit: AuditLines | None, limits: Limits, peers: Peers
     ) -> None:
         self._ring = ring
         self._audit = audit
@@ -124,15 +125,17 @@ class Guard:
 
     def refused(self, method: str, context: Any, error: Exception) -> None:
         """Tells the audit log of a call that `known_as` has stopped."""
-        self._note(Caller(method, None, context.peer()), None, None, error)
+        peer = origin(context.peer(), context.invocation_metadata()).peer
+        self._note(Caller(method, None, peer), None, None, error)
 
     def _caller(self, method: str, context: Any) -> Caller:
-        caller = Caller(method, None, context.peer())
+        came = origin(context.peer(), context.invocation_metadata())
+        caller = Caller(method, None, came.peer)
         if self._ring is not None:
             caller.key = self._ring.find(context.invocation_metadata())
         if self._audit is not None:
-            names = context.auth_context().get("x509_common_name", ())
-            caller.certificate = b",".join(names).decode(errors="replace")[:_NAME_CHARS]
+            said = came.certificate
+            caller.certificate = certificate_of(context) if said is None else said[:_NAME_CHARS]
         return caller
 
     def unary(self, method: str, behavior: Any) -> Any:
@@ -209,6 +212,12 @@ class Guard:
             code=code,
             reason="" if error is None else str(getattr(error, "reason", "")),
         )
+
+
+def certificate_of(context: Any) -> str:
+    """Common names of the certificate that a caller has shown; empty where it showed none."""
+    names = context.auth_context().get("x509_common_name", ())
+    return b",".join(names).decode(errors="replace")[:_NAME_CHARS]
 
 
 def _next_as(caller: Caller, answers: Iterator[Any]) -> Any:

@@ -26,7 +26,9 @@ from vecdb.types import DeviceStats, IndexStats
 from vecdb.watching import CollectionFigures, search_figures
 
 from .admission import Admission
+from .call_figures import CallFigures, PoolFigures, key, method_and_code, of_this_process, total
 from .fair_pool import FairPool
+from .readers.keeper import Keeper
 
 DEVICE_STATES = ("starting", "up", "down", "closed")
 
@@ -54,6 +56,10 @@ METRICS = (
     Row("slow_queries_total", "counter", (), "Queries that took longer than slow_query_s."),
     Row("search_batch_queries", "histogram", (), "Queries that were searched in one call."),
     Row("search_waiting", "gauge", (), "Searches that wait for a core."),
+    Row("read_processes", "gauge", (), "Reading processes that listen beside the writer (read_processes). What calls are counted above are those of all processes together."),
+    Row("read_process_restarts_total", "counter", (), "Times that one of them was started again."),
+    Row("read_process_cpu_seconds_total", "counter", ("process",), "CPU time of a reading process, those included that it replaced."),
+    Row("read_process_resident_bytes", "gauge", ("process",), "Memory of a reading process; pages of files that it shares with others included."),
     Row("commit_seconds", "histogram", ("collection",), "Time of commits, until they are durable and visible."),
     Row("commit_writes", "histogram", ("collection",), "Writes that shared a commit."),
     Row("sequence", "gauge", ("collection",), "Newest commit.", lambda c: c.sequence),
@@ -113,6 +119,8 @@ class Metrics:
         self._started_s = time.time()
         self._calls: dict[tuple[str, str], Tally] = {}
         self.slow_queries = 0
+        self.keeper: Keeper | None = None
+        """Whose reading processes are counted too."""
         self.registry = CollectorRegistry()
         """What Prometheus's own exposition reads."""
         # Its types name a class; what is asked for is a method `collect`.
@@ -155,22 +163,50 @@ class Metrics:
             _of_device(families, device)
         return iter(families.values())
 
+    def of_this_process(self) -> CallFigures:
+        """What this process has counted, and what it does now."""
+        searches = search_figures()
+        return CallFigures(
+            {key(*of): tally.read() for of, tally in sorted(self._calls.copy().items())},
+            {
+                name: PoolFigures(pool.running, pool.waiting, pool.clients, pool.waits.read())
+                for name, pool in self._pools.items()
+            },
+            self._admission.refused(),
+            self.slow_queries,
+            searches.batch_queries,
+            searches.waiting,
+            *of_this_process(),
+        )
+
     def _of_calls(self, families: Mapping[str, Any]) -> None:
         families["info"].add_metric([vecdb.__version__], 1)
         families["start_time_seconds"].add_metric([], self._started_s)
-        families["slow_queries_total"].add_metric([], self.slow_queries)
-        for (method, code), tally in sorted(self._calls.copy().items()):
-            _histogram(families["calls_seconds"], [method, code], tally.bounds, tally.read())
-        for name, pool in self._pools.items():
+        readers = {} if self.keeper is None else self.keeper.figures()
+        figures = total([self.of_this_process(), *readers.values()])
+        families["slow_queries_total"].add_metric([], figures.slow_queries)
+        for of, counted in figures.calls.items():
+            _histogram(families["calls_seconds"], [*method_and_code(of)], SECONDS, counted)
+        for name, pool in figures.pools.items():
             families["calls_running"].add_metric([name], pool.running)
             families["calls_waiting"].add_metric([name], pool.waiting)
             families["calls_clients"].add_metric([name], pool.clients)
-            _histogram(families["calls_wait_seconds"], [name], SECONDS, pool.waits.read())
-        for reason, count in self._admission.refused().items():
+            _histogram(families["calls_wait_seconds"], [name], SECONDS, pool.waits)
+        for reason, count in figures.refused.items():
             families["calls_refused_total"].add_metric([reason], count)
-        searches = search_figures()
-        _histogram(families["search_batch_queries"], [], SIZES, searches.batch_queries)
-        families["search_waiting"].add_metric([], searches.waiting)
+        _histogram(families["search_batch_queries"], [], SIZES, figures.batch_queries)
+        families["search_waiting"].add_metric([], figures.search_waiting)
+        self._of_readers(families, readers)
+
+    def _of_readers(self, families: Mapping[str, Any], readers: Mapping[str, CallFigures]) -> None:
+        keeper = self.keeper
+        families["read_processes"].add_metric([], 0 if keeper is None else keeper.up)
+        families["read_process_restarts_total"].add_metric(
+            [], 0 if keeper is None else keeper.restarts
+        )
+        for name, figures in readers.items():
+            families["read_process_cpu_seconds_total"].add_metric([name], figures.cpu_s)
+            families["read_process_resident_bytes"].add_metric([name], figures.resident_bytes)
 
 
 def _family(row: Row) -> Any:

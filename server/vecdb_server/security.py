@@ -13,7 +13,7 @@ from typing import Any
 
 from vecdb.errors import InvalidSetting
 
-from .audit import AuditLog
+from .audit import AuditLines, AuditLog
 from .guard import Guard, KeyRing
 from .limits import Limits, Peers
 from .settings import is_loopback
@@ -25,16 +25,20 @@ log = logging.getLogger("vecdb.server")
 class Security:
     """Made before the port is opened; `reload` while it serves, `close` at its end."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        """InvalidSetting for files that cannot be used, and for an address that would be left open."""
-        _refuse_open_doors(settings)
+    def __init__(self, settings: Mapping[str, Any], audit: AuditLines | None = None) -> None:
+        """InvalidSetting for files that cannot be used, and for an address that would be left open.
+
+        `audit`: who writes the audit log, and has looked at the address, where that is another process.
+        """
+        if audit is None:
+            _refuse_open_doors(settings)
         self.certificates = _certificates(settings)
-        self._audit = _audit(settings)
+        self.audit: AuditLines | None = audit or _audit(settings)
         limits, peers = Limits(settings), Peers(settings["max_connections_per_peer"])
         self._ring = None
         if settings["keys_file"]:
-            self._ring = KeyRing(Path(settings["keys_file"]), self._audit)
-        self.guard = Guard(self._ring, self._audit, limits, peers)
+            self._ring = KeyRing(Path(settings["keys_file"]), self.audit)
+        self.guard = Guard(self._ring, self.audit, limits, peers)
 
     def bind(self, server: Any, address: str) -> int:
         """Opens the port of a grpc.Server, encrypted if there are certificates; the number, 0 if it failed."""
@@ -59,8 +63,8 @@ class Security:
 
     def close(self) -> None:
         """Closes the audit log; no call may follow."""
-        if self._audit is not None:
-            self._audit.close()
+        if self.audit is not None:
+            self.audit.close()
 
 
 def _refuse_open_doors(settings: Mapping[str, Any]) -> None:

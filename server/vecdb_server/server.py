@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import threading
@@ -20,10 +21,13 @@ from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 
 from .access import GuardedDatabase
 from .admission import Admission
+from .audit import AuditLines
+from .call_figures import CallFigures
 from .health import Health
 from .observing import Observing
 from .pools import Pools
 from .query_stream import QueryStreams
+from .readers.keeper import Keeper
 from .reloading import taken_up
 from .security import Security
 from .service_records import Service
@@ -44,29 +48,72 @@ class Server:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         """Takes settings as `settings.check` gives them. Opens nothing yet."""
         self.settings, self._engine_settings = split(check(settings))
+        if self.settings["read_processes"] and self._engine_settings["device"] not in (
+            "auto",
+            "cpu",
+        ):
+            raise InvalidSetting(
+                f"device {self._engine_settings['device']!r} and read_processes do not go together: these "
+                "processes search on the CPU. Set read_processes to 0, or device to cpu",
+                setting="read_processes",
+            )
         self.port = 0
         self._database: vecdb.Database | None = None
+        self._keeper: Keeper | None = None
 
     def start(self) -> None:
         """Opens the database and answers calls from now on; `port` is then the real one.
 
         DatabaseLocked, FormatMismatch and the like as `vecdb.open`; InvalidSetting when the address
-        cannot be listened on.
+        cannot be listened on; Unavailable when a reading process cannot be started.
         """
-        settings = self.settings
-        self._security = Security(settings)
+        self._security = Security(self.settings, self._audit())
         try:
-            self._database = vecdb.open(settings["data"], **self._engine_settings)
+            self._database = self._opened()
         except BaseException:
             self._security.close()
             raise
         try:
-            _tell_of_devices(self._database, str(self._engine_settings["device"]))
+            _tell_of_devices(self._database, self._device)
             self._listen(self._database)
         except BaseException:
             self._database.close()
             self._security.close()
             raise
+        if self._keeper is not None:
+            try:
+                self._keeper.start(self.port)
+            except BaseException:
+                self.stop()
+                raise
+
+    # What a reading process does otherwise, see readers/process.py.
+
+    def _opened(self) -> vecdb.Database:
+        return vecdb.open(
+            self.settings["data"], **{**self._engine_settings, "device": self._device}
+        )
+
+    @property
+    def _device(self) -> str:
+        return "cpu" if self.settings["read_processes"] else str(self._engine_settings["device"])
+
+    def _audit(self) -> AuditLines | None:
+        """Who writes the audit log; None: this process, if it has one."""
+        return None
+
+    def _border(self) -> Border:
+        limit = self.settings["max_message_bytes"]
+        return Border(self._pools, limit, self._security.guard, self._observing)
+
+    @property
+    def _shares_port(self) -> bool:
+        return bool(self.settings["read_processes"])
+
+    @property
+    def _beside(self) -> str:
+        """A second address to listen on, for processes of this server alone; empty: none."""
+        return "" if self._keeper is None else self._keeper.writer
 
     def reload(self, settings: Mapping[str, Any] | None = None) -> list[str]:
         """Takes up changed keys and certificates at once, and of `settings`, as `settings.check` gives them,
@@ -78,6 +125,10 @@ class Server:
         if settings is not None:
             changed = taken_up(self.settings, self._engine_settings, check(settings))
             self._observing.reload(self.settings)
+        if self._keeper is not None:
+            self._keeper.reload(
+                {name: self.settings[name] for name in changed if name in self.settings}
+            )
         return [*changed, *self._security.reload()]
 
     def _listen(self, database: vecdb.Database) -> None:
@@ -106,24 +157,31 @@ class Server:
         self._streams.told = self._observing.metrics.streamed
         self._streams.under_way = self._pools.running
         try:
+            if settings["read_processes"]:
+                self._keeper = Keeper(
+                    settings["read_processes"],
+                    {**settings, **self._engine_settings},
+                    self._security.audit,
+                )
+                self._observing.metrics.keeper = self._keeper
             self._open_port(database, limit)
         except BaseException:
             self._observing.close()
             raise
 
     def _open_port(self, database: vecdb.Database, limit: int) -> None:
-        settings, guard = self.settings, self._security.guard
-        self._health = Health(database, guard.may_know)
+        settings = self.settings
+        self._health = Health(database, self._security.guard.may_know)
         self._grpc = grpc.server(
             self._pools.reads,
-            interceptors=[Border(self._pools, limit, guard, self._observing)],
+            interceptors=[self._border()],
             options=(
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
                 ("grpc.max_concurrent_streams", settings["max_streams_per_connection"]),
                 ("grpc.max_allowed_incoming_connections", settings["max_connections"]),
-                # Two servers on one port would each get some of the calls.
-                ("grpc.so_reuseport", 0),
+                # Two servers on one port would each get some of the calls; reading processes are to.
+                ("grpc.so_reuseport", int(self._shares_port)),
                 ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
@@ -140,18 +198,33 @@ class Server:
         names = (SERVICE_NAME, HEALTH_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._grpc)
         self.port = self._bind()
+        if self._beside:
+            self._grpc.add_insecure_port(self._beside)
         self._health.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
         self._grpc.start()
 
     def _bind(self) -> int:
         address = _address(self.settings["host"], self.settings["port"])
-        port = self._security.bind(self._grpc, address)
+        # With reading processes gRPC would share the port with a server of another folder, too.
+        taken = self._keeper is not None and not _is_free(
+            self.settings["host"], self.settings["port"]
+        )
+        port = 0 if taken else self._security.bind(self._grpc, address)
         if not port:
             raise InvalidSetting(
                 f"cannot listen on {address}: {_why_not(self.settings['host'], self.settings['port'])}",
                 setting="port",
             )
         return port
+
+    @property
+    def readers(self) -> Keeper | None:
+        """The reading processes; None where there are none."""
+        return self._keeper
+
+    def figures(self) -> CallFigures:
+        """What this process has counted."""
+        return self._observing.metrics.of_this_process()
 
     @property
     def metrics_port(self) -> int | None:
@@ -172,6 +245,8 @@ class Server:
         assert self._database is not None
         self._health.close()
         self._streams.close()
+        if self._keeper is not None:
+            self._keeper.stop()
         drained = self._grpc.stop(self.settings["drain_timeout_s"])
         while not drained.wait(0.02):
             if not self._pools.running():
@@ -184,6 +259,8 @@ class Server:
             self._pools.shutdown(wait=True)
             ended.set()
 
+        if self._keeper is not None:
+            self._keeper.wait(self.settings["drain_timeout_s"] + _GRACE_S)
         # gRPC has told the clients by now; a handler may still be inside the engine.
         threading.Thread(target=wait_for_threads, daemon=True).start()
         if not ended.wait(_GRACE_S):
@@ -221,12 +298,29 @@ def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
 
 
+def _is_free(host: str, port: int) -> bool:
+    """Whether nobody listens there; what cannot be found out is gRPC's to say."""
+    try:
+        family, kind, protocol, _, address = _resolved(host, port)
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except OSError as error:
+        return error.errno != errno.EADDRINUSE
+    return True
+
+
+def _resolved(host: str, port: int) -> Any:
+    return socket.getaddrinfo(
+        host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+
+
 def _why_not(host: str, port: int) -> str:
     """The system's own words; gRPC keeps them to itself."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, kind, protocol, _, address = _resolved(host, port)
         with socket.socket(family, kind, protocol) as probe:
             probe.bind(address)
     except OSError as error:

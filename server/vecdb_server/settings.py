@@ -28,6 +28,7 @@ SERVER: tuple[Setting, ...] = (
     Setting("host", str, "127.0.0.1", "Address to listen on. Other than loopback needs `tls_cert` and `keys_file` (or `tls_client_ca`), or `insecure_listen_on_the_network`."),
     Setting("port", int, 7700, "Port to listen on; 0: any free one, which the first line of output names.", 0, 65_535),
     Setting("max_message_bytes", int, 64 * MIB, "Largest message taken and given.", MIB, 2**31 - 1),
+    Setting("read_processes", int, 0, "Processes that answer reads on the same port beside the one that writes, each with memory of its own for what it searches, on the CPU: one process answers what about one core can encode and decode. 0: none.", 0, 256),
     Setting("worker_threads", int, 0, "Threads that answer reads; 0: one a core, at least 2. More than that was slower when measured.", 0, 1_024),
     Setting("write_threads", int, 8, "Threads that take writes. They mostly wait for the disk; writes that wait together share a commit.", 1, 1_024),
     Setting("stream_threads", int, 16, "Scan, Ingest, Check, BuildIndex, Compact and backup calls served at once; each takes a thread of its own.", 1, 1_024),

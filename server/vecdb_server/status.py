@@ -214,7 +214,7 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
             make = grpc.stream_unary_rpc_method_handler
         # Answers leave the border as bytes: only so is their size known before gRPC fails on it.
         return make(
-            _in_pool(served, pool),
+            in_pool(served, pool),
             request_deserializer=_lenient(handler.request_deserializer),
             response_serializer=bytes,
         )
@@ -292,7 +292,7 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
             self._guard.refused(method.removeprefix(PREFIX), context, error)
             self._fail(method.removeprefix(PREFIX), context, error, time.perf_counter())
 
-        return grpc.stream_unary_rpc_method_handler(_in_pool(refuse, arrivals.AT_ONCE))
+        return grpc.stream_unary_rpc_method_handler(in_pool(refuse, arrivals.AT_ONCE))
 
     def _tell(self, name: str, code: grpc.StatusCode, started_s: float) -> None:
         took_s = time.perf_counter() - started_s
@@ -317,7 +317,7 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
         raise AssertionError("abort raises")
 
 
-def _in_pool(behavior: Any, pool: Any) -> Any:
+def in_pool(behavior: Any, pool: Any) -> Any:
     # grpc/_server.py (`_select_thread_pool_for_behavior`) runs a handler in the pool of this
     # attribute; grpc's own health service uses it. A grpc that drops it ignores the attribute: calls
     # then share the default pool, which `server.py` makes larger after looking for the function.
@@ -333,7 +333,7 @@ def _moved(handler: Any, pool: Any) -> Any:
         original, make = handler.stream_stream, grpc.stream_stream_rpc_method_handler
     else:
         return handler  # Watch of the health service: it takes no thread while it waits
-    behavior = _in_pool(lambda request, context: original(request, context), pool)
+    behavior = in_pool(lambda request, context: original(request, context), pool)
     return make(
         behavior,
         request_deserializer=handler.request_deserializer,
