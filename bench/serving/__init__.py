@@ -1,6 +1,7 @@
-"""What the network costs, measured on one machine: single queries, where their time goes, streams of inserts.
+"""What the network costs, measured on one machine: single queries, where their time goes, streams of
+inserts, reading processes.
 
-    python -m bench serving [queries | where | ingest] [--help]
+    python -m bench serving [queries | where | ingest | readers] [--help]
 
 Without a word: queries.
 """
@@ -13,7 +14,7 @@ from .queries import KINDS
 
 __all__ = ["KINDS", "PARTS", "main"]
 
-PARTS = ("queries", "where", "ingest")
+PARTS = ("queries", "where", "ingest", "readers")
 
 
 def main(arguments: list[str]) -> int:
