@@ -95,23 +95,6 @@ def test_a_reader_follows_the_writer(data_folder):
                 docs.count(min_sequence=99, timeout_s=0.1)
 
 
-def test_a_reader_follows_a_new_index(data_folder):
-    """When the writer has built an index, the reader goes over to it."""
-    with Writer(data_folder) as writer:
-        writer.run("h = db.create_collection('h', dimension=2, index='hnsw')")
-        writer.run("h.insert([str(i) for i in range(1500)], [[i, 1] for i in range(1500)])")
-        with vecdb.open(data_folder, read_only=True) as db:
-            docs = db.get_collection("h")
-            assert docs.stats().index.kind == "exact"
-            writer.run("h.build_index()")
-            # Loaded behind: queries do not wait for it.
-            wait_until(lambda: docs.stats().index.kind == "hnsw", "the index")
-            writer.run("h.upsert(['7'], [[1, 0]])")
-            assert docs.count(min_sequence=2) == 1500
-            assert docs.stats().index.kind == "hnsw"
-            assert docs.query([[1, 0]], k=1).ids == [["7"]]
-
-
 def test_a_read_only_database_refuses_writes(data_folder):
     """Every verb that writes raises ReadOnly."""
     with vecdb.open(data_folder) as db:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from . import disk
 from .core import Core
 from .errors import Corrupted
 from .index import is_beside
-from .layout import DATA_FILE, LMDB_LOCK_FILE, SYNC_POINT_FILE
+from .layout import DATA_FILE, LMDB_LOCK_FILE, SYNC_POINT_FILE, UNNAMED_FILE
 from .store import kept
+
+log = logging.getLogger("vecdb")
 
 
 def sweep_files(core: Core) -> None:
@@ -25,6 +28,17 @@ def sweep_files(core: Core) -> None:
         beside = any(is_beside(path.name, name) for name in named)
         if path.name not in keep and not beside and not path.is_dir():
             disk.remove(path, "sweep")
+
+
+def sweep_folders(root: Path, known: Collection[str], remove: Callable[[str, str], None]) -> None:
+    """Has folders removed that a crash left behind; tells of those that are nobody's but hold data."""
+    for path in root.iterdir() if root.is_dir() else ():
+        if path.name in known:
+            continue
+        if (path / UNNAMED_FILE).exists() or not (path / DATA_FILE).exists():
+            remove(path.name, "sweep")
+        else:
+            log.warning("%s is a collection that the catalog does not name; left as it is", path)
 
 
 def folder_bytes(folder: Path) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from .device.devices import checked as checked_device
-from .errors import Corrupted, InvalidName, InvalidSetting
+from .errors import CollectionExists, Corrupted, InvalidName, InvalidSetting
 from .metadata import check_schema
 from .store import FieldShape, Shape
 from .types import (
@@ -199,3 +199,16 @@ def shape_of(settings: bytes) -> Shape:
     info = from_json("", settings)
     named = tuple(FieldShape(field.dimension, field.storage) for field in info.vectors.values())
     return Shape(info.dimension, info.storage, named)
+
+
+def must_agree(wanted: CollectionInfo, found: CollectionInfo) -> None:
+    """CollectionExists where a collection that is there has another setting than is asked for."""
+    given, held = dataclasses.asdict(wanted), dataclasses.asdict(found)
+    for setting, value in held.items():
+        if setting != "created_at" and value != given[setting]:
+            raise CollectionExists(
+                f"collection {found.name!r} exists with {setting}={value!r}, asked for "
+                f"{setting}={given[setting]!r}; drop it or choose another name",
+                name=found.name,
+                setting=setting,
+            )

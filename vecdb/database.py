@@ -16,20 +16,21 @@ from . import disk, folder
 from .backed_up import BackedUp
 from .builder import Builder
 from .collection import Collection
-from .collection_files import named_where_damaged, sweep_files
-from .collection_info import check_info, check_name, from_json, shape_of, to_json
+from .collection_files import named_where_damaged, sweep_files, sweep_folders
+from .collection_info import check_info, check_name, from_json, must_agree, shape_of, to_json
 from .core import Core
 from .device.choice import parse as parse_device
 from .device.devices import Devices, must_be_there, open_devices
-from .errors import Closed, CollectionExists, DatabaseLocked, LimitExceeded, ReadOnly, VecdbError
+from .errors import Closed, DatabaseLocked, LimitExceeded, ReadOnly, VecdbError
 from .index.card import count_gpus
 from .lane_threads import LaneThreads
-from .layout import COLLECTIONS_FOLDER, DATA_FILE, UNNAMED_FILE
+from .layout import COLLECTIONS_FOLDER, UNNAMED_FILE
 from .settings import ENGINE, resolve
 from .store import (
     Awake,
     Catalog,
     CollectionStore,
+    Names,
     not_found,
     sentence,
     system_in_our_words,
@@ -76,6 +77,7 @@ class Database(BackedUp):
         self._collection_locks: dict[str, threading.Lock] = {}
         self._cores: dict[str, Core] = {}
         self._infos: dict[str, CollectionInfo] = {}
+        self._names: Names | None = None
         self._closed = False
         self._key = str(path.resolve())
         with _open_lock, system_in_our_words(self.path):
@@ -108,7 +110,7 @@ class Database(BackedUp):
         self._lane_threads = LaneThreads()
         self._awake = Awake(int(self._options["max_open_collections"]))
         if not read_only:
-            self._sweep()
+            sweep_folders(self.path / COLLECTIONS_FOLDER, self._catalog.names().of, self._remove)
 
     def __enter__(self) -> Self:
         return self
@@ -163,7 +165,7 @@ class Database(BackedUp):
             names = self._catalog.names()
             held = names.collections.get(name)
             if held is not None and exist_ok:
-                _must_agree(info, self._info(name, held))
+                must_agree(info, self._info(name, held))
                 return self._collection(name, held)
             if held is not None or name in names.aliases:
                 raise taken(name)
@@ -183,6 +185,8 @@ class Database(BackedUp):
         """The collection with this name or alias. Raises CollectionNotFound."""
         self._check_open()
         names = self._catalog.names()
+        if names is not self._names and self.read_only:
+            self._let_go_of_dropped()
         token = names.token(name) if isinstance(name, str) else None
         if token is None:
             raise not_found(name)
@@ -419,28 +423,16 @@ class Database(BackedUp):
                 threading.Thread(target=core.warm, name="vecdb-columns", daemon=True).start()
             return core
 
-    def _sweep(self) -> None:
-        """Removes folders that a crash left behind; tells of those that are nobody's but hold data."""
-        root = self.path / COLLECTIONS_FOLDER
-        known = self._catalog.names().of
-        for path in root.iterdir() if root.is_dir() else ():
-            if path.name in known:
-                continue
-            if (path / UNNAMED_FILE).exists() or not (path / DATA_FILE).exists():
-                self._remove(path.name, "sweep")
-            else:
-                log.warning(
-                    "%s is a collection that the catalog does not name; left as it is", path
-                )
-
-
-def _must_agree(wanted: CollectionInfo, found: CollectionInfo) -> None:
-    given, held = dataclasses.asdict(wanted), dataclasses.asdict(found)
-    for setting, value in held.items():
-        if setting != "created_at" and value != given[setting]:
-            raise CollectionExists(
-                f"collection {found.name!r} exists with {setting}={value!r}, asked for "
-                f"{setting}={given[setting]!r}; drop it or choose another name",
-                name=found.name,
-                setting=setting,
-            )
+    def _let_go_of_dropped(self) -> None:
+        """Closes what another process has dropped, which would keep its memory and its files for ever."""
+        with self._lock:
+            # The newest names, asked for in the lock: by older ones a collection that is new would seem dropped.
+            names = self._names = self._catalog.names()
+            gone = {token: core for token, core in self._cores.items() if token not in names.of}
+            for token in gone:
+                del self._cores[token]
+            for token in self._infos.keys() - names.of.keys():
+                del self._infos[token]
+        for core in gone.values():
+            self._builder.cancel(core)
+            core.close(f"collection {core.info.name!r} was dropped")

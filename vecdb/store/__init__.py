@@ -1,7 +1,7 @@
 """The only door to LMDB: what is stored, and the transactions that read and write it."""
 
 from .awake import Awake
-from .catalog import Catalog, not_found, taken
+from .catalog import Catalog, Names, not_found, taken
 from .catalog_repair import catalog_problems, repair_catalog
 from .check import problems
 from .collection_store import CollectionStore
@@ -25,6 +25,7 @@ __all__ = [
     "EncodedRows",
     "FieldShape",
     "LogPiece",
+    "Names",
     "Reader",
     "RepairedFile",
     "Restorer",

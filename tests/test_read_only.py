@@ -1,0 +1,54 @@
+"""A database that is read beside its writer: indexes that are built there, collections that go."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from conftest import wait_until
+from test_open import Writer
+
+import vecdb
+from vecdb import errors
+
+
+def test_a_reader_follows_a_new_index(data_folder):
+    """When the writer has built an index, the reader goes over to it."""
+    with Writer(data_folder) as writer:
+        writer.run("h = db.create_collection('h', dimension=2, index='hnsw')")
+        writer.run("h.insert([str(i) for i in range(1500)], [[i, 1] for i in range(1500)])")
+        with vecdb.open(data_folder, read_only=True) as db:
+            docs = db.get_collection("h")
+            assert docs.stats().index.kind == "exact"
+            writer.run("h.build_index()")
+            # Loaded behind: queries do not wait for it.
+            wait_until(lambda: docs.stats().index.kind == "hnsw", "the index")
+            writer.run("h.upsert(['7'], [[1, 0]])")
+            assert docs.count(min_sequence=2) == 1500
+            assert docs.stats().index.kind == "hnsw"
+            assert docs.query([[1, 0]], k=1).ids == [["7"]]
+
+
+def test_a_reader_lets_go_of_what_was_dropped(data_folder):
+    """Memory and files of a collection go with it in every process, also where its name was given again."""
+    with Writer(data_folder) as writer:
+        writer.run("docs.insert(['a'], [[1, 0]])")
+        with vecdb.open(data_folder, read_only=True) as db:
+            docs, seen = db.get_collection("docs"), []
+            assert docs.count() == 1
+            for turn in range(3):
+                writer.run("db.drop_collection('docs')")
+                writer.run("docs = db.create_collection('docs', dimension=2)")
+                writer.run(
+                    f"docs.insert([str(i) for i in range({turn + 2})], [[1, 0]] * {turn + 2})"
+                )
+                assert db.get_collection("docs").count() == turn + 2
+                seen.append(len(db._cores))
+            assert seen == [1, 1, 1]
+            with pytest.raises(errors.Closed, match="was dropped"):
+                docs.count()
+            open_files = [
+                os.readlink(one) for one in Path("/proc/self/fd").iterdir() if one.exists()
+            ]
+            assert not [one for one in open_files if str(data_folder) in one and "deleted" in one]
