@@ -27,7 +27,8 @@ from vecdb_client import connect, errors
 
 FOLDER = DEPLOY / "prometheus"
 RULES = FOLDER / "vecdb.rules.yml"
-OF_GPUS = "vecdb_device_"
+OF_OTHERS = ("vecdb_device_", "vecdb_read_process_cpu", "vecdb_read_process_resident")
+"""Of what this server has none: GPUs and reading processes."""
 
 
 def tool(name: str) -> str:
@@ -176,7 +177,7 @@ def written(expression: str) -> str:
 
 
 def test_the_dashboard_has_data(start: StartServer, tmp_path: Path) -> None:
-    """Each expression of the dashboard that is not about GPUs or a running build has figures from a server
+    """Each expression of the dashboard that is not about GPUs, reading processes or a running build has figures from a server
     that is used, its variables have values, and the alerts are evaluated without a fault."""
     tool("prometheus")
     server = start(metrics_address="127.0.0.1:0", audit_share=1.0, exact_max_scalars=1_000,
@@ -212,8 +213,8 @@ def test_the_dashboard_has_data(start: StartServer, tmp_path: Path) -> None:
         with prometheus(tmp_path / "prometheus", server.metrics_port) as running:
             shown = expressions(json.loads(dashboard.FILE.read_text()))
             asked = [one for one in shown if not one.startswith(("label_values", "prometheus"))]
-            for_gpus = {one for one in asked if OF_GPUS in one}
-            parts = [part for one in asked if one not in for_gpus
+            of_others = {one for one in asked if any(name in one for name in OF_OTHERS)}
+            parts = [part for one in asked if one not in of_others
                      for part in written(one).replace(" == 1", "").split(" and ")]  # fmt: skip
             assert len(parts) > 30
             missing: list[str] = []
@@ -225,7 +226,7 @@ def test_the_dashboard_has_data(start: StartServer, tmp_path: Path) -> None:
             with contextlib.suppress(AssertionError):
                 wait_until(all_there, "figures for all", 40)
             assert missing == []
-            for expression in for_gpus:
+            for expression in of_others:
                 assert running.values(written(expression)) == []
             labels = re.findall(r"label_values\((\w+), (\w+)\)", " ".join(shown))
             assert len(labels) == 2
