@@ -18,6 +18,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +124,12 @@ def embedded(run: Run, folder: Path, around: Any) -> Report:
     return _again(run, folder)
 
 
-def served(run: Run, folder: Path, around: Any) -> Report:
+def served(run: Run, folder: Path, around: Any, **more: Any) -> Report:
     """The same by clients of a server process: each reader and writer has one of its own, half of them
-    asyncio ones, which share a loop."""
+    asyncio ones, which share a loop. `more` settings of the server."""
     with ExitStack() as stack:
         stack.enter_context(around)
-        address = stack.enter_context(server(folder, **run.plan.settings))
+        address = stack.enter_context(server(folder, **run.plan.settings, **more))
         loop = stack.enter_context(event_loop_thread())
         db = stack.enter_context(vecdb_client.connect(address))
         run.plan.create(db)
@@ -158,7 +159,11 @@ def _again(run: Run, folder: Path) -> Report:
     return run.judge()
 
 
-WAYS: dict[str, Callable[[Run, Path, Any], Report]] = {"embedded": embedded, "served": served}
+WAYS: dict[str, Callable[[Run, Path, Any], Report]] = {
+    "embedded": embedded,
+    "served": served,
+    "readers": partial(served, read_processes=2),
+}
 
 
 def chosen(rng: random.Random, seconds: float) -> Plan:
