@@ -321,6 +321,14 @@ def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+@pytest.fixture
+def short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients repeat failing calls four times as ever, but for 40 ms in all: for tests that ask how a call ends, not when."""
+    from vecdb_client import transport
+
+    monkeypatch.setattr(transport, "retry_pauses_s", lambda *_: iter([0.01] * 4))
+
+
 class Terminal(io.StringIO):
     """A stream that says it is a terminal, for what is drawn for people only."""
 

@@ -203,6 +203,7 @@ def test_folders_that_cannot_be_used_exit_with_3(
         holder.communicate()
 
 
+@pytest.mark.usefixtures("short_retries")
 def test_no_server_exits_with_5(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -140,6 +140,7 @@ def test_a_file_without_rows(filled: Run, tmp_path: Path) -> None:
     refused(filled, ["import", "nowhere", str(empty), "--create"], 1, "dimension")
 
 
+@pytest.mark.usefixtures("short_retries")
 @pytest.mark.parametrize(
     ("target", "code"),
     [

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 
-from vecdb_client import aio, connect, errors, transport
+from vecdb_client import aio, connect, errors
 from vecdb_client.v1 import vecdb_pb2 as pb
 from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 
@@ -82,12 +82,7 @@ def flaky() -> Iterator[Any]:
         server.stop(0).wait()
 
 
-@pytest.fixture
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "retry_pauses_s", lambda *_: iter([0.01] * 4))
-
-
-@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.usefixtures("short_retries")
 def test_a_read_is_repeated_while_the_server_is_away(flaky: Any) -> None:
     """A read survives four failures and gives up at the fifth."""
     servicer, address = flaky
@@ -101,7 +96,7 @@ def test_a_read_is_repeated_while_the_server_is_away(flaky: Any) -> None:
             docs.count()
 
 
-@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.usefixtures("short_retries")
 def test_a_write_of_records_is_repeated_with_its_id(flaky: Any) -> None:
     """A write is repeated as a read is, with the id that it had the first time; with `retry_s=0` it is not."""
     servicer, address = flaky
@@ -127,7 +122,7 @@ def test_nothing_is_repeated_where_that_is_not_wanted(flaky: Any) -> None:
         assert servicer.calls == 2
 
 
-@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.usefixtures("short_retries")
 def test_a_scan_goes_on_behind_the_last_batch(flaky: Any) -> None:
     """A scan that breaks off is continued from its cursor: nothing twice, nothing left out."""
     servicer, address = flaky
@@ -192,7 +187,7 @@ def test_a_call_ends_at_its_deadline(flaky: Any) -> None:
         assert docs.delete(["a"], timeout_s=10).count == 0
 
 
-@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.usefixtures("short_retries")
 def test_asyncio_retries_and_errors(flaky: Any) -> None:
     """The asyncio client repeats reads, writes and scans, and raises the same errors."""
     servicer, address = flaky

@@ -179,6 +179,7 @@ def test_explain_says_which_device_answered(backend, monkeypatch):
     assert (told.device, told.device_note) == ("cpu", lost)
 
 
+@pytest.mark.usefixtures("short_retries")
 @pytest.mark.parametrize(
     ("reason", "code"),
     [

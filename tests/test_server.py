@@ -264,6 +264,7 @@ def test_messages_that_are_too_large(start: StartServer) -> None:
         assert sum(len(page) for page in docs.scan(include=["document"])) == 30
 
 
+@pytest.mark.usefixtures("short_retries")
 def test_calls_beyond_the_limit_are_refused(start: StartServer) -> None:
     """More calls at once than `max_concurrent` are ResourceExhausted, and later ones are answered."""
     server = start(max_concurrent=1)
