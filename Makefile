@@ -44,12 +44,12 @@ $(STAMP): pyproject.toml server/pyproject.toml clients/python/pyproject.toml con
 demo: $(STAMP) ## The main job on the sample: serve, load, query, update, restart, verify.
 	@$(BIN)/python examples/demo.py
 
-# Files are dealt out whole: what a file sets up for all its tests is set up once.
+# Files are dealt out whole: what a file sets up for all its tests is set up once. The longest come first (tests/dealing.py).
 # Processes that tests start take half a second longer without bytecode, which some environments (images of
 # containers) do not let Python keep.
 # Threads of FAISS that wait for each other must not spin: the other process of tests has no core meanwhile.
 test: $(STAMP) ## Run the tests, in two processes. Some only, in one: make test TESTS=tests/test_cli.py ARGS='-n 0 -k import'
-	@OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n 2 --dist loadfile $(TESTS) $(ARGS)
+	@OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(TESTS) $(ARGS)
 
 crash: $(STAMP) ## Kill a writer of every verb again and again: make crash ARGS='--kills 2000 --seed 1'
 	@PYTHONPATH=tests $(BIN)/python -m crash $(ARGS)

@@ -69,6 +69,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.hypothesis_seed = str(int.from_bytes(os.urandom(4), "little"))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes
+        from dealing import longest_first
+
+        items[:] = longest_first(items)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def which_process_is_asked(pytestconfig: pytest.Config) -> None:
     global _through_reader
