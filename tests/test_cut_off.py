@@ -241,20 +241,28 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("left", ["nothing", "half"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_index_files_cut_off(tmp_path, kind, left):
-    """A server whose index files are all cut off goes on: queries, with a filter and without, are answered exactly at
-    once, records are written, and the index is built again by itself."""
-    settings = KINDS[kind]
+@pytest.fixture(scope="module", params=KINDS)
+def built(request, tmp_path_factory):
+    """A folder in which a server has built an index of one kind, and the vectors in it."""
+    settings = KINDS[request.param]
+    folder = tmp_path_factory.mktemp("built") / "db"
     vectors = np.random.default_rng(3).random((3_000, settings["dimension"]), np.float32)
-    with serving(tmp_path / "db") as (_, db):
+    with serving(folder) as (_, db):
         docs = db.create_collection("docs", **settings)
         docs.insert(
             [f"r{n}" for n in range(3_000)], vectors, metadata=[{"n": n % 2} for n in range(3_000)]
         )
         docs.build_index()
-        # Built here, it is in memory; a server that is started again maps the files.
+    return folder, vectors
+
+
+@pytest.mark.parametrize("left", ["nothing", "half"])
+def test_index_files_cut_off(tmp_path, built, left):
+    """A server whose index files are all cut off goes on: queries, with a filter and without, are answered exactly at
+    once, records are written, and the index is built again by itself."""
+    folder, vectors = built
+    # Where an index was built it is in memory; a server that is started again maps the files.
+    shutil.copytree(folder, tmp_path / "db")
     with serving(tmp_path / "db") as (_, db):
         docs = db.get_collection("docs")
         assert docs.stats().index.indexed_rows == 3_000
