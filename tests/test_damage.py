@@ -360,10 +360,9 @@ def test_a_collection_that_is_gone_or_damaged_is_named_and_can_be_dropped(data_f
     else:
         os.truncate(hurt / "data.mdb", 5_000)
     with vecdb.open(data_folder) as db:
-        for call in (lambda: db.get_collection("alias"), db.list_collections):
-            with pytest.raises(Corrupted, match="collection 'hurt'") as raised:
-                call()
-            assert raised.value.details["collection"] == "hurt"
+        with pytest.raises(Corrupted, match="collection 'hurt'") as raised:
+            db.get_collection("alias")
+        assert raised.value.details["collection"] == "hurt"
         assert db.get_collection("other").count() == 1
         db.drop_collection("hurt")
         assert [info.name for info in db.list_collections()] == ["other"]

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from . import disk
 from .core import Core
-from .errors import Corrupted
+from .errors import CollectionNotFound, Corrupted, VecdbError
 from .index import is_beside
 from .layout import DATA_FILE, LMDB_LOCK_FILE, SYNC_POINT_FILE, UNNAMED_FILE
 from .store import kept
+from .types import CollectionInfo
 
 log = logging.getLogger("vecdb")
 
@@ -61,3 +62,15 @@ def named_where_damaged(name: str) -> Iterator[None]:
         raise Corrupted(
             f"collection {name!r}: {error.message}", **{**error.details, "collection": name}
         ) from error
+
+
+def listed(name: str, read: Callable[[], CollectionInfo]) -> list[CollectionInfo]:
+    """What a list says of a collection, whatever its files are like: one entry, none where it was dropped meanwhile."""
+    try:
+        return [read()]
+    except CollectionNotFound:
+        return []
+    except VecdbError as error:
+        return [CollectionInfo.unreadable(name, error.message)]
+    except OSError as error:
+        return [CollectionInfo.unreadable(name, str(error))]

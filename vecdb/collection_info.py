@@ -182,8 +182,10 @@ def _check_space(
 
 
 def to_json(info: CollectionInfo) -> bytes:
-    """The settings as stored; the name is the catalog's."""
-    return msgspec.json.format(msgspec.json.encode(info))
+    """The settings as stored; the name is the catalog's, and `error` is of a moment."""
+    stored = msgspec.to_builtins(info)
+    del stored["error"]
+    return msgspec.json.format(msgspec.json.encode(stored))
 
 
 def from_json(name: str, settings: bytes) -> CollectionInfo:
@@ -192,7 +194,7 @@ def from_json(name: str, settings: bytes) -> CollectionInfo:
         checked_device(info.device)
     except (msgspec.MsgspecError, RecursionError, InvalidSetting) as error:
         raise Corrupted(f"the settings of collection {name!r} cannot be read: {error}") from error
-    return dataclasses.replace(info, name=name)
+    return dataclasses.replace(info, name=name, error=None)
 
 
 def shape_of(settings: bytes) -> Shape:

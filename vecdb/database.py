@@ -9,6 +9,7 @@ import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ from . import disk, folder
 from .backed_up import BackedUp
 from .builder import Builder
 from .collection import Collection
-from .collection_files import named_where_damaged, sweep_files, sweep_folders
+from .collection_files import listed, named_where_damaged, sweep_files, sweep_folders
 from .collection_info import check_info, check_name, from_json, must_agree, shape_of, to_json
 from .core import Core
 from .device.choice import parse as parse_device
@@ -48,9 +49,8 @@ _open_lock = threading.Lock()
 def open(path: str | os.PathLike[str], *, read_only: bool = False, **settings: Any) -> Database:
     """Opens the database in folder `path`, making an empty one if the folder is missing or empty.
 
-    One process may have it open for writing; others may open it with `read_only=True` beside it and
-    follow its commits. Settings are those of docs/reference.md.
-    Raises DatabaseLocked, DatabaseNotFound (read_only), FormatMismatch, InvalidSetting, DeviceNotFound when
+    One process may have it open for writing; others may open it with `read_only=True` beside it and follow its commits.
+    Settings are those of docs/reference.md. Raises DatabaseLocked, DatabaseNotFound (read_only), FormatMismatch, InvalidSetting, DeviceNotFound when
     the setting `device` names GPUs that are not there; ReadOnly when this process may not write the folder,
     StorageFull, LimitExceeded (open files, address space), and OSError when the folder cannot be made for another reason. Collections that ask for a GPU open without one too, see `create_collection`.
     """
@@ -141,21 +141,20 @@ class Database(BackedUp):
     ) -> Collection:
         """Makes an empty collection.
 
-        `dimension` 1 to 65,535; `metric` cosine, l2 or ip; `storage` float32, float16, int8, uint8,
-        or binary, where `dimension` counts bits, a multiple of 8, and `metric` is hamming; `index`
-        auto, exact, hnsw or ivf; `target_recall` 0.5 to 1.0, where 1.0 means exact; `schema` maps
-        dotted metadata paths to string, int, float, bool, datetime, with [] behind it for lists.
-        `quantization` says how the index codes vectors, while the store keeps them whole: auto,
-        none, float16, sq8, sq4, or pq4 or pq8 (lists); auto or none for int8, uint8 and binary. `vectors`
-        maps names to the settings of up to 16 further vectors a record may have.
-        `device` is what searches it, its named vectors too: cpu; gpu, all that the database uses; gpu:0
-        or gpu:0,1, these of them; auto, GPUs where there are any. Such GPUs must be in use when the
-        collection is made. A database that is opened later without them opens the collection all the
-        same: what is stored must not depend on the machine, and the CPU answers the same. It is then
-        served by those that are there, else by the CPU, and says so: one warning in the log, and
-        `device_note` in `stats` and `explain`.
-        Raises CollectionExists if the name is taken, unless `exist_ok` is set and all settings are
-        equal; InvalidName, InvalidSetting, DeviceNotFound.
+        `dimension` 1 to 65,535; `metric` cosine, l2 or ip; `storage` float32, float16, int8, uint8, or binary, where
+        `dimension` counts bits, a multiple of 8, and `metric` is hamming; `index` auto, exact, hnsw or ivf; `target_recall`
+        0.5 to 1.0, where 1.0 means exact; `schema` maps dotted metadata paths to string, int, float, bool, datetime, with []
+        behind it for lists.
+        `quantization` says how the index codes vectors, while the store keeps them whole: auto, none, float16, sq8, sq4,
+        or pq4 or pq8 (lists); auto or none for int8, uint8 and binary. `vectors` maps names to the settings of up to 16
+        further vectors a record may have.
+        `device` is what searches it, its named vectors too: cpu; gpu, all that the database uses; gpu:0 or gpu:0,1, these
+        of them; auto, GPUs where there are any. Such GPUs must be in use when the collection is made. A database that is
+        opened later without them opens the collection all the same: what is stored must not depend on the machine, and the
+        CPU answers the same. It is then served by those that are there, else by the CPU, and says so: one warning in the
+        log, and `device_note` in `stats` and `explain`.
+        Raises CollectionExists if the name is taken, unless `exist_ok` is set and all settings are equal; InvalidName,
+        InvalidSetting, DeviceNotFound.
         """
         info = check_info(
             name, dimension, metric, storage, index, target_recall, schema, description,
@@ -193,11 +192,17 @@ class Database(BackedUp):
         return self._collection(names.of[token], token)
 
     def list_collections(self) -> list[CollectionInfo]:
-        """Settings of all collections, ordered by name. Loads none of them."""
+        """Settings of all collections, ordered by name; one whose files cannot be opened has `error`. Loads none of them."""
         self._check_open()
+        names = self._catalog.names().collections
         return [
-            self._info(name, token) for name, token in self._catalog.names().collections.items()
+            one for n, token in names.items() for one in listed(n, partial(self._info, n, token))
         ]
+
+    def collection_names(self) -> list[str]:
+        """Names of all collections, in order. Opens none of them."""
+        self._check_open()
+        return list(self._catalog.names().collections)
 
     def drop_collection(self, name: str) -> None:
         """Removes a collection, its records, and aliases that point to it; takes no alias."""

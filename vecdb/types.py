@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
@@ -99,6 +99,14 @@ class CollectionInfo:
     """Further, named vectors, at most 16; a record may lack any of them."""
     device: str = "auto"
     """What searches it: `auto`, `cpu`, `gpu`, or GPUs by number, `gpu:0` or `gpu:0,1`."""
+    error: str | None = None
+    """In a list: why it cannot be opened, with all but `name` None. Opening it raises the typed error."""
+
+    @classmethod
+    def unreadable(cls, name: str, error: str) -> CollectionInfo:
+        """What is known of a collection that cannot be opened: `name` and `error`."""
+        unknown: Any = None
+        return cls(name, **dict.fromkeys([f.name for f in fields(cls)][1:-1], unknown), error=error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +141,8 @@ class Records:
     uint8, shape (len(ids), dimension / 8), packed as by `numpy.packbits`. `cursor` continues behind
     the last record, or is None when there is no more. `sequence` is the commit that was read.
 
-    `named_vectors` holds such an array for each named vector field, and `named_present` a bool array
-    of shape (len(ids),) that says who has one; the row of a record without is NaN (binary: zeros).
+    `named_vectors` holds such an array for each named vector field, and `named_present` a bool array of shape (len(ids),)
+    that says who has one; the row of a record without is NaN (binary: zeros).
     """
 
     ids: list[str]
@@ -197,10 +205,9 @@ class Explain:
     """How a query was answered: the plan, what it read, and where the time went."""
 
     plan: str
-    """`exact`; `codes`: every row, by its code; `graph` or `lists`: the walk of hnsw or of ivf;
-    `overfetch`: such a walk under a filter, made wider until enough rows pass; `side-graph`: the walk of
-    a graph of its own for a filter that is asked often; `tiled`: every allowed row, sent to a GPU that does
-    not hold it; `exact-after-` these where they found too few."""
+    """`exact`; `codes`: every row, by its code; `graph` or `lists`: the walk of hnsw or of ivf; `overfetch`: such a walk under
+    a filter, made wider until enough rows pass; `side-graph`: the walk of a graph of its own for a filter that is asked
+    often; `tiled`: every allowed row, sent to a GPU that does not hold it; `exact-after-` these where they found too few."""
     kind: str
     """What serves the indexed rows: `exact`, `hnsw` or `ivf`."""
     quantization: str
@@ -246,16 +253,14 @@ class Explain:
 class QueryResult:
     """Answers to q query vectors, nearest first.
 
-    `ids[i]` holds the answers to query i, at most k, without padding. `distances` is float32, shape
-    (q, k), NaN where fewer than k records match; smaller is nearer for every metric (l2: squared
-    Euclidean, cosine: 1 - cos, ip: 1 - dot, hamming: bits that differ). The included columns are
-    nested like `ids`; `vectors[i]` is float32 of shape (len(ids[i]), dimension), in storage `binary`
-    uint8 of shape (len(ids[i]), dimension / 8). `sequence` is the commit that was read.
+    `ids[i]` holds the answers to query i, at most k, without padding. `distances` is float32, shape (q, k), NaN where
+    fewer than k records match; smaller is nearer for every metric (l2: squared Euclidean, cosine: 1 - cos, ip: 1 - dot,
+    hamming: bits that differ). The included columns are nested like `ids`; `vectors[i]` is float32 of shape
+    (len(ids[i]), dimension), in storage `binary` uint8 of shape (len(ids[i]), dimension / 8). `sequence` is the commit that was read.
 
-    `named_vectors[name][i]` and `named_present[name][i]` are as in `Records`, for query i. With
-    `group_by`, `groups` is nested like `ids` and holds the group of each hit, groups stand in the
-    order of their best hits, and there are up to k * group_size hits a query. With `mmr_lambda` hits
-    stand in the order they were picked in.
+    `named_vectors[name][i]` and `named_present[name][i]` are as in `Records`, for query i. With `group_by`, `groups` is nested
+    like `ids` and holds the group of each hit, groups stand in the order of their best hits, and there are up to
+    k * group_size hits a query. With `mmr_lambda` hits stand in the order they were picked in.
     """
 
     ids: list[list[str]]
@@ -308,8 +313,7 @@ class CurvePoint:
     recall_at_100: float
     """For ivf recall@1000."""
     cost_us: float
-    """Microseconds a query, searched in batches by the threads of the build; for k = 100 where a graph is
-    searched at settings from 100 on, else for k = 10."""
+    """us a query, in batches by the threads of the build; k = 100 where a graph is searched at settings from 100 on, else 10."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -419,8 +423,7 @@ class CollectionStats:
     durability: str = "commit"
     """When a write is acknowledged: commit, interval; empty in a process that only reads."""
     synced_sequence: int = 0
-    """Newest commit that is known to be on the disk; `sequence` itself with durability `commit`, 0 in a process
-    that only reads."""
+    """Newest commit that is on the disk for sure; `sequence` itself with durability `commit`, 0 in a process that only reads."""
     repairs: Sequence[RepairStats] = ()
     """Repairs of its file that could not keep everything, the oldest first, at most the newest 20."""
 

@@ -139,6 +139,11 @@ class GuardedDatabase:
         infos = self._database.list_collections()
         return infos if caller is None else [i for i in infos if caller.may("read", i.name)]
 
+    def collection_names(self) -> list[str]:
+        caller = CALLER.get()
+        names = self._database.collection_names()
+        return names if caller is None else [name for name in names if caller.may("read", name)]
+
     def list_aliases(self) -> dict[str, str]:
         caller = CALLER.get()
         aliases = self._database.list_aliases()

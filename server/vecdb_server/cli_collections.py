@@ -4,11 +4,20 @@ cancel-build."""
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Any
 
 from .cli_output import json_line, pairs, plain, size, table
 from .cli_repair import run_repair
-from .cli_target import EXIT_OK, EXIT_PROBLEMS, EXIT_USAGE, CommandFailed, Target, opened
+from .cli_target import (
+    EXIT_OK,
+    EXIT_PROBLEMS,
+    EXIT_USAGE,
+    CommandFailed,
+    Target,
+    fault_of_one,
+    opened,
+)
 from .cli_transfer import creation_settings
 
 
@@ -31,17 +40,22 @@ def run_create(args: argparse.Namespace, target: Target) -> int:
 
 
 def run_list(args: argparse.Namespace, target: Target) -> int:
+    """EXIT_PROBLEMS when any of them cannot be opened; the others are listed all the same."""
     with opened(target) as database:
-        infos = database.list_collections()
-        counts = [database.get_collection(info.name).count() for info in infos]
+        infos, counts = [], []
+        for info in database.list_collections():
+            count, error = _count(database, info)
+            infos.append(info if error is None else dataclasses.replace(info, error=error))
+            counts.append(count)
         aliases = database.list_aliases()
+    code = EXIT_OK if all(info.error is None for info in infos) else EXIT_PROBLEMS
     pointing: dict[str, list[str]] = {}
     for alias, name in sorted(aliases.items()):
         pointing.setdefault(name, []).append(alias)
     if args.json:
         for info, count in zip(infos, counts, strict=True):
             json_line({**plain(info), "count": count, "aliases": pointing.get(info.name, [])})
-        return EXIT_OK
+        return code
     header = (
         "name",
         "records",
@@ -65,12 +79,24 @@ def run_list(args: argparse.Namespace, target: Target) -> int:
                 info.index,
                 info.device,
                 ", ".join(pointing.get(info.name, [])),
-                info.description.partition("\n")[0],
+                info.description.partition("\n")[0]
+                if info.error is None
+                else f"error: {info.error}",
             )
             for info, count in zip(infos, counts, strict=True)
         ],
     )
-    return EXIT_OK
+    return code
+
+
+def _count(database: Any, info: Any) -> tuple[int | None, str | None]:
+    """Records of a collection, or why they cannot be counted: what a list opens may be whole while the rest is not."""
+    if info.error is not None:
+        return None, info.error
+    try:
+        return database.get_collection(info.name).count(), None
+    except Exception as error:
+        return None, fault_of_one(error)
 
 
 def run_drop(args: argparse.Namespace, target: Target) -> int:
@@ -259,7 +285,18 @@ def run_check(args: argparse.Namespace, target: Target) -> int:
             else [info.name for info in database.list_collections()]
         )
         for name in names:
-            report = database.get_collection(name).check()
+            try:
+                report = database.get_collection(name).check()
+            except Exception as error:
+                if args.collection:
+                    raise
+                fault, ok = fault_of_one(error), False  # the others are checked all the same
+                if args.json:
+                    told = {"ok": False, "records": None, "problems": [fault]}
+                    json_line({"collection": name, **told})
+                else:
+                    print(f"{name}: cannot be opened\n  {fault}")
+                continue
             ok &= report.ok
             if args.json:
                 json_line({"collection": name, **plain(report)})

@@ -31,7 +31,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     given = list(rows)
     cells = [[_cell(value) for value in row] for row in given]
     numeric = [
-        bool(given) and all(isinstance(row[i], int | float) for row in given)
+        bool(given) and all(isinstance(row[i], int | float | None) for row in given)
         for i in range(len(header))
     ]
     widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
@@ -44,6 +44,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):

@@ -27,12 +27,21 @@ exit codes:
   1  the database refused or failed; the message says why
   2  wrong usage of the command line
   3  the data folder cannot be used: in use, of another version, missing, or not accessible
-  4  check or verify found problems
+  4  check or verify found problems, or list a collection that cannot be opened
   5  the server cannot be reached
   130  interrupted (Ctrl-C)
   141  whoever read the output stopped reading"""
 
+_OF_ONE_COLLECTION = {"CORRUPTED", "FORMAT_MISMATCH", "INTERNAL"}
 _FOLDER_REASONS = {"DATABASE_LOCKED", "DATABASE_NOT_FOUND", "FORMAT_MISMATCH"}
+
+
+def fault_of_one(error: Exception) -> str:
+    """What an error says of the one collection that it is about, so that the others go on; any other is raised again."""
+    reason = getattr(error, "reason", None)
+    if reason not in _OF_ONE_COLLECTION and (reason is not None or not isinstance(error, OSError)):
+        raise error
+    return str(getattr(error, "message", error))
 
 
 class CommandFailed(Exception):

@@ -30,7 +30,7 @@ class CollectionHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unu
         return pb.GetServerInfoResponse(
             version=vecdb.__version__,
             max_message_bytes=self._max_message_bytes,
-            collections=len(self._database.list_collections()),
+            collections=len(self._database.collection_names()),
         )
 
     def GetMetrics(self, request: Any, context: Any) -> Any:

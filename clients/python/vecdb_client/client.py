@@ -136,7 +136,7 @@ class Client:
         )
 
     def list_collections(self, *, timeout_s: float | None = None) -> list[CollectionInfo]:
-        """All collections, ordered by name."""
+        """All collections, ordered by name; one whose files the server cannot open has `error`."""
         return self._connection.run(calls.list_collections(), timeout_s)
 
     def drop_collection(self, name: str, *, timeout_s: float | None = None) -> None:

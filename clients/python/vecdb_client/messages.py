@@ -118,6 +118,8 @@ def decode_includes(numbers: Iterable[int], what: str = "include") -> tuple[str,
 
 def encode_info(info: Any) -> pb.Collection:
     """The message of a CollectionInfo. InvalidSetting for names that the contract lacks."""
+    if info.error is not None:
+        return pb.Collection(name=info.name, error=info.error)
     return pb.Collection(
         name=info.name,
         dimension=info.dimension,
@@ -152,6 +154,8 @@ def decode_info(message: pb.Collection) -> CollectionInfo:
 
     InvalidSetting for unknown enums and a vector field named twice.
     """
+    if message.error:
+        return CollectionInfo.unreadable(message.name, message.error)
     fields = {field.name: VectorSettings(**_search_settings(field)) for field in message.vectors}
     if len(fields) < len(message.vectors):
         raise InvalidSetting("a vector field is named more than once; give each a name of its own")

@@ -172,7 +172,7 @@ class VectorField(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., storage: _Optional[_Union[ElementType, str]] = ..., index: _Optional[_Union[IndexKind, str]] = ..., target_recall: _Optional[float] = ..., quantization: _Optional[_Union[Quantization, str]] = ...) -> None: ...
 
 class Collection(_message.Message):
-    __slots__ = ("name", "dimension", "metric", "storage", "index", "target_recall", "schema", "description", "created_at_us", "quantization", "vectors", "device")
+    __slots__ = ("name", "dimension", "metric", "storage", "index", "target_recall", "schema", "description", "created_at_us", "quantization", "vectors", "device", "error")
     class SchemaEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -192,6 +192,7 @@ class Collection(_message.Message):
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
     name: str
     dimension: int
     metric: Metric
@@ -204,7 +205,8 @@ class Collection(_message.Message):
     quantization: Quantization
     vectors: _containers.RepeatedCompositeFieldContainer[VectorField]
     device: str
-    def __init__(self, name: _Optional[str] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., storage: _Optional[_Union[ElementType, str]] = ..., index: _Optional[_Union[IndexKind, str]] = ..., target_recall: _Optional[float] = ..., schema: _Optional[_Mapping[str, str]] = ..., description: _Optional[str] = ..., created_at_us: _Optional[int] = ..., quantization: _Optional[_Union[Quantization, str]] = ..., vectors: _Optional[_Iterable[_Union[VectorField, _Mapping]]] = ..., device: _Optional[str] = ...) -> None: ...
+    error: str
+    def __init__(self, name: _Optional[str] = ..., dimension: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., storage: _Optional[_Union[ElementType, str]] = ..., index: _Optional[_Union[IndexKind, str]] = ..., target_recall: _Optional[float] = ..., schema: _Optional[_Mapping[str, str]] = ..., description: _Optional[str] = ..., created_at_us: _Optional[int] = ..., quantization: _Optional[_Union[Quantization, str]] = ..., vectors: _Optional[_Iterable[_Union[VectorField, _Mapping]]] = ..., device: _Optional[str] = ..., error: _Optional[str] = ...) -> None: ...
 
 class GetServerInfoRequest(_message.Message):
     __slots__ = ()
