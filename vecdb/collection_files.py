@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,7 @@ def sweep_folders(root: Path, known: Collection[str], remove: Callable[[str, str
     for path in root.iterdir() if root.is_dir() else ():
         if path.name in known:
             continue
-        if (path / UNNAMED_FILE).exists() or not (path / DATA_FILE).exists():
+        if os.path.lexists(path / UNNAMED_FILE) or not (path / DATA_FILE).exists():
             remove(path.name, "sweep")
         else:
             log.warning("%s is a collection that the catalog does not name; left as it is", path)

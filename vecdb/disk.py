@@ -7,18 +7,62 @@ by itself: after names have changed, `sync_folder` does.
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .errors import Corrupted
 from .failpoints import reach
 
 ASIDE_SUFFIX = ".tmp"
 """Ends the name of a file that is not complete yet."""
 _BLOCK_BYTES = 512
 """The unit of `st_blocks`, whatever the blocks of the disk are."""
+
+
+_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISREG, "a file"),
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def must_be_file(path: Path, advice: str) -> bool:
+    """Whether there is a file of this name, or a link to one; asked before it is opened, since that would never end
+    for a pipe. 3 us.
+
+    Corrupted, which says what is there instead and gives the `advice`, for a folder, a pipe, a link that leads nowhere
+    and whatever else is no file. OSError when the system does not tell.
+    """
+    return _must_be(path, stat.S_ISREG, "file", advice)
+
+
+def must_be_folder(path: Path, advice: str) -> bool:
+    """The same of a folder."""
+    return _must_be(path, stat.S_ISDIR, "folder", advice)
+
+
+def _must_be(path: Path, wanted: Callable[[int], bool], word: str, advice: str) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if not os.path.islink(path):
+            return False
+        found = "a link that leads nowhere"
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        found = "a link that leads to itself"
+    else:
+        if wanted(mode):
+            return True
+        found = next((name for is_one, name in _KINDS if is_one(mode)), "a device")
+    raise Corrupted(f"{path} is {found}, where a {word} belongs; {advice}", file=str(path))
 
 
 def make_folder(path: Path, what: str, *, parents: bool = False, exist_ok: bool = False) -> None:
@@ -29,9 +73,10 @@ def make_folder(path: Path, what: str, *, parents: bool = False, exist_ok: bool 
 
 
 def make_empty(path: Path, what: str) -> None:
-    """Makes an empty file, if there is none of this name."""
+    """Makes an empty file, if there is nothing of this name."""
     reach(f"{what}.touch.before", path)
-    path.touch()
+    if not os.path.lexists(path):
+        path.touch()
     reach(f"{what}.touch.after", path)
 
 
@@ -114,19 +159,22 @@ def remove_tree(path: Path, what: str, *, last: str | None = None) -> None:
     """
     with suppress(OSError):
         for inner in sorted(path.iterdir()):
-            if inner.name == last:
-                continue
-            if inner.is_dir() and not inner.is_symlink():
-                remove_tree(inner, what)
-            else:
-                with suppress(OSError):
-                    remove(inner, what)
-        if last is not None and (path / last).exists():
+            if inner.name != last:
+                _remove_any(inner, what)
+        if last is not None and os.path.lexists(path / last):
             if any(inner.name != last for inner in path.iterdir()):
                 return
             sync_folder(path, what)
-            remove(path / last, what)
+            _remove_any(path / last, what)
         remove_folder(path, what)
+
+
+def _remove_any(path: Path, what: str) -> None:
+    if path.is_dir() and not path.is_symlink():
+        remove_tree(path, what)
+    else:
+        with suppress(OSError):
+            remove(path, what)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from .layout import (
 )
 
 _WHAT = "database"
+_PUT_BACK = "move it away, and put what was there back, or restore a backup. Nothing was changed"
 _TAKEN = (errno.EAGAIN, errno.EACCES)
 
 
@@ -29,7 +30,10 @@ def prepare(path: Path, read_only: bool) -> bool:
     Called before the lock is taken, and makes the folder only. Raises DatabaseNotFound (read_only)
     and Corrupted when the folder holds something else, or collections without a catalog.
     """
-    catalog = (path / CATALOG_FOLDER / DATA_FILE).is_file()
+    disk.must_be_folder(path / COLLECTIONS_FOLDER, _PUT_BACK)
+    catalog = disk.must_be_folder(path / CATALOG_FOLDER, _PUT_BACK) and disk.must_be_file(
+        path / CATALOG_FOLDER / DATA_FILE, _PUT_BACK
+    )
     if read_only:
         if not catalog:
             raise DatabaseNotFound(
@@ -104,7 +108,8 @@ class FolderLock:
 
 
 def take_lock(path: Path) -> FolderLock:
-    """DatabaseLocked, which names the process that has the folder open for writing."""
+    """DatabaseLocked, which names the process that has the folder open for writing; Corrupted where the lock is no file."""
+    disk.must_be_file(path / LOCK_FILE, "move it away: it holds no data, and is made anew")
     file = (path / LOCK_FILE).open("a+")
     lock = FolderLock(path, file)
     try:

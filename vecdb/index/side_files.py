@@ -33,6 +33,7 @@ _WHAT = "index"
 _MARK = ".filter-"
 _MAGIC = b"vecdb filter graph 1\n"
 _SEAL_BYTES = 32
+_NO_GRAPH = "move it away: it is no graph, and none is missed"
 
 
 def is_beside(name: str, main_file: str) -> bool:
@@ -46,9 +47,10 @@ def known(folder: Path, main_file: str, *, read_only: bool) -> dict[str, Path]:
     found = {}
     for path in _beside(folder, main_file):
         try:
+            disk.must_be_file(path, _NO_GRAPH)
             with open(path, "rb") as file:
                 found[str(_head(file)["key"])] = path
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, Corrupted) as error:
             if not read_only:
                 remove(path, f"its head cannot be read: {error!r}")
     return found
@@ -144,6 +146,7 @@ def _head(file: BinaryIO) -> dict[str, Any]:
 def _read(path: Path) -> tuple[dict[str, Any], Any, Any, Any]:
     """Head, positions (n,) int64 ascending, levels (n,) int32, links (m,) int32; Corrupted."""
     try:
+        disk.must_be_file(path, _NO_GRAPH)
         raw = path.read_bytes()
         body, seal = raw[:-_SEAL_BYTES], raw[-_SEAL_BYTES:]
         if hashlib.sha256(body).digest() != seal:

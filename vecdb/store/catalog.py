@@ -30,6 +30,7 @@ from ..layout import (
 )
 from . import catalog_sums
 from .environment import Environment
+from .open_file import PUT_BACK
 
 Result = TypeVar("Result")
 
@@ -237,6 +238,13 @@ def _open(folder: Path, *, create: bool, read_only: bool) -> Environment:
     )
 
 
+def is_there(root: Path) -> bool:
+    """Whether a folder has a catalog. Corrupted where something else has its name."""
+    return disk.must_be_folder(root / CATALOG_FOLDER, PUT_BACK) and disk.must_be_file(
+        root / CATALOG_FOLDER / DATA_FILE, PUT_BACK
+    )
+
+
 def make(
     root: Path, tokens: Mapping[str, str] | None = None, aliases: Mapping[str, str] | None = None
 ) -> None:
@@ -249,6 +257,7 @@ def make(
     there or the new one: without either, no collection has a name.
     """
     aside = root / CATALOG_ASIDE
+    disk.must_be_folder(aside, "move it away: no catalog can be made beside it")
     disk.remove_tree(aside, _WHAT)
     disk.make_folder(aside, _WHAT)
     made = _open(aside, create=True, read_only=False)

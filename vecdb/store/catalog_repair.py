@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from .. import disk
-from ..errors import FormatMismatch
+from ..errors import Corrupted, FormatMismatch
 from ..layout import (
     CATALOG_FOLDER,
     CATALOG_FORMAT,
@@ -21,7 +21,7 @@ from ..layout import (
     UNNAMED_FILE,
 )
 from . import catalog_sums, pages
-from .catalog import make
+from .catalog import is_there, make
 from .salvage import salvage
 
 _WHAT = "repair"
@@ -35,8 +35,11 @@ _TABLES = tuple(CATALOG_SUM_KEYS)
 def catalog_problems(root: Path) -> list[str]:
     """What is wrong with the catalog and the folders that it names; LMDB reads it only if its pages are sound."""
     path = root / CATALOG_FOLDER / DATA_FILE
-    if not path.is_file():
-        return [f"{path} is missing"]
+    try:
+        if not is_there(root):
+            return [f"{path} is missing"]
+    except Corrupted as error:
+        return [error.message]
     faults = pages.file_faults(path)
     if faults:
         return [f"catalog: {fault}" for fault in faults]
@@ -74,10 +77,10 @@ def catalog_problems(root: Path) -> list[str]:
 def repair_catalog(root: Path) -> list[str]:
     """Puts a sound catalog in place; what has changed or is lost, one sentence each. May be done again.
 
-    FormatMismatch when it is of a later format.
+    FormatMismatch when it is of a later format, Corrupted when what has its name is no file.
     """
     path = root / CATALOG_FOLDER / DATA_FILE
-    tables, meta = _read(path) if path.is_file() else ({table: {} for table in _TABLES}, {})
+    tables, meta = _read(path) if is_there(root) else ({table: {} for table in _TABLES}, {})
     number = catalog_sums.right_format(meta) or _FORMAT
     if number.isdigit() and int(number) > CATALOG_FORMAT:
         raise FormatMismatch(

@@ -40,7 +40,7 @@ def kept(folder: Path) -> dict[int, Path]:
     found = {}
     for path in folder.iterdir():
         match = _NAME.fullmatch(path.name)
-        if match:
+        if match and path.is_file():
             found[int(match[1])] = path
     return dict(sorted(found.items()))
 

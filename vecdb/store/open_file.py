@@ -9,6 +9,7 @@ from typing import Any
 
 import lmdb
 
+from .. import disk
 from ..errors import Closed, Corrupted, Internal, VecdbError
 from ..layout import DATA_FILE
 from . import sync_point, vacuum
@@ -18,6 +19,8 @@ from .gate import Gate
 from .lazy_sync import LazySync
 from .opening import open_tables
 from .watched_file import WatchedFile
+
+PUT_BACK = "move it away, and put the file back that was there, or restore a backup"
 
 
 class OpenFile:
@@ -74,7 +77,7 @@ class OpenFile:
         self._tables: dict[str, Any] = {}
         self._file_number = 0
         self._data_file = str(folder / DATA_FILE)
-        if not create and not (folder / DATA_FILE).is_file():
+        if not disk.must_be_file(folder / DATA_FILE, PUT_BACK) and not create:
             raise Corrupted(f"{folder / DATA_FILE} is missing; restore it from a backup")
         if read_only:
             self._open_newest()

@@ -32,6 +32,7 @@ from .check import problems
 from .collection_store import CollectionStore
 from .losses import TIME_FORMAT, entries
 from .mending import mend
+from .open_file import PUT_BACK
 from .restoring import Restorer
 from .salvage import Salvaged, Table, salvage
 from .shape import Shape
@@ -98,7 +99,7 @@ def settle(folder: Path) -> None:
 def file_problems(folder: Path, shape_of: ShapeOf, options: Mapping[str, Any]) -> list[str]:
     """What is wrong with the file of a collection that nobody writes to; LMDB reads it only if its pages are sound."""
     path = folder / DATA_FILE
-    if not path.is_file():
+    if not disk.must_be_file(path, PUT_BACK):
         return [f"{path} is missing"]
     faults = pages.file_faults(path)
     if faults:
@@ -124,7 +125,8 @@ def repair_file(
     the file says that it is of a later format, of which tables would be left out.
     """
     path = folder / DATA_FILE
-    if not path.is_file():
+    vacuum.locks_must_be_a_file(folder)  # the new file could not be moved in
+    if not disk.must_be_file(path, PUT_BACK):
         raise Corrupted(f"{path} is missing: nothing can be read from it; restore a backup")
     read, doubts = mend(salvage(path, COLLECTION_TABLES))
     read = _without_later_tables(read, path)

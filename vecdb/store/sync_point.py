@@ -78,8 +78,19 @@ def read_meta(data_file: int, transaction: int) -> bytes:
     return meta
 
 
+def is_there(folder: Path) -> bool:
+    """Whether a folder has a sync point. Corrupted where something else has its name, since whether there was one is not
+    known then."""
+    return disk.must_be_file(
+        folder / SYNC_POINT_FILE,
+        "move it away, and put back the file that was there. Was there none, nothing is lost; else the commits of the last "
+        "moment before a power cut may be there in part only, so run `vecdb check`",
+    )
+
+
 def make(folder: Path) -> int:
     """A descriptor of a new file without a point, in which points find their room however full the disk."""
+    is_there(folder)
     file = os.open(folder / SYNC_POINT_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         os.pwrite(file, bytes(2 * _SLOT_BYTES), 0)
@@ -100,7 +111,9 @@ def write_slot(file: int, point: SyncPoint) -> None:
 
 
 def newest(folder: Path) -> SyncPoint | None:
-    """The newest whole point of a folder; None when it has none, as after each orderly end."""
+    """The newest whole point of a folder; None when it has none, as after each orderly end. Corrupted as `is_there`."""
+    if not is_there(folder):
+        return None
     try:
         data = (folder / SYNC_POINT_FILE).read_bytes()
     except FileNotFoundError:
@@ -138,8 +151,7 @@ def recover(folder: Path) -> None:
     After the death of a process the kernel has all of it. Killed in between, it is done again. DatabaseLocked
     while another process reads what would be undone.
     """
-    path = folder / SYNC_POINT_FILE
-    if not path.exists():
+    if not is_there(folder):
         return
     point = newest(folder)
     # A torn first point is one that nothing was committed after.

@@ -25,12 +25,18 @@ _READER_BYTES, _LOCK_HEADER_BYTES = 64, 4_096
 """Of LMDB's lock file: a slot (MDB_reader, a line of the cache), and more than what stands before (MDB_txninfo)."""
 
 
+def locks_must_be_a_file(folder: Path) -> None:
+    """Corrupted where something else has the name of LMDB's lock file."""
+    disk.must_be_file(folder / LMDB_LOCK_FILE, "move it away: it holds no data, and is made anew")
+
+
 def reserve_locks(folder: Path, readers: int, *, read_only: bool = False) -> None:
     """Gives LMDB's lock file its place on the disk before LMDB maps it, which leaves it a hole.
 
     Not for a folder that this process has open. With `read_only` it may be one where nothing can be
-    written: LMDB then reads without locks.
+    written: LMDB then reads without locks. Corrupted where something else has its name.
     """
+    locks_must_be_a_file(folder)
     try:
         disk.reserve(folder / LMDB_LOCK_FILE, readers * _READER_BYTES + _LOCK_HEADER_BYTES, "locks")
     except OSError as error:
