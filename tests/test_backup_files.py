@@ -9,6 +9,8 @@ import os
 import random
 import subprocess
 import sys
+import threading
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ import vecdb
 from vecdb import errors
 from vecdb.backup import child, direct, open_target, sink, taking
 from vecdb.backup.blocks import BLOCK_BYTES, Blocks, Filling
+from vecdb.backup.files import File, read_ahead
 from vecdb.backup.target import FolderTarget
 from vecdb.store import EncodedRows, checksums
 
@@ -206,3 +209,97 @@ def test_all_public_names_are_there(package):
     assert set(package.__all__) <= set(dir(package))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         package.nothing  # noqa: B018
+
+
+class Shelf:
+    """A target of files in memory that notes what is read, and by whom."""
+
+    name = "shelf"
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+        self.read_names: list[str] = []
+        self.threads: set[str] = set()
+
+    def read(self, name: str, limit_bytes: int) -> bytes:
+        self.read_names.append(name)
+        self.threads.add(threading.current_thread().name)
+        if name not in self.files:
+            raise errors.BackupNotFound(f"no {name}")
+        return self.files[name]
+
+
+def shelf(count: int) -> tuple[Shelf, list[File]]:
+    data = {f"b/{n}": bytes([n]) * (n + 1) for n in range(count)}
+    made = [
+        File(name[2:], len(held), hashlib.sha256(held).hexdigest()) for name, held in data.items()
+    ]
+    return Shelf(data), made
+
+
+def ahead_threads() -> list[str]:
+    return [one.name for one in threading.enumerate() if "read-ahead" in one.name]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
+def test_files_are_read_one_ahead(count):
+    """All come, in order, each read once; while the caller has one, at most the next was read."""
+    target, wanted = shelf(count)
+    for n, (file, data) in enumerate(read_ahead(target, "b", wanted)):
+        assert (file, data) == (wanted[n], target.files[f"b/{n}"])
+        assert n + 1 <= len(target.read_names) + (n + 1 == count)
+        assert len(target.read_names) <= n + 2
+    assert target.read_names == list(target.files)
+    assert not ahead_threads()
+    if count > 1:
+        assert len(target.threads) == 1
+        assert "read-ahead" in target.threads.pop()
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_file_that_is_damaged_or_gone_is_told_when_its_turn_comes(gone):
+    """Those before it are given, and nothing behind it is read."""
+    target, wanted = shelf(5)
+    if gone:
+        del target.files["b/2"]
+    else:
+        target.files["b/2"] = b"xxx"
+    seen = []
+    with pytest.raises(errors.BackupNotFound if gone else errors.BackupDamaged, match="b/2"):
+        for file, _ in read_ahead(target, "b", wanted):
+            seen.append(file.name)
+    assert seen == ["0", "1"]
+    assert target.read_names == ["b/0", "b/1", "b/2"]
+    assert not ahead_threads()
+
+
+def test_who_stops_early_leaves_no_thread():
+    """The thread ends when the generator is closed, and what is far behind is never read."""
+    target, wanted = shelf(9)
+    with closing(read_ahead(target, "b", wanted)) as files:
+        next(files)
+    assert not ahead_threads()
+    assert len(target.read_names) <= 2
+
+
+def test_a_damaged_chunk_in_the_middle_is_named_by_verify_and_restore(tmp_path, monkeypatch):
+    """Read ahead or not: the file is named, the others of the backup are still counted, nothing is restored and no
+    thread is left."""
+    monkeypatch.setattr(sink, "FILE_BYTES", 64 << 10)
+    with vecdb.open(tmp_path / "db") as db:
+        docs = db.create_collection("docs", dimension=64)
+        rng = np.random.default_rng(3)
+        docs.insert([str(i) for i in range(12_000)], rng.standard_normal((12_000, 64)))
+        info = db.backup(tmp_path / "b", kind="full")
+    chunks = sorted((tmp_path / "b" / info.id).glob("*.chunk"))
+    assert len(chunks) >= 5
+    hurt = chunks[2]
+    data = bytearray(hurt.read_bytes())
+    data[len(data) // 2] ^= 1
+    hurt.write_bytes(data)
+    report = vecdb.verify_backups(tmp_path / "b")
+    assert not report.ok
+    assert hurt.name in report.problems[0]
+    with pytest.raises(errors.BackupDamaged, match=hurt.name):
+        vecdb.restore(tmp_path / "b", tmp_path / "new")
+    assert not ahead_threads()

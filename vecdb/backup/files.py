@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,6 +23,24 @@ class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
     first: int = 0
     end: int = 0
+
+
+def read_ahead(target: Target, backup: str, files: Sequence[File]) -> Generator[tuple[File, bytes]]:
+    """Each file with its bytes, as `read_file` gives them: the next is read and hashed by a thread while the caller works
+    on the one it was given. Memory: two files.
+
+    Raises what `read_file` raises when that file's turn comes. The thread has ended when this has, or was closed.
+    """
+    if len(files) < 2:  # nothing to be ahead of
+        yield from ((file, read_file(target, backup, file)) for file in files)
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="vecdb-read-ahead") as pool:
+        coming: Future[bytes] = pool.submit(read_file, target, backup, files[0])
+        for n, file in enumerate(files):
+            data = coming.result()
+            if n + 1 < len(files):
+                coming = pool.submit(read_file, target, backup, files[n + 1])
+            yield file, data
 
 
 def read_file(target: Target, backup: str, file: File) -> bytes:

@@ -5,7 +5,8 @@ What is read is not believed: sizes, order, checksums of files and of rows are c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Generator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from ..errors import BackupDamaged, BackupNotFound
 from ..store import Shape, StoredRows
 from . import chunk
 from .chains import Step
-from .files import read_file
+from .files import read_ahead, read_file
 from .target import Target
 
 Mask = NDArray[np.bool_]
@@ -128,13 +129,14 @@ class History:
 
 def rows_of(
     target: Target, step: Step, shape: Shape, n_rows: int
-) -> Iterator[tuple[StoredRows, int]]:
-    """The rows below `n_rows` that a step holds, in order, each group with the bytes read so far."""
+) -> Generator[tuple[StoredRows, int]]:
+    """The rows below `n_rows` that a step holds, in order, each group with the bytes read so far.
+
+    Files are read ahead by a thread, which ends with this generator: whoever may stop early closes it.
+    """
     row, done = step.part.first_row, 0
-    for file in step.part.rows:
-        if file.first >= n_rows:
-            return
-        data = read_file(target, step.backup, file)
+    wanted = list(itertools.takewhile(lambda file: file.first < n_rows, step.part.rows))
+    for file, data in read_ahead(target, step.backup, wanted):
         done += len(data)
         for group in chunk.groups(data):
             if group.first != row or group.end > file.end:

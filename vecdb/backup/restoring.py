@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -206,23 +207,24 @@ def fill(
     shape, paths = shape_of(last.settings.encode()), set[str]()
     waiting: list[tuple[Mask, CheckedRows]] = []
     size = row = read = 0
-    for piece, read in _pieces(target, wanted, shape, len(live)):
-        mask = live[piece.first : piece.end]
-        checked = check_rows(wanted.info, only_live(piece, mask, wanted.source))
-        paths |= checked.paths
-        if len(paths) > max_fields:
-            raise LimitExceeded(
-                f"collection {wanted.source!r} has more than {max_fields:,} distinct metadata paths in "
-                "the backup; raise the setting max_fields",
-                limit=max_fields,
-            )
-        waiting.append((mask, checked))
-        size += checked.bytes
-        row = piece.first + len(mask)
-        if size >= _COMMIT_BYTES:
-            _write(store, waiting, sequence)
-            waiting, size = [], 0
-            progress(BackupProgress("restore", wanted.info.name, row, len(live), read))
+    with closing(_pieces(target, wanted, shape, len(live))) as pieces:
+        for piece, read in pieces:
+            mask = live[piece.first : piece.end]
+            checked = check_rows(wanted.info, only_live(piece, mask, wanted.source))
+            paths |= checked.paths
+            if len(paths) > max_fields:
+                raise LimitExceeded(
+                    f"collection {wanted.source!r} has more than {max_fields:,} distinct metadata paths in "
+                    "the backup; raise the setting max_fields",
+                    limit=max_fields,
+                )
+            waiting.append((mask, checked))
+            size += checked.bytes
+            row = piece.first + len(mask)
+            if size >= _COMMIT_BYTES:
+                _write(store, waiting, sequence)
+                waiting, size = [], 0
+                progress(BackupProgress("restore", wanted.info.name, row, len(live), read))
     if row < len(live):
         raise BackupDamaged(
             f"backup {wanted.steps[-1].backup} holds rows up to {row} of collection {wanted.source!r}, the "
@@ -242,12 +244,13 @@ def fill(
 
 def _pieces(
     target: Target, wanted: Wanted, shape: Shape, n_rows: int
-) -> Iterator[tuple[StoredRows, int]]:
+) -> Generator[tuple[StoredRows, int]]:
     before = 0
     for step in wanted.steps:
         read = 0
-        for piece, read in rows_of(target, step, shape, n_rows):
-            yield piece, before + read
+        with closing(rows_of(target, step, shape, n_rows)) as pieces:
+            for piece, read in pieces:
+                yield piece, before + read
         before += read
 
 
@@ -291,12 +294,15 @@ class CheckedRows:
     bytes: int
 
 
-def check_rows(info: CollectionInfo, piece: StoredRows) -> CheckedRows:
-    """Rows of a backup through the checks of an insert; about 7 us a row. BackupDamaged."""
+def check_rows(info: CollectionInfo, piece: StoredRows, *, compared: bool = False) -> CheckedRows:
+    """Rows of a backup through the checks of an insert; about 7 us a row. BackupDamaged.
+
+    `compared`: the caller has asked `piece.damaged()` already.
+    """
     rows = piece.rows
     if not len(rows):
         return CheckedRows(rows, piece.sums, set(), 0)
-    damaged = piece.damaged()
+    damaged = np.empty(0, np.int64) if compared else piece.damaged()
     if len(damaged):
         raise BackupDamaged(
             f"row {damaged[0]} of collection {info.name!r} fails its checksum in the backup"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import closing
 
 from ..backup_types import BackupProgress, BackupReport, BackupTarget, Progress, unwatched
 from ..collection_info import shape_of
@@ -90,15 +91,17 @@ class _Found:
         steps, backup = steps_to(chain, part.token), chain.start[0].id
         info, shape = manifest.settings_of(part), shape_of(part.settings.encode())
         live = self._history(part.token, steps).live_at(part.sequence)
-        for piece, _ in rows_of(self._target, steps[-1], shape, part.next_row):
-            # Of rows that are dead by now only that they are whole: an id may be in several of them.
-            damaged = piece.damaged()
-            if len(damaged):
-                self.problems.append(
-                    f"backup {backup}: row {damaged[0]} of collection {part.name!r} fails its checksum"
-                )
-                continue
-            check_rows(info, only_live(piece, live[piece.first : piece.end], part.name))
+        with closing(rows_of(self._target, steps[-1], shape, part.next_row)) as pieces:
+            for piece, _ in pieces:
+                # Of rows that are dead by now only that they are whole: an id may be in several of them.
+                damaged = piece.damaged()
+                if len(damaged):
+                    self.problems.append(
+                        f"backup {backup}: row {damaged[0]} of collection {part.name!r} fails its checksum"
+                    )
+                    continue
+                of_now = only_live(piece, live[piece.first : piece.end], part.name)
+                check_rows(info, of_now, compared=True)
         if int(live.sum()) != part.live:
             self.problems.append(
                 f"backup {backup}: collection {part.name!r} counts {part.live} records, its rows "
