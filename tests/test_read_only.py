@@ -30,6 +30,27 @@ def test_a_reader_follows_a_new_index(data_folder):
             assert docs.query([[1, 0]], k=1).ids == [["7"]]
 
 
+def test_a_reader_ends_with_the_newest_of_many_indexes(data_folder):
+    """Indexes that follow each other faster than they are loaded: the last one serves in the end, answers are right
+    all along."""
+    with Writer(data_folder) as writer:
+        writer.run("h = db.create_collection('h', dimension=2, index='hnsw', metric='l2')")
+        writer.run("h.insert([str(i) for i in range(1500)], [[i, 1] for i in range(1500)])")
+        with vecdb.open(data_folder, read_only=True) as db:
+            docs = db.get_collection("h")
+            for turn in range(1, 7):
+                writer.run(
+                    f"h.insert([f'n{turn}-{{i}}' for i in range(300)], [[-{turn}, i] for i in range(300)])"
+                )
+                writer.run("h.build_index()")
+                assert docs.query([[-turn, 5]], k=1).ids == [[f"n{turn}-5"]]
+            wait_until(
+                lambda: docs.stats().index.indexed_rows == 1500 + 6 * 300, "the newest index"
+            )
+            assert docs.query([[700, 1]], k=1).ids == [["700"]]
+            assert docs.check().ok
+
+
 def test_a_reader_lets_go_of_what_was_dropped(data_folder):
     """Memory and files of a collection go with it in every process, also where its name was given again."""
     with Writer(data_folder) as writer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -178,13 +179,13 @@ def test_readers_share_a_unix_folder_with_nobody(start: StartServer) -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
+def nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test leaves the folder behind in which writer and readers meet."""
-    before = set(Path(tempfile.gettempdir()).glob("vecdb-*"))
+    # Short, because the address of a unix socket is; other tests run beside these.
+    folder = Path(tempfile.mkdtemp(prefix="left-"))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
     yield
-    left = {
-        path
-        for path in set(Path(tempfile.gettempdir()).glob("vecdb-*")) - before
-        if (path / "writer").exists()
-    }
+    left = list(folder.iterdir())
+    shutil.rmtree(folder)
     assert not left

@@ -227,7 +227,8 @@ class Core:
     ) -> None:
         """What `Following` has loaded; forgotten where all was made anew meanwhile."""
         with self._lane.exclusive():
-            if self.closed is not None or field not in self.all_fields:
+            newest = self._following.is_newest(field, raw)
+            if self.closed is not None or field not in self.all_fields or not newest:
                 return
             field.take(raw, loaded, why_not)
             self._behind = self._behind.followed_by(

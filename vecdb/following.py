@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable
 
-from .errors import Corrupted, VecdbError
+from .errors import Corrupted
 from .field import Field
 from .index import BuiltIndex, IndexRecord
 from .store import CollectionStore, Reader
@@ -14,7 +14,8 @@ from .store import CollectionStore, Reader
 log = logging.getLogger("vecdb")
 
 Take = Callable[[Field, bytes, "tuple[BuiltIndex, IndexRecord] | None", str], None]
-"""Puts a loaded index of a field into service, or says why its record `raw` is of no use."""
+"""Puts a loaded index of a field into service, or says why its record `raw` is of no use; in the lane, and if it
+`is_newest` there."""
 
 
 class Following:
@@ -58,19 +59,23 @@ class Following:
                 thread.start()
         return True
 
+    def is_newest(self, field: Field, raw: bytes) -> bool:
+        """Whether no other index was found since; in the lane. The older of two may be the later to be loaded."""
+        return self._loading.get(field.number) == raw
+
     def _load(self, field: Field, raw: bytes) -> None:
         try:
             record = IndexRecord.from_json(raw)
-            built = field.index.load(record, self._store.folder)
+            loaded = field.index.load(record, self._store.folder)
         except Corrupted as error:
             # The file of a build that another has followed is gone by now, and its record is none any more.
             self._take(field, raw, None, error.message)
-        except (VecdbError, OSError) as error:
+        except Exception as error:
             # Closed meanwhile, or no memory for it: the index before serves, and the next commit has it tried again.
             log.info("collection %s: a new index was not taken up: %s", self._name, error)
             self._loading.pop(field.number, None)
         else:
-            self._take(field, raw, (built, record), "")
+            self._take(field, raw, (loaded, record), "")
 
     def stop(self) -> None:
         """Returns when nothing is being loaded any more. Not in the lane, which loaders wait for."""

@@ -166,6 +166,8 @@ class Server:
                 self._observing.metrics.keeper = self._keeper
             self._open_port(database, limit)
         except BaseException:
+            if self._keeper is not None:
+                self._keeper.wait(0.0)  # none was started, but their folder is there
             self._observing.close()
             raise
 

@@ -170,6 +170,7 @@ class Keeper:
             with self._changed:
                 process.before = process.figures.ended()
                 process.now = CallFigures()
+                process.answered = process.asked
                 was_ready, process.is_ready = process.is_ready, False
                 process.failure = process.failure or f"it ended with exit status {code}"
                 self._changed.notify_all()
@@ -187,7 +188,6 @@ class Keeper:
 
     def _live(self, process: _Process) -> int | None:
         """One life of a process, from its start to its end; its exit status."""
-        process.failure = ""
         ours, theirs = socket.socketpair()
         try:
             running = _started(theirs)
@@ -224,7 +224,8 @@ class Keeper:
             if said.figures is not None:
                 process.now = said.figures
                 process.answered += 1
-            process.is_ready = process.is_ready or said.ready
+            if said.ready:
+                process.is_ready, process.failure = True, ""
             process.failure = said.failed or process.failure
             self._changed.notify_all()
 

@@ -51,7 +51,7 @@ class _Told(AuditLines):
         self._channel = channel
 
     def _append(self, fields: dict[str, Any]) -> None:
-        if "keys changed" not in fields.values():
+        if fields.get("event") != "keys changed":
             self._channel.send(Said(refused=fields))
 
 
