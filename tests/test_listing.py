@@ -8,10 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
-from conftest import BACKENDS, Run, open_backend
+from conftest import BACKENDS, Run, StartServer, open_backend
 
 import vecdb
+from vecdb_client.v1 import vecdb_pb2 as pb
+from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 
 UNKNOWN = {"name": "hurt", "error": None} | {
     one.name: None
@@ -127,6 +130,16 @@ def test_a_closed_database_lists_nothing(data_folder: Path):
     for call in (db.list_collections, db.collection_names):
         with pytest.raises(vecdb.errors.Closed):
             call()
+
+
+def test_what_only_a_server_says_is_passed_over(start: StartServer):
+    """A request to make a collection that says it cannot be opened makes it (hypothesis seed 10474633)."""
+    with grpc.insecure_channel(start().address) as channel:
+        stub: Any = pb_grpc.VecdbServiceStub(channel)
+        wanted = pb.Collection(name="docs", dimension=2, error="gone")
+        stub.CreateCollection(pb.CreateCollectionRequest(collection=wanted))
+        (info,) = stub.ListCollections(pb.ListCollectionsRequest()).collections
+    assert (info.name, info.dimension, info.error) == ("docs", 2, "")
 
 
 def test_names_open_nothing(data_folder: Path, monkeypatch: pytest.MonkeyPatch):

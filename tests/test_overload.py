@@ -99,7 +99,8 @@ def test_a_flood_leaves_others_their_turn(server: tuple[subprocess.Popen[str], s
     out, err = flood.communicate(timeout=60)
     assert flood.returncode == 0, err
     print("flood", out, "seen", seen)
-    assert json.loads(out)["codes"]["RESOURCE_EXHAUSTED"] > 1_000
+    flooding = json.loads(out)
+    assert flooding["codes"]["RESOURCE_EXHAUSTED"] > 1_000
     assert not seen["codes"].get("RESOURCE_EXHAUSTED")
-    # Whoever comes last in a queue of everybody would wait for half a second and more.
-    assert seen["p50_s"] < 0.25
+    # Whoever comes last in a queue of everybody would wait as long as the flood.
+    assert seen["p50_s"] < flooding["p50_s"] / 2

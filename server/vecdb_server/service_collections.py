@@ -41,6 +41,7 @@ class CollectionHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unu
     def CreateCollection(self, request: Any, context: Any) -> Any:
         # Ours to say; and a stranger's may be a moment that no calendar has.
         request.collection.ClearField("created_at_us")
+        request.collection.ClearField("error")
         info = messages.decode_info(request.collection)
         collection = self._database.create_collection(
             info.name,
