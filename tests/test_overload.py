@@ -102,5 +102,5 @@ def test_a_flood_leaves_others_their_turn(server: tuple[subprocess.Popen[str], s
     flooding = json.loads(out)
     assert flooding["codes"]["RESOURCE_EXHAUSTED"] > 1_000
     assert not seen["codes"].get("RESOURCE_EXHAUSTED")
-    # Whoever comes last in a queue of everybody would wait as long as the flood.
-    assert seen["p50_s"] < flooding["p50_s"] / 2
+    # Whoever comes last in a queue of everybody would wait as long as the flood: half a second, more on a slow machine.
+    assert seen["p50_s"] < max(0.25, 0.35 * flooding["p50_s"])

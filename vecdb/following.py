@@ -30,7 +30,7 @@ class Following:
         self._threads: list[threading.Thread] = []
 
     def has_news(self) -> bool:
-        """Whether there was a commit since `saw`; 4 us, where a look inside takes 20."""
+        """Whether there was a commit since `saw`; 8 us, without the lane and without a transaction."""
         return self._store.moment() != self._moment
 
     def saw(self, reader: Reader) -> None:

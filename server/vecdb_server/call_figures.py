@@ -35,6 +35,7 @@ class CallFigures(msgspec.Struct, frozen=True):
     search_waiting: int = 0
     cpu_s: float = 0.0
     resident_bytes: int = 0
+    """Of reading processes; Prometheus's own collector shows them of the writer."""
 
     def ended(self) -> CallFigures:
         """What is left of it when its process has ended: what only grows."""

@@ -26,7 +26,7 @@ from vecdb.types import DeviceStats, IndexStats
 from vecdb.watching import CollectionFigures, search_figures
 
 from .admission import Admission
-from .call_figures import CallFigures, PoolFigures, key, method_and_code, of_this_process, total
+from .call_figures import CallFigures, PoolFigures, key, method_and_code, total
 from .fair_pool import FairPool
 from .readers.keeper import Keeper
 
@@ -176,7 +176,6 @@ class Metrics:
             self.slow_queries,
             searches.batch_queries,
             searches.waiting,
-            *of_this_process(),
         )
 
     def _of_calls(self, families: Mapping[str, Any]) -> None:

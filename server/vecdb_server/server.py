@@ -22,7 +22,6 @@ from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 from .access import GuardedDatabase
 from .admission import Admission
 from .audit import AuditLines
-from .call_figures import CallFigures
 from .health import Health
 from .observing import Observing
 from .pools import Pools
@@ -223,10 +222,6 @@ class Server:
     def readers(self) -> Keeper | None:
         """The reading processes; None where there are none."""
         return self._keeper
-
-    def figures(self) -> CallFigures:
-        """What this process has counted."""
-        return self._observing.metrics.of_this_process()
 
     @property
     def metrics_port(self) -> int | None:

@@ -178,8 +178,8 @@ class Environment(OpenFile):
             self._leave()
 
     def moment(self) -> tuple[int, int]:
-        """Another value after each commit of any process, also where it has put a new file in place; 4 us, a
-        fifth of what a look inside costs."""
+        """Another value after each commit of any process, also where it has put a new file in place; 8 us, a third of
+        what a transaction costs."""
         if self.read_only and not self._gate.is_inside:
             self._follow_file()
         return self._file_number, self.last_transaction()

@@ -26,6 +26,7 @@ from vecdb.errors import VecdbError
 
 from .. import logs
 from ..audit import AuditLines
+from ..call_figures import CallFigures, of_this_process
 from ..server import Server
 from ..status import Border
 from .channel import Channel, Said
@@ -91,6 +92,12 @@ class ReadingServer(Server):
     @property
     def _beside(self) -> str:
         return self._own
+
+    def figures(self) -> CallFigures:
+        """What this process has counted and used."""
+        cpu_s, resident_bytes = of_this_process()
+        counted = self._observing.metrics.of_this_process()
+        return msgspec.structs.replace(counted, cpu_s=cpu_s, resident_bytes=resident_bytes)
 
     def take_up(self, changed: Mapping[str, Any]) -> None:
         """Takes up settings that the writer has taken up, keys and certificates. VecdbError as `reload`."""
