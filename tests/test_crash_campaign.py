@@ -228,6 +228,7 @@ def test_what_a_power_cut_leaves(tmp_path):
         os.replace(new, old)
         data.write_bytes(b"M" * 4096 + b"m" * 4096 + b"d" * 8192)
         simulated.cut(tmp_path / "left")
+        simulated.close()
         left = tmp_path / "left"
         content = (left / "old").read_bytes()
         # A file replaced by a rename that is not durable: the old one, or the new one with what was synced.
@@ -254,6 +255,7 @@ def test_names_are_durable_once_their_folder_is_synced(tmp_path):
         (root / "from" / "unsynced").touch()
         simulated.reached("x.sync-folder.after", root)
         simulated.cut(tmp_path / "left")
+        simulated.close()
         left = tmp_path / "left"
         assert (left / "b").read_bytes() == b"content"
         assert not (left / "from" / "a").exists()

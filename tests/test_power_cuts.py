@@ -67,6 +67,7 @@ def cuts(work, root, sound, tmp_path, most=CUTS):
             failpoints.install(before)
         if not left.exists():
             disk.cut(left)  # it was done before
+        disk.close()
         return left, next(points)
 
     _, count = run(0, -1)

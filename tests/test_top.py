@@ -127,13 +127,16 @@ class Screen:
             stdin=slave, stdout=slave, stderr=slave, env=environment(), start_new_session=True,
         )  # fmt: skip
         self.seen = ""
+        # `select` knows no file beyond the 1,023rd, and this process may have more open.
+        self.drawn = select.poll()
+        self.drawn.register(self.master, select.POLLIN)
 
     def until(self, text: str, limit_s: float = 20.0) -> str:
         """All that was drawn until `text` came."""
         end = time.monotonic() + limit_s
         while text not in self.seen:
             assert time.monotonic() < end, self.seen
-            if select.select([self.master], [], [], 0.1)[0]:
+            if self.drawn.poll(100):
                 self.seen += os.read(self.master, 65_536).decode()
         return self.seen
 

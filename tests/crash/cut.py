@@ -101,6 +101,16 @@ class Disk:
             differ = sum(now.get(key) != names.get(key) for key in {*now, *names})
             return self._write(self._number(self._root), names, target), differ
 
+    def close(self) -> None:
+        """Lets go of all files, and of the room of those that have no name any more. Nothing may be called after it."""
+        with self._lock:
+            for descriptor in (
+                *self._folders.values(),
+                *(f.descriptor for f in self._files.values()),
+            ):
+                os.close(descriptor)
+            self._folders, self._files = {}, {}
+
     # -- what is there
 
     def _number(self, path: Path) -> int:
