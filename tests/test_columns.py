@@ -185,7 +185,7 @@ def test_readers_beside_the_writer() -> None:
         '{"f9": {"$ne": true}}': rows // 1000 != 9,
     }
     columns = Columns(100)
-    done = threading.Event()
+    done, looked = threading.Event(), threading.Event()
     failures: list[str] = []
     seen: set[int] = set()
 
@@ -195,6 +195,7 @@ def test_readers_beside_the_writer() -> None:
             last = done.is_set()
             stop = columns.n_rows
             seen.add(stop)
+            looked.set()
             start = max(0, stop - 1500)
             for one, mask in parsed:
                 got = evaluate(one, columns, Nothing(), range(start, stop))
@@ -210,6 +211,10 @@ def test_readers_beside_the_writer() -> None:
     while at < n:
         size = int(rng.integers(1, 120))
         columns.extend(ColumnBatch.from_metadata(records[at : at + size]), at)
+        if at // 1000 < (at + size) // 1000:
+            # A writer that is let run may be done before they have looked a sixth time.
+            looked.clear()
+            assert looked.wait(60)
         at = min(at + size, n)
     done.set()
     for reader in readers:
