@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from index_rows import plain
 
 from vecdb.index.blocks import Allowed, BitBlock, Block, CodeBlock, FloatBlock, ListBlock
+from vecdb.index.cells import align_centroids
 from vecdb.index.chosen import Few
 from vecdb.index.codes import own_code
 from vecdb.index.distance import unit
 from vecdb.index.door import INNER_PRODUCT, L2, faiss, knn, through_blas
-from vecdb.index.main import align_centroids, new_ivf
+from vecdb.index.main import new_ivf
 
 SEED = 20_261_123
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from index_rows import as_stored, plain
+from index_rows import Rows, as_stored, plain
 
-from vecdb.index import distances
+from vecdb.index import distances, source
 from vecdb.index.codes import (
     GPU_PARTS,
     code_bytes,
@@ -23,7 +23,7 @@ from vecdb.index.codes import (
     parts_of,
     to_space,
 )
-from vecdb.index.distance import Merger, at_a_line, unit
+from vecdb.index.distance import Merger, at_a_line, unit, wide
 from vecdb.index.live import LiveRows, is_set, unpack
 from vecdb.index.tail import Tail
 from vecdb.memory import aligned_row
@@ -305,3 +305,49 @@ def test_bytes_of_8_bits_are_those_that_a_gpu_can_hold(dimension, size):
     assert parts_of(dimension) == code_bytes("pq8", dimension) == size
     assert size in GPU_PARTS
     assert dimension % size == 0
+
+
+def test_halves_become_the_same_floats():
+    """Every finite half becomes the float32 that numpy makes of it, in any shape and order; what is float32 is not copied."""
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    every = every[np.isfinite(every)].reshape(-1, 62)
+    for halves in (every, every.T, every[::3, ::-1], every[:0], np.repeat(every, 5, axis=0)):
+        found = wide(halves)
+        assert found.flags.c_contiguous
+        expected = np.ascontiguousarray(halves, np.float32)
+        assert found.view(np.uint32).tolist() == expected.view(np.uint32).tolist()
+    floats = every.astype(np.float32)
+    assert wide(floats) is floats
+
+
+STORED = ["float32", "float16", "int8", "uint8"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "storage", "scale"),
+    [
+        *((metric, storage, 1.0) for metric in ("cosine", "l2", "ip") for storage in STORED),
+        ("hamming", "binary", 1.0),
+        ("cosine", "float32", 1e-25),
+    ],
+)
+def test_keys_of_copied_vectors(metric, storage, scale, monkeypatch):
+    """Vectors that are read to be compared have the keys that the definitions say, slice by slice; -1 is at infinity."""
+    monkeypatch.setattr(source, "_SLICE_SCALARS", 2_000)
+    rows = Rows(300, storage=storage)
+    monkeypatch.setattr(rows, "in_place", lambda *_: None)
+    if scale < 1:
+        rows.vectors = (rows.vectors * scale).astype(np.float32)
+    wanted = np.random.default_rng(7).integers(-1, 300, (40, 9))
+    queries = rows.queries[:40]
+    asked = unit(queries) if metric == "cosine" else queries
+    keys = source.true_keys(asked, rows, wanted, metric)
+    truth = plain(queries, rows.vectors, metric)[np.arange(40)[:, None], wanted]
+    if metric in ("cosine", "ip"):
+        truth -= 1
+    there = wanted >= 0
+    assert np.isinf(keys[~there]).all()
+    np.testing.assert_allclose(
+        keys[there], truth[there], rtol=1e-4, atol=1e-4 * np.abs(truth).max()
+    )
+    assert source.true_keys(asked[:0], rows, wanted[:0], metric).shape == (0, 9)

@@ -362,7 +362,9 @@ class Build:
             calibrate.LARGE_K if kind == "hnsw" else 1,
             calibrate.LISTS_LARGE_K if kind == "ivf" else calibrate.LARGE_K,
             exact,
-            finder(kind, code, index, refined(code, index, block)) if copy is None else copy.search,
+            finder(kind, code, index, refined(code, index, block), alone=True)
+            if copy is None
+            else copy.search,
             rank,
             self.cancel,
             lambda share: self.progress(start + share * _CALIBRATION_SHARE),

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .distance import Floats, unit
+from .distance import Floats, unit, wide
 from .door import faiss, faiss_metric
 
 _SCALAR_TYPES = {
@@ -103,7 +103,7 @@ def to_space(vectors: NDArray[Any], metric: str, storage: str) -> NDArray[Any]:
     """
     if storage == "binary":
         return np.ascontiguousarray(vectors, np.uint8)
-    floats = unit(vectors) if metric == "cosine" else np.ascontiguousarray(vectors, np.float32)
+    floats = unit(vectors) if metric == "cosine" else wide(vectors)
     rounded = vectors.dtype == np.float16 and metric != "cosine"
     if own_code(storage) == "float16" and not rounded:
         floats = floats.astype(np.float16).astype(np.float32)
@@ -140,6 +140,7 @@ def decoded(index: Any, codes: NDArray[np.uint8]) -> Floats:
     """Vectors (n, d) float32 of codes (n, bytes)."""
     if int(index.sq.qtype) == _SCALAR_TYPES["float16"]:
         halves: NDArray[np.float16] = codes.view(np.float16)
+        # Not by `wide`: values that are too large for a half are infinite here.
         return halves.astype(np.float32)
     return np.asarray(index.sa_decode(np.ascontiguousarray(codes)), np.float32)
 

@@ -247,6 +247,11 @@ def compare_one(
     return scores
 
 
+def address(array: Any) -> int:
+    """Where the memory of a C-contiguous array begins, which must outlive what is done with it."""
+    return int(array.__array_interface__["data"][0])
+
+
 def products_at(
     queries: NDArray[np.float32], origin: int, places: NDArray[np.int64]
 ) -> NDArray[np.float32]:

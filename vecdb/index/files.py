@@ -27,10 +27,11 @@ from ..errors import Corrupted, StorageFull
 from .arena import Arena
 from .blocks import Block, FloatBlock
 from .calibrate import Curve, Point
+from .cells import align_centroids
 from .codes import is_lossy, new_codes, own_code
 from .door import CORES, READ_FLAGS, faiss, faiss_metric, flat_over
 from .filling import BEHIND_BYTES, LateBlock, fill
-from .main import BuiltIndex, Main, align_centroids, attach, block_of, whole
+from .main import BuiltIndex, Main, attach, block_of, whole
 from .makers import Job
 from .mapped_file import MappedFile
 

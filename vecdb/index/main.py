@@ -17,8 +17,9 @@ import numpy as np
 from .arena import Arena
 from .blocks import Allowed, BitBlock, Block, CodeBlock, FloatBlock, ListBlock, as_keys
 from .calibrate import Curve
+from .cells import probing
 from .codes import part_of, parts_of
-from .distance import Floats, Rows, at_a_line
+from .distance import Floats, Rows
 from .door import L2, faiss, faiss_metric, flat_over, search_one, use_threads_for
 from .filling import LateBlock
 from .mapped_file import MappedFile
@@ -203,7 +204,7 @@ class Main:
                 return None
             return (keys if int(index.metric_type) == L2 else -keys), positions
         if self.kind == "ivf":
-            params = _probe(min(setting, int(index.nlist)))
+            index, params = probing(index, setting, len(queries))
         elif self._refined is None:
             params = _walk(max(setting, k))
         else:
@@ -247,8 +248,9 @@ Find = Callable[[Any, int, int], tuple[Floats, Rows]]
 """(queries, k, setting) -> keys and positions; see `Main.search`."""
 
 
-def finder(kind: str, code: str, index: Any, both: Any) -> Find:
-    """`Main.search` of an index that may not be a Main yet; `both` is its `refined`."""
+def finder(kind: str, code: str, index: Any, both: Any, *, alone: bool = False) -> Find:
+    """`Main.search` of an index that may not be a Main yet; `both` is its `refined`. `alone`: however many queries are
+    given, it answers as each would be answered that comes alone, see `cells.probing`."""
     if both is not None:
         size, metric = int(index.ntotal), int(index.metric_type)
 
@@ -267,9 +269,10 @@ def finder(kind: str, code: str, index: Any, both: Any) -> Find:
             return as_keys(scores, positions, int(index.metric_type))
         if kind == "hnsw":
             params = _walk(max(setting, k))
+            searched = index
         else:
-            params = _probe(min(setting, int(index.nlist)))
-        scores, positions = index.search(queries, k, params=params)
+            searched, params = probing(index, setting, 1 if alone else len(queries))
+        scores, positions = searched.search(queries, k, params=params)
         if scores.dtype != np.float32:
             scores = scores.astype(np.float32)
         return as_keys(
@@ -317,15 +320,9 @@ def _refine(ef_search: int, factor: float) -> Any:
     return faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=_walk(ef_search))
 
 
-@lru_cache(maxsize=4_096)
-def _probe(nprobe: int) -> Any:
-    return faiss.SearchParametersIVF(nprobe=nprobe)
-
-
 # Before the interpreter takes FAISS apart: its wrappers would complain that they cannot free them.
 atexit.register(_walk.cache_clear)
 atexit.register(_refine.cache_clear)
-atexit.register(_probe.cache_clear)
 
 
 def new_ivf(dimension: int, metric: str, code: str, centroids: Floats, sample: Floats) -> Any:
@@ -385,20 +382,6 @@ def attach(graph: Any, storage: Any) -> None:
     graph.storage = storage
     storage.thisown = True  # the wrapper takes what is assigned for given away, and would leak it
     graph.referenced_objects = [storage]
-
-
-def align_centroids(lists: Any) -> None:
-    """Moves the centroids of an IVF index to memory of its own that begins at a cache line: all of them are compared with
-    each query, which takes nearly as long as the lists that are then probed."""
-    if not lists.own_fields:
-        return  # they are there
-    old = lists.quantizer
-    flat = flat_over(at_a_line(old.reconstruct_n(0, int(lists.nlist))), int(lists.metric_type))
-    lists.own_fields = False
-    type(old).__swig_destroy__(old)
-    lists.quantizer = flat
-    flat.thisown = True  # see `attach`
-    lists.referenced_objects = [flat]
 
 
 def empty_graph(dimension: int, metric: str) -> Any:

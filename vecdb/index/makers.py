@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from ..types import LISTS_ONLY
 from .arena import Arena
 from .blocks import Block, CodeBlock, FloatBlock
+from .cells import align_centroids
 from .codes import is_fine, is_guide, like, new_codes, typical_error
 from .distance import Floats, Rows
 from .door import READ_FLAGS, add_to_lists, faiss, flat_over, give_memory_back, reserve
-from .main import HNSW_M, Main, align_centroids, attach, block_of, empty_graph, new_ivf, whole
+from .main import HNSW_M, Main, attach, block_of, empty_graph, new_ivf, whole
 from .source import READ_ROWS, VectorSource
 
 _TRAIN_ROWS_A_LIST = 40

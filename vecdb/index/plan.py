@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from . import cells
 from .blocks import Allowed, FloatBlock, nearness
 from .distance import Floats, Rows, widen
 from .door import L2
@@ -82,7 +83,7 @@ def walk_cost(main: Main, k: int, setting: int) -> float:
     a_row = LISTS_COST_A_ROW * {"pq4": FAST_SCAN, "pq8": TABLE_SCAN}.get(main.code, 1.0)
     tables = main.code == "pq8" and int(main.index.metric_type) == L2
     a_list = TABLES_A_LIST if tables else 0.0
-    return lists + min(setting, lists) * (a_list + a_row * main.n / lists)
+    return cells.cost(main.index, setting) + min(setting, lists) * (a_list + a_row * main.n / lists)
 
 
 def exact_cost(main: Main, allowed: Allowed | None, queries: int = 1) -> float:

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .blocks import Allowed, BitBlock, FloatBlock
-from .distance import Floats, Merger, Rows, lengths, roots, unit
-from .door import faiss_metric, lengths_at, products_at, squares_at, use_threads_for
+from .distance import Floats, Merger, Rows, roots, unit, wide
+from .door import address, faiss_metric, lengths_at, products_at, squares_at, use_threads_for
 
 Found = TypeVar("Found")
 
 READ_ROWS = 8_192
-_SLICE_SCALARS = 4 << 20
-"""Scalars of vectors that are gathered at once to be compared."""
+_SLICE_SCALARS = 1 << 20
+"""Scalars of vectors that are gathered at once to be compared: they are read again before they leave the caches."""
 
 
 class VectorSource(Protocol):
@@ -38,7 +38,7 @@ def exact_space(vectors: NDArray[Any], metric: str) -> Any:
     """Stored vectors as float32 (hamming: uint8), of unit length for cosine; nothing is rounded."""
     if metric == "hamming":
         return np.ascontiguousarray(vectors, np.uint8)
-    return unit(vectors) if metric == "cosine" else np.ascontiguousarray(vectors, np.float32)
+    return unit(vectors) if metric == "cosine" else wide(vectors)
 
 
 def true_keys(
@@ -69,7 +69,7 @@ def _in_slices(queries: Any, source: VectorSource, rows: Rows, metric: str) -> F
     """`true_keys` of copied vectors, in slices. Repeated rows are read again: less than finding out."""
     step = max(1, _SLICE_SCALARS // max(1, rows.shape[1] * queries.shape[1]))
     parts = [
-        _all_keys(queries[i : i + step], source, rows[i : i + step], metric)
+        _of_copies(queries[i : i + step], source, rows[i : i + step], metric)
         for i in range(0, len(rows), step)
     ]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -88,7 +88,8 @@ def _bits(queries: Any, source: VectorSource, rows: Rows) -> Floats:
 def _keys_in_place(
     queries: Any, shape: tuple[int, int], metric: str, origin: int, places: Rows
 ) -> Floats | None:
-    """`true_keys` of vectors where they lie, by FAISS: with all cores for a batch, and nothing copied."""
+    """`true_keys` of float32 vectors where they lie, by FAISS: with all cores for a batch, and nothing copied. None
+    where cosine needs them scaled first."""
     places = places.reshape(shape)
     use_threads_for(len(queries))
     if metric == "l2":
@@ -103,28 +104,17 @@ def _keys_in_place(
     return keys
 
 
-def _all_keys(queries: Any, source: VectorSource, rows: Rows, metric: str) -> Floats:
-    """`true_keys` where no row is missing, in one pass over all pairs."""
-    vectors, norms = _to_compare(source.rows(rows.ravel()), metric)
-    pairs = vectors.reshape(*rows.shape, -1)
-    keys: Floats
-    if metric == "l2":
-        difference = pairs - queries[:, None, :]
-        return np.asarray(np.einsum("qwd,qwd->qw", difference, difference))
-    keys = -np.einsum("qwd,qd->qw", pairs, queries)
-    if norms is not None:
-        keys /= norms.reshape(rows.shape)
+def _of_copies(queries: Any, source: VectorSource, rows: Rows, metric: str) -> Floats:
+    """`true_keys` where no row is missing, of vectors that are read. Copies are not brought to unit length where
+    dividing the products by their lengths does as well."""
+    if not rows.size:
+        return np.empty(rows.shape, np.float32)
+    vectors, places = wide(source.rows(rows.ravel())), np.arange(rows.size)
+    keys = _keys_in_place(queries, rows.shape, metric, address(vectors), places)
+    if keys is None:
+        vectors = unit(vectors)
+        keys = -products_at(queries, address(vectors), places.reshape(rows.shape))
     return keys
-
-
-def _to_compare(vectors: NDArray[Any], metric: str) -> tuple[Any, Floats | None]:
-    """Stored vectors for `_all_keys`. Under cosine they are not copied to unit length where dividing the
-    products by their lengths does as well."""
-    if metric == "cosine" and vectors.dtype == np.float32:
-        norms = lengths(vectors)
-        if norms is not None:
-            return vectors, norms
-    return exact_space(vectors, metric), None
 
 
 def scan(
