@@ -18,7 +18,7 @@ from index_rows import Rows, build, check_index, filled, make_index
 
 from vecdb import disk
 from vecdb.errors import Corrupted, StorageFull
-from vecdb.index import IndexRecord, codes, files
+from vecdb.index import IndexRecord, codes, file_sums, files
 from vecdb.index import index as index_module
 
 KINDS = [
@@ -192,7 +192,7 @@ from pathlib import Path
 sys.path[:0] = sys.argv[2:]
 from index_rows import Rows, make_index
 from vecdb.errors import Corrupted
-from vecdb.index import IndexRecord, files
+from vecdb.index import IndexRecord, file_sums, files
 
 folder = Path(sys.argv[1])
 record = IndexRecord.from_json((folder / "record").read_bytes())
@@ -204,7 +204,7 @@ for name in names:
     data = path.read_bytes()
     for cut in [0, 1, 4, 8, 33, 60, 200, *range(1_000, part.size, part.size // 16)]:
         path.write_bytes(data[:cut])
-        checksum = files._checksum(path, cut, files._FORM)
+        checksum = file_sums.checksum(path, cut)
         wrong = replace(record, **{name: files.FilePart(part.name, cut, checksum)})
         try:
             make_index(rows, record.kind, record.metric).load(wrong, folder)
@@ -357,29 +357,17 @@ def test_an_index_of_the_first_format_still_loads(kind, metric, storage, tmp_pat
     check_index(again, rows, np.ones(2_500, np.bool_))
 
 
-@pytest.mark.parametrize("size", [0, 1, 1 << 10, (1 << 10) + 1, 5 << 10])
-def test_a_file_of_many_parts_has_one_checksum(size, tmp_path, monkeypatch):
-    """It depends on every byte and on the length, whichever part they fall into."""
-    monkeypatch.setattr(files, "_PART_BYTES", 1 << 10)
-    path = tmp_path / "some"
-    content = np.random.default_rng(size).bytes(size)
-    path.write_bytes(content)
-    right = files._checksum(path, size, files._FORM)
-    parts = [content[i : i + 1_024] for i in range(0, max(size, 1), 1_024)]
-    whole = b"".join(hashlib.sha256(part).digest() for part in parts)
-    assert right == "sha256/16M:" + hashlib.sha256(whole).hexdigest()
-    for at in {0, size // 2, size - 1} if size else ():
-        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        assert files._checksum(path, size, files._FORM) != right
-
-
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_checksum_of_an_earlier_version_still_counts(damaged, tmp_path):
-    """What was saved with BLAKE2b over the whole file loads, and is refused where it was changed."""
+@pytest.mark.parametrize("form", ["sha256/16M:", ""])
+def test_a_checksum_of_an_earlier_version_still_counts(form, damaged, tmp_path):
+    """What was saved with SHA-256, or BLAKE2b over the whole file, loads, and is refused where it was changed."""
     rows, _, record = saved(tmp_path, "hnsw", "l2", "float32", "none")
-    content = (tmp_path / record.graph.name).read_bytes()
-    digest = hashlib.blake2b(content, digest_size=32)
-    old = replace(record, graph=replace(record.graph, checksum=digest.hexdigest()))
+    part = record.graph
+    digest = file_sums.checksum(tmp_path / part.name, part.size, form)
+    if not form:
+        content = (tmp_path / part.name).read_bytes()
+        assert digest == hashlib.blake2b(content, digest_size=32).hexdigest()
+    old = replace(record, graph=replace(part, checksum=digest))
     if damaged:
         damage_flip(tmp_path / record.graph.name)
     index = make_index(rows)

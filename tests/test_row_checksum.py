@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from seeds import RUN_SEED
 
-from vecdb.store import crc
+from vecdb import crc
 
 LENGTHS = (*range(130), 255, 256, 257, 1_535, 1_536, 1_537, 4_096, 65_536, 1 << 20)
 

@@ -17,9 +17,9 @@ from test_repair import problems
 
 import vecdb
 from vecdb import layout
+from vecdb.crc import flipped_bit
 from vecdb.errors import Corrupted
 from vecdb.store import fresh, meta_sums
-from vecdb.store.crc import flipped_bit
 from vecdb.store.pages import MAIN, PageFile
 
 BITS = 6

@@ -9,13 +9,11 @@ store can make it again.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import secrets
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,6 +28,7 @@ from .calibrate import Curve, Point
 from .cells import align_centroids
 from .codes import is_lossy, new_codes, own_code
 from .door import CORES, READ_FLAGS, faiss, faiss_metric, flat_over
+from .file_sums import checksum, form_of
 from .filling import BEHIND_BYTES, LateBlock, fill
 from .main import BuiltIndex, Main, attach, block_of, whole
 from .makers import Job
@@ -38,7 +37,6 @@ from .mapped_file import MappedFile
 _CLASSES = {"hnsw": faiss.IndexHNSW, "ivf": faiss.IndexIVF, "flat": faiss.IndexScalarQuantizer}
 
 _WHAT = "index"
-_FORM, _PART_BYTES = "sha256/16M:", 16 << 20
 
 FORMAT = 5
 """Version of the record and of the files it names. Version 1 knew no codes but those of the storage,
@@ -49,11 +47,7 @@ _SEAL = b',"crc32":'
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """One file of a saved index: name in its folder, bytes, checksum.
-
-    The checksum is the SHA-256 of the SHA-256s of parts of 16 MiB, in hexadecimal behind `sha256/16M:`;
-    without that, as saved by earlier versions, the BLAKE2b-256 of the whole.
-    """
+    """One file of a saved index: name in its folder, bytes, checksum as `file_sums.checksum` gives it."""
 
     name: str
     size: int
@@ -191,7 +185,7 @@ def _write(folder: Path, name: str, write: Callable[[BinaryIO], None]) -> FilePa
         with disk.written_aside(folder / name, _WHAT) as file:
             write(file)
             size = file.seek(0, os.SEEK_END)
-        checksum = _checksum(folder / name, size, _FORM)
+        found = checksum(folder / name, size)
     except BaseException as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left" in str(error):  # inside FAISS the error loses its type
@@ -200,39 +194,7 @@ def _write(folder: Path, name: str, write: Callable[[BinaryIO], None]) -> FilePa
                 path=str(folder),
             ) from error
         raise
-    return FilePart(name, size, checksum)
-
-
-def _checksum(path: Path, size: int, form: str) -> str:
-    """Of a file of `size` bytes, in the form that the record begins with.
-
-    In parts, by as many threads as there are cores: opening a million rows waits for 0.5 GB of codes and
-    links. Processors of the last years compute SHA-256 themselves: 1.7 GB/s a thread here, BLAKE2b 0.9.
-    """
-    if form != _FORM:
-        digest = hashlib.blake2b(digest_size=32)
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        return digest.hexdigest()
-
-    def part(start: int) -> bytes:
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            file.seek(start)
-            left = _PART_BYTES
-            while left and (chunk := file.read(min(left, 1 << 20))):
-                digest.update(chunk)
-                left -= len(chunk)
-        return digest.digest()
-
-    starts = range(0, max(size, 1), _PART_BYTES)
-    if len(starts) == 1:
-        parts = [part(0)]
-    else:
-        with ThreadPoolExecutor(CORES, thread_name_prefix="vecdb-checksum") as threads:
-            parts = list(threads.map(part, starts))
-    return _FORM + hashlib.sha256(b"".join(parts)).hexdigest()
+    return FilePart(name, size, found)
 
 
 def _verify(folder: Path, part: FilePart) -> Path:
@@ -244,7 +206,7 @@ def _verify(folder: Path, part: FilePart) -> Path:
                 f"index file {part.name} has {size} bytes, {part.size} were written",
                 file=part.name,
             )
-        if _checksum(path, size, part.checksum[: len(_FORM)]) != part.checksum:
+        if checksum(path, size, form_of(part.checksum)) != part.checksum:
             raise Corrupted(
                 f"index file {part.name} fails its checksum: its content was changed",
                 file=part.name,

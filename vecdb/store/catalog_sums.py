@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..crc import crc32, flipped_bit
 from ..errors import Corrupted
 from ..layout import CATALOG_SUM_KEYS, CATALOG_SUMS, META_FORMAT, META_SUMS, SUM
-from .crc import crc32, flipped_bit
 from .environment import Environment
 from .meta_sums import mended_value, sealed, unsealed, value_sum
 

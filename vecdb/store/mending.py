@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..crc import flipped_bit
 from ..layout import (
     KEYED,
     LOG,
@@ -23,7 +24,6 @@ from ..layout import (
     STATE,
     SUMMED,
 )
-from .crc import flipped_bit
 from .meta_sums import Stretch, Sums, entry_sum, mended_value, parse_log_sum, value_sum
 from .salvage import Salvaged, Table
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..crc import crc32, flipped_bit
 from ..errors import Corrupted
 from ..layout import (
     LOG,
@@ -26,7 +27,6 @@ from ..layout import (
     SUMMED,
     SUMS,
 )
-from .crc import crc32, flipped_bit
 from .environment import Environment
 from .tables import Tables
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..crc import crc32
 from ..errors import Corrupted
 from ..layout import DEFAULT_FIELD, ID_BLOCK_ROWS
-from .crc import crc32
 from .reader import Reader
 from .tables import Rows
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..crc import crc32, flipped_bit
 from ..layout import (
     DEFAULT_FIELD,
     ID_BLOCK_ROWS,
@@ -19,7 +20,6 @@ from ..layout import (
     id_key,
 )
 from ..types import MAX_ID_BYTES
-from .crc import crc32, flipped_bit
 from .evidence import NEAR, Evidence, Piece
 from .salvage import Salvaged
 from .shape import Shape

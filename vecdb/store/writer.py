@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..crc import crc32
 from ..errors import Corrupted
 from ..layout import (
     BITMAP_ROWS,
@@ -35,7 +36,6 @@ from ..layout import (
     unpack_bitmaps,
     unpack_id_texts,
 )
-from .crc import crc32
 from .environment import Environment
 from .fresh import FreshIds, fresh_limit
 from .meta_sums import Keeper
