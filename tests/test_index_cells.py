@@ -57,6 +57,19 @@ def test_codes_find_the_nearest_lists(code, metric):
     assert after[0][same].tobytes() == before[0][same].tobytes()
 
 
+@pytest.mark.parametrize("scale", [1e-15, 1e17])
+def test_codes_of_the_smallest_and_largest_vectors(scale):
+    """Vectors as small or large as a collection takes them find their lists as well."""
+    lists, vectors, queries = lists_of("float32")
+    scaled = new_ivf(DIMENSION, "l2", "float32", vectors[:LISTS] * np.float32(scale), vectors[:9])
+    scaled.add(vectors * np.float32(scale))
+    for one in (lists, scaled):
+        cells.align_centroids(one)
+    _, as_they_are = searched(lists, NPROBE, queries, by_codes=True)
+    _, found = searched(scaled, NPROBE, queries * np.float32(scale), by_codes=True)
+    assert (found == as_they_are).mean() > 0.98
+
+
 def test_nearly_all_of_the_nearest_lists_are_found():
     """Of the lists that are nearest to queries more than 19 of 20 are probed."""
     lists, _, queries = lists_of()

@@ -112,8 +112,10 @@ def _coded(flat: Any, centroids: Floats) -> Any:
     product quantizer that training would find for independent normal values, and take no training.
     """
     dimension = centroids.shape[1]
-    mean, deviation = centroids.mean(axis=0), centroids.std(axis=0)
-    values = mean[:, None] + np.maximum(deviation, np.float32(1e-30))[:, None] * _LEVELS
+    # Squares of the largest numbers that are allowed have sums beyond float32.
+    mean = centroids.mean(axis=0, dtype=np.float64)
+    deviation = centroids.std(axis=0, dtype=np.float64)
+    values = mean[:, None] + np.maximum(deviation, 1e-30)[:, None] * _LEVELS
     pairs = np.empty((dimension // 2, 4, 4, 2), np.float32)
     pairs[..., 0] = values[0::2, :, None]
     pairs[..., 1] = values[1::2, None, :]
