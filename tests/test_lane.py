@@ -92,3 +92,68 @@ def test_eight_writers_without_pause_share_nearly_every_commit(docs, monkeypatch
     assert docs.count() == each * writers
     assert each * writers / docs.stats().sequence > 5.2
     assert docs.check().ok
+
+
+@pytest.mark.parametrize("others_read", [True, False])
+def test_a_read_shows_what_another_process_may_have_shown(others_read, data_folder, monkeypatch):
+    """Between a commit and its publishing a query waits for the latter where others read the file, and only there;
+    nobody waits for the disk, and the thread that commits not for itself."""
+    with vecdb.open(data_folder) as db:
+        db.others_read = others_read
+        docs = db.create_collection("docs", dimension=4, metric="l2")
+        lane, store = docs._core._lane, docs._core.store
+        publish, commit = lane._publish, store.commit
+        at_disk, on_disk = threading.Event(), threading.Event()
+        committed, go_on = threading.Event(), threading.Event()
+        seen: dict[str, int] = {}
+
+        def found() -> int:
+            return len([i for i in docs.query([1, 0, 0, 0], k=5).ids[0] if i])
+
+        def waiting_commit(*args):
+            at_disk.set()
+            assert on_disk.wait(30)
+            return commit(*args)
+
+        def waiting_publish(*args):
+            seen["by the thread that commits"] = found()
+            committed.set()
+            assert go_on.wait(30)
+            publish(*args)
+
+        monkeypatch.setattr(store, "commit", waiting_commit)
+        monkeypatch.setattr(lane, "_publish", waiting_publish)
+        writer = threading.Thread(target=docs.insert, args=(["a"], [[1, 0, 0, 0]]))
+        writer.start()
+        assert at_disk.wait(30)
+        assert found() == 0
+        on_disk.set()
+        assert committed.wait(30)
+        reader = threading.Thread(target=lambda: seen.update(meanwhile=found()))
+        reader.start()
+        reader.join(0.3 if others_read else 30)
+        assert reader.is_alive() == others_read
+        go_on.set()
+        writer.join(30)
+        reader.join(30)
+        assert seen == {"by the thread that commits": 0, "meanwhile": int(others_read)}
+        assert found() == 1
+        assert lane.landing is None
+
+
+def test_a_commit_that_fails_keeps_no_reader_waiting(data_folder, monkeypatch):
+    """What never lands is not waited for."""
+    with vecdb.open(data_folder) as db:
+        db.others_read = True
+        docs = db.create_collection("docs", dimension=4, metric="l2")
+
+        def broken(*_):
+            raise vecdb.errors.StorageFull("no space")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(docs._core.store, "commit", broken)
+            with pytest.raises(vecdb.errors.StorageFull):
+                docs.insert(["a"], [[1, 0, 0, 0]])
+        assert docs._core._lane.landing is None
+        docs.insert(["a"], [[1, 0, 0, 0]])
+        assert docs.count() == 1

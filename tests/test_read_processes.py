@@ -133,6 +133,48 @@ def test_a_query_sees_what_was_acknowledged(start: StartServer) -> None:
     assert looked > 5
 
 
+def test_what_one_process_has_shown_the_others_show(start: StartServer) -> None:
+    """A write that is not acknowledged yet, and was seen by way of one process, is not missing by way of another."""
+    server = start(read_processes=1)
+    assert server.readers is not None
+    at_writer = server.readers.writer
+    with connect(server.address) as client:
+        client.create_collection("docs", dimension=2)
+    assert server._database is not None
+    lane = server._database.get_collection("docs")._core._lane
+    publish, go_on = lane._publish, threading.Event()
+    seen: list[str | None] = []
+
+    def held_back(*args: Any) -> None:
+        assert go_on.wait(30)
+        publish(*args)
+
+    def ask(address: str) -> str | None:
+        with connect(address) as client:
+            ids: list[str] = client.get_collection("docs").query([1.0, 0.0], k=1).ids[0]
+            return ids[0] if ids else None
+
+    lane._publish = held_back
+    try:
+        with connect(at_writer) as client:
+            docs = client.get_collection("docs")
+            writer = threading.Thread(target=lambda: docs.insert(["a"], [[1.0, 0.0]]))
+            writer.start()
+            wait_until(lambda: ask(reader(server)) == "a", "the reader shows the commit")
+            asked = threading.Thread(target=lambda: seen.append(ask(at_writer)))
+            asked.start()
+            asked.join(0.3)
+            assert asked.is_alive(), seen
+            go_on.set()
+            writer.join(30)
+            asked.join(30)
+    finally:
+        go_on.set()
+        lane._publish = publish
+    assert seen == ["a"]
+    assert ask(reader(server)) == "a"
+
+
 def test_readers_follow_new_files(start: StartServer) -> None:
     """An index that the writer built, and a file that it has written anew."""
     server = start(read_processes=1, exact_max_scalars=0, history_s=0.0)

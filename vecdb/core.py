@@ -59,8 +59,9 @@ class Core:
         *,
         read_only: bool,
         devices: Devices | None = None,
+        others_read: bool = False,
     ) -> None:
-        """`threads` and `devices` are those of the database."""
+        """`threads` and `devices` are those of the database, and so is `others_read`."""
         self.info = info
         self.store = store
         self.options = options
@@ -76,7 +77,7 @@ class Core:
         self._matched: _Matched = (None, self.masks, None)
         self.closed: str | None = None
         store.on_rest = self._let_go
-        self._lane = Lane(store, self._publish, threads, self._prepare)
+        self._lane = Lane(store, self._publish, threads, self._prepare, others_read=others_read)
         self.commits, self.groups = self._lane.commits, self._lane.groups
         self._news = News(info.name, follows=read_only)
         self._columns_lock = threading.Lock()
@@ -93,6 +94,8 @@ class Core:
     def view(self) -> View:
         """The newest published moment. A read-only collection looks for news of the writer first."""
         self.mend()
+        if self._lane.landing is not None:
+            self._lane.wait_landed()
         return self.index.view
 
     def mend(self) -> None:

@@ -72,6 +72,9 @@ class Database(BackedUp):
         parse_device(str(self._options["device"]))  # before anything is made
         self.path = path.absolute()
         self.read_only = read_only
+        self.others_read = False
+        """Whether a read here shows each commit that a process with `read_only=True` may have shown before it began.
+        Else it may come a moment later, until it is acknowledged. For collections that are opened after it was set."""
         self._changes = threading.Lock()
         self._lock = threading.Lock()
         self._collection_locks: dict[str, threading.Lock] = {}
@@ -406,6 +409,7 @@ class Database(BackedUp):
                     self._lane_threads,
                     read_only=self.read_only,
                     devices=self.devices,
+                    others_read=self.others_read,
                 )
                 if note := core.assigned.note:
                     # Once an opening: each query tells by itself.

@@ -89,9 +89,11 @@ class Server:
     # What a reading process does otherwise, see readers/process.py.
 
     def _opened(self) -> vecdb.Database:
-        return vecdb.open(
+        database = vecdb.open(
             self.settings["data"], **{**self._engine_settings, "device": self._device}
         )
+        database.others_read = bool(self.settings["read_processes"])
+        return database
 
     @property
     def _device(self) -> str:
