@@ -186,12 +186,18 @@ def _beside(point: curves.Point, raw: list[curves.Point]) -> dict[str, Any]:
 
 
 def page(found: dict[str, Any]) -> list[str]:
+    lists = ""
+    if found["index"].startswith("ivf"):
+        lists = (
+            " Of many lists vecdb finds those to probe for a single query by codes of the centroids"
+            " (`vecdb/index/cells.py`), FAISS compares all centroids."
+        )
     parts = [
         f"## Speed beside raw FAISS\n\nvecdb with {found['index']}, ids only, and FAISS alone in the same"
         f" process, in turns. {peers.SAVED.name}: the same links, the same codes and the same vectors, read from"
         f" vecdb's files; {peers.REFINED} candidates an answer are ranked again by float32 in memory."
         f" {peers.RAW.name}: a graph built and walked over float32; {peers.RAW_LISTS.name}: lists that FAISS"
-        " has trained itself. Ratios are of vecdb's rate to that of FAISS"
+        f" has trained itself.{lists} Ratios are of vecdb's rate to that of FAISS"
         f" at the recall that vecdb reached, medians of {_CLOSE_ROUNDS} rounds more, each with the rates of that"
         " round, lowest and highest in brackets. Times are of a call.\n"
     ]
