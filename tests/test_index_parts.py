@@ -320,6 +320,16 @@ def test_halves_become_the_same_floats():
     assert wide(floats) is floats
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_unit_vectors_of_a_file_leave_the_file_as_it_was(dtype, tmp_path):
+    """Vectors in a mapped file, or any other kind of array, are copied before they are scaled."""
+    np.save(tmp_path / "some.npy", np.full((5, 8), 3, dtype))
+    for mode in ("r", "r+"):
+        mapped = np.load(tmp_path / "some.npy", mmap_mode=mode)
+        np.testing.assert_allclose(np.linalg.norm(unit(mapped), axis=1), 1, rtol=1e-6)
+        assert (mapped == 3).all()
+
+
 STORED = ["float32", "float16", "int8", "uint8"]
 
 

@@ -64,14 +64,15 @@ _SLICE_HALVES = 1 << 16
 
 
 def wide(vectors: NDArray[Any]) -> Floats:
-    """(n, d) `vectors` as float32, C-contiguous: themselves where they are that.
+    """(n, d) `vectors` as float32, C-contiguous: the very same object where they are that.
 
     Halves in a quarter to a half of the time that numpy takes, which converts one by one: 2,000 x 384 in 0.6 ms instead
     of 2.0. Their bits are moved to where those of a float32 lie, and multiplied by a power of two, which loses nothing;
     where a thread counts such small numbers as zero, numpy does it. They have to be finite.
     """
     if vectors.dtype != np.float16 or _SMALLEST * _HALF_SCALE == 0:
-        return np.ascontiguousarray(vectors, np.float32)
+        floats: Floats = vectors.astype(np.float32, order="C", copy=False)
+        return floats
     floats = np.empty(vectors.shape, np.float32)
     signed, bits = vectors.view(np.int16), floats.view(np.int32)
     step = max(1, _SLICE_HALVES // max(1, vectors.shape[1]))
