@@ -1,6 +1,6 @@
 """Which lists a query probes: those with the nearest centroids, found by small codes of these.
 
-To compare a query with every centroid takes longer than to search the lists that are probed then: 4,000 x 384 in
+To compare a query with every centroid takes about as long as to search the lists that are probed then: 4,000 x 384 in
 float32 are 6 MB, more than the caches of a core hold. So many centroids have codes of two bits a dimension beside
 them, which FAISS's fast scan compares at 32 a step; what is best by the codes is compared again in float32. One
 query, 4,000 x 384, the ten nearest: 63 us instead of 285, and 99.5 % of them are the ten that are nearest in
@@ -59,7 +59,7 @@ def align_centroids(lists: Any) -> None:
 
 def probing(lists: Any, nprobe: int, queries: int) -> tuple[Any, Any]:
     """The index to search for the `nprobe` nearest lists of an IVF index by so many queries at once, and the
-    parameters of its search. `lists` has to outlive it. 1 us.
+    parameters of its search. `lists` has to outlive it. 2 us.
     """
     nprobe = min(nprobe, int(lists.nlist))
     twin = _by_codes(lists, nprobe) if queries <= _MOST_QUERIES else None

@@ -8,7 +8,7 @@ isal, SHA-256 0.6 where the processor computes it itself, and 5 where it does no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -35,9 +35,8 @@ def checksum(path: Path, size: int, form: str = FORM) -> str:
         sums = _of_parts(path, size, _sha256)
     else:
         digest = hashlib.blake2b(digest_size=32)
-        with open(path, "rb") as file:
-            while chunk := file.read(_READ_BYTES):
-                digest.update(chunk)
+        for chunk in _chunks(path, 0, size):
+            digest.update(chunk)
         return digest.hexdigest()
     return form + hashlib.sha256(b"".join(sums)).hexdigest()
 
@@ -57,23 +56,24 @@ def _of_parts(path: Path, size: int, of_part: Callable[[Path, int], bytes]) -> l
 
 def _crcs(path: Path, start: int) -> bytes:
     sums = bytearray()
-    with open(path, "rb") as file:
-        file.seek(start)
-        left = _PART_BYTES
-        while left and (chunk := file.read(min(left, _READ_BYTES))):
-            view = memoryview(chunk)
-            for at in range(0, len(chunk), _PIECE_BYTES):
-                sums += crc32(view[at : at + _PIECE_BYTES]).to_bytes(4, "little")
-            left -= len(chunk)
+    for chunk in _chunks(path, start, _PART_BYTES):
+        view = memoryview(chunk)
+        for at in range(0, len(chunk), _PIECE_BYTES):
+            sums += crc32(view[at : at + _PIECE_BYTES]).to_bytes(4, "little")
     return bytes(sums)
 
 
 def _sha256(path: Path, start: int) -> bytes:
     digest = hashlib.sha256()
+    for chunk in _chunks(path, start, _PART_BYTES):
+        digest.update(chunk)
+    return digest.digest()
+
+
+def _chunks(path: Path, start: int, most: int) -> Iterator[bytes]:
+    """What a file holds from `start` on, at most so many bytes; whole pieces, as long as there are."""
     with open(path, "rb") as file:
         file.seek(start)
-        left = _PART_BYTES
-        while left and (chunk := file.read(min(left, _READ_BYTES))):
-            digest.update(chunk)
-            left -= len(chunk)
-    return digest.digest()
+        while most and (chunk := file.read(min(most, _READ_BYTES))):
+            yield chunk
+            most -= len(chunk)
