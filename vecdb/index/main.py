@@ -325,6 +325,11 @@ atexit.register(_walk.cache_clear)
 atexit.register(_refine.cache_clear)
 
 
+_PQ8_ROUNDS = 8
+"""Of k-means, for each part of a vector. On WordNet (48 parts, 16,384 rows) the 20, 40 and 80 nearest by codes held as many
+of the ten true neighbours as after FAISS's 25 rounds, to 0.004, in 0.4 of the time."""
+
+
 def new_ivf(dimension: int, metric: str, code: str, centroids: Floats, sample: Floats) -> Any:
     """Empty lists around `centroids` (nlist, d); codes are trained on `sample` (n, d)."""
     quantizer = faiss.IndexFlat(dimension, faiss_metric(metric))
@@ -343,6 +348,7 @@ def new_ivf(dimension: int, metric: str, code: str, centroids: Floats, sample: F
         index = faiss.IndexIVFPQ(quantizer, dimension, lists, parts, 8, faiss_metric(metric))
         index.use_precomputed_table = -1  # see `door.READ_FLAGS`
         index.pq.cp.min_points_per_centroid = 1
+        index.pq.cp.niter = _PQ8_ROUNDS
         index.train(sample)
     else:
         kind = {
