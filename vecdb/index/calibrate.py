@@ -35,8 +35,9 @@ _STEP = 256
 _FOUND_STEP, FOUND_PAIRS, PAIR_BYTES = 128, 1 << 20, 28
 """Queries whose candidates are ranked again together: so many, or fewer where they have more candidates than that
 altogether. Each takes some 28 bytes: keys, positions, row numbers, true keys."""
-_RANKED_QUERIES = 128
-"""Queries at the large k where each of their many candidates is read from the store."""
+_WIDE_QUERIES = 128
+"""Queries at the large k of lists, where each answer has a thousand places, and each of more candidates is read from
+the store."""
 _ENOUGH = 0.999
 """Larger settings are not measured once both means reach this."""
 _FAR, _ENOUGH_FAR = 512, 0.995
@@ -210,7 +211,10 @@ def measure(
     `rows` is the number of rows that all look at. `rank` None: keys by code are the true ones.
     """
     small, large = min(SMALL_K, rows), min(large_k, rows)
-    ranked = len(queries) if rank is None else min(len(queries), _RANKED_QUERIES)
+    # A walk for the larger k sees what one for the smaller k sees, at the same setting. Lists take several times as long
+    # for it: 600 queries for a thousand of 6,000 rows took half of a build.
+    walks = rank is None and large_k <= LARGE_K
+    ranked = len(queries) if walks else min(len(queries), _WIDE_QUERIES)
     # Where codes are lossy each call reads every vector; it looks at `cancel` by itself.
     step = _STEP if rank is None else len(queries)
     truth: list[tuple[Floats, int]] = []
@@ -230,12 +234,11 @@ def measure(
         if cancel.is_set():
             return None
         started = time.perf_counter()
-        shared = rank is None and setting >= least
-        if rank is not None and points and points[-1].recall_10 >= _ENOUGH:
+        shared = walks and setting >= least
+        if not walks and points and points[-1].recall_10 >= _ENOUGH:
             # Nothing is left to be learned at the small k but what it costs. (Lists of 1,000,000 rows: 12 s.)
-            queries = queries[:_RANKED_QUERIES]
+            queries = queries[:_WIDE_QUERIES]
         if shared:
-            # The walk for the larger k sees what the one for the smaller k sees, at the same setting.
             wide = search(queries, large, setting)[0]
             narrow = wide[:, :small]
         else:
