@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import hypothesis
 import numpy as np
 import pytest
-from seeds import RUN_SEED
+from seeds import pytest_sessionstart  # noqa: F401  a hook: names the seeds of a run
 
 CLI_DIMENSION = 8
 _through_reader = False
@@ -89,15 +89,6 @@ def what_the_backend_gpu_is(pytestconfig: pytest.Config) -> Iterator[None]:
     shared_device.gpu_is_pretended = pytestconfig.getoption("--device") == "stand-in"
     yield
     shared_device.close_devices()
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    # Before all else, and with -q, which leaves out what pytest calls the header: a run that hangs or is killed tells
-    # nothing later.
-    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None and not hasattr(session.config, "workerinput"):
-        seed = session.config.option.hypothesis_seed
-        reporter.write_line(f"hypothesis seed: {seed}, TEST_SEED={RUN_SEED}")
 
 
 @pytest.fixture(scope="session")

@@ -361,3 +361,35 @@ def test_keys_of_copied_vectors(metric, storage, scale, monkeypatch):
         keys[there], truth[there], rtol=1e-4, atol=1e-4 * np.abs(truth).max()
     )
     assert source.true_keys(asked[:0], rows, wanted[:0], metric).shape == (0, 9)
+
+
+@pytest.mark.parametrize(("k", "queries"), [(10, 80), (70, 80), (70, 20), (900, 65)])
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+@pytest.mark.parametrize("spread", [0.3, 30.0], ids=["clusters", "everywhere"])
+def test_a_scan_keeps_the_nearest_of_all_slices(monkeypatch, k, queries, metric, spread):
+    """Many answers are compared with the worst that is kept, where all cosines of these are above zero: the same as
+    by the definitions, under a mask, from slices of which some hold nothing."""
+    monkeypatch.setattr(source, "READ_ROWS", 1_000)
+    rows = Rows(5_500, SEED, dimension=24, clusters=3)
+    rng = np.random.default_rng(SEED)
+    rows.vectors += (spread * rng.standard_normal(rows.vectors.shape)).astype(np.float32)
+    rows.vectors[2_000:2_100] = rows.vectors[0]
+    asked = rows.queries[:queries]
+    asked = unit(asked) if metric == "cosine" else asked
+    mask = rng.random(5_500) < 0.7
+    mask[3_000:4_000] = False
+    called = []
+    near = source._nearer
+    monkeypatch.setattr(source, "_nearer", lambda *given: called.append(1) or near(*given))
+    keys, found = source.scan(asked, k, metric, rows, 5_500, lambda a, b: mask[a:b])
+    # Of 900 the worst are on the other side of the origin.
+    assert bool(called) == (metric == "cosine" and (k, queries) == (70, 80))
+    truth = plain(asked, rows.vectors, metric)
+    truth[:, ~mask] = np.inf
+    assert keys.shape == found.shape == (queries, k)
+    assert all(len(set(row)) == k for row in found.tolist())
+    own = np.take_along_axis(truth, found, axis=1)
+    best = np.sort(truth, axis=1)[:, :k]
+    np.testing.assert_allclose(np.sort(own, axis=1), best, rtol=1e-5, atol=1e-5)
+    offset = 0.0 if metric == "l2" else 1.0
+    np.testing.assert_allclose(keys + offset, own, rtol=1e-4, atol=1e-4)

@@ -30,18 +30,22 @@ DEPTHS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 DEPTH_EXTRA = 6
 _DEPTH_LOSS = 0.002
 """Recall that ranking fewer candidates again may cost against ranking all of them."""
+_LEAST_DEPTH_LISTS, _DEPTH_LISTS_SHARE = 16, 16
+"""How deep to rank is measured in so many lists, or a sixteenth of them: in a quarter, 1,000 of 4,000, it took 3.7 s."""
 _STEP = 256
 """Queries between two looks at `cancel` while exact answers are made of what is in memory."""
 _FOUND_STEP, FOUND_PAIRS, PAIR_BYTES = 128, 1 << 20, 28
 """Queries whose candidates are ranked again together: so many, or fewer where they have more candidates than that
 altogether. Each takes some 28 bytes: keys, positions, row numbers, true keys."""
+_TIMED_QUERIES = 32
 _WIDE_QUERIES = 128
 """Queries at the large k of lists, where each answer has a thousand places, and each of more candidates is read from
 the store."""
 _ENOUGH = 0.999
 """Larger settings are not measured once both means reach this."""
 _FAR, _ENOUGH_FAR = 512, 0.995
-"""Settings from the first on cost as much to measure as all others together: then this is enough."""
+"""Settings from the first on cost as much to measure as all others together: then this is enough, and half the queries
+at the large k of lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,26 +232,33 @@ def measure(
     true_keys = np.concatenate([found[:, :small] for found, _ in truth])
     depth = 1.0
     if rank is not None:
-        depth = _depth(queries, rows, settings, true_keys, search, rank)
+        lists = _LEAST_DEPTH_LISTS if large_k > LARGE_K else 0
+        depth = _depth(queries, rows, settings, lists, true_keys, search, rank)
     points: list[Point] = []
     for done, setting in enumerate(settings):
         if cancel.is_set():
             return None
         started = time.perf_counter()
         shared = walks and setting >= least
-        if not walks and points and points[-1].recall_10 >= _ENOUGH:
-            # Nothing is left to be learned at the small k but what it costs. (Lists of 1,000,000 rows: 12 s.)
-            queries = queries[:_WIDE_QUERIES]
+        known = points[-1] if points and points[-1].recall_10 >= _ENOUGH else None
+        some = queries
+        if known is not None:
+            # Nothing is left to be learned at the small k but what it costs. (Lists of 1,000,000 rows: 15 s.)
+            some = queries[: _WIDE_QUERIES if shared else _TIMED_QUERIES]
         if shared:
-            wide = search(queries, large, setting)[0]
+            wide = search(some, large, setting)[0]
             narrow = wide[:, :small]
         else:
-            narrow = _found(queries, small, setting, rows, depth, search, rank)
-        cost_us = 1e6 * (time.perf_counter() - started) / len(queries)
-        at_10 = recall(true_keys[: len(queries)], narrow, small)
+            narrow = _found(some, small, setting, rows, depth, search, rank)
+        cost_us = 1e6 * (time.perf_counter() - started) / len(some)
+        at_10 = recall(true_keys[: len(some)], narrow, small)
+        if known is not None:
+            # What a larger setting looks at holds what the one before looked at.
+            at_10 = max(known.recall_10, at_10[0]), max(known.bound_10, at_10[1])
         # Below `least` a walk for the large k is always the same one.
         if not shared and (setting > least or not points):
-            wide = _found(queries[:ranked], large, max(setting, least), rows, depth, search, rank)
+            few = ranked if setting < _FAR else ranked // 2
+            wide = _found(queries[:few], large, max(setting, least), rows, depth, search, rank)
         if shared or setting > least or not points:
             at_100 = recall(true_wide[: len(wide)], wide, large)
         points.append(Point(setting, *at_10, *at_100, cost_us))
@@ -280,15 +291,18 @@ def _depth(
     queries: Any,
     rows: int,
     settings: tuple[int, ...],
+    least_lists: int,
     true_keys: Floats,
     search: Search,
     rank: Rank,
 ) -> float:
-    """How many times k candidates have to be ranked again, at a setting that finds nearly all."""
+    """How many times k candidates have to be ranked again, at a setting that finds nearly all; of lists at one that
+    is at least `least_lists`: what it does not find is missing at every depth."""
     small = min(SMALL_K, rows)
     widest = min(rows, math.ceil(DEPTHS[-1] * small) + DEPTH_EXTRA)
     some, truth = queries[:_STEP], true_keys[:_STEP]
-    setting = next((s for s in settings if s >= 2 * widest), settings[-1])
+    least = max(least_lists, settings[-1] // _DEPTH_LISTS_SHARE) if least_lists else 2 * widest
+    setting = next((s for s in settings if s >= least), settings[-1])
     keys = rank(some, search(some, widest, setting)[1])
     best = recall(truth, np.sort(keys, axis=1), small)[0]
     for depth in DEPTHS:
