@@ -30,8 +30,9 @@ DEPTHS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 DEPTH_EXTRA = 6
 _DEPTH_LOSS = 0.002
 """Recall that ranking fewer candidates again may cost against ranking all of them."""
-_LEAST_DEPTH_LISTS, _DEPTH_LISTS_SHARE = 16, 16
-"""How deep to rank is measured in so many lists, or a sixteenth of them: in a quarter, 1,000 of 4,000, it took 3.7 s."""
+_LEAST_DEPTH_LISTS, _DEPTH_LISTS_SHARE = 128, 16
+"""How deep to rank is measured in so many lists, or a sixteenth of them, more than targets need as a rule: the fewer the
+shallower. In a quarter, 1,000 of 4,000, it took 3.7 s."""
 _STEP = 256
 """Queries between two looks at `cancel` while exact answers are made of what is in memory."""
 _FOUND_STEP, FOUND_PAIRS, PAIR_BYTES = 128, 1 << 20, 28

@@ -23,8 +23,9 @@ from .source import READ_ROWS, VectorSource
 _TRAIN_ROWS_A_LIST = 40
 _TRAIN_ROUNDS = 10
 _ROUGH, _LEAST_ROUGH_ROWS = 4, 8
-"""The first half of the rounds looks at every 4th row of the sample only, where these are 8 a list: centroids still
-move far then. Saves 0.37 of the time."""
+_ROUGH_ROUNDS, _FULL_ROUNDS = 5, 3
+"""The first rounds look at every 4th row of the sample, where these are 8 a list: centroids move far then. WordNet's lists
+held at 32 probed 0.933 of the ten nearest, after two full rounds more 0.935, after ten full ones alone 0.932."""
 _CODES_SAMPLE = 32_768
 """Rows that the codes in lists are trained on, at least where there are as many."""
 _SAMPLE_AMONG, _ADD_AMONG = 16_384, 1_024
@@ -432,19 +433,15 @@ class ListsMaker:
         build, job, size = self.build, self.build.job, len(sample)
         centroids = sample[build.rng.choice(size, lists, replace=False)].copy()
         few = np.ascontiguousarray(sample[::_ROUGH])
-        for done in range(_TRAIN_ROUNDS):
+        rough = _ROUGH_ROUNDS if len(few) >= _LEAST_ROUGH_ROWS * lists else 0
+        rounds = rough + _FULL_ROUNDS if rough else _TRAIN_ROUNDS
+        for done in range(rounds):
             build.check()
-            rough = 2 * done < _TRAIN_ROUNDS and len(few) >= _LEAST_ROUGH_ROWS * lists
             kmeans = faiss.Kmeans(
-                job.dimension,
-                lists,
-                niter=1,
-                seed=SEED,
-                spherical=job.metric == "cosine",
-                min_points_per_centroid=1,
-                max_points_per_centroid=size,
-            )
-            kmeans.train(few if rough else sample, init_centroids=centroids)
+                job.dimension, lists, niter=1, seed=SEED, spherical=job.metric == "cosine",
+                min_points_per_centroid=1, max_points_per_centroid=size,
+            )  # fmt: skip
+            kmeans.train(few if done < rough else sample, init_centroids=centroids)
             centroids = np.array(kmeans.centroids, np.float32)
-            build.progress(self.base * (done + 1) / _TRAIN_ROUNDS / 2)
+            build.progress(self.base * (done + 1) / rounds / 2)
         return centroids
