@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import hypothesis
+import hypothesis.internal.conjecture.engine as hypothesis_engine
 import numpy as np
 import pytest
 from seeds import pytest_sessionstart  # noqa: F401  a hook: names the seeds of a run
@@ -42,6 +43,8 @@ hypothesis.settings.register_profile(
     "many", max_examples=2_000, stateful_step_count=60, deadline=None, print_blob=True
 )
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+# By itself it shrinks a failure for as long as a test may take: the process was ended before it had told of it.
+hypothesis_engine.MAX_SHRINKING_SECONDS = 90
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
