@@ -26,6 +26,8 @@ Found = TypeVar("Found")
 READ_ROWS = 8_192
 _MANY_ANSWERS = 64
 """So many answers to each of so many queries are compared with the worst that is kept, see `_nearer`."""
+_COMPARED_TOGETHER = 32
+"""Queries. Where rows lie in the order of their clusters, all of a slice may be nearer than those before: 16 MB then."""
 _LEAST_COSINE = 1e-3
 _SLICE_SCALARS = 1 << 20
 """Scalars of vectors that are gathered at once to be compared: they are read again before they leave the caches."""
@@ -168,7 +170,10 @@ def scan(
     `allowed(start, stop)` is a bool mask of these rows. Reads every vector: about 0.6 s a million
     rows of 384 float32. `check` is called between slices and may raise.
     """
-    merger = Merger(k)
+    wide = metric == "cosine" and k >= _MANY_ANSWERS <= len(queries)
+    step = _COMPARED_TOGETHER if wide else max(1, len(queries))
+    starts = range(0, max(1, len(queries)), step)
+    groups = [(queries[i : i + step], Merger(k)) for i in starts]
     for start in range(0, stop, READ_ROWS):
         check()
         end = min(stop, start + READ_ROWS)
@@ -176,15 +181,17 @@ def scan(
         if not mask.any():
             continue
         vectors = exact_space(source.range(start, end), metric)
-        if metric == "cosine" and k >= _MANY_ANSWERS <= len(queries):
-            bound = merger.bound()
-            if bound is not None and bound.max() < -_LEAST_COSINE:
-                keys, positions = _nearer(queries, vectors, bound, mask)
-                merger.add(keys, np.where(positions < 0, -1, positions + start))
-                continue
         block = (
             BitBlock(vectors) if metric == "hamming" else FloatBlock(vectors, faiss_metric(metric))
         )
-        keys, positions = block.search(queries, k, Allowed(len(mask), mask=mask))
-        merger.add(keys, np.where(positions < 0, -1, positions + start))
-    return merger.best(len(queries))
+        for some, merger in groups:
+            bound = merger.bound() if wide else None
+            if bound is not None and bound.max() < -_LEAST_COSINE:
+                keys, positions = _nearer(some, vectors, bound, mask)
+            else:
+                keys, positions = block.search(some, k, Allowed(len(mask), mask=mask))
+            merger.add(keys, np.where(positions < 0, -1, positions + start))
+    found = [merger.best(len(some)) for some, merger in groups]
+    if len(found) == 1:
+        return found[0]
+    return np.concatenate([keys for keys, _ in found]), np.concatenate([rows for _, rows in found])
