@@ -206,13 +206,6 @@ class Merger:
             self._parts = [best(self._parts, self.k)]
             self._columns = self._parts[0][0].shape[1]
 
-    def bound(self) -> Floats | None:
-        """Keys (q,) that whatever else is kept in the end does not exceed; None before k are there."""
-        if not self._parts or self._parts[0][0].shape[1] < self.k:
-            return None
-        bound: Floats = self._parts[0][0].max(axis=1)
-        return bound
-
     def best(self, queries: int) -> tuple[Floats, Rows]:
         """Keys and rows (queries, <= k) kept so far, in no order."""
         if not self._parts:

@@ -11,24 +11,11 @@ from numpy.typing import NDArray
 
 from .blocks import Allowed, BitBlock, FloatBlock
 from .distance import Floats, Merger, Rows, roots, unit, wide
-from .door import (
-    address,
-    faiss_metric,
-    flat_over,
-    lengths_at,
-    products_at,
-    squares_at,
-    use_threads_for,
-)  # fmt: skip
+from .door import address, faiss_metric, lengths_at, products_at, squares_at, use_threads_for
 
 Found = TypeVar("Found")
 
 READ_ROWS = 8_192
-_MANY_ANSWERS = 64
-"""So many answers to each of so many queries are compared with the worst that is kept, see `_nearer`."""
-_COMPARED_TOGETHER = 32
-"""Queries. Where rows lie in the order of their clusters, all of a slice may be nearer than those before: 16 MB then."""
-_LEAST_COSINE = 1e-3
 _SLICE_SCALARS = 1 << 20
 """Scalars of vectors that are gathered at once to be compared: they are read again before they leave the caches."""
 
@@ -130,32 +117,6 @@ def _of_copies(queries: Any, source: VectorSource, rows: Rows, metric: str) -> F
     return keys
 
 
-def _nearer(
-    queries: Floats, vectors: Floats, bound: Floats, mask: NDArray[np.bool_]
-) -> tuple[Floats, Rows]:
-    """Keys and positions (q, width) of the allowed `vectors` whose cosine is above -`bound` (q,), all of unit length;
-    inf and -1 as padding. `bound` is below -`_LEAST_COSINE`.
-
-    The best thousand of each slice, found by heaps of FAISS, took ten times as long as multiplying: of a million rows few
-    slices hold more than some of the best of all.
-    """
-    cosines = -bound
-    # One radius for all: a query that is divided by its own bound.
-    index = flat_over(vectors, faiss_metric("cosine"))
-    use_threads_for(len(queries))
-    ends, products, found = index.range_search(queries / cosines[:, None], 1.0)
-    at = np.repeat(np.arange(len(queries)), np.diff(ends.astype(np.int64)))
-    is_allowed = mask[found]
-    at, products, found = at[is_allowed], products[is_allowed], found[is_allowed]
-    counts = np.bincount(at, minlength=len(queries))
-    places = np.arange(len(at)) - (np.cumsum(counts) - counts)[at]
-    keys = np.full((len(queries), int(counts.max())), np.inf, np.float32)
-    positions = np.full(keys.shape, -1, np.int64)
-    keys[at, places] = -products * cosines[at]
-    positions[at, places] = found
-    return keys, positions
-
-
 def scan(
     queries: Any,
     k: int,
@@ -170,10 +131,7 @@ def scan(
     `allowed(start, stop)` is a bool mask of these rows. Reads every vector: about 0.6 s a million
     rows of 384 float32. `check` is called between slices and may raise.
     """
-    wide = metric == "cosine" and k >= _MANY_ANSWERS <= len(queries)
-    step = _COMPARED_TOGETHER if wide else max(1, len(queries))
-    starts = range(0, max(1, len(queries)), step)
-    groups = [(queries[i : i + step], Merger(k)) for i in starts]
+    merger = Merger(k)
     for start in range(0, stop, READ_ROWS):
         check()
         end = min(stop, start + READ_ROWS)
@@ -184,14 +142,6 @@ def scan(
         block = (
             BitBlock(vectors) if metric == "hamming" else FloatBlock(vectors, faiss_metric(metric))
         )
-        for some, merger in groups:
-            bound = merger.bound() if wide else None
-            if bound is not None and bound.max() < -_LEAST_COSINE:
-                keys, positions = _nearer(some, vectors, bound, mask)
-            else:
-                keys, positions = block.search(some, k, Allowed(len(mask), mask=mask))
-            merger.add(keys, np.where(positions < 0, -1, positions + start))
-    found = [merger.best(len(some)) for some, merger in groups]
-    if len(found) == 1:
-        return found[0]
-    return np.concatenate([keys for keys, _ in found]), np.concatenate([rows for _, rows in found])
+        keys, positions = block.search(queries, k, Allowed(len(mask), mask=mask))
+        merger.add(keys, np.where(positions < 0, -1, positions + start))
+    return merger.best(len(queries))
