@@ -41,7 +41,7 @@ altogether. Each takes some 28 bytes: keys, positions, row numbers, true keys.""
 _TIMED_QUERIES = 32
 _WIDE_QUERIES = 128
 """Queries at the large k of lists, where each answer has a thousand places, and each of more candidates is read from
-the store."""
+the store; at that of graphs, once nothing is left to be learned at the small one."""
 _ENOUGH = 0.999
 """Larger settings are not measured once both means reach this."""
 _FAR, _ENOUGH_FAR = 512, 0.995
@@ -218,7 +218,8 @@ def measure(
     small, large = min(SMALL_K, rows), min(large_k, rows)
     # A walk for the larger k sees what one for the smaller k sees, at the same setting. Lists take several times as long
     # for it: 600 queries for a thousand of 6,000 rows took half of a build.
-    walks = rank is None and large_k <= LARGE_K
+    of_lists = large_k > LARGE_K
+    walks = rank is None and not of_lists
     ranked = len(queries) if walks else min(len(queries), _WIDE_QUERIES)
     # Where codes are lossy each call reads every vector; it looks at `cancel` by itself.
     step = _STEP if rank is None else len(queries)
@@ -233,8 +234,7 @@ def measure(
     true_keys = np.concatenate([found[:, :small] for found, _ in truth])
     depth = 1.0
     if rank is not None:
-        lists = _LEAST_DEPTH_LISTS if large_k > LARGE_K else 0
-        depth = _depth(queries, rows, settings, lists, true_keys, search, rank)
+        depth = _depth(queries, rows, settings, of_lists, true_keys, search, rank)
     points: list[Point] = []
     for done, setting in enumerate(settings):
         if cancel.is_set():
@@ -254,7 +254,7 @@ def measure(
         cost_us = 1e6 * (time.perf_counter() - started) / len(some)
         at_10 = recall(true_keys[: len(some)], narrow, small)
         if known is not None:
-            # What a larger setting looks at holds what the one before looked at.
+            # A larger setting looks at what the one before looked at, and at more; a graph's nearly so.
             at_10 = max(known.recall_10, at_10[0]), max(known.bound_10, at_10[1])
         # Below `least` a walk for the large k is always the same one.
         if not shared and (setting > least or not points):
@@ -292,17 +292,19 @@ def _depth(
     queries: Any,
     rows: int,
     settings: tuple[int, ...],
-    least_lists: int,
+    of_lists: bool,
     true_keys: Floats,
     search: Search,
     rank: Rank,
 ) -> float:
-    """How many times k candidates have to be ranked again, at a setting that finds nearly all; of lists at one that
-    is at least `least_lists`: what it does not find is missing at every depth."""
+    """How many times k candidates have to be ranked again, at a setting that finds nearly all; of lists in some of
+    them: what these do not hold is missing at every depth."""
     small = min(SMALL_K, rows)
     widest = min(rows, math.ceil(DEPTHS[-1] * small) + DEPTH_EXTRA)
     some, truth = queries[:_STEP], true_keys[:_STEP]
-    least = max(least_lists, settings[-1] // _DEPTH_LISTS_SHARE) if least_lists else 2 * widest
+    least = 2 * widest
+    if of_lists:
+        least = max(_LEAST_DEPTH_LISTS, settings[-1] // _DEPTH_LISTS_SHARE)
     setting = next((s for s in settings if s >= least), settings[-1])
     keys = rank(some, search(some, widest, setting)[1])
     best = recall(truth, np.sort(keys, axis=1), small)[0]

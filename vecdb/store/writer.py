@@ -73,25 +73,27 @@ class EncodedRows:
 
 
 def checksums(rows: EncodedRows) -> list[int]:
-    """CRC-32 of each row over what it holds, in the order that `vecdb.layout` states; 0.3 us a row of
+    """CRC-32 of each row over what it holds, in the order that `vecdb.layout` states; 0.5 us a row of
     384 float32 with metadata and a document, 1.2 us where `isal` is not installed."""
-    # A vector is summed up where it lies: joined with the rest it would be copied twice.
-    sums = map(crc32, _each(rows.vectors), map(crc32, rows.ids))
     given = (rows.metadata, rows.documents, rows.contents, rows.uris)
     columns = [column for column in given if column is not None]
+    lengths = {len(rows), len(rows.vectors), *map(len, columns)}
+    if len(lengths) > 1:
+        raise ValueError(f"columns of one batch have {sorted(lengths)} rows")
+    # A vector is summed up where it lies: joined with the rest it would be copied twice.
+    sums = map(crc32, _each(rows.vectors), map(crc32, rows.ids))
     if columns:
         # Joining these takes less than a call for each piece.
-        found = zip(*columns, strict=True)
-        if all(map(all, columns)):
-            sums = map(crc32, map(b"".join, found), sums)
-        else:
-            sums = map(crc32, (b"".join(filter(None, pieces)) for pieces in found), sums)
+        found: Iterable[Any] = zip(*columns, strict=True)
+        if not all(map(all, columns)):
+            found = (filter(None, pieces) for pieces in found)
+        sums = map(crc32, map(b"".join, found), sums)
     every = list(sums)
     for number in sorted(rows.named):
         vectors, present = rows.named[number]
-        there = np.flatnonzero(present).tolist()
-        for n, vector in zip(there, _each(vectors[present]), strict=True):
-            every[n] = crc32(vector, every[n])
+        each = _each(vectors)
+        for n in np.flatnonzero(present).tolist():
+            every[n] = crc32(each[n], every[n])
     return every
 
 
