@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import threading
 import time
 
@@ -13,7 +14,7 @@ import store_rows
 from store_rows import ask, child, files, filled, names, reader_beside
 
 from vecdb import errors, layout
-from vecdb.store import EncodedRows, Shape, checksums, vacuum
+from vecdb.store import EncodedRows, Shape, checksums, pages, vacuum
 
 
 @pytest.fixture
@@ -208,3 +209,31 @@ def test_a_reader_that_cannot_open_the_new_file_tries_again(folder):
     output, _ = process.communicate("go\n")
     assert output.split() == ["True", "7", "7"]
     store.close()
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_pages_looked_over_while_the_file_is_replaced(folder, monkeypatch, replaced):
+    """What a process that opens read-only finds in a file that was put in place meanwhile counts for nothing: it opens
+    that one. In the same file it is damage."""
+    store, held = filled(folder)
+    store.close()
+    look, looks = pages.file_faults, []
+
+    def replace(path, transaction):
+        looks.append(path)
+        if len(looks) > 1:
+            return look(path, transaction)
+        if replaced:
+            shutil.copy(path, folder / "other.mdb")
+            os.replace(folder / "other.mdb", path)
+        return ["page 28 (a branch of table ids) is damaged"]
+
+    monkeypatch.setattr(pages, "file_faults", replace)
+    if not replaced:
+        with pytest.raises(errors.Corrupted, match="page 28"):
+            store_rows.reopen(folder, read_only=True)
+        return
+    store = store_rows.reopen(folder, read_only=True)
+    store_rows.assert_holds(store, held)
+    store.close()
+    assert len(looks) >= 2

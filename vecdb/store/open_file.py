@@ -124,6 +124,12 @@ class OpenFile:
                 env, tables = self._open_in(self.folder, create=False)
             except lmdb.MapResizedError:
                 continue  # another process has made the file larger since it was measured
+            except Corrupted:
+                # Pages are looked over by name: in a file that was put in place since, they are of another transaction,
+                # which nothing keeps from being written over.
+                if number == os.stat(self._data_file).st_ino:
+                    raise
+                continue
             if number == os.stat(self._data_file).st_ino:
                 try:
                     self._file = self._watched(env)
