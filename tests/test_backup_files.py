@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import random
 import subprocess
@@ -15,6 +14,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 from backup_rows import NAMED, change, filled
+from blake3 import blake3
 from seeds import RUN_SEED
 
 import vecdb
@@ -58,7 +58,7 @@ def way(request, monkeypatch):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_what_is_put_together_is_written_and_read_back(tmp_path, way, size):
-    """A file of any size holds what was added, whichever way it is written, and reads back as its SHA-256."""
+    """A file of any size holds what was added, whichever way it is written, and reads back as its BLAKE3."""
     print(f"seed {RUN_SEED}")
     rng = random.Random(f"{RUN_SEED}{way}{size}")
     blocks = Blocks()
@@ -72,7 +72,7 @@ def test_what_is_put_together_is_written_and_read_back(tmp_path, way, size):
     target.write("a/file", filling.parts())
     assert (tmp_path / "b" / "a" / "file").read_bytes() == data
     assert target.read("a/file", size) == data
-    assert target.read_back("a/file", filling.parts()) == hashlib.sha256(data).hexdigest()
+    assert target.read_back("a/file", filling.parts()) == blake3(data).hexdigest()
     filling.free()
     assert (filling.bytes, filling.parts()) == (0, [])
 
@@ -232,7 +232,7 @@ class Shelf:
 def shelf(count: int) -> tuple[Shelf, list[File]]:
     data = {f"b/{n}": bytes([n]) * (n + 1) for n in range(count)}
     made = [
-        File(name[2:], len(held), hashlib.sha256(held).hexdigest()) for name, held in data.items()
+        File(name[2:], len(held), blake3=blake3(held).hexdigest()) for name, held in data.items()
     ]
     return Shelf(data), made
 

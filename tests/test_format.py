@@ -18,6 +18,7 @@ import store_rows
 import vecdb
 from tools import save_database
 from vecdb import failpoints, layout
+from vecdb.backup import manifest
 from vecdb.index.files import FORMAT
 from vecdb.store import Shape, collection_store
 from vecdb_server import __main__ as command_line
@@ -375,6 +376,33 @@ def test_saved_indexes_are_served_as_they_were_built(saved, tmp_path):
         assert named.query(vectors[asked], vector_name="side", k=1).ids == [
             [f"i{n}"] for n in asked
         ]
+
+
+SAVED_BACKUPS = sorted(DATA.glob("backups-*.tar.gz"))
+
+
+@pytest.mark.parametrize("saved", SAVED_BACKUPS, ids=lambda path: path.name.split(".")[0])
+def test_saved_backups_are_verified_restored_and_continued(saved, tmp_path):
+    """Backups of each format of manifests: whole, restored as of either, and continued by an increment of today's."""
+    assert {number_of(p) for p in SAVED_BACKUPS} == set(range(1, manifest.FORMAT + 1))
+    folder = unpacked(saved, tmp_path)
+    first, second = [one.id for one in vecdb.list_backups(folder / "backups")]
+    (line, *_) = (folder / "backups" / second / "manifest.json").read_bytes().split(b"\n")
+    assert json.loads(line)["format"] == number_of(saved)
+    with vecdb.open(folder / "db", auto_build=False) as db:
+        db.get_collection("docs").insert(["new"], [[5, 5]])
+        third = db.backup(folder / "backups")
+    assert (third.kind, third.parent) == ("incremental", second)
+    assert vecdb.verify_backups(folder / "backups").ok
+    for backup, count, least in ((first, 400, 0), (second, 399, -1), (third.id, 400, -1)):
+        vecdb.restore(folder / "backups", tmp_path / backup, backup=backup)
+        with vecdb.open(tmp_path / backup, auto_build=False) as db:
+            docs = db.get_collection("docs")
+            assert docs.count() == count
+            (got,) = docs.get(["b0"], include=["metadata", "document"])
+            assert got.metadata == {"n": least}
+            assert docs.get(["b399"], include=["document"]).documents == ["text 399"]
+            assert docs.check().ok
 
 
 def test_an_index_of_a_newer_format_is_built_again(tmp_path):

@@ -2,8 +2,10 @@
 
     python tools/save_database.py tests/data/format-2.tar.gz
     python tools/save_database.py tests/data/indexes-4.tar.gz
+    python tools/save_database.py tests/data/backups-2.tar.gz
 
-The second holds a saved index of each kind, named after the format of their records. Run it once when a format is new, never again for the same version.
+The second holds a saved index of each kind, named after the format of their records, the third a database and backups of
+it, named after the format of their manifests. Run it once when a format is new, never again for the same version.
 """
 
 from __future__ import annotations
@@ -129,11 +131,33 @@ def fill_indexes(folder: Path) -> None:
         made.build_index()
 
 
+BACKED_UP = 400
+"""Records b<n>, n in their metadata; b0 is replaced by one with a negative n between the two backups."""
+
+
+def fill_backups(folder: Path) -> None:
+    """A database in `db`, and in `backups` a full backup of it and an increment."""
+    with vecdb.open(folder / "db", auto_build=False, map_initial_bytes=1 << 20) as db:
+        docs = db.create_collection("docs", dimension=2, metric="l2")
+        docs.insert(
+            [f"b{n}" for n in range(BACKED_UP)],
+            np.array([[n, 1] for n in range(BACKED_UP)], np.float32),
+            metadata=[{"n": n} for n in range(BACKED_UP)],
+            documents=[f"text {n}" for n in range(BACKED_UP)],
+        )
+        db.backup(folder / "backups")
+        docs.upsert(["b0"], [[-1, 1]], metadata=[{"n": -1}])
+        docs.delete(["b1"])
+        db.backup(folder / "backups")
+
+
 def main(target: str) -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "data"
         if Path(target).name.startswith("indexes-"):
             fill_indexes(folder)
+        elif Path(target).name.startswith("backups-"):
+            fill_backups(folder)
         else:
             fill(folder)
         with tarfile.open(target, "w:gz") as archive:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+from blake3 import blake3
 
 from ..errors import BackupDamaged
 
@@ -15,14 +16,33 @@ if TYPE_CHECKING:
     from .target import Target
 
 
-class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One file. `first` and `end` are the rows it holds; both 0 for history."""
+class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One file. `first` and `end` are the rows it holds; both 0 for history. It has one of the two digests,
+    in hexadecimal: SHA-256 in manifests of format 1."""
 
     name: str
     bytes: int
-    sha256: str
     first: int = 0
     end: int = 0
+    blake3: str = ""
+    sha256: str = ""
+
+    def matches(self, data: Any) -> bool:
+        """Whether these are the bytes that were written."""
+        if len(data) != self.bytes:
+            return False
+        if self.blake3:
+            return blake3(data).hexdigest() == self.blake3
+        return hashlib.sha256(data).hexdigest() == self.sha256
+
+
+def digest_of(parts: Sequence[Any]) -> str:
+    """The BLAKE3 of buffers one behind the other, in hexadecimal; 4 GB/s on a core with AVX-512, where SHA-256 without
+    instructions of the processor for it makes 0.4."""
+    digest = blake3()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def read_ahead(target: Target, backup: str, files: Sequence[File]) -> Generator[tuple[File, bytes]]:
@@ -46,10 +66,11 @@ def read_ahead(target: Target, backup: str, files: Sequence[File]) -> Generator[
 def read_file(target: Target, backup: str, file: File) -> bytes:
     """The bytes of a file, which are those that its manifest names; else BackupDamaged."""
     data = target.read(f"{backup}/{file.name}", file.bytes)
-    if len(data) != file.bytes or hashlib.sha256(data).hexdigest() != file.sha256:
+    if not file.matches(data):
         raise BackupDamaged(
             f"{backup}/{file.name} in {target.name} has {len(data):,} bytes, not the {file.bytes:,} with "
-            f"SHA-256 {file.sha256[:16]}… that were written; take a new full backup",
+            f"{'BLAKE3' if file.blake3 else 'SHA-256'} {(file.blake3 or file.sha256)[:16]}… that were written; take "
+            "a new full backup",
             backup=backup,
             file=file.name,
         )

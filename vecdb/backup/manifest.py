@@ -5,8 +5,8 @@ A backup is a folder `<id>` in its target, of files that are never changed:
     <id>/000001.chunk …    rows, then history, see `chunk`
     <id>/manifest.json     one line of JSON (`Manifest`), and one with its SHA-256
 
-A manifest names every file with its bytes and its SHA-256, and the manifest that it continues with its
-SHA-256: so who trusts the last one of a chain can check all the rest. One that comes from a
+A manifest names every file with its bytes and its BLAKE3 (SHA-256 in format 1), and the manifest that it
+continues with its SHA-256: so who trusts the last one of a chain can check all the rest. One that comes from a
 stranger is held to the bounds below before anything else is looked at.
 """
 
@@ -26,7 +26,9 @@ from ..errors import BackupDamaged, FormatMismatch, VecdbError
 from ..types import CollectionInfo
 from .files import File
 
-FORMAT = 1
+FORMAT = 2
+_EARLIEST_FORMAT = 1
+"""With SHA-256 of files, which a backup spent half its time on where the processor has no instructions for it."""
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 256 << 20
 MAX_FILE_BYTES = 256 << 20
@@ -36,7 +38,7 @@ MAX_NUMBER = (1 << 63) - 1
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z-[0-9a-f]{8}")
 _ID_TIME = "%Y%m%dT%H%M%S.%fZ"
 _FILE = re.compile(r"[0-9]{6,9}\.chunk")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
@@ -118,9 +120,9 @@ def decode(data: bytes, backup: str) -> tuple[Manifest, str]:
         raise _damaged(backup, "its manifest does not have the SHA-256 that stands under it")
     try:
         found = msgspec.json.decode(line, type=_Format).format
-        if found != FORMAT:
+        if not _EARLIEST_FORMAT <= found <= FORMAT:
             raise FormatMismatch(
-                f"backup {backup} has format {found}, this version reads {FORMAT}; restore it with the "
+                f"backup {backup} has format {found}, this version reads {_EARLIEST_FORMAT} to {FORMAT}; restore it with the "
                 "version of vecdb that wrote it",
                 given=found,
                 expected=FORMAT,
@@ -190,7 +192,7 @@ def _check(manifest: Manifest, backup: str) -> None:
     parent = manifest.parent
     if (parent is None) != (manifest.chain == backup):
         raise _damaged(backup, "a full backup begins its own chain, others continue one")
-    if parent is not None and not (is_id(parent.id) and _SHA256.fullmatch(parent.sha256)):
+    if parent is not None and not (is_id(parent.id) and _DIGEST.fullmatch(parent.sha256)):
         raise _damaged(backup, f"the backup before it is {parent.id!r:.80}")
     if not 0 <= manifest.taken_us < 253_370_764_800_000_000:
         raise _damaged(backup, f"it was taken at {manifest.taken_us} us, which is no time")
@@ -199,6 +201,7 @@ def _check(manifest: Manifest, backup: str) -> None:
     for part in manifest.collections:
         try:
             _check_part(part, parent is None, files)
+            _check_digests(part, manifest.format)
             settings_of(part)
         except BackupDamaged as error:
             raise _damaged(backup, error.message) from None
@@ -244,8 +247,20 @@ def _check_part(part: Part, full: bool, files: set[str]) -> None:
         if not _FILE.fullmatch(file.name) or file.name in files:
             raise BackupDamaged(f"{name} names the file {file.name!r:.80}, which cannot be")
         files.add(file.name)
-        if not 0 < file.bytes <= MAX_FILE_BYTES or not _SHA256.fullmatch(file.sha256):
-            raise BackupDamaged(f"{name}: file {file.name} has no possible size or SHA-256")
+        if not 0 < file.bytes <= MAX_FILE_BYTES:
+            raise BackupDamaged(f"{name}: file {file.name} has no possible size")
+
+
+def _check_digests(part: Part, form: int) -> None:
+    """Each file has the digest of the manifest's format, and no other."""
+    for file in files_of(part):
+        digest, other = file.blake3, file.sha256
+        if form == 1:
+            digest, other = other, digest
+        if other or not _DIGEST.fullmatch(digest):
+            raise BackupDamaged(
+                f"collection {part.name!r:.80}: file {file.name} has no possible digest"
+            )
 
 
 def _damaged(backup: str, what: str) -> BackupDamaged:

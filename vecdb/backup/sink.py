@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .blocks import Blocks, Filling
 from .chunk import MAGIC
-from .files import File
+from .files import File, digest_of
 
 if TYPE_CHECKING:
     from .target import Target
@@ -98,14 +97,7 @@ class Sink:
         path, parts, size = f"{self._backup}/{name}", filling.parts(), filling.bytes
         self._target.write(path, parts)
         # What is read back is hashed, not memory: the manifest speaks of what is on the disk.
-        sha256 = self._target.read_back(path, parts) if self._verify else _sha256(parts)
+        digest = self._target.read_back(path, parts) if self._verify else digest_of(parts)
         parts.clear()
         filling.free()
-        return File(name, size, sha256, first, end)
-
-
-def _sha256(parts: list[memoryview]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+        return File(name, size, first, end, blake3=digest)

@@ -7,7 +7,6 @@ Names are made here or checked by `manifest`, so none leads anywhere else.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from .. import disk
@@ -56,7 +56,7 @@ class Target(Protocol):
         larger or no plain file."""
 
     def read_back(self, name: str, parts: Sequence[Any]) -> str:
-        """The SHA-256 of a file that was written from these buffers, as it reads now: not from memory of
+        """The BLAKE3 of a file that was written from these buffers, as it reads now: not from memory of
         what was written, as far as the system lets us. BackupDamaged when it does not hold just them."""
 
     def backups(self) -> dict[str, dict[str, int]]:
@@ -243,8 +243,8 @@ def _store_of(url: str, name: str) -> Any:
 
 
 def _same(name: str, pieces: Iterable[memoryview], parts: Sequence[Any]) -> str:
-    """The SHA-256 of `pieces`, one behind the other. BackupDamaged unless they are what `parts` are."""
-    digest = hashlib.sha256()
+    """The BLAKE3 of `pieces`, one behind the other. BackupDamaged unless they are what `parts` are."""
+    digest = blake3()
     waiting = [memoryview(part).cast("B") for part in reversed(parts)]
     for piece in pieces:
         digest.update(piece)

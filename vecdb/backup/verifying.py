@@ -22,7 +22,7 @@ def verify_backups(
 ) -> BackupReport:
     """Reads all backups of a target, or one and those that it goes back to, and says what is wrong.
 
-    Every file against its SHA-256, every row against its checksum and the rules of an insert, every
+    Every file against its digest, every row against its checksum and the rules of an insert, every
     collection at its newest moment: rows that are live are there, ids are counted. No database is needed.
     About 10 us a row. Raises BackupNotFound when there is no such backup, Unavailable.
     """
