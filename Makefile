@@ -10,7 +10,7 @@ TESTS  ?= tests
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test crash damage histories fuzz overload audit check format stubs bench bench-index bench-gpu bench-vectordbbench clean FORCE
+.PHONY: help venv demo test test-long crash damage histories fuzz overload audit check format stubs bench bench-index bench-gpu bench-vectordbbench clean FORCE
 
 help: ## Print this list.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -48,8 +48,13 @@ demo: $(STAMP) ## The main job on the sample: serve, load, query, update, restar
 # Processes that tests start take half a second longer without bytecode, which some environments (images of
 # containers) do not let Python keep.
 # Threads of FAISS that wait for each other must not spin: the other process of tests has no core meanwhile.
-test: $(STAMP) ## Run the tests, in two processes. Some only, in one: make test TESTS=tests/test_cli.py ARGS='-n 0 -k import'
-	@OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(TESTS) $(ARGS)
+PYTEST = OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+
+test: $(STAMP) ## Run the tests, but for the long ones, in two processes. Some only, in one: make test TESTS=tests/test_cli.py ARGS='-n 0 -k import'
+	@$(PYTEST) $(or $(TESTS),-m 'not long') $(ARGS)
+
+test-long: $(STAMP) ## Run the long tests: sweeps over all kinds of index, planted damage, kills, whole benchmarks.
+	@$(PYTEST) -m long $(TESTS) $(ARGS)
 
 crash: $(STAMP) ## Kill a writer of every verb again and again: make crash ARGS='--kills 2000 --seed 1'
 	@PYTHONPATH=tests $(BIN)/python -m crash $(ARGS)

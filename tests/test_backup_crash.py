@@ -68,6 +68,7 @@ def some(points, prefix, count):
     return sorted({1, n, *(rng.randrange(1, n + 1) for _ in range(count))})
 
 
+@pytest.mark.long
 def test_killed_while_backing_up(made, tmp_path):
     """Killed at any durable step, a backup is whole or counts as none; the next one is whole, litter is pruned."""
     print(f"seed {RUN_SEED}")
@@ -91,6 +92,7 @@ def test_killed_while_backing_up(made, tmp_path):
         assert not vecdb.verify_backups(target).incomplete
 
 
+@pytest.mark.long
 def test_killed_while_restoring_a_database(made, tmp_path):
     """Killed at any durable step, a restored database is whole or not there; a second try makes it, and no
     litter stays."""

@@ -55,6 +55,7 @@ def test_the_price_of_durability_is_measured_and_written(tmp_path: Path) -> None
     assert len(re.findall(r"^\| [\d,]+ \|", text, re.MULTILINE)) == 6 + 5
 
 
+@pytest.mark.long
 def test_queries_through_the_server_are_measured_beside_echoes(tmp_path: Path) -> None:
     """Each kind of caller has a rate, and a line on the page with its share of both echoes."""
     arguments = ["--rows", "2000", "--queries", "50", "--seconds", "0.1", "--rounds", "1"]
@@ -71,6 +72,7 @@ def test_queries_through_the_server_are_measured_beside_echoes(tmp_path: Path) -
     assert len(re.findall(r"^\| 2 \| (echo|vecdb), ", text, re.MULTILINE)) == 5
 
 
+@pytest.mark.long
 def test_ingests_are_measured_beside_the_engine(tmp_path: Path) -> None:
     """Each way has a rate, a share of the embedded one and its parts in the file and on the page."""
     arguments = ["ingest", "--dataset", "clusters", "--rows", "1500", "--rounds", "1"]
@@ -86,6 +88,7 @@ def test_ingests_are_measured_beside_the_engine(tmp_path: Path) -> None:
     assert re.search(r"^\| embedded \| .* \| 1\.00 \(1\.00-1\.00\) \|$", text, re.MULTILINE)
 
 
+@pytest.mark.long
 def test_the_parts_of_a_query_are_measured(tmp_path: Path) -> None:
     """Every part has its time, and together they are the whole."""
     arguments = ["where", "--rows", "1000", "--seconds", "0.2", "--rounds", "1"]
@@ -275,6 +278,7 @@ def test_a_child_answers_raises_and_is_pinned() -> None:
         assert len(os.sched_getaffinity(child.pid)) == 1
 
 
+@pytest.mark.long
 def test_the_index_is_measured_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every part gives numbers and stands on the page; the stages that are timed exist in the engine."""
     monkeypatch.setattr(kinds, "QUANTIZATIONS", ("none", "sq8"))
@@ -351,6 +355,7 @@ def test_dead_rows_are_measured_beside_an_index_built_anew(
     assert "## Dead rows" in path.with_suffix(".md").read_text()
 
 
+@pytest.mark.long
 def test_peers_that_are_not_installed_are_left_out_with_a_word(tmp_path: Path) -> None:
     """Each system is either measured, with and without filters, or named as missing."""
     words = ["--dataset", "clusters", "--rows", "1200", "--queries", "20", "--rounds", "1"]

@@ -66,6 +66,7 @@ def dry(tmp_path_factory: pytest.TempPathFactory) -> Dry:
     return started(tmp_path_factory.mktemp("dry"))
 
 
+@pytest.mark.long
 def test_every_part_measures_and_stands_on_the_page(dry: Dry) -> None:
     """All parts end well, each has its lines in all three files and its chapter, the goals come first."""
     assert dry.code == 0

@@ -63,6 +63,7 @@ def of(lines: list[Line], kind: str, **values: Any) -> list[Line]:
     ]
 
 
+@pytest.mark.long
 def test_every_workload_of_every_system_is_recorded(tmp_path: Path, cache: Path) -> None:
     """The engine, the server and a limit play all workloads; lines keep to the schema, exact answers have recall 1."""
     systems = ("vecdb", "vecdb-grpc", "faiss-hnsw")
@@ -93,6 +94,7 @@ def test_every_workload_of_every_system_is_recorded(tmp_path: Path, cache: Path)
     assert of(lines, "sample", system="faiss-hnsw", workload="growth", at_rows=1500)
 
 
+@pytest.mark.long
 def test_faults_of_a_system_show(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def test_a_short_campaign(tmp_path, durability):
     assert "| failures | 0 |" in done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "cuts"),
     [

@@ -66,6 +66,7 @@ def verbs(docs):
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("durability", ["commit", "interval"])
 @pytest.mark.parametrize("left", ["nothing", "a meta page", "a part", "all but a page"])
 def test_a_server_whose_file_is_cut_off(tmp_path, durability, left):
@@ -256,6 +257,7 @@ def built(request, tmp_path_factory):
     return folder, vectors
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("left", ["nothing", "half"])
 def test_index_files_cut_off(tmp_path, built, left):
     """A server whose index files are all cut off goes on: queries, with a filter and without, are answered exactly at
@@ -346,6 +348,7 @@ def test_more_files_than_are_watched_by_descriptors(tmp_path, monkeypatch):
     assert mapped.is_whole
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("durability", ["commit", "interval"])
 @pytest.mark.parametrize("left", [0, 4_096])
 def test_a_lock_file_cut_off(tmp_path, durability, left):

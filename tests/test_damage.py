@@ -117,6 +117,7 @@ def test_a_sound_file_has_no_faults(tmp_path):
     assert file_faults(tmp_path / "db" / "catalog" / "data.mdb") == []
 
 
+@pytest.mark.long
 def test_a_flipped_bit_anywhere_in_a_collection(tmp_path, reading):
     """After one flipped bit the file is refused, or the damage is named, or every record is as before."""
     print(f"seed {RUN_SEED}")

@@ -119,6 +119,7 @@ def test_the_image_sets_settings_that_there_are() -> None:
     assert {name.removeprefix(ENV_PREFIX).lower() for name in given} <= NAMES
 
 
+@pytest.mark.long
 def test_the_image_copies_what_its_commands_need(tmp_path: Path) -> None:
     """From nothing but what the Dockerfile copies the three packages are built and installed, and its commands
     run, with its environment."""

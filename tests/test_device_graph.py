@@ -102,6 +102,7 @@ def check(made, vectors, metric, live=None, part=None, k=10, on="gpu:0"):
     return found.explain
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("metric", "storage", "quantization"), STORED[:5])
 def test_a_device_walks_as_the_host_does(tmp_path, devices, metric, storage, quantization):
     """Filters, deletes, updates, fresh rows and any k that a walk gives: the nearest, and no others."""

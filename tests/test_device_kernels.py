@@ -25,6 +25,7 @@ def card(request: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return some_card(request.param, monkeypatch)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("metric", ["l2", "ip"])
 @pytest.mark.parametrize("code", ["float32", "float16"])
 @pytest.mark.parametrize("d", [D, 7, 256])
@@ -61,6 +62,7 @@ def test_a_mask_lets_only_its_positions_answer(
         card.search(1, vectors(1, 1, d), 1, 0, 7)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("metric", ["l2", "ip"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ def centroids_of(made):
     return index.quantizer.reconstruct_n(0, index.nlist)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("metric", "code"), [("l2", "none"), ("cosine", "sq8"), ("ip", "none")])
 def test_a_device_trains_lists(tmp_path, devices, rounds, metric, code):
     """Ten rounds by the device, also for lists that the CPU searches; the centroids are as good as the CPU's."""
@@ -121,6 +122,7 @@ def in_their_lists(made, vectors):
     return right / total
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dies", [False, True])
 def test_a_device_assigns_rows_to_lists(tmp_path, devices, monkeypatch, caplog, dies):
     """Each row is in the list of its nearest centroid, whoever finds that; nothing is left on the device for it."""

@@ -24,6 +24,7 @@ from vecdb.index import plan
 __all__ = ["devices_are_asked"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("metric", "code"),
     [("l2", "none"), ("l2", "float16"), ("cosine", "sq8"), ("ip", "sq4"), ("cosine", "pq8")],
@@ -51,6 +52,7 @@ def test_the_device_answers_as_the_lists_of_the_host_do(tmp_path, devices, metri
         assert recall(made, queries[:1], 10)[1].batch == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("metric", "code"), [("l2", "none"), ("cosine", "sq8"), ("ip", "float16"), ("l2", "pq8")]
 )
@@ -88,6 +90,7 @@ def test_filters_deaths_updates_and_fresh_rows_hold_on_a_device(tmp_path, device
         assert made.check().ok
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("metric", "storage"), [("l2", "int8"), ("cosine", "float16"), ("ip", "uint8")]
 )
@@ -107,6 +110,7 @@ def test_lists_of_every_storage_are_searched_on_a_device(tmp_path, devices, metr
             assert recall(made, vectors[:40].astype(np.float32), 10, part)[0] >= 0.93
 
 
+@pytest.mark.long
 def test_threads_that_ask_while_all_changes_get_right_answers(tmp_path, devices):
     """Rows come and go, lists grow, are placed anew, and a worker is killed: no query fails, and none gets a row
     that was never there or is dead before the query begins."""
@@ -166,6 +170,7 @@ def test_few_allowed_rows_and_exact_answers_are_the_hosts(tmp_path, devices, mon
         assert (found.explain.device, found.explain.device_note) == ("cpu", "")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("code", "most"), [("none", 2_048), ("sq8", 512)])
 def test_more_answers_than_a_device_gives_are_the_hosts(tmp_path, devices, code, most):
     """k up to 10,000 is answered, and the explanation says by whom and why; scalar codes end at 512, since a GPU has no

@@ -99,6 +99,7 @@ def test_what_had_to_go_comes_back_when_it_is_asked(tmp_path, devices):
         assert recall(second, queries, 10, on=None)[0] >= 0.93
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("settings", "what"), [
     ({"index": "ivf", "quantization": "pq4"}, "lists of pq4"),
     ({"index": "hnsw", "quantization": "none"}, "a graph without cuVS"),
@@ -146,6 +147,7 @@ def test_a_full_queue_is_told_to_the_caller(tmp_path, devices, monkeypatch):
         assert made.query(queries_near(vectors), k=10, exact=True).ids
 
 
+@pytest.mark.long
 def test_auto_makes_lists_of_pq8_for_a_device(tmp_path, devices):
     """`quantization` pq8 means lists, also where all vectors would fit the device."""
     devices()
@@ -156,6 +158,7 @@ def test_auto_makes_lists_of_pq8_for_a_device(tmp_path, devices):
         assert recall(made, queries_near(vectors), 10)[0] >= 0.93
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("room", "code"), [(1.2, "none"), (0.8, "sq8"), (0.2, "pq8"), (0.02, "none")]
 )

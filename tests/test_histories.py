@@ -96,6 +96,7 @@ def test_answers_of_a_server_to_many_clients_under_stress(data_folder, tmp_path,
     served(Run(plan, seed), data_folder, stress(tmp_path / "noise"))
 
 
+@pytest.mark.long
 def test_answers_under_lazy_syncs_and_stress(data_folder, tmp_path, seed):
     """The same of threads, with durability `interval`."""
     settings = {"durability": "interval", "durability_interval_ms": 20.0}

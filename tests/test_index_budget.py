@@ -53,6 +53,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     not STATUS.exists() or "RssAnon" not in STATUS.read_text(), reason="needs Linux"
 )

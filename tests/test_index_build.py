@@ -24,6 +24,7 @@ from vecdb.index import index as index_module
 from vecdb.index import plan
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "metric", "storage", "quantization"),
     [

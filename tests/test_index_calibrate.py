@@ -241,6 +241,7 @@ def odd_queries(rows, count):
     return picked.mean(axis=1).astype(np.float32)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 def test_the_target_is_kept_for_every_k(kind, monkeypatch):
     """Also between those that were measured: points without clusters need many more lists for 100 answers than for 10."""
@@ -356,6 +357,7 @@ def drifting(easy_first):
     return (easy, hard) if easy_first else (hard, easy)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("quantization", ["none", "sq8", "sq4"])
 @pytest.mark.parametrize("easy_first", [False, True])
 def test_recall_holds_for_old_and_new_rows_after_the_data_drifted(
@@ -385,6 +387,7 @@ def test_recall_holds_for_old_and_new_rows_after_the_data_drifted(
         assert right.mean() >= 0.95 - 3 * right.std() / np.sqrt(right.size)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "quantization"),
     [

@@ -18,6 +18,7 @@ def _small(monkeypatch):
     monkeypatch.setattr(index_module, "LEAST_FRESH_ROWS", 1_000)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 @pytest.mark.parametrize("storage", ["float32", "float16", "int8", "binary"])
 def test_auto_quantization_stays_below_the_memory_limit(kind, storage):
@@ -72,6 +73,7 @@ def test_auto_goes_over_to_lists_where_no_graph_fits(target, limit, expected):
     check_index(index, rows, np.ones(2_000, np.bool_))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["auto", "ivf"])
 @pytest.mark.parametrize(("limit", "expected"), [(90_000, "pq8"), (50_000, "pq4")])
 def test_lists_take_a_finer_code_where_the_smallest_misses_the_target(kind, limit, expected):
@@ -94,6 +96,7 @@ def test_lists_take_a_finer_code_where_the_smallest_misses_the_target(kind, limi
         assert build(index) is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("storage", "code"),
     [("float32", "sq8"), ("float16", "sq8"), ("int8", "none"), ("binary", "none")],
@@ -117,6 +120,7 @@ def test_auto_goes_over_to_lists_where_a_graph_walks_too_long(storage, code, bet
         assert build(index) is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("storage", ["float32", "int8"])
 @pytest.mark.parametrize("better", [True, False])
 @pytest.mark.parametrize("early", [True, False])

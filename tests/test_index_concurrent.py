@@ -119,6 +119,7 @@ class Run:
         self.index.publish(sequence)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "metric", "storage", "quantization"), KINDS)
 def test_readers_beside_a_writer_and_builds(kind, metric, storage, quantization, monkeypatch):
     """Every answer, at any moment, is right for the view that gave it, while pieces are handed over to

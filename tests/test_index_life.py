@@ -60,6 +60,7 @@ def arena_like(base):
     return base is not None and base.nbytes > 4_000 * DIMENSION * 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "metric", "storage", "quantization"), KINDS)
 def test_a_build_cancelled_anywhere_can_be_made_again(kind, metric, storage, quantization):
     """After builds cancelled at random shares, first and later ones, answers and the next build are right."""
@@ -91,6 +92,7 @@ def test_a_build_cancelled_anywhere_can_be_made_again(kind, metric, storage, qua
     assert index.stats().indexed_rows + index.stats().tail_rows >= live.sum()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "metric", "storage", "quantization"), KINDS)
 def test_a_build_whose_source_fails_changes_nothing(kind, metric, storage, quantization):
     """An error at any read reaches the caller, answers stay right, and the next build succeeds."""
@@ -115,6 +117,7 @@ def test_a_build_whose_source_fails_changes_nothing(kind, metric, storage, quant
     check_index(index, rows, np.ones(2_500, np.bool_))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "metric", "storage", "quantization"), KINDS)
 def test_a_build_beyond_its_budget_is_refused(kind, metric, storage, quantization):
     """Without enough build_memory_bytes a build is LimitExceeded, and nothing was read or changed."""
@@ -145,6 +148,7 @@ def test_a_build_beyond_its_budget_is_refused(kind, metric, storage, quantizatio
     check_index(index, rows, np.ones(3_000, np.bool_))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("quantization", ["none", "sq8", "pq4", "pq8"])
 def test_lists_grow_until_they_are_too_few(quantization):
     """Fresh rows go into the lists there are; at more than twice the rows new lists are trained."""

@@ -153,6 +153,7 @@ def test_every_pair_of_values_is_tried():
     assert {one[4] for one in COMBINATIONS} == set(DIMENSIONS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", TARGETS)
 def test_recall_reaches_its_target(case, target):
     """Without a filter, fresh and aged, in batches and alone, mean recall@10 is at least the target."""
@@ -167,6 +168,7 @@ def test_recall_reaches_its_target(case, target):
     held.check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("walks", [False, True])
 def test_recall_under_filters_reaches_its_target(case, target, walks, monkeypatch):
@@ -182,6 +184,7 @@ def test_recall_under_filters_reaches_its_target(case, target, walks, monkeypatc
     held.check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", TARGETS)
 def test_recall_under_a_filter_against_the_vectors_reaches_its_target(case, target):
     """Where only rows far from the query are allowed, mean recall@10 is at least the target too."""
@@ -249,6 +252,7 @@ MANY = 52_000
 """Of so many rows the least share allows five."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("against", [False, True], ids=["any", "farthest"])
 @pytest.mark.parametrize("walks", [False, True])
 def test_recall_where_one_row_in_ten_thousand_is_allowed(many, walks, against, monkeypatch):

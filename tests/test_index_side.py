@@ -112,6 +112,7 @@ class Filtered:
         self.index.publish(self.index.view.sequence + 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_answers_are_right_at_every_age(case):
     """With dead rows and with a tail the recall holds, also where a filter goes against the vectors; when a

@@ -104,6 +104,7 @@ def check(collection, vectors, metric, live=None, part=None):
     return collection.check()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("metric", "storage", "quantization"), STORED)
 def test_a_graph_that_a_device_joined_finds_what_is_near(
     tmp_path, devices, graphs, metric, storage, quantization

@@ -182,6 +182,7 @@ def test_an_upgrade_and_the_way_back(tmp_path):
         assert formats(left) == {1}, where
 
 
+@pytest.mark.long
 def test_a_repair(made, tmp_path):
     """A repair that was cut short can be done again: all that is whole is there, and what is lost is named and kept."""
     folder, _, held = made

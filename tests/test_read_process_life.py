@@ -69,6 +69,7 @@ def _serving_with_readers(folder: Path, *flags: str) -> tuple[Any, str, list[int
     return process, address, found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("durability", ["commit", "interval"])
 def test_readers_end_with_a_writer_that_is_killed(tmp_path: Path, durability: str) -> None:
     """They hold the folder no longer than it: a new server starts, and has all that was acknowledged."""

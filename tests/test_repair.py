@@ -104,6 +104,7 @@ def test_a_sound_database_is_not_touched(copy, sound):
     assert records(copy) == sound[1]
 
 
+@pytest.mark.long
 def test_a_flipped_bit_anywhere_is_repaired(tmp_path, sound):
     """After any flipped bit that check finds, repair keeps all other records and names those that are lost."""
     print(f"seed {RUN_SEED}")
@@ -368,6 +369,7 @@ def repair():
         yield run
 
 
+@pytest.mark.long
 def test_a_repair_that_is_killed_can_be_run_again(tmp_path, copy, sound, repair):
     """Killed at each named point, the repair is done by the next run as if nothing had been."""
     path = data_file(copy)

@@ -53,6 +53,7 @@ ALL_TABLES = ("metas", MAIN, *COLLECTION_TABLES)
 WITH_RECORDS = ("vectors", "ids", "metadata", "documents", "contents", "uris")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("table", ALL_TABLES)
 def test_a_page_that_is_gone(tmp_path, sound, table):
     """Of whatever table a whole page, half of one or a sector was overwritten: what is lost is counted, nothing

@@ -111,6 +111,7 @@ def entries_of_meta(folder):
     return path, {key: (at, size) for key, at, size in places(path, "meta")}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("key", [*layout.SUMMED[:-1], layout.META_SUMS, meta_sums.log_sum_key(1)])
 def test_a_flipped_bit_in_an_entry_of_meta(sound, tmp_path, key):
     """Whichever bit of a value in `meta` is flipped, check names it, and repair makes the file what it was: nothing
@@ -326,6 +327,7 @@ def test_a_file_that_a_version_without_checksums_wrote(copy, sound):
     assert state_of(copy) == sound[1]
 
 
+@pytest.mark.long
 def test_a_flipped_bit_in_the_catalog(sound, tmp_path):
     """Whichever bit of a name, a folder, an alias, the format or a checksum of one is flipped, check names it, no
     wrong name is served, and repair gives all names back."""
