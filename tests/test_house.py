@@ -24,6 +24,7 @@ DOORS = {
     "isal": ("vecdb/crc.py",),
     "faiss": ("vecdb/index/",),
     "grpc": ("server/", "clients/python/"),
+    "blake3": ("vecdb/backup/digests.py",),
     "obstore": ("vecdb/backup/",),
     "re2": ("vecdb/",),
     "msgspec": ("vecdb/", "server/"),
@@ -317,6 +318,17 @@ def test_every_dependency_is_pinned() -> None:
         needed = [*project["dependencies"], *extras.get("cpu", []), *extras.get("dev", [])]
         wanted |= {normal(re.split(r"[<>=!~\[; ]", one)[0]) for one in needed}
     assert not wanted - pinned - set(PROJECTS)
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "vectordbbench/requirements.txt"])
+def test_benchmarks_install_what_vecdb_runs_on(name: str) -> None:
+    """Each file of requirements, beside which our distributions are installed without their dependencies, has these."""
+    lines = (ROOT / "bench" / name).read_text().splitlines()
+    pinned = {normal(line.partition("==")[0]) for line in lines}
+    for folder in PROJECTS.values():
+        project = tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"]
+        needed = {normal(re.split(r"[<>=!~\[; ]", one)[0]) for one in project["dependencies"]}
+        assert not needed - pinned - set(PROJECTS)
 
 
 def normal(name: str) -> str:

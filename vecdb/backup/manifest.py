@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import hashlib
 import re
 import secrets
 
@@ -24,6 +23,7 @@ from ..backup_types import BackupCollection, BackupInfo
 from ..collection_info import check_info, check_name, from_json
 from ..errors import BackupDamaged, FormatMismatch, VecdbError
 from ..types import CollectionInfo
+from .digests import sha256_of
 from .files import File
 
 FORMAT = 2
@@ -108,14 +108,14 @@ def is_id(text: object) -> bool:
 def encode(manifest: Manifest) -> tuple[bytes, str]:
     """(the file, the SHA-256 of its first line)."""
     line = msgspec.json.encode(manifest)
-    digest = hashlib.sha256(line).hexdigest()
+    digest = sha256_of(line)
     return line + b"\n" + digest.encode() + b"\n", digest
 
 
 def decode(data: bytes, backup: str) -> tuple[Manifest, str]:
     """The manifest of the backup `backup`, checked, and its SHA-256. BackupDamaged, FormatMismatch."""
     line, _, rest = data.partition(b"\n")
-    digest = hashlib.sha256(line).hexdigest()
+    digest = sha256_of(line)
     if rest != digest.encode() + b"\n":
         raise _damaged(backup, "its manifest does not have the SHA-256 that stands under it")
     try:

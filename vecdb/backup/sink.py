@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from .blocks import Blocks, Filling
 from .chunk import MAGIC
-from .files import File, digest_of
+from .digests import blake3_of
+from .files import File
 
 if TYPE_CHECKING:
     from .target import Target
@@ -97,7 +98,7 @@ class Sink:
         path, parts, size = f"{self._backup}/{name}", filling.parts(), filling.bytes
         self._target.write(path, parts)
         # What is read back is hashed, not memory: the manifest speaks of what is on the disk.
-        digest = self._target.read_back(path, parts) if self._verify else digest_of(parts)
+        digest = self._target.read_back(path, parts) if self._verify else blake3_of(parts)
         parts.clear()
         filling.free()
         return File(name, size, first, end, blake3=digest)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
-from blake3 import blake3
 from numpy.typing import NDArray
 
 from .. import disk
@@ -30,6 +29,7 @@ from ..errors import (
 )
 from . import direct
 from .blocks import Blocks
+from .digests import Blake3
 
 if TYPE_CHECKING:
     from ..backup_types import BackupTarget
@@ -244,7 +244,7 @@ def _store_of(url: str, name: str) -> Any:
 
 def _same(name: str, pieces: Iterable[memoryview], parts: Sequence[Any]) -> str:
     """The BLAKE3 of `pieces`, one behind the other. BackupDamaged unless they are what `parts` are."""
-    digest = blake3()
+    digest = Blake3()
     waiting = [memoryview(part).cast("B") for part in reversed(parts)]
     for piece in pieces:
         digest.update(piece)
