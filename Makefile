@@ -6,7 +6,7 @@ STAMP  := $(VENV)/made-in
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 BENCH  := .venv-bench
 VDBB   := .venv-vectordbbench
-TESTS  ?= tests
+TESTS  ?=
 ARGS   ?=
 
 .DEFAULT_GOAL := help

@@ -142,12 +142,6 @@ HOSTILE = {
     "alias to nothing": lambda m: m["aliases"].update({"x": "nothing"}),
     "token": lambda m: collection(m).update(token="../../../../tmp"),
     "twice": lambda m: m["collections"].append(dict(collection(m))),
-    "no digest": lambda m: collection(m)["rows"][0].pop("blake3"),
-    "digest of format 1": lambda m: collection(m)["rows"][0].update(
-        sha256=collection(m)["rows"][0].pop("blake3")
-    ),
-    "two digests": lambda m: collection(m)["rows"][0].update(sha256="0" * 64),
-    "digests of format 2": lambda m: m.update(format=1),
     "format 0": lambda m: m.update(format=0),
     "huge file": lambda m: collection(m)["rows"][0].update(bytes=1 << 40),
     "negative": lambda m: collection(m)["rows"][0].update(bytes=-1),
@@ -233,6 +227,31 @@ def test_a_manifest_that_is_none_is_refused(target, tmp_path, data):
     """Bytes that are no manifest are refused, whatever they are."""
     (target / ids_of(target)[-1] / "manifest.json").write_bytes(data)
     refused(target, tmp_path)
+    assert not vecdb.verify_backups(target).ok
+
+
+@pytest.mark.parametrize("kind", ["none", "of format 1", "two", "of format 2 in format 1", "large"])
+@pytest.mark.parametrize("files", ["rows", "history"])
+def test_a_file_without_its_digest_is_refused(target, tmp_path, kind, files):
+    """A file has the digest of its manifest's format and no other, though each be right."""
+    first = ids_of(target)[0]
+    for later in ids_of(target)[1:]:
+        shutil.rmtree(target / later)
+
+    def change_it(manifest):
+        file = collection(manifest)[files][0]
+        if kind in ("of format 1", "two"):
+            data = (target / first / file["name"]).read_bytes()
+            file["sha256"] = hashlib.sha256(data).hexdigest()
+        if kind in ("none", "of format 1"):
+            del file["blake3"]
+        if kind == "large":
+            file["blake3"] = file["blake3"].upper()
+        if kind == "of format 2 in format 1":
+            manifest["format"] = 1
+
+    rewrite(target, first, change_it)
+    assert "no possible digest" in refused(target, tmp_path).message
     assert not vecdb.verify_backups(target).ok
 
 

@@ -194,6 +194,7 @@ class Card:
         return self.inner.search(queries, k, params=params)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", ["OPTIMIZE GPU", "OPTIMIZE GPU CUVS"])
 def test_every_part_calls_the_card_as_faiss_spells_it(
     options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

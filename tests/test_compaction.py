@@ -333,6 +333,7 @@ WRITER = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [RUN_SEED])
 def test_killed_while_compacting(data_folder, seed):
     """After SIGKILL at random moments of writing and compacting every acknowledged write is whole."""

@@ -254,6 +254,7 @@ def test_an_open_database_is_not_downgraded(old):
         vecdb.downgrade(old.parent / "nowhere")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("point", ["keep.*", "upgrade.*", "downgrade.*"])
 def test_killed_at_any_step_of_an_upgrade_or_of_the_way_back(old, point, tmp_path):
     """Stopped before or after each durable step, all records are there, and both ways can be gone again."""
@@ -403,6 +404,24 @@ def test_saved_backups_are_verified_restored_and_continued(saved, tmp_path):
             assert got.metadata == {"n": least}
             assert docs.get(["b399"], include=["document"]).documents == ["text 399"]
             assert docs.check().ok
+
+
+@pytest.mark.parametrize("chunk", ["000001.chunk", "000002.chunk"])
+@pytest.mark.parametrize("saved", SAVED_BACKUPS, ids=lambda path: path.name.split(".")[0])
+def test_a_changed_file_of_a_saved_backup_is_found(saved, chunk, tmp_path):
+    """One byte of rows or of history is told by the digest of the format, before anything is read of it."""
+    folder = unpacked(saved, tmp_path)
+    first = vecdb.list_backups(folder / "backups")[0].id
+    path = folder / "backups" / first / chunk
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    found = vecdb.verify_backups(folder / "backups")
+    digest = "SHA-256" if number_of(saved) == 1 else "BLAKE3"
+    assert not found.ok
+    assert digest in str(found.problems)
+    with pytest.raises(vecdb.errors.BackupDamaged, match=digest):
+        vecdb.restore(folder / "backups", tmp_path / "restored", backup=first)
 
 
 def test_an_index_of_a_newer_format_is_built_again(tmp_path):

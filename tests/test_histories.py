@@ -89,6 +89,7 @@ def test_answers_while_dead_records_are_purged(data_folder, seed):
     assert embedded(plan, seed, data_folder, nullcontext()).compactions
 
 
+@pytest.mark.long
 def test_answers_of_a_server_to_many_clients_under_stress(data_folder, tmp_path, seed):
     """The same over sockets to a server process, where counts name no commit: ten clients, sync and asyncio, while
     other processes take the cores and the disk, the collection is renamed, and others come and go."""

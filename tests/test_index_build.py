@@ -118,6 +118,7 @@ def test_rows_that_come_and_go_during_a_build():
     assert stats.tail_rows == 2_000
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("metric", "storage", "quantization"),
     [

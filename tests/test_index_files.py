@@ -65,6 +65,7 @@ def parts(record):
     return [part for part in (record.graph, record.numbers, record.codes) if part is not None]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "metric", "storage", "quantization"), KINDS)
 def test_a_saved_index_answers_as_before(kind, metric, storage, quantization, tmp_path):
     """Saved, recorded as JSON, and mapped by a new process's index, it gives the same answers."""

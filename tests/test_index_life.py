@@ -184,6 +184,7 @@ def test_growing_past_the_memory_limit_changes_the_code():
     check_index(index, rows, np.ones(4_000, np.bool_))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("metric", "storage", "quantization"),
     [

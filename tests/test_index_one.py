@@ -13,6 +13,7 @@ ROWS, FRESH, K = 2_000, 500, 10
 DEAD = {"all live": (0, 0), "dead in the index": (90, 0), "dead in both": (90, 60)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dead", DEAD)
 @pytest.mark.parametrize("filtered", [False, True], ids=["all", "filtered"])
 @pytest.mark.parametrize(

@@ -71,6 +71,7 @@ def recall(made, rows, expression=FILTER):
     return right / (60 * K)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("quantization", ["none", "sq8"])
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
 def test_a_graph_serves_again_after_a_restart(tmp_path, rows, metric, quantization, monkeypatch):

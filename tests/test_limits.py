@@ -111,7 +111,7 @@ def test_connections_of_one_host_are_bounded(start: StartServer) -> None:
     scans = []
     request = pb.ScanRequest(collection="docs", batch_size=1, include=[pb.INCLUDE_DOCUMENT])
     for stub in stubs[:2]:
-        scans.append(stub.Scan(request, timeout=60))
+        scans.append(stub.Scan(request, timeout=600))
         next(scans[-1])
     with pytest.raises(grpc.RpcError) as caught:
         stubs[2].ListCollections(pb.ListCollectionsRequest(), timeout=10)

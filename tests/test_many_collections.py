@@ -75,6 +75,7 @@ def test_a_small_collection_takes_little_beside_its_vectors(data_folder, open_at
     assert threads <= 4
 
 
+@pytest.mark.long
 def test_hundreds_of_collections_in_a_process_that_may_open_256_files(data_folder):
     """300 collections are made, written, read and opened again where 256 files may be open, with a handful of threads."""
     made, opened = told(

@@ -333,7 +333,7 @@ def test_nothing_stays_of_watchers_that_have_gone(start: StartServer) -> None:
     with grpc.insecure_channel(server.address) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call,unused-ignore]
         watches = [
-            stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=30) for name in names
+            stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=600) for name in names
         ]
         for watch in watches:
             next(watch)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -356,18 +358,24 @@ def test_the_settings_in_the_store_explain_it(data_folder):
     assert held["schema"] == {"a": "int"}
 
 
-def test_opening_is_quick(data_folder):
+def test_opening_is_quick(data_folder, tmp_path):
     """Opening 20,000 records and answering takes well under a second."""
     with vecdb.open(data_folder) as db:
         docs = db.create_collection("docs", dimension=64, index="exact")
         vectors = np.random.default_rng(1).standard_normal((20_000, 64), dtype=np.float32)
         docs.insert([str(i) for i in range(20_000)], vectors)
+    copies = itertools.count()
 
-    def opened():
-        with vecdb.open(data_folder) as db:
-            assert db.get_collection("docs").query(vectors[77], k=1).ids == [["77"]]
+    def first_answer_s():
+        copy = shutil.copytree(data_folder, tmp_path / f"copy-{next(copies)}")
 
-    once_below(1, lambda: seconds(opened))
+        def opened():
+            with vecdb.open(copy) as db:
+                assert db.get_collection("docs").query(vectors[77], k=1).ids == [["77"]]
+
+        return seconds(opened)
+
+    once_below(1, first_answer_s)
 
 
 def test_settings_of_an_older_version_are_read(data_folder):

@@ -125,6 +125,7 @@ def test_a_flipped_bit_anywhere_is_repaired(tmp_path, sound):
     assert found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["meta", "branch", "leaf", "value"])
 def test_a_flipped_bit_in_each_kind_of_page(tmp_path, sound, kind):
     """The heads of all kinds of pages are damaged one by one: repair ends clean each time."""

@@ -180,6 +180,7 @@ def test_a_file_of_a_later_format_is_not_repaired(sound, tmp_path):
         assert checked["other"].ok or checked["other"].repaired
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["zeros", "noise", "noise, and more"])
 def test_both_meta_pages_are_gone(tmp_path, sound, how):
     """Where neither meta page leads to the tables these are found on the other pages: every record is there, and

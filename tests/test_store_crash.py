@@ -43,6 +43,7 @@ def vacuum_until(folder, steps):
         os._exit(1)
 
 
+@pytest.mark.long
 def test_killed_at_any_step_the_file_is_whole(tmp_path, monkeypatch):
     """SIGKILL before each step of a vacuum: the store opens, is sound, has no litter, and who reads
     beside since before that follows what is written then."""

@@ -28,7 +28,8 @@ class Step:
 def list_backups(target: BackupTarget) -> list[BackupInfo]:
     """The complete backups of a target, oldest first; none where the target does not exist yet.
 
-    Reads their manifests only. Raises BackupDamaged when one cannot be read, Unavailable.
+    Reads their manifests only. Raises BackupDamaged when one cannot be read, FormatMismatch when a later version
+    wrote it, Unavailable.
     """
     opened = open_target(target)
     return [manifest.describe(load(opened, backup)[0]) for backup in complete(opened)]

@@ -27,8 +27,8 @@ from .digests import sha256_of
 from .files import File
 
 FORMAT = 2
-_EARLIEST_FORMAT = 1
-"""With SHA-256 of files, which a backup spent half its time on where the processor has no instructions for it."""
+_SHA256_FORMAT = 1
+"""The earliest, with SHA-256 of files: half of a backup's processor time where there are no instructions for it."""
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 256 << 20
 MAX_FILE_BYTES = 256 << 20
@@ -120,9 +120,9 @@ def decode(data: bytes, backup: str) -> tuple[Manifest, str]:
         raise _damaged(backup, "its manifest does not have the SHA-256 that stands under it")
     try:
         found = msgspec.json.decode(line, type=_Format).format
-        if not _EARLIEST_FORMAT <= found <= FORMAT:
+        if not _SHA256_FORMAT <= found <= FORMAT:
             raise FormatMismatch(
-                f"backup {backup} has format {found}, this version reads {_EARLIEST_FORMAT} to {FORMAT}; restore it with the "
+                f"backup {backup} has format {found}, this version reads {_SHA256_FORMAT} to {FORMAT}; restore it with the "
                 "version of vecdb that wrote it",
                 given=found,
                 expected=FORMAT,
@@ -255,7 +255,7 @@ def _check_digests(part: Part, form: int) -> None:
     """Each file has the digest of the manifest's format, and no other."""
     for file in files_of(part):
         digest, other = file.blake3, file.sha256
-        if form == 1:
+        if form == _SHA256_FORMAT:
             digest, other = other, digest
         if other or not _DIGEST.fullmatch(digest):
             raise BackupDamaged(
