@@ -1,7 +1,8 @@
 """`python -m bench backup`: how fast backups are, and what they cost those who read and write meanwhile.
 
 One process fills a collection, waits until all is indexed, and then asks single queries in one thread and
-writes one record every 10 ms in another: quiet, and while full backups run one after another. The
+writes one record every 10 ms in another: quiet, while full backups run one after another, and while all but the
+last of these are pruned. The
 rate of the disk is measured by files of the same size, written and synced like those of a backup.
 """
 
@@ -125,7 +126,7 @@ def run(source: Source, folder: Path, seconds: float) -> dict[str, Any]:
 def _beside(
     database: vecdb.Database, source: Source, target: Path, seconds: float
 ) -> dict[str, Any]:
-    """Latencies quiet and while full backups run, and the rates of these."""
+    """Latencies quiet, while full backups run, and while these are pruned; and the rates of the backups."""
     figures: dict[str, Any] = {}
     docs = database.get_collection("docs")
     with _traffic(docs, source) as latencies:
@@ -136,9 +137,14 @@ def _beside(
             began_s = time.perf_counter()
             info = database.backup(target, kind="full")
             rates.append(info.bytes / 1e6 / (time.perf_counter() - began_s))
-            shutil.rmtree(target / info.id)
         figures["beside"] = latencies()
         figures["beside_mb_s"] = rates
+        began_s = time.perf_counter()
+        gone = vecdb.prune_backups(target, keep=1)
+        figures["pruned"] = {"backups": len(gone), "took_s": time.perf_counter() - began_s}
+        if gone:
+            figures["pruning"] = latencies()
+    shutil.rmtree(target)
     return figures
 
 
@@ -243,12 +249,17 @@ def page(results: dict[str, Any]) -> str:
     lines += [
         "\n| one thread each | calls | p50 | p99 | longest |\n| --- | ---: | ---: | ---: | ---: |",
     ]
+    pruned = results["pruned"]
+    moments = {
+        "quiet": "quiet",
+        "beside": "while backups run",
+        "pruning": f"while {pruned['backups']} of them are pruned, {pruned['took_s']:.1f} s",
+    }
     for name in ("query", "write"):
-        for when in ("quiet", "beside"):
+        for when in (one for one in moments if one in results):
             one = results[when][name]
-            title = f"{name}, {'quiet' if when == 'quiet' else 'while backups run'}"
             lines.append(
-                f"| {title} | {one['calls']:,} | {one['p50_ms']:.2f} ms | {one['p99_ms']:.2f} ms | "
+                f"| {name}, {moments[when]} | {one['calls']:,} | {one['p50_ms']:.2f} ms | {one['p99_ms']:.2f} ms | "
                 f"{one['max_ms']:.1f} ms |"
             )
     return "\n".join(lines) + "\n"

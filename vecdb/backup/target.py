@@ -162,7 +162,7 @@ class FolderTarget:
 
     def delete_folder(self, backup: str) -> None:
         with _in_our_words(self.name), suppress(FileNotFoundError):
-            disk.remove_tree(self.path / backup, _WHAT)
+            disk.remove_tree(self.path / backup, _WHAT, paced=True)
 
 
 class StoreTarget:
