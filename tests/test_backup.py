@@ -16,7 +16,7 @@ from seeds import RUN_SEED
 
 import vecdb
 from vecdb import errors
-from vecdb.backup import open_target, taking
+from vecdb.backup import open_target, side_by_side, taking
 
 
 @pytest.fixture
@@ -25,9 +25,12 @@ def db(data_folder):
         yield opened
 
 
-@pytest.fixture(params=["here", "there"])
+@pytest.fixture(params=["here", "there", "shared"])
 def place(request, monkeypatch):
-    """In this process, and in one of its own, as large collections are copied."""
+    """In this process, in one of its own as large collections are copied, and by two as larger ones are."""
+    if request.param == "shared":
+        monkeypatch.setattr(side_by_side, "SHARE_BYTES", 1)
+        monkeypatch.setattr(side_by_side, "_most", lambda: 2)
     monkeypatch.setattr(taking, "SMALL_BYTES", 1 << 40 if request.param == "here" else -1)
     return request.param
 

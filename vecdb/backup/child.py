@@ -70,7 +70,7 @@ class Said(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def copy_here(target: Target, order: Order, read: Read, job: Job, came: Came) -> Copied:
     """Copies in this thread."""
-    row = job.first_row
+    row = job.begin
 
     def at_row(reached: int) -> None:
         nonlocal row
@@ -93,25 +93,36 @@ def copy_here(target: Target, order: Order, read: Read, job: Job, came: Came) ->
 class Copier:
     """Copies in another process, which is started for the first job and kept for others, until `close`.
 
-    One thread at a time.
+    One thread at a time, but for `stop`.
     """
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
 
     def copy(self, order: Order, where: Where, job: Job, came: Came) -> Copied:
         """Raises what it raises there, what `came` raises, and Unavailable when the process dies or cannot be
         started; it is ended then, and the next job has a new one."""
         process = self._process = self._process or _started()
         try:
+            if self._stopped:
+                raise Unavailable(f"copying collection {job.name!r} was stopped")
             return _copied(process, Told(order, where, job), came)
         except BaseException:
             self.close()
             raise
 
+    def stop(self) -> None:
+        """Ends the process for another thread that is in `copy`, which then raises."""
+        # In this order: either this sees a process, or who has just started one sees that it is to stop.
+        self._stopped = True
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def close(self) -> None:
         """Ends the process, whatever it does."""
-        process, self._process = self._process, None
+        process, self._process, self._stopped = self._process, None, False
         if process is None:
             return
         process.kill()

@@ -27,13 +27,19 @@ Read = Callable[[], AbstractContextManager[Reader]]
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What of a collection is to be copied: commits (since, sequence], rows [first_row, next_row)."""
+    """What of a collection is to be copied: commits (since, sequence], rows [first_row, next_row).
+
+    Of these rows who has this job copies [begin, end), and the history if he is told to.
+    """
 
     name: str
     since: int
     sequence: int
     first_row: int
     next_row: int
+    begin: int
+    end: int
+    history: bool = True
 
 
 class Copied(msgspec.Struct, frozen=True):
@@ -50,11 +56,11 @@ def copy(read: Read, job: Job, sink: Sink, at_row: Callable[[int], None]) -> Cop
     """Copies by transactions that `read` gives; `at_row` is told how far it has come.
 
     Raises Corrupted when a row fails its checksum, Unavailable when another process has compacted what
-    was to be copied.
+    was to be copied. Who copies history must begin after all rows are copied: rows that are purged meanwhile are told by it.
     """
-    row = job.first_row
-    while row < job.next_row:
-        end = min(row + chunk.MAX_GROUP_ROWS, job.next_row)
+    row = job.begin
+    while row < job.end:
+        end = min(row + chunk.MAX_GROUP_ROWS, job.end)
         with read() as reader:
             piece = copy_rows(reader, row, end, _GROUP_BYTES)
             damaged, group = piece.damaged(), chunk.pack_rows(piece)
@@ -68,7 +74,7 @@ def copy(read: Read, job: Job, sink: Sink, at_row: Callable[[int], None]) -> Cop
         at_row(row)
         sink.add(group, piece.first, row)
     rows = sink.take(row)
-    time_us = _copy_history(read, job, sink)
+    time_us = _copy_history(read, job, sink) if job.history else 0
     with read() as reader:
         horizon = reader.horizon()
         base = max(job.since, horizon)

@@ -23,6 +23,7 @@ from . import child, manifest
 from .chains import Chain, complete, folders, load, lost_files, newest_of, part_before, remove
 from .copying import Job
 from .manifest import MANIFEST_FILE, Manifest, Parent, Part
+from .side_by_side import Copiers
 from .target import Target
 
 SMALL_BYTES = 8 << 20
@@ -81,7 +82,7 @@ def take(
     backup = manifest.new_id(in_order)
     doing = _Doing(target, backup, verify, limit_bytes_s, progress)
     chain = None if before is None else Chain(before, partial(load, target))
-    with ExitStack() as pins, closing(child.Copier()) as copier:
+    with ExitStack() as pins, closing(Copiers()) as copiers:
         begun = []
         for source in sources:
             try:
@@ -93,7 +94,7 @@ def take(
             parts: list[Part] = []
             for one in begun:
                 doing.begin(one.job, sum(len(manifest.files_of(part)) for part in parts))
-                part = _copied(one, doing, copier)
+                part = _copied(one, doing, copiers)
                 if part is not None:
                     parts.append(part)
             held = {part.name for part in parts}
@@ -132,7 +133,7 @@ class _Doing:
         self.target = target
         self.order = child.Order("", backup, verify, limit_bytes_s, 0)
         self._progress = progress
-        self._job = Job("", 0, 0, 0, 0)
+        self._job = Job("", 0, 0, 0, 0, 0, 0)
         self._before = self._size = 0
 
     def begin(self, job: Job, files: int) -> None:
@@ -185,7 +186,7 @@ def _begin(source: Source, chain: Chain | None, pins: ExitStack) -> _Begun:
     since, first_row = (0, 0) if part is None else (part.sequence, part.next_row)
     time_us = part.time_us if part is not None and part.sequence == sequence else 0
     pin.sequence = since
-    job = Job(source.name, since, sequence, first_row, next_row)
+    job = Job(source.name, since, sequence, first_row, next_row, first_row, next_row)
     return _Begun(source, job, live, time_us)
 
 
@@ -201,7 +202,7 @@ def _continues(reader: Reader, part: Part) -> bool:
     return (commit.time_us, commit.end_row) == (part.time_us, part.next_row)
 
 
-def _copied(begun: _Begun, doing: _Doing, copier: child.Copier) -> Part | None:
+def _copied(begun: _Begun, doing: _Doing, copiers: Copiers) -> Part | None:
     """The files of one collection; None when it has been dropped meanwhile."""
     source, job = begun.source, begun.job
     store = source.core.store
@@ -211,7 +212,7 @@ def _copied(begun: _Begun, doing: _Doing, copier: child.Copier) -> Part | None:
         if address and rows * store.row_bytes > SMALL_BYTES:
             order = msgspec.structs.replace(doing.order, target=address)
             where = child.Where(str(store.folder), store.shape, dict(source.core.options))
-            done = copier.copy(order, where, job, doing.came)
+            done = copiers.copy(order, where, job, doing.came)
         else:
             done = child.copy_here(doing.target, doing.order, source.core.read, job, doing.came)
     except (Closed, Corrupted, Unavailable):
