@@ -88,19 +88,19 @@ def test_a_shared_backup_is_restored_and_continued(db, tmp_path, started):
 def test_one_of_the_processes_may_die(db, tmp_path, started, monkeypatch):
     """One that is killed ends the others and the backup with a typed error; nothing is left, and the next is whole."""
     filled(db, rows=ROWS)
-    real = child._started
+    real, turn, numbers = child._started, threading.Lock(), itertools.count()
 
     def started_with_a_fault():
-        with monkeypatch.context() as armed:
-            if len(started) == 1:
-                armed.setenv("VECDB_FAILPOINTS", "backup.*=kill@1")
+        with turn, monkeypatch.context() as armed:
+            if next(numbers) == 1:
+                armed.setenv("VECDB_FAILPOINTS", "backup.*=kill@3")
             return real()
 
     with monkeypatch.context() as planted:
         planted.setattr(child, "_started", started_with_a_fault)
         with pytest.raises(errors.Unavailable, match="died with exit code -9"):
             db.backup(tmp_path / "b")
-    assert list((tmp_path / "b").iterdir()) == []
+    assert list((tmp_path / "b").glob("*")) == []
     db.backup(tmp_path / "b")
     assert vecdb.verify_backups(tmp_path / "b").ok
 
@@ -115,7 +115,7 @@ def test_who_is_told_may_end_it(db, tmp_path, started):
     with pytest.raises(KeyboardInterrupt):
         db.backup(tmp_path / "b", progress=enough)
     assert len(started) == 3
-    assert list((tmp_path / "b").iterdir()) == []
+    assert list((tmp_path / "b").glob("*")) == []
 
 
 def test_a_process_that_starts_while_all_are_stopped_ends(monkeypatch):
