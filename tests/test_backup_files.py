@@ -18,7 +18,7 @@ from blake3 import blake3
 from seeds import RUN_SEED
 
 import vecdb
-from vecdb import errors
+from vecdb import disk, errors
 from vecdb.backup import child, direct, open_target, sink, taking
 from vecdb.backup.blocks import BLOCK_BYTES, Blocks, Filling
 from vecdb.backup.files import File, read_ahead
@@ -159,6 +159,22 @@ def test_one_process_copies_all_collections(tmp_path, monkeypatch):
         db.backup(tmp_path / "b", kind="full")
         assert len(started) == 3
     assert vecdb.verify_backups(tmp_path / "b").ok
+
+
+def test_files_of_a_backup_are_removed_one_after_the_other(tmp_path, monkeypatch):
+    """Each is gone for good before the next is removed: freed together they would hold up commits for long."""
+    target = open_target(tmp_path / "b")
+    for n in range(4):
+        target.write(f"x/{n}", [b"data"])
+    steps = []
+    for name in ("remove", "sync_folder"):
+        real = getattr(disk, name)
+        monkeypatch.setattr(
+            disk, name, lambda *given, name=name, real=real: (steps.append(name), real(*given))[1]
+        )
+    target.delete_folder("x")
+    assert steps == ["remove", "sync_folder"] * 4
+    assert not (tmp_path / "b" / "x").exists()
 
 
 def test_memory_is_used_again(tmp_path):
