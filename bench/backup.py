@@ -2,8 +2,8 @@
 
 One process fills a collection, waits until all is indexed, and then asks single queries in one thread and
 writes one record every 10 ms in another: quiet, while full backups run one after another, and while all but the
-last of these are pruned. The
-rate of the disk is measured by files of the same size, written and synced like those of a backup.
+last of these are pruned. Until then all are kept: removing one counts as what pruning costs, not as what the next
+backup does. The rate of the disk is measured by files of the same size, written and synced like those of a backup.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds",
         type=float,
         default=15.0,
-        help="how long latencies are watched; 0: not at all, and nothing is indexed",
+        help="how long latencies are watched, which takes room for all backups of that time; 0: not at all, "
+        "and nothing is indexed",
     )
     parser.add_argument("--folder", type=Path, help="where data sets and databases are made")
     parser.add_argument("--results", type=Path, default=RESULTS)

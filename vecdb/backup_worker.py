@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from .backup.child import Said, Told, Where, copy_here
+from .backup.child import Said, Told, copy_here
 from .backup.copying import Copied
 from .backup.target import open_target
 from .errors import Closed, VecdbError
@@ -29,10 +29,9 @@ def main() -> int:
     sys.setswitchinterval(_SWITCH_S)
     # Nothing here makes cycles, and the thousands of buffers of a piece have the collector run all the time.
     gc.disable()
-    stores = _Stores()
     for line in sys.stdin.buffer:
         try:
-            said = Said(copied=_copy(msgspec.json.decode(line, type=Told), stores))
+            said = Said(copied=_copy(msgspec.json.decode(line, type=Told)))
         except BrokenPipeError:
             return 1
         except VecdbError as error:
@@ -45,34 +44,21 @@ def main() -> int:
     return 0
 
 
-class _Stores:
-    """The store that was read last, open: opening one takes 0.1 s, and its history is asked for after its rows."""
-
-    def __init__(self) -> None:
-        self._where: Where | None = None
-        self._store: CollectionStore | None = None
-
-    def open(self, where: Where) -> CollectionStore:
-        if self._store is None or self._where != where:
-            if self._store is not None:
-                self._store.close()
-                self._store = None
-            # One that only reads syncs nothing.
-            options = {**where.options, "durability": "commit"}
-            folder, shape = Path(where.folder), where.shape
-            self._store = CollectionStore.open(folder, lambda _: shape, options, read_only=True)
-            self._where = where
-        return self._store
-
-
-def _copy(told: Told, stores: _Stores) -> Copied:
-    return copy_here(
-        open_target(told.order.target),
-        told.order,
-        stores.open(told.where).read,
-        told.job,
-        lambda row, size: _say(Said(row=row, bytes=size)),
-    )
+def _copy(told: Told) -> Copied:
+    # One that only reads syncs nothing.
+    options = {**told.where.options, "durability": "commit"}
+    folder, shape = Path(told.where.folder), told.where.shape
+    store = CollectionStore.open(folder, lambda _: shape, options, read_only=True)
+    try:
+        return copy_here(
+            open_target(told.order.target),
+            told.order,
+            store.read,
+            told.job,
+            lambda row, size: _say(Said(row=row, bytes=size)),
+        )
+    finally:
+        store.close()
 
 
 def _say(said: Said) -> None:

@@ -1,6 +1,6 @@
 """Copying a large collection by several processes at once, a share of its rows each, where there are cores to spare.
 
-One process takes 4 us a row of 384 float32 with metadata and text, most of it in the interpreter: 360 MB/s of a disk's
+One process takes 5 us a row of 384 float32 with metadata and text, 4 of them in the interpreter: 360 MB/s of a disk's
 580, where two wrote 680. But there, on two cores, p99 of queries beside two was 5.0 ms, beside one 2.0 and without
 1.2, though they are nice. So half of the cores are left alone.
 """
