@@ -1,4 +1,4 @@
-"""Changes of files that must outlive the process: the only door to fsync, renames, removals and commits.
+"""Changes of files that must outlive the process: the only door to fsync, renames, removals, commits and writes in place.
 
 Whoever changes files says for what (`rows`, `catalog`, `index`, ...), in one word. Each step reaches two
 failpoints, `WHAT.STEP.before` and `WHAT.STEP.after` (`vecdb.failpoints`). No step makes a name durable
@@ -8,6 +8,7 @@ by itself: after names have changed, `sync_folder` does.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -18,6 +19,10 @@ from typing import Any, BinaryIO
 from .errors import Corrupted
 from .failpoints import reach
 
+log = logging.getLogger("vecdb")
+
+NO_LINK = (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""Why a file system gives a file no second name: one may do without, or copy it."""
 ASIDE_SUFFIX = ".tmp"
 """Ends the name of a file that is not complete yet."""
 _BLOCK_BYTES = 512
@@ -97,6 +102,15 @@ def reserve(path: Path, size_bytes: int, what: str) -> None:
     reach(f"{what}.reserve.after", path)
 
 
+def write_at(descriptor: int, data: bytes, offset: int, path: Path, what: str) -> None:
+    """Writes all of `data` at a place of an open file; durable once that is synced."""
+    reach(f"{what}.write.before", path)
+    view, done = memoryview(data), 0
+    while done < len(view):
+        done += os.pwrite(descriptor, view[done:], offset + done)
+    reach(f"{what}.write.after", path)
+
+
 def sync_file(file: BinaryIO, path: Path, what: str) -> None:
     """Makes all that was written to an open file durable."""
     file.flush()
@@ -154,12 +168,17 @@ def remove_folder(path: Path, what: str) -> None:
 def remove_tree(path: Path, what: str, *, last: str | None = None, paced: bool = False) -> None:
     """Removes a folder with all in it, as far as it can: what stays is left to the next who sweeps.
 
+    Where the folder is a link, only that goes: what it leads to is not ours, and stays.
     Errors of the operating system are of no account. The file named `last` is there until all else is
     gone, durably: it tells a later opening what the rest is. `paced`: each file is gone for good before the next
     goes. A file system that tells its disk what is free (`discard`) holds up all commits meanwhile, for 25 ms a 16 MB
     where that was measured; of many files at once for as long as all take.
     """
     with suppress(OSError):
+        if path.is_symlink():
+            log.warning("%s is a link: it is removed, and what it leads to stays", path)
+            remove(path, what)
+            return
         for inner in sorted(path.iterdir()):
             if inner.name != last:
                 _remove_any(inner, what)
@@ -204,7 +223,8 @@ def written_aside(path: Path, what: str) -> Iterator[BinaryIO]:
 def commit(transaction: Any, folder: Path, what: str) -> None:
     """Commits an LMDB transaction of the environment in `folder`; as durable as that was opened.
 
-    When the point before it raises, the transaction is undone.
+    When the point before it raises, the transaction is undone. What the point after it raises is logged and goes no
+    further: the commit stands.
     """
     try:
         reach(f"{what}.commit.before", folder)
@@ -212,7 +232,10 @@ def commit(transaction: Any, folder: Path, what: str) -> None:
         transaction.abort()
         raise
     transaction.commit()
-    reach(f"{what}.commit.after", folder)
+    try:
+        reach(f"{what}.commit.after", folder)
+    except Exception:
+        log.exception("%s: a commit of %s stands, but the point after it failed", folder, what)
 
 
 def sync_environment(environment: Any, folder: Path, what: str) -> None:

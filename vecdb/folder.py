@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -17,6 +18,7 @@ from .layout import (
     DATA_FILE,
     LOCK_FILE,
     QUARANTINE_FOLDER,
+    RESTORING_FILE,
 )
 
 _WHAT = "database"
@@ -55,6 +57,7 @@ def prepare(path: Path, read_only: bool) -> bool:
         CATALOG_ASIDE,
         COLLECTIONS_FOLDER,
         QUARANTINE_FOLDER,
+        RESTORING_FILE,
     }
     if strangers and not catalog:
         raise Corrupted(
@@ -127,11 +130,12 @@ def take_lock(path: Path) -> FolderLock:
         ) from None
     try:
         lock.lock_catalog()
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
     except BaseException:
-        lock.close()
+        with suppress(OSError):  # what could not be written is not written now
+            lock.close()
         raise
-    file.seek(0)
-    file.truncate()
-    file.write(str(os.getpid()))
-    file.flush()
     return lock

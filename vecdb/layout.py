@@ -5,14 +5,19 @@ Folder of a database
     catalog/               LMDB: which collections and aliases exist; `catalog-new` until it is durable
     collections/<token>/   one LMDB environment a collection, with its index files beside it
     quarantine/            damaged files that a repair has put others in the place of, each with a list of the
-                           rows that are lost; removed by hand only
+                           rows that are lost; folders of collections that were marked as litter when the names
+                           could not all be read; removed by hand only
+    restoring              empty: marks a database that `vecdb.restore` makes, under the name that it will have and
+                           `.restoring-` and 8 hex digits, until it has that name. The next restore to this name
+                           removes what is left of one that was interrupted. It says nothing elsewhere.
 
 A collection has an environment of its own because LMDB has one writer and one map limit per
 environment: so collections never wait for each other, and dropping one gives its space back at once.
 The catalog points to a folder only after the folder is complete, and a folder is removed only after
 the catalog has forgotten it: a crash leaves litter, never a hole. Litter carries an empty file
 `unnamed`, which stands in a folder before it is named and before its name is taken away; a folder that
-nobody names and that has no such file is somebody's data, and is left alone. Tokens, not names, name
+nobody names and that has no such file is somebody's data, and is left alone, unless it is empty. In the folder
+of a collection only files with names of ours are ever removed, and nothing is through a link. Tokens, not names, name
 folders, so a rename is one small commit and no name can escape to the file system.
 
 Tables of the catalog
@@ -21,6 +26,8 @@ Tables of the catalog
                  b"sums"   -> CATALOG_SUMS and its CRC-32: the transaction that has left them so, the CRC-32 of the
                               format. A version that knows none passes them over; what it has written is taken
                               as it is, and gets checksums when the catalog is opened for writing.
+                 b"changes" -> the newest changes that their callers gave an id, and the CRC-32 of them, see
+                              `vecdb.store.changes`; absent while there was none
     collections  name -> token
     aliases      alias -> token (of the collection; so aliases follow a rename)
 
@@ -38,6 +45,9 @@ that died at or before the horizon may be purged: nothing is left of it but its 
                                 value of SUMMED, the newest entries of the log, the table `requests`. Of the
                                 commit that it names: a version that does not know it goes on without, and what
                                 it has changed is taken as it is when this one writes again.
+                 b"epochs"   -> EPOCH, one behind the other, and their CRC-32: the first commit of each opening for
+                                writing, the newest 4,096, and a random name, see `vecdb.store.epochs`. A version that
+                                does not know it passes it over; absent before the first commit, and after a repair.
                  b"log:" and 12 digits -> LOG_SUM: the checksum of the LOG of commits 256*n .. 256*n + 255,
                                 once there are that many, as far as their entries are still there
     vectors      VECTOR_KEY (field, block) -> the vectors of rows block*R .. block*R + R - 1, row-major,
@@ -75,12 +85,15 @@ Values are little-endian, so that numpy reads them in place.
 
 Format 1 had no tables `absent` and `purged`, and all rows in `keys`. It becomes format 2 in place when it
 is opened for writing: two empty tables and two entries of `meta`. Before that the LMDB file is copied to
-`data.format-1.mdb` beside it, which `vecdb downgrade` puts back.
+`data.format-1.mdb` beside it, which `vecdb downgrade` puts back. The file that goes then stays as
+`data.going.mdb` until the other has been opened; where a crash has left that, the next opening removes it.
 
 A vacuum writes the tables into a file without free pages, in a folder `compacting-<token>` beside the old
 one, which is renamed to `compacted` when it is complete and durable: from then on it is the truth. Its
 two files are renamed over the old ones, the locks first; whoever opens for writing finishes what a crash
-has left undone.
+has left undone. So does a repair with the file that it has made. A third file in it, `copied-from`, has the
+digest of the meta pages of the LMDB file that it is a copy of: every commit changes these, so a copy that is found
+beside another file is not put in its place. What earlier versions have left has no such file.
 
 A file `sync.point` stands beside the LMDB file while durability `interval` may have commits in it that are
 not on the disk. It has two slots of 4 KiB, written in turn, each with SYNC_POINT and its CRC-32: a mark, the
@@ -111,10 +124,13 @@ LMDB_LOCK_FILE = "lock.mdb"
 UNNAMED_FILE = "unnamed"
 COMPACTING_PREFIX = "compacting-"
 COMPACTED_FOLDER = "compacted"
+COPIED_FROM_FILE = "copied-from"
 QUARANTINE_FOLDER = "quarantine"
+RESTORING_FILE = "restoring"
 QUARANTINED_ROWS, QUARANTINED_TOLD = "rows.jsonl", "repair.json"
 SYNC_POINT_FILE = "sync.point"
 KEPT_FILE = "data.format-{}.mdb"
+GOING_FILE = "data.going.mdb"
 BOOT_FILE = "/proc/sys/kernel/random/boot_id"
 
 CATALOG_TABLES = ("meta", "collections", "aliases")
@@ -131,6 +147,7 @@ CATALOG_SUM_KEYS = {"collections": b"sum:c:", "aliases": b"sum:a:"}
 """Begins of the keys of checksums in the catalog's `meta`, by table."""
 
 META_FORMAT = b"format"
+META_CHANGES = b"changes"
 META_SETTINGS = b"settings"
 META_STATE = b"state"
 META_INDEX = b"index"
@@ -138,9 +155,12 @@ META_HORIZON = b"horizon"
 META_KEYED = b"keyed"
 META_REPAIRS = b"repairs"
 META_SUMS = b"sums"
+META_EPOCHS = b"epochs"
 META_LOG_SUM = b"log:"
 SUMMED = (META_FORMAT, META_SETTINGS, META_HORIZON, META_KEYED, META_REPAIRS)
 """What stands in `meta` and has neither a checksum of its own nor anything that it must agree with."""
+
+_MOST_FORMAT_DIGITS = 9
 
 STATE = struct.Struct("<QQQ")
 ROW = struct.Struct(">Q")
@@ -153,6 +173,7 @@ KEYED = struct.Struct("<QQ")
 SUMS = struct.Struct("<5IQQIIQI")
 LOG_SUM = struct.Struct("<QII")
 SUM = struct.Struct("<I")
+EPOCH = struct.Struct("<Q8s")
 CATALOG_SUMS = struct.Struct("<QI")
 LOG_SUM_COMMITS = 256
 """Commits of the log that share a checksum: a flipped bit among them can still be told by it."""
@@ -207,6 +228,12 @@ def id_key(record_id: bytes) -> bytes:
     if len(record_id) <= LMDB_MAX_KEY_BYTES:
         return record_id
     return _LONG_ID_MARK + hashlib.blake2b(record_id, digest_size=32).digest()
+
+
+def format_number(raw: bytes) -> int | None:
+    """The number that an entry META_FORMAT says, or None when it says none: damage may leave more digits than Python
+    takes for a number."""
+    return int(raw) if len(raw) <= _MOST_FORMAT_DIGITS and raw.isdigit() else None
 
 
 def id_keys(ids: Sequence[bytes]) -> Sequence[bytes]:

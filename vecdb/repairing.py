@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from . import folder
+from .collection import Collection
+from .collection_files import sweep_files
 from .collection_info import shape_of
+from .core import Core
 from .database import Database
 from .errors import DatabaseNotFound, ReadOnly, VecdbError
 from .layout import COLLECTIONS_FOLDER, LOCK_FILE
+from .out_of_memory import memory_told
 from .settings import ENGINE, resolve
 from .store import (
     Catalog,
     RepairedFile,
+    beside_faults,
     catalog_problems,
     file_problems,
     repair_catalog,
@@ -26,7 +31,8 @@ from .store import (
     system_in_our_words,
 )
 
-_WHAT = "repair"
+_BUILT = "the index was built again"
+_FORGOTTEN = "the index that was damaged is gone: so few rows are searched without one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,7 @@ class CheckedCollection:
         return not self.problems
 
 
+@memory_told
 def check(path: str | os.PathLike[str], *, repair: bool = False) -> list[CheckedCollection]:
     """Compares all that is stored in a folder with itself: an entry for the catalog and one a collection.
 
@@ -56,21 +63,28 @@ def check(path: str | os.PathLike[str], *, repair: bool = False) -> list[Checked
     made again from what can be read of them: ids, dead marks, counts and indexes from the rows, rows as far
     as their checksums hold. What is lost is named by id; the old file then stays in `quarantine/`, with a list of
     the lost rows and their bytes (`rows.jsonl`), and the collection tells of it in the log at each opening. What is sound is not touched. May be called again after a failure.
-    What keeps one collection from being checked or repaired, a full disk among it, stands in its entry, and
-    the others go on. Raises DatabaseLocked, DatabaseNotFound, ReadOnly, StorageFull.
+    Files that an upgrade has kept, and sync points, are looked at too; damaged ones are named, and a repair leaves the
+    former as they are.
+    What keeps one collection from being checked or repaired, a full disk or a folder without permission among it,
+    stands in its entry, and the others go on. Raises DatabaseLocked, DatabaseNotFound, ReadOnly, StorageFull, LimitExceeded
+    (open files).
     """
     root = Path(path)
-    _must_be_database(root)
     with system_in_our_words(root):
+        _must_be_database(root)
         if repair:
             # Refused before anything is written.
             _must_be_writable(root)
+            if (made := root / COLLECTIONS_FOLDER).is_dir():
+                _must_be_writable(made)
         # Held to the end: nobody writes between the repair of a file and the look at its index.
         with _locked(root) as lock:
-            first, *rest = _checked(root, repair)
+            first, folders, rest = _checked(root, repair)
+            # Before the database is opened, which makes sync points anew.
+            beside = [_beside(made) for made in folders]
             try:
                 if rest:
-                    rest = _all_with_indexes(rest, root, repair, lock)
+                    rest = _all_with_indexes(rest, beside, root, repair, lock)
             except VecdbError as error:
                 if not any(one.repair for one in rest):
                     raise
@@ -80,11 +94,34 @@ def check(path: str | os.PathLike[str], *, repair: bool = False) -> list[Checked
 
 
 def _all_with_indexes(
-    checked: list[CheckedCollection], root: Path, repair: bool, lock: folder.FolderLock | None
+    checked: list[CheckedCollection],
+    beside: list[list[str]],
+    root: Path,
+    repair: bool,
+    lock: folder.FolderLock | None,
 ) -> list[CheckedCollection]:
     settings = {"auto_build": False}
     with Database(root, read_only=not repair, settings=settings, lock=lock) as database:
-        return [_with_indexes(one, database, repair) for one in checked]
+        found = zip(checked, beside, strict=True)
+        return [_with_beside(_with_indexes(one, database, b, repair), b) for one, b in found]
+
+
+def _beside(made: Path) -> list[str]:
+    try:
+        with system_in_our_words(made):
+            return beside_faults(made, shape_of, resolve(ENGINE, {})) if made.is_dir() else []
+    except (VecdbError, OSError) as error:
+        return [_words(error)]
+
+
+def _words(error: VecdbError | OSError) -> str:
+    return error.message if isinstance(error, VecdbError) else str(error)
+
+
+def _with_beside(one: CheckedCollection, beside: list[str]) -> CheckedCollection:
+    if not beside:
+        return one
+    return replace(one, problems=(*one.problems, *beside), repaired=False)
 
 
 def _must_be_database(root: Path) -> None:
@@ -94,12 +131,12 @@ def _must_be_database(root: Path) -> None:
 
 
 def _must_be_writable(root: Path) -> None:
-    made = root / COLLECTIONS_FOLDER
-    for path in (root, *(made.iterdir() if made.is_dir() else ())):
-        if not os.access(path, os.W_OK, effective_ids=True):
-            raise ReadOnly(
-                f"{path} may not be written, so it cannot be repaired; nothing was changed"
-            )
+    if not _may_be_written(root):
+        raise ReadOnly(f"{root} may not be written, so it cannot be repaired; nothing was changed")
+
+
+def _may_be_written(root: Path) -> bool:
+    return os.access(root, os.W_OK, effective_ids=True)
 
 
 @contextmanager
@@ -114,7 +151,10 @@ def _locked(root: Path) -> Iterator[folder.FolderLock | None]:
         lock.close()
 
 
-def _checked(root: Path, repair: bool) -> list[CheckedCollection]:
+def _checked(
+    root: Path, repair: bool
+) -> tuple[CheckedCollection, list[Path], list[CheckedCollection]]:
+    """(the catalog, the folders of the collections, the collections)"""
     options: dict[str, Any] = resolve(ENGINE, {})
     found = tuple(catalog_problems(root))
     done: tuple[str, ...] = ()
@@ -125,61 +165,86 @@ def _checked(root: Path, repair: bool) -> list[CheckedCollection]:
     first = CheckedCollection("", found, bool(found) and not left, None, (*done, *left))
     try:
         catalog = Catalog(root, create=False, read_only=True)
-    except VecdbError as error:
+    except (VecdbError, OSError) as error:
         # Without a catalog the collections have no names.
-        return [first if first.problems else replace(first, problems=(error.message,))]
+        return first if first.problems else replace(first, problems=(_words(error),)), [], []
     try:
         named = catalog.names().collections
     finally:
         catalog.close()
+    folders = [root / COLLECTIONS_FOLDER / token for token in named.values()]
     checked = [
-        _collection(name, root, root / COLLECTIONS_FOLDER / token, options, repair)
-        for name, token in named.items()
+        _collection(name, root, made, options, repair)
+        for name, made in zip(named, folders, strict=True)
     ]
-    return [first, *checked]
+    return first, folders, checked
 
 
 def _collection(
     name: str, root: Path, made: Path, options: Mapping[str, Any], repair: bool
 ) -> CheckedCollection:
-    if not made.is_dir():
-        return CheckedCollection(name, (f"its folder {made} is missing; restore a backup",))
     found: tuple[str, ...] = ()
     done: RepairedFile | None = None
     try:
         with system_in_our_words(made):
-            if repair:
+            if not made.is_dir():
+                return CheckedCollection(name, (f"its folder {made} is missing; restore a backup",))
+            if repair and _may_be_written(made):
                 settle(made)
             found = tuple(file_problems(made, shape_of, options))
             if not found or not repair:
                 return CheckedCollection(name, found)
+            _must_be_writable(made)
             done = repair_file(made, shape_of, options, root, list(found))
             left = tuple(file_problems(made, shape_of, options))
             return CheckedCollection(name, found, not left, done, left)
-    except VecdbError as error:
+    except (VecdbError, OSError) as error:
         # The others are looked at all the same, and what a repair has lost so far is told.
-        told = () if found else (error.message,)
-        return CheckedCollection(
-            name, found or told, False, done, (error.message,) if found else ()
-        )
+        told = (_words(error),)
+        return CheckedCollection(name, found or told, False, done, told if found else ())
 
 
-def _with_indexes(one: CheckedCollection, database: Database, repair: bool) -> CheckedCollection:
-    """The same with what is wrong with the indexes, which are built again."""
+def _with_indexes(
+    one: CheckedCollection, database: Database, beside: list[str], repair: bool
+) -> CheckedCollection:
+    """The same with what is wrong with the indexes, which are built again; what is `beside` it is told by others."""
     if one.problems and not one.repaired:
         return one
+
+    def faults(collection: Collection) -> tuple[str, ...]:
+        return tuple(fault for fault in collection.check().problems if fault not in beside)
+
     try:
         collection = database.get_collection(one.collection)
-        found = collection.check().problems
+        found = faults(collection)
         if not found or not repair:
             return replace(one, problems=(*one.problems, *found))
+        unusable = _unusable(collection._core)
         collection.build_index()
-        left = collection.check().problems
-    except VecdbError as error:
-        found, left = (error.message,), (error.message,)
+        done = _forget_unbuilt(collection._core, len(unusable))
+        left = faults(collection)
+    except (VecdbError, OSError) as error:
+        found, left, done = (_words(error),), (_words(error),), ()
     return replace(
         one,
         problems=(*one.problems, *found),
         repaired=not left,
-        done=(*one.done, "the index was built again", *left) if not left else (*one.done, *left),
+        done=(*one.done, *(left or done)),
     )
+
+
+def _unusable(core: Core) -> list[int]:
+    """The vector fields whose saved index cannot be used."""
+    return [f.number for f in core.all_fields if f.raw_record is not None and f.record is None]
+
+
+def _forget_unbuilt(core: Core, unusable: int) -> tuple[str, ...]:
+    """Behind a build: forgets saved indexes that it has not replaced, since too few rows are left. What was done with
+    those that were `unusable` before it, one sentence each."""
+    unbuilt = _unusable(core)
+    for number in unbuilt:
+        core.drop_index(number)
+    if not unbuilt:
+        return (_BUILT,)
+    sweep_files(core)
+    return (*[_BUILT] * (len(unbuilt) < unusable), _FORGOTTEN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -26,9 +27,12 @@ from ..layout import (
     DATA_FILE,
     LMDB_LOCK_FILE,
     LMDB_MAX_KEY_BYTES,
+    META_CHANGES,
     META_FORMAT,
+    format_number,
 )
-from . import catalog_sums
+from . import catalog_sums, changes
+from .changes import Change, Done
 from .environment import Environment
 from .open_file import PUT_BACK
 
@@ -73,11 +77,11 @@ class Catalog:
             with self._env.read() as transaction:
                 raw = transaction.get(META_FORMAT, db=self._env.table("meta"))
                 text = b"0" if raw is None else bytes(raw)
-            if not text.isdigit():
+            found = format_number(text)
+            if found is None:
                 raise Corrupted(
-                    f"the catalog of {root} says that its format is {text!r}; run check"
+                    f"the catalog of {root} says that its format is {text!r:.80}; run check"
                 )
-            found = int(text)
             if found != CATALOG_FORMAT:
                 raise FormatMismatch(
                     f"{root} has catalog format {found}, this version reads {CATALOG_FORMAT}; open it "
@@ -126,10 +130,27 @@ class Catalog:
                     )
             return self._names
 
-    def _change(self, work: Callable[[Any], Result]) -> Result:
+    def was_done(self, change: Change | None) -> Done | None:
+        """What is known of a change that its caller gave an id; None: it was not done, or not lately. InvalidArgument
+        where its id came with another one. By whoever makes changes, before it makes one."""
+        if change is None:
+            return None
+        with self._env.read() as transaction:
+            raw = transaction.get(META_CHANGES, db=self._env.table("meta"))
+            return changes.find(raw, change, time.time_ns() // 1_000)
+
+    def _change(
+        self, work: Callable[[Any], Result], change: Change | None = None, token: str = ""
+    ) -> Result:
+        """One commit; `change` is remembered in it, with the token of what it makes."""
+
         def with_checksums(transaction: Any) -> Result:
             catalog_sums.begin_change(self._env, transaction)
             result = work(transaction)
+            if change is not None:
+                meta, now_us = self._env.table("meta"), time.time_ns() // 1_000
+                raw = transaction.get(META_CHANGES, db=meta)
+                transaction.put(META_CHANGES, changes.record(raw, change, token, now_us), db=meta)
             catalog_sums.end_change(self._env, transaction)
             return result
 
@@ -140,11 +161,13 @@ class Catalog:
             self._names = None
             return self._env.write(with_checksums, _WHAT)
 
-    def add(self, name: str, token: str) -> None:
-        self.add_all({name: token}, {})
+    def add(self, name: str, token: str, change: Change | None = None) -> None:
+        self.add_all({name: token}, {}, change)
 
-    def add_all(self, tokens: Mapping[str, str], aliases: Mapping[str, str]) -> None:
-        """Names collections, and aliases by the name of their collection, all of them or none."""
+    def add_all(
+        self, tokens: Mapping[str, str], aliases: Mapping[str, str], change: Change | None = None
+    ) -> None:
+        """Names collections, and aliases by the name of their collection, all of them or none. `change` makes one."""
 
         def work(transaction: Any) -> None:
             for table, given in (
@@ -155,9 +178,9 @@ class Catalog:
                     self._refuse_taken(transaction, name)
                     catalog_sums.put(self._env, transaction, table, name.encode(), token.encode())
 
-        self._change(work)
+        self._change(work, change, next(iter(tokens.values()), ""))
 
-    def remove(self, name: str) -> str:
+    def remove(self, name: str, change: Change | None = None) -> str:
         """Forgets a collection and its aliases; the token of the folder to delete."""
 
         _must_be_name(name)
@@ -170,9 +193,9 @@ class Catalog:
                 catalog_sums.pop(self._env, transaction, "aliases", bytes(key))
             return token.decode()
 
-        return self._change(work)
+        return self._change(work, change)
 
-    def rename(self, name: str, new_name: str) -> None:
+    def rename(self, name: str, new_name: str, change: Change | None = None) -> None:
         _must_be_name(name)
 
         def work(transaction: Any) -> None:
@@ -181,9 +204,9 @@ class Catalog:
                 self._refuse_taken(transaction, new_name)
             catalog_sums.put(self._env, transaction, "collections", new_name.encode(), token)
 
-        self._change(work)
+        self._change(work, change)
 
-    def set_alias(self, alias: str, name: str) -> None:
+    def set_alias(self, alias: str, name: str, change: Change | None = None) -> None:
         _must_be_name(name)
 
         def work(transaction: Any) -> None:
@@ -195,9 +218,9 @@ class Catalog:
                 raise taken(alias)
             catalog_sums.put(self._env, transaction, "aliases", alias.encode(), bytes(token))
 
-        self._change(work)
+        self._change(work, change)
 
-    def drop_alias(self, alias: str) -> None:
+    def drop_alias(self, alias: str, change: Change | None = None) -> None:
         def work(transaction: Any) -> None:
             if not _is_name(alias) or not catalog_sums.pop(
                 self._env, transaction, "aliases", alias.encode()
@@ -206,7 +229,7 @@ class Catalog:
                     f"no alias {alias!r}; `list_aliases()` shows those there are", alias=str(alias)
                 )
 
-        self._change(work)
+        self._change(work, change)
 
     def close(self) -> None:
         self._env.close()
@@ -246,11 +269,15 @@ def is_there(root: Path) -> bool:
 
 
 def make(
-    root: Path, tokens: Mapping[str, str] | None = None, aliases: Mapping[str, str] | None = None
+    root: Path,
+    tokens: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
+    done: bytes | None = None,
 ) -> None:
     """Makes a catalog, empty or with these names, under another name and renames it when it is durable.
 
-    `tokens` are by name of a collection, `aliases` name a collection each. The one before is gone then.
+    `tokens` are by name of a collection, `aliases` name a collection each, `done` is the record of changes that were
+    done (`changes`), as one before had it. The one before is gone then.
 
     LMDB writes the first pages of a new file without a sync: a power cut might leave a file that it
     takes for a damaged one, and the folder could not be opened any more. At each moment the old file is
@@ -262,7 +289,7 @@ def make(
     disk.make_folder(aside, _WHAT)
     made = _open(aside, create=True, read_only=False)
     try:
-        made.write(partial(_fill, made, tokens or {}, aliases or {}), _WHAT)
+        made.write(partial(_fill, made, tokens or {}, aliases or {}, done), _WHAT)
     finally:
         made.close()
     disk.sync_folder(aside, _WHAT)
@@ -288,6 +315,7 @@ def _fill(
     environment: Environment,
     tokens: Mapping[str, str],
     aliases: Mapping[str, str],
+    done: bytes | None,
     transaction: Any,
 ) -> None:
     _stamp(environment, transaction)
@@ -297,6 +325,8 @@ def _fill(
     ):
         for name, token in given.items():
             catalog_sums.put(environment, transaction, table, name.encode(), token.encode())
+    if done is not None:
+        transaction.put(META_CHANGES, done, db=environment.table("meta"))
     catalog_sums.end_change(environment, transaction)
 
 

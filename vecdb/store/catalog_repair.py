@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import time
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from .. import disk
 from ..errors import Corrupted, FormatMismatch
@@ -16,11 +20,16 @@ from ..layout import (
     CATALOG_TABLES,
     COLLECTIONS_FOLDER,
     DATA_FILE,
+    META_CHANGES,
     META_FORMAT,
+    META_SETTINGS,
+    META_STATE,
     QUARANTINE_FOLDER,
+    STATE,
     UNNAMED_FILE,
+    format_number,
 )
-from . import catalog_sums, pages
+from . import catalog_sums, changes, pages, quarantine
 from .catalog import is_there, make
 from .salvage import salvage
 
@@ -43,24 +52,28 @@ def catalog_problems(root: Path) -> list[str]:
     faults = pages.file_faults(path)
     if faults:
         return [f"catalog: {fault}" for fault in faults]
-    tables, meta = _read(path)
+    read = _read(path)
+    tables, meta = read.tables, read.meta
+    if read is _NOTHING:
+        return [f"catalog: {path} is the file of a collection"]
     collections, aliases = map(_texts, tables.values())
-    newest = pages.PageFile(path).metas()[0].transaction
-    known = catalog_sums.are_of(meta, [newest])
-    found = [f"catalog: {one}" for one in catalog_sums.faults(tables, meta)] if known else []
+    found = [f"catalog: {one}" for one in _sum_faults(path, read)]
     if meta.get(META_FORMAT) != _FORMAT:
         found.append(
-            f"catalog: its format is {meta.get(META_FORMAT)!r}, this version reads {_FORMAT!r}"
+            f"catalog: its format is {meta.get(META_FORMAT)!r:.80}, this version reads {_FORMAT!r}"
         )
+    if META_CHANGES in meta and not changes.is_whole(meta[META_CHANGES]):
+        found.append("catalog: the record of changes that were done fails its checksum")
     found += [
         f"catalog: {name!r} cannot be a name"
         for name in (*collections, *aliases)
         if not _NAME.fullmatch(name)
     ]
+    folders = _Folders(root)
     found += [
-        f"catalog: collection {name!r} is in folder {token!r}, which does not exist"
+        f"catalog: collection {name!r} is in folder {token!r}, which {_lacking(root, token)}"
         for name, token in collections.items()
-        if token not in _folders(root)
+        if token not in folders.there
     ]
     found += [
         f"catalog: alias {alias!r} points to folder {token!r}, which no collection has"
@@ -69,48 +82,70 @@ def catalog_problems(root: Path) -> list[str]:
     ]
     found += [
         f"catalog: the collection in folder {token!r} has no name"
-        for token in _unnamed(root, collections)
+        for token in folders.unnamed(collections.values())
+    ]
+    found += [
+        f"catalog: folder {token!r} has no name, and may not be looked into: {why}"
+        for token, why in folders.closed.items()
+        if token not in collections.values()
     ]
     return found
 
 
+def _sum_faults(path: Path, read: _Read) -> list[str]:
+    """What fails its checksum, where those that are there hold for the newest commit of a file whose pages are sound."""
+    newest = pages.PageFile(path).metas()[0].transaction
+    known = catalog_sums.are_of(read.meta, [newest])
+    return catalog_sums.faults(read.tables, read.meta) if known else []
+
+
+def _lacking(root: Path, token: str) -> str:
+    there = (root / COLLECTIONS_FOLDER / token).is_dir()
+    return f"has no {DATA_FILE}" if there else "does not exist"
+
+
 def repair_catalog(root: Path) -> list[str]:
-    """Puts a sound catalog in place; what has changed or is lost, one sentence each. May be done again.
+    """Puts a sound catalog in place; what has changed or is lost, one sentence each. May be done again. What is sound, and
+    has no fault that can be mended, is left as it is.
+
+    Where names may be missing, a folder that is marked as litter and has records is moved to the quarantine: it may be
+    what a drop has left, or a collection whose drop failed.
 
     FormatMismatch when it is of a later format, Corrupted when what has its name is no file.
     """
     path = root / CATALOG_FOLDER / DATA_FILE
-    tables, meta = _read(path) if is_there(root) else ({table: {} for table in _TABLES}, {})
-    number = catalog_sums.right_format(meta) or _FORMAT
-    if number.isdigit() and int(number) > CATALOG_FORMAT:
+    read = _read(path) if is_there(root) else _NOTHING
+    tables, meta = read.tables, read.meta
+    number = format_number(catalog_sums.right_format(meta) or _FORMAT)
+    if number is not None and number > CATALOG_FORMAT:
         raise FormatMismatch(
-            f"{path} has catalog format {int(number)}, this version repairs {CATALOG_FORMAT}; repair it with the "
+            f"{path} has catalog format {number}, this version repairs {CATALOG_FORMAT}; repair it with the "
             "version of vecdb that wrote it, or a later one. Nothing was changed",
-            given=int(number),
+            given=number,
             expected=CATALOG_FORMAT,
         )
     told: list[str] = []
+    sound = path.is_file() and read is not _NOTHING
+    sound = sound and not pages.file_faults(path) and not _sum_faults(path, read)
+    folders = _Folders(root)
     if path.is_file() and catalog_sums.are_of(
         meta, [one.transaction for one in pages.PageFile(path).metas()]
     ):
-        tokens = [token.encode() for token in _folders(root)]
+        tokens = [token.encode() for token in folders.there]
         tables, told = catalog_sums.mend(tables, meta, tokens)
     collections, aliases = map(_texts, tables.values())
-    if path.is_file() and salvage(path, CATALOG_TABLES).lost_commits:
+    if path.is_file() and read.lost_commits:
         told.append("the newest change of names may be undone: its page cannot be read")
-    known = {n: t for n, t in collections.items() if _NAME.fullmatch(n) and _TOKEN.fullmatch(t)}
+    known = {n: t for n, t in collections.items() if _is_right(n, t)}
     # A name whose folder is gone stays: that its records are lost must be seen.
     for name, token in collections.items():
         if name not in known:
             told.append(f"the name {name!r} of folder {token!r} is damaged")
     held: dict[str, str] = {}
+    free = folders.unnamed(known.values())
     for name, token in sorted(known.items()):
-        near = [
-            t
-            for t in _unnamed(root, known)
-            if catalog_sums.changed_bits(t.encode(), token.encode()) == 1
-        ]
-        if token not in _folders(root) and len(near) == 1:
+        near = [t for t in free if catalog_sums.changed_bits(t.encode(), token.encode()) == 1]
+        if token not in folders.there and len(near) == 1:
             told.append(f"collection {name!r} is in folder {near[0]!r}, not {token!r}")
             token = near[0]
         if token not in held.values():
@@ -119,8 +154,8 @@ def repair_catalog(root: Path) -> list[str]:
             told.append(
                 f"the name {name!r} of folder {token!r} is dropped: the folder has another name"
             )
-    for token in _unnamed(root, held):
-        name = RECOVERED.format(token)
+    for token in folders.unnamed(held.values()):
+        name = _free_name(RECOVERED.format(token), {**held, **aliases})
         held[name] = token
         told.append(
             f"the collection in folder {token!r} has no name that can be read: it is {name!r} now"
@@ -132,19 +167,60 @@ def repair_catalog(root: Path) -> list[str]:
             kept[alias] = by_token[token]
         else:
             told.append(f"alias {alias!r} of folder {token!r} is lost")
+    # Also one that was sound may have a name that is wrong, where it has no checksums.
+    if not sound or known != collections or not {*held.values()} <= {*folders.there}:
+        doubtful = folders.marked(held.values())
+        told += [_set_aside(root, token, n) for token in doubtful if (n := _records(root, token))]
+    done = meta.get(META_CHANGES)
+    if (done is None and not read.meta_whole) or not (done is None or changes.is_whole(done)):
+        done = None
+        told.append(
+            "which changes of names were done lately cannot be read: one that is repeated from before the repair, such "
+            "as a drop, may be done again"
+        )
+    names = held, {alias: held[name] for alias, name in kept.items()}
+    stands = done == meta.get(META_CHANGES) and meta.get(META_FORMAT) == _FORMAT
+    if sound and stands and names == (collections, aliases):
+        return told  # else each repair would put one more copy of it aside
     if path.is_file():
         told.append(f"the old catalog is in {_quarantine(root)}")
-    make(root, held, kept)
+    make(root, held, kept, done)
     return told
 
 
-def _read(path: Path) -> tuple[dict[str, catalog_sums.Names], dict[bytes, bytes]]:
-    """(the names of each table, all of `meta`), as far as they can be read."""
+class _Read(NamedTuple):
+    """A catalog, as far as it can be read."""
+
+    tables: dict[str, catalog_sums.Names]
+    """The names of each table."""
+    meta: dict[bytes, bytes]
+    """All of `meta`."""
+    meta_whole: bool
+    """Whether each page of `meta` was read, so that what is not there never was."""
+    lost_commits: int
+    """How many newer commits there may have been that cannot be read."""
+
+
+_NOTHING = _Read({table: {} for table in _TABLES}, {}, False, 0)
+"""No file, or that of a collection: then nobody knows what the catalog was."""
+
+
+def _read(path: Path) -> _Read:
+    read = salvage(path, CATALOG_TABLES)
     found = {
         table: {key: bytes(value) for key, value in entries.items()}
-        for table, entries in salvage(path, CATALOG_TABLES).tables.items()
+        for table, entries in read.tables.items()
     }
-    return {table: found[table] for table in _TABLES}, found["meta"]
+    tables = {table: found[table] for table in _TABLES}
+    # Leaves of other tables may have been taken for names.
+    names = [one for table in tables.values() for one in _texts(table).items()]
+    if META_SETTINGS in found["meta"] and not any(_is_right(*one) for one in names):
+        return _NOTHING
+    return _Read(tables, found["meta"], "meta" not in read.damaged, read.lost_commits)
+
+
+def _is_right(name: str, token: str) -> bool:
+    return bool(_NAME.fullmatch(name) and _TOKEN.fullmatch(token))
 
 
 def _texts(names: catalog_sums.Names) -> dict[str, str]:
@@ -153,27 +229,87 @@ def _texts(names: catalog_sums.Names) -> dict[str, str]:
     }
 
 
-def _folders(root: Path) -> list[str]:
-    made = root / COLLECTIONS_FOLDER
-    found = made.iterdir() if made.is_dir() else ()
-    return sorted(p.name for p in found if (p / DATA_FILE).is_file())
+class _Folders:
+    """The folders that have a collection, in order."""
+
+    def __init__(self, root: Path) -> None:
+        made = root / COLLECTIONS_FOLDER
+        found = sorted(made.iterdir()) if made.is_dir() else ()
+        self.closed: dict[str, str] = {}
+        """Those that may not be looked into, and why; they count as having one."""
+        self.there = [p.name for p in found if self._has_data(p)]
+        self._marked = {t for t in self.there if os.path.lexists(made / t / UNNAMED_FILE)}
+
+    def unnamed(self, named: Iterable[str]) -> list[str]:
+        """Those that may be looked into, have no name, and are no litter of a crash; `named` are the tokens that have one."""
+        held = set(named)
+        open_ones = (t for t in self.there if t not in held and t not in self.closed)
+        return [t for t in open_ones if t not in self._marked]
+
+    def _has_data(self, folder: Path) -> bool:
+        try:
+            return (folder / DATA_FILE).is_file()
+        except OSError as error:
+            if not _TOKEN.fullmatch(folder.name):
+                return False  # none of ours, as `lost+found`
+            self.closed[folder.name] = error.strerror or str(error)
+            return True
+
+    def marked(self, named: Iterable[str]) -> list[str]:
+        """Those that have no name, and are litter if all names are known."""
+        held = set(named)
+        return [t for t in self.there if t not in held and t in self._marked]
 
 
-def _unnamed(root: Path, collections: dict[str, str]) -> list[str]:
-    """Folders with a collection that has no name, and that are no litter of a crash."""
-    named = set(collections.values())
-    return [
-        token
-        for token in _folders(root)
-        if token not in named and not (root / COLLECTIONS_FOLDER / token / UNNAMED_FILE).exists()
-    ]
+def _free_name(wanted: str, held: Collection[str]) -> str:
+    name, n = wanted, 1
+    while name in held:
+        n += 1
+        name = f"{wanted}-{n}"
+    return name
+
+
+def _records(root: Path, token: str) -> int:
+    """How many live records a collection says that it has; -1 where it cannot be read."""
+    path = root / COLLECTIONS_FOLDER / token / DATA_FILE
+    read = salvage(path, ("meta",))
+    raw = read.tables["meta"].get(META_STATE)
+    if raw is None:
+        return -1 if read.damaged else 0  # nothing was ever written
+    return int(STATE.unpack(raw)[2]) if len(raw) == STATE.size else -1
+
+
+def _set_aside(root: Path, token: str, records: int) -> str:
+    """Moves the folder of a collection to the quarantine; the sentence that tells it."""
+    made, kept = root / COLLECTIONS_FOLDER / token, _kept(root, token)
+    # The mark first: who moves it back wants it, and it would be removed with it. Killed in between, it is a collection
+    # without a name for the next repair.
+    with suppress(IsADirectoryError):
+        disk.remove(made / UNNAMED_FILE, _WHAT)
+    disk.sync_folder(made, _WHAT)
+    disk.make_folder(kept.parent, _WHAT, parents=True, exist_ok=True)
+    disk.rename(made, kept, _WHAT)
+    for changed in (kept.parent, made.parent, root):
+        disk.sync_folder(changed, _WHAT)
+    held = f"{records:,} records" if records > 1 else "one record"
+    held = held if records > 0 else "a number of records that cannot be read"
+    return (
+        f"the folder {token!r}, a collection with {held}, was marked as one to remove, and whether it still had a name "
+        f"cannot be read: it is in {kept} now. If it was not dropped, move it back to {made} and repair again; else remove it"
+    )
+
+
+def _kept(root: Path, what: str) -> Path:
+    """A name in the quarantine. Corrupted where that is no folder."""
+    quarantine.must_be_possible(root)
+    name = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
+    return root / QUARANTINE_FOLDER / f"{what}-{name}-{secrets.token_hex(2)}"
 
 
 def _quarantine(root: Path) -> Path:
-    name = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
-    kept = root / QUARANTINE_FOLDER / f"{CATALOG_FOLDER}-{name}-{secrets.token_hex(2)}"
+    kept = _kept(root, CATALOG_FOLDER)
     disk.make_folder(kept, _WHAT, parents=True, exist_ok=True)
-    disk.link(root / CATALOG_FOLDER / DATA_FILE, kept / DATA_FILE, _WHAT)
+    quarantine.keep_file(root / CATALOG_FOLDER / DATA_FILE, kept / DATA_FILE)
     for made in (kept, kept.parent, root):
         disk.sync_folder(made, _WHAT)
     return kept

@@ -13,7 +13,7 @@ from ..crc import crc32, flipped_bit
 from ..errors import Corrupted
 from ..layout import CATALOG_SUM_KEYS, CATALOG_SUMS, META_FORMAT, META_SUMS, SUM
 from .environment import Environment
-from .meta_sums import mended_value, sealed, unsealed, value_sum
+from .meta_sums import mended_value, sealed, unpacked, unsealed, value_sum
 
 Names = dict[bytes, bytes]
 """Tokens by name, of one table."""
@@ -80,8 +80,8 @@ def end_change(environment: Environment, transaction: Any) -> None:
 
 
 def _parse(raw: Any) -> tuple[int, int]:
-    """(transaction, checksum of the format); ValueError when the record is damaged."""
-    transaction, number = CATALOG_SUMS.unpack(unsealed(META_SUMS, raw))
+    """(transaction, checksum of the format); ValueError when the record is damaged, or that of another file."""
+    transaction, number = unpacked(CATALOG_SUMS, unsealed(META_SUMS, raw))
     return transaction, number
 
 

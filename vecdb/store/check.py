@@ -21,6 +21,7 @@ from ..layout import (
     keys_of_rows,
     unpack_content,
 )
+from ..stopping import Interrupt, asking
 from . import meta_sums
 from .reader import Reader
 from .sums import BY_ROW, sums_of
@@ -28,30 +29,32 @@ from .tables import Rows
 
 Mask = NDArray[np.bool_]
 
-_SLICE_ROWS = 4_096
+_SLICE_ROWS, _SLICE_BYTES = 4_096, 64 * 1024 * 1024
+"""Rows that are compared at once, fewer where they are large: whole blocks of ids."""
 
 
-def problems(reader: Reader) -> Iterator[str]:
+def problems(reader: Reader, interrupt: Interrupt = lambda: None) -> Iterator[str]:
     """One sentence for each fault, in no promised order; about 3 us a record.
 
     The pages come first, read without LMDB; where one is damaged, nothing else is looked at.
     Checks that every live row has an id that points back to it, that every checksum holds, that
     counts and row numbers agree, that no value belongs to a row that does not exist or is purged, and
-    that the log has no gap behind the horizon.
+    that the log has no gap behind the horizon. `interrupt` is called between pieces of some ten
+    milliseconds, and may raise.
     """
     try:
-        yield from _problems(reader)
+        yield from _problems(reader, interrupt)
     except (struct.error, ValueError, IndexError) as error:
         yield f"a value of another size than it must have keeps the check from going on: {error}"
 
 
-def _problems(reader: Reader) -> Iterator[str]:
-    damaged = reader.page_faults()
+def _problems(reader: Reader, interrupt: Interrupt) -> Iterator[str]:
+    damaged = reader.page_faults(interrupt)
     if damaged:
         # LMDB must not read such pages: what it would do is not known.
         yield from damaged
         return
-    yield from meta_sums.faults(reader)
+    yield from meta_sums.faults(reader, interrupt)
     state, horizon = reader.state(), reader.horizon()
     n_rows = state.next_row
     dying, sequences = reader.dying()
@@ -70,12 +73,21 @@ def _problems(reader: Reader) -> Iterator[str]:
     if live != state.live:
         yield f"the state counts {state.live} live records, the rows {live}"
     claims = Claims(n_rows)
-    yield from claims.read(reader)
+    yield from claims.read(reader, interrupt)
     yield from _orphans(reader, n_rows, purged)
-    for start in range(0, n_rows, _SLICE_ROWS):
-        stop = min(start + _SLICE_ROWS, n_rows)
+    step = _slice_rows(reader, n_rows)
+    for start in range(0, n_rows, step):
+        interrupt()
+        stop = min(start + step, n_rows)
         yield from _rows(reader, start, stop, dead, purged, claims)
-    yield from _log(reader, dict(zip(dying.tolist(), sequences.tolist(), strict=True)), purged)
+    died = dict(zip(dying.tolist(), sequences.tolist(), strict=True))
+    yield from _log(reader, died, purged, interrupt)
+
+
+def _slice_rows(reader: Reader, n_rows: int) -> int:
+    each = reader.map_bytes() // max(1, n_rows) + 1
+    blocks = min(_SLICE_ROWS, _SLICE_BYTES // each) // ID_BLOCK_ROWS
+    return max(1, blocks) * ID_BLOCK_ROWS
 
 
 def _mask(rows: Rows, n_rows: int) -> Mask:
@@ -91,12 +103,12 @@ class Claims:
         self.made = np.zeros(n_rows, np.bool_)
         self._sums = np.zeros(n_rows, np.uint32)
 
-    def read(self, reader: Reader) -> Iterator[str]:
+    def read(self, reader: Reader, interrupt: Interrupt) -> Iterator[str]:
         keyed = reader.keyed()
         n_rows = len(self.made)
         if not keyed.first <= keyed.end <= n_rows:
             yield f"ids are keyed up to rows {keyed.first} and {keyed.end} of {n_rows}"
-        for key, value in reader.items("keys"):
+        for key, value in asking(reader.items("keys"), interrupt):
             row = ROW_VALUE.unpack(value)[0] if len(value) == ROW_VALUE.size else n_rows
             if row >= n_rows:
                 yield f"id {key!r} points to row {row}, which was never given out"
@@ -208,11 +220,13 @@ def _blocks(held: Mask, rows_per_block: int) -> int:
     return int(np.logical_or.reduceat(held, np.arange(0, len(held), rows_per_block)).sum())
 
 
-def _log(reader: Reader, dying: dict[int, int], purged: Mask) -> Iterator[str]:
+def _log(
+    reader: Reader, dying: dict[int, int], purged: Mask, interrupt: Interrupt
+) -> Iterator[str]:
     state, horizon = reader.state(), reader.horizon()
     row, expected = -1, 0
     died_in: dict[int, int] = {}
-    for key, value in reader.items("log"):
+    for key, value in asking(reader.items("log"), interrupt):
         sequence = SEQUENCE.unpack(key)[0]
         _, first_row, end_row = LOG.unpack_from(value)
         if row < 0:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,15 +34,18 @@ from .fresh import FreshIds
 from .kept import keep
 from .losses import losses
 from .mapped import MappedBlocks
-from .meta_sums import Keeper, must_hold, sums_of_meta
-from .purge import STEP_BYTES, Purger
+from .meta_sums import Keeper, must_hold
+from .purge import LEAST_STEP_BYTES, STEP_BYTES, Purger
 from .read_ahead import ReadAhead
 from .reader import Reader
 from .requests import Requests
 from .restoring import Restorer
 from .shape import Shape
 from .tables import Rows
+from .upgrading import sum_up, upgrade
 from .writer import Writer
+
+log = logging.getLogger("vecdb")
 
 Result = TypeVar("Result")
 
@@ -58,9 +62,12 @@ class CollectionStore:
         self._env = environment
         self._fresh = FreshIds()
         self._newest_us = 0
+        self._epoch_begun = False
         self._mapped: tuple[MappedBlocks, ...] = ()
         self._ahead = ReadAhead(folder / DATA_FILE)
         self._requests = Requests()
+        self._requests_stand = True
+        """Whether that is what the table holds; else it is read again before the next commit."""
         self.on_rest: Callable[[], None] = lambda: None
         """Called when its files are closed for a while, for copies that are soon made again."""
         environment.on_rest = self._rest
@@ -125,10 +132,10 @@ class CollectionStore:
             if older and not read_only:
                 if options["keep_old_format"]:
                     keep(environment, found)
-                _upgrade(environment)
+                upgrade(environment)
             if not read_only:
                 environment.make_optional_tables()
-                _sum_up(environment)
+                sum_up(environment)
             return cls(folder, shape_of(settings), environment, settings)
         except BaseException:
             environment.close()
@@ -180,6 +187,12 @@ class CollectionStore:
         """The same of what an open transaction shows."""
         return self._env.moment_of(reader.transaction_id)
 
+    def forget_copies(self) -> None:
+        """Lets go of what memory knows of ids and of where vectors lie; whoever asks next reads it anew. In the lane."""
+        self._fresh = FreshIds()
+        with self._env.read() as transaction:
+            self._forget_blocks(transaction.id())
+
     def let_pages_go(self) -> None:
         """Takes the pages of the file that were read out of this process's memory; see `resident.let_go`.
         For after everything was read once. Any thread."""
@@ -210,17 +223,24 @@ class CollectionStore:
             self._env.reopen()
 
     def commit(
-        self, work: Callable[[Writer, int], Result], written: Callable[[], None] = lambda: None
+        self,
+        work: Callable[[Writer, int], Result],
+        written: Callable[[], None] = lambda: None,
+        frees: bool = False,
     ) -> tuple[Result, int]:
         """Runs `work(writer, sequence)` and commits; (its result, newest sequence).
 
         The commit counts as `sequence` only if `work` changed rows; otherwise the number stays free
         and the returned one is that of the last commit. `work` may run twice (see Environment.write).
         `written()` is called each time that rows have been changed and only the disk is left to wait for,
-        for which this thread gives up the interpreter lock.
+        for which this thread gives up the interpreter lock. With `frees` it may take the room that is kept for what
+        gives space back, see `Environment.reserve_bytes`.
         """
 
         def run(transaction: Any) -> tuple[Result, Writer, int]:
+            if not self._requests_stand:
+                reader = Reader(self._env, transaction, self.shape)
+                self._requests, self._requests_stand = Requests(reader.items("requests")), True
             writer = self._writer(transaction)
             sequence = writer.before.sequence + 1
             result = work(writer, sequence)
@@ -228,14 +248,30 @@ class CollectionStore:
                 writer.seal()
                 return result, writer, writer.before.sequence
             writer.finish(sequence, self._time_us(writer))
+            if not self._epoch_begun:
+                writer.begin_epoch(sequence)
             writer.seal()
             written()
             return result, writer, sequence
 
-        result, writer, sequence = self._env.write(run, "rows")
-        self._fresh.follow(writer.keyed_rows, writer.before.next_row, writer.appended)
-        self._requests.follow(writer.remembered_now, writer.forgotten)
+        result, writer, sequence = self._env.write(run, "rows", reserves=not frees)
+        self._epoch_begun = self._epoch_begun or writer.changed
+        with self._following():
+            self._fresh.follow(writer.keyed_rows, writer.before.next_row, writer.appended)
+            self._requests.follow(writer.remembered_now, writer.forgotten)
         return result, sequence
+
+    @contextmanager
+    def _following(self) -> Iterator[None]:
+        """Around what follows a commit in memory. Raises nothing, since the commit stands: after a fault both copies
+        are read anew, at their next use."""
+        before, self._requests_stand = self._requests_stand, False
+        try:
+            yield
+            self._requests_stand = before
+        except Exception:
+            self._fresh = FreshIds()
+            log.exception("%s: a commit stands, but following it in memory failed", self.folder)
 
     def _time_us(self, writer: Writer) -> int:
         """Now by the wall clock, but never before the newest commit: a commit of a time is found by halving."""
@@ -282,7 +318,14 @@ class CollectionStore:
         while self._purge_step(partial(Purger.prepare, horizon=horizon)) < n_rows:
             yield 0
         while len(rows):
-            done = self._purge_step(partial(Purger.purge, rows=rows, step_bytes=step_bytes))
+            try:
+                done = self._purge_step(partial(Purger.purge, rows=rows, step_bytes=step_bytes))
+            except StorageFull:
+                # What a step writes anew takes room before the old is free.
+                step_bytes //= 4
+                if step_bytes < LEAST_STEP_BYTES:
+                    raise
+                continue
             rows = rows[done:]
             yield done
         while self._purge_step(Purger.truncate_log):
@@ -305,7 +348,8 @@ class CollectionStore:
         finally:
             # Whatever became of it: blocks may lie elsewhere from this transaction on.
             self._forget_blocks(last)
-        self._fresh.follow(purger.keyed_rows, purger.next_row, ())
+        with self._following():
+            self._fresh.follow(purger.keyed_rows, purger.next_row, ())
         return result
 
     def restore(self, work: Callable[[Restorer], Result]) -> Result:
@@ -320,7 +364,7 @@ class CollectionStore:
             restorer.seal()
             return done
 
-        return self._env.write(run, "restore")
+        return self._env.write(run, "restore", reserves=True)
 
     def vacuum(self) -> tuple[int, int]:
         """Rewrites the file without free pages; (bytes in use before, after). See Environment.vacuum.
@@ -347,6 +391,11 @@ class CollectionStore:
         """The newest commit that is surely on the disk; None when all are, as always with `commit`."""
         return self._env.synced
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether someone waits for the transactions that are open to end."""
+        return self._env.is_awaited
+
     def map_bytes(self) -> tuple[int, int]:
         """(bytes of the LMDB map in use, bytes it may grow to)."""
         return self._env.map_bytes()
@@ -354,6 +403,10 @@ class CollectionStore:
     def map_use(self) -> tuple[int, int, int, int]:
         """(bytes of the map in use, its size, reader slots taken, reader slots there are)."""
         return self._env.map_use()
+
+    def open_elsewhere(self) -> bool:
+        """Whether another process has it open; True where the system does not tell."""
+        return self._env.open_elsewhere()
 
     def close(self) -> None:
         self._env.close()
@@ -383,33 +436,3 @@ def _open(
     shape = Shape(1, "float32")
     environment.sequence_of = lambda seen: Reader(environment, seen, shape).state().sequence
     return environment
-
-
-def _sum_up(environment: Environment) -> None:
-    """Makes the checksums of a file whose last writer knew none."""
-
-    def is_due(transaction: Any) -> tuple[bool, int]:
-        reader = Reader(environment, transaction, Shape(1, "float32"))
-        return sums_of_meta(reader) is None, reader.state().sequence
-
-    with environment.read() as transaction:
-        due, _ = is_due(transaction)
-    if due:
-        # Without room the next commit makes them.
-        with suppress(StorageFull):
-            environment.write(
-                lambda txn: Keeper(environment, txn, is_due(txn)[1]).finish(), "tables"
-            )
-
-
-def _upgrade(environment: Environment) -> None:
-    """Makes format 2 of format 1, in one commit: tables are added, and all rows are in `keys`."""
-
-    def work(transaction: Any) -> None:
-        environment.make_tables(transaction)
-        rows = Reader(environment, transaction, Shape(1, "float32")).n_rows
-        meta = environment.table("meta")
-        transaction.put(META_KEYED, KEYED.pack(rows, rows), db=meta)
-        transaction.put(META_FORMAT, str(COLLECTION_FORMAT).encode(), db=meta)
-
-    environment.write(work, "upgrade")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import lmdb
 
 from .. import disk
-from ..errors import Internal, StorageFull
+from ..errors import StorageFull
 from . import vacuum
 from .faults import MapFull, in_our_words, must_have_address_space
 from .open_file import OpenFile
 from .opening import MAX_READERS
+from .watched_file import WatchedFile
+
+log = logging.getLogger("vecdb")
 
 Result = TypeVar("Result")
 
@@ -96,19 +100,31 @@ class Environment(OpenFile):
                 raise
         return transaction
 
-    def write(self, work: Callable[[Any], Result], what: str) -> Result:
+    @property
+    def reserve_bytes(self) -> int:
+        """The part of the map limit that is kept for what gives space back: a sixteenth, no less than 1 MiB or a quarter,
+        no more than 1 GiB."""
+        limit = self.map_limit_bytes
+        return min(max(limit // 16, 1 << 20), limit // 4, 1 << 30)
+
+    def write(self, work: Callable[[Any], Result], what: str, *, reserves: bool = False) -> Result:
         """Runs `work(transaction)` and commits, durably unless syncs are lazy; if it raises, nothing is written.
 
         `what` it is for names the failpoints of the commit, see `vecdb.disk`.
 
         `work` runs again from the start when the map had to grow, so it must keep its results to
-        itself until it returns. Raises StorageFull when the disk or the map limit is reached.
+        itself until it returns. Raises StorageFull when the disk or the map limit is reached, with `reserves` the
+        limit without its reserve: for writes that take room, beside which those must fit that give it back. What fails after the
+        commit is logged and not raised: the commit stands.
         """
         self._commits += 1
+        limit = self.map_limit_bytes - (self.reserve_bytes if reserves else 0)
         while True:
             self._enter()
             try:
                 self._opened()  # What is cut off is refused as that, and not as a sync that fails.
+                if reserves and self._beyond(limit):
+                    raise MapFull
                 if self._lazy is not None:
                     self._lazy.before_write()
                 if self._commits % _COMMITS_A_READER_CHECK == 0:
@@ -117,19 +133,39 @@ class Environment(OpenFile):
                     return self._try_write(work, what)
             except MapFull:
                 size = int(self._env.info()["map_size"])
+                smaller = self._beyond(limit) if reserves else 0
             finally:
                 self._leave()
-            if size >= self.map_limit_bytes:
-                raise StorageFull(
-                    f"the LMDB map of {self.folder} is full at {size} bytes, its limit; nothing was "
-                    "written. Raise the setting map_limit_bytes",
-                    limit_bytes=size,
-                )
+            if size >= limit and not smaller:
+                raise self._full(limit, reserves)
             lazy = self._lazy
             if lazy is not None:
                 # Moving the map ends all transactions, that on the synced commit too.
                 lazy.settle()
-            self._resize(min(2 * size, self.map_limit_bytes))
+            self._resize(smaller or min(2 * size, limit))
+
+    def _beyond(self, limit: int) -> int:
+        """How large the map has to be so that nothing takes more room than there is below the limit, or is taken already;
+        0 where it is no larger. What gave space back may have made it so."""
+        info = self._env.info()
+        used = (
+            (info["last_pgno"] + 1) * self._env.stat()["psize"] if info["map_size"] > limit else 0
+        )
+        least = max(limit, used)
+        return least if info["map_size"] > least else 0
+
+    def _full(self, limit: int, reserves: bool) -> StorageFull:
+        kept = (
+            f", and {self.reserve_bytes} more are kept for deletes and compaction"
+            if reserves
+            else ""
+        )
+        advice = "Delete records and compact, or raise" if reserves else "Raise"
+        return StorageFull(
+            f"the LMDB map of {self.folder} is full at {limit} bytes{kept}; nothing was written. {advice} the "
+            f"setting map_limit_bytes, now {self.map_limit_bytes}",
+            limit_bytes=self.map_limit_bytes,
+        )
 
     def _try_write(self, work: Callable[[Any], Result], what: str) -> Result:
         self._file.must_be_in_place()
@@ -144,9 +180,19 @@ class Environment(OpenFile):
             with self._gate.quiet():
                 transaction.abort()
             raise
-        with nullcontext() if self._lazy is None else self._lazy.committing():
-            disk.commit(transaction, self.folder, what)
-        self._file.note_size()
+        stands = False
+        try:
+            with nullcontext() if self._lazy is None else self._lazy.committing():
+                disk.commit(transaction, self.folder, what)
+                stands = True
+            self._file.note_size()
+        except Exception:
+            # Whoever was told that it failed would do it a second time.
+            if not stands:
+                raise
+            log.exception(
+                "%s: a commit of %s stands, but what follows it failed", self.folder, what
+            )
         return result
 
     def flush(self) -> None:
@@ -192,9 +238,9 @@ class Environment(OpenFile):
         """Rewrites the file without free pages; (bytes of the map in use before, after).
 
         The caller keeps writers out; readers go on, and wait only while the files are exchanged. Takes
-        room for a second file meanwhile. When it fails before the copy is whole, StorageFull among the
-        reasons, the old file stays and nothing has changed; later the environment is closed, and is
-        right when it is opened again.
+        room for a second file meanwhile. When it fails before the copy has been declared whole, StorageFull and
+        ReadOnly among the reasons, the old file stays and nothing has changed. Later there is no way back: then
+        all is closed, and opened again as after a crash, by this call, or else by the first for which that is possible.
         """
         # Nobody else sets it: writers are kept out.
         self._enter()
@@ -210,35 +256,80 @@ class Environment(OpenFile):
         if self._lazy is not None:
             # What the file of sync points says is of the old file, and must not be found beside the new one.
             self._lazy.settle()
+        with in_our_words(self.folder):
+            vacuum.sweep(self.folder)  # what an earlier one could not remove
+        failed: BaseException | None = None
         with vacuum.aside(self.folder) as aside:
             with self.read() as transaction:
                 size = int(self._env.info()["map_size"])
                 vacuum.copy_tables(transaction, self._tables, aside, size, MAX_READERS)
+                vacuum.note_source(self.folder, aside)
             env, tables = self._open_in(aside, create=False)
-        old = self._env
+            try:
+                with in_our_words(self.folder):
+                    vacuum.declare_whole(self.folder, aside)
+            except BaseException as error:
+                if not vacuum.is_declared(self.folder):
+                    env.close()
+                    raise
+                failed = error
+        old, old_file = self._env, self._file
         try:
-            vacuum.declare_whole(self.folder, aside)
-
-            def swap() -> None:
-                vacuum.move_in(self.folder)
-                watched = self._watched(env)
-                self._file.close()
-                self._env, self._tables, self._file = env, tables, watched
-                self.on_move()
-
-            self._gate.alone(swap)
-            if self._lazy is not None:
-                self._lazy.close()
-                self._sync_lazily()
+            if failed is not None:
+                raise failed
+            self._exchange(env, tables)
         except BaseException as error:
-            self.close()
-            env.close()
-            raise Internal(
-                f"the compacted file of {self.folder} could not be put in its place ({error}); nothing "
-                "is lost, open the database again"
-            ) from error
-        old.close()
+            self._close_between(old, old_file, env)
+            if not isinstance(error, Exception):
+                raise
+            log.warning(
+                "%s: the compacted file could not be put in its place (%s); it is opened again",
+                self.folder,
+                error,
+            )
+            self._enter()
+            self._leave()
+        else:
+            # While our descriptors keep the old files, nobody gets their inodes: py-lmdb takes these for open until its
+            # `close` has come back, and would refuse to open a file that another thread has just made.
+            old.close()
+            old_file.close()
         return before, self.map_bytes()[0]
+
+    def _exchange(self, env: Any, tables: dict[str, Any]) -> None:
+        """Puts the copy in the place of the old file, which the caller closes, and stops watching."""
+
+        def swap() -> None:
+            vacuum.move_in(self.folder)
+            watched = self._watched(env)
+            self._env, self._tables, self._file = env, tables, watched
+            self.on_move()
+
+        self._gate.alone(swap)
+        if self._lazy is not None:
+            self._lazy.close()
+            self._sync_lazily()
+
+    def _close_between(self, old: Any, old_file: WatchedFile, new: Any) -> None:
+        """Closes both files: nothing may be written to the old one any more. The next who enters opens what there is."""
+
+        def shut() -> None:
+            lazy, self._lazy = self._lazy, None
+            if lazy is not None:
+                with suppress(Exception):
+                    lazy.close()  # it was settled, and nothing written since
+            self._file.keep_locks()
+            old.close()
+            new.close()
+            self._file.close()
+            if old_file is not self._file:
+                old_file.close()
+            self._env, self._exchanging = None, True
+            if self._awake is not None:
+                self._awake.remove(self)
+            self.on_move()
+
+        self._gate.alone(shut)
 
     def _resize(self, map_size_bytes: int) -> None:
         def grow() -> None:

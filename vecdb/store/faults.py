@@ -23,9 +23,10 @@ from ..errors import (
     StorageFull,
     VecdbError,
 )
-from ..layout import DATA_FILE, META_FORMAT
+from ..layout import DATA_FILE, META_FORMAT, format_number
 
 _LITTLE_ROOM_BYTES = 16 << 20
+_THE_DISK_FAILED = (errno.EIO, errno.EREMOTEIO, errno.EUCLEAN, errno.ESTALE)
 
 
 class MapFull(Exception):
@@ -60,14 +61,14 @@ def in_our_words(folder: Path) -> Iterator[None]:
 @contextmanager
 def system_in_our_words(folder: Path) -> Iterator[None]:
     """Errors of the operating system, met at files in `folder`, as those of `vecdb.errors`; those that say
-    nothing of room, permissions or limits as they are."""
+    nothing of room, permissions, limits or a disk that fails as they are."""
     try:
         yield
     except VecdbError:
         raise
     except OSError as error:
         told = full_or_internal(folder, str(error))
-        if isinstance(told, Internal):
+        if isinstance(told, Internal) and error.errno not in _THE_DISK_FAILED:
             raise
         raise told from error
 
@@ -115,11 +116,14 @@ def must_have_address_space(size_bytes: int, folder: Path) -> None:
 
 def _room_bytes(folder: Path) -> int:
     """How far the data file can still grow, by the disk and by the process's limit of file sizes."""
-    disk = os.statvfs(folder)
-    room = disk.f_bavail * disk.f_frsize
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    if limit != resource.RLIM_INFINITY:
-        room = min(room, limit - (folder / DATA_FILE).stat().st_size)
+    try:
+        disk = os.statvfs(folder)
+        room = disk.f_bavail * disk.f_frsize
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if limit != resource.RLIM_INFINITY:
+            room = min(room, limit - (folder / DATA_FILE).stat().st_size)
+    except OSError:
+        return _LITTLE_ROOM_BYTES  # nobody can say, or there is no such file
     return room
 
 
@@ -137,6 +141,7 @@ def format_told(env: Any) -> str:
     """What a file of another version says of its format."""
     try:
         with env.begin(db=env.open_db(b"meta", create=False)) as transaction:
-            return f", and says that its format is {int(transaction.get(META_FORMAT, b''))}"
-    except (lmdb.Error, ValueError):
+            found = format_number(bytes(transaction.get(META_FORMAT, b"")))
+    except lmdb.Error:
         return ""
+    return "" if found is None else f", and says that its format is {found}"

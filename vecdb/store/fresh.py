@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..stopping import Interrupt
 
 ReadIds = Callable[[int, int], list[bytes]]
 """(start, stop) -> ids of these rows."""
@@ -37,14 +39,15 @@ class _Span:
         """Row to the earlier row of the span with the same id."""
 
     def extend(self, ids: Sequence[bytes]) -> None:
-        """Takes the ids of the rows from `stop` on. Those who look meanwhile find what was there."""
+        """Takes the ids of the rows from `stop` on. Those who look meanwhile find what was there. One that broke in the
+        middle may be repeated."""
         first, stop = self.stop, self.stop + len(ids)
         if self.lacks(ids) and len(set(ids)) == len(ids):
             self.rows.update(zip(ids, range(first, stop), strict=True))
         else:
             for row, record_id in enumerate(ids, first):
                 earlier = self.rows.get(record_id)
-                if earlier is not None:
+                if earlier is not None and earlier < row:
                     self.before[row] = earlier
                 self.rows[record_id] = row
         self.stop = stop
@@ -169,6 +172,29 @@ class FreshIds:
                 rows = np.fromiter(map(held.__getitem__, ids), np.int64, len(ids))
             self._round = _Round(first, end, ids, rows)
         return self._round.ids, self._round.rows
+
+    def faults(self, first: int, stop: int, read: ReadIds, interrupt: Interrupt) -> Iterator[str]:
+        """What is held of the rows [first, stop) that is not as `read` has it; what is not held yet is no fault."""
+        spans = self._spans
+        first, stop = max(first, spans.first), min(stop, spans.newer.stop)
+        both = [span for span in (spans.older, spans.newer) if span is not None]
+        # At once, since writers go on: nobody adds to a list of a dict's keys.
+        held = [list(span.rows) for span in both]
+        if first >= stop:
+            return
+        newest: dict[bytes, int] = {}
+        for start in range(first, stop, LEAST_FRESH_ROWS):
+            interrupt()
+            end = min(start + LEAST_FRESH_ROWS, stop)
+            newest.update(zip(read(start, end), range(start, end), strict=True))
+        newest.pop(b"", None)  # purged
+        ids = list(newest)
+        found = map(max, *[_newest(span, ids, stop) for span in both], repeat(-1))
+        wrong = [i for i, row in zip(ids, found, strict=False) if row != newest[i]]
+        for span, names in zip(both, held, strict=True):
+            wrong += [i for i in names if span.newest(i, stop) >= first and i not in newest]
+        if wrong:
+            yield f"id {wrong[0]!r} is held with another row than it is stored with, {len(wrong)} such ids"
 
     def _covering(self, first: int, stop: int, read: ReadIds) -> _Spans:
         spans = self._spans

@@ -32,6 +32,8 @@ class Gate:
         self._keep_out = False
         self.closed = False
         """Nobody enters any more."""
+        self.awaited = 0
+        """Threads that wait for a moment without transactions."""
 
     @property
     def is_inside(self) -> bool:
@@ -78,18 +80,27 @@ class Gate:
 
         While one lasts long, others go on in between.
         """
-        while True:
+        with self._state:
+            self.awaited += 1
+        try:
+            while not self._once_alone(work):
+                time.sleep(_PATIENCE_S)
+        finally:
             with self._state:
-                self._keep_out = True
-                try:
-                    if self._state.wait_for(lambda: not self._inside, _PATIENCE_S):
-                        if not self.closed:
-                            work()
-                        return
-                finally:
-                    self._keep_out = False
-                    self._state.notify_all()
-            time.sleep(_PATIENCE_S)
+                self.awaited -= 1
+
+    def _once_alone(self, work: Callable[[], None]) -> bool:
+        """Whether all have left in time for `work` to run, or nothing is to run any more."""
+        with self._state:
+            self._keep_out = True
+            try:
+                alone = self._state.wait_for(lambda: not self._inside, _PATIENCE_S)
+                if alone and not self.closed:
+                    work()
+                return alone
+            finally:
+                self._keep_out = False
+                self._state.notify_all()
 
     def if_empty(self, work: Callable[[], bool]) -> bool:
         """What `work` gives, which runs while nobody is inside; False, and not at all, where somebody is, or

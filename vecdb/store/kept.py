@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lmdb
 
 from .. import disk
 from ..errors import StorageFull, VecdbError
-from ..layout import DATA_FILE, KEPT_FILE, LMDB_LOCK_FILE
+from ..layout import DATA_FILE, GOING_FILE, KEPT_FILE, LMDB_LOCK_FILE
 from .environment import Environment
 from .faults import full_or_internal
 
+_WHAT = "downgrade"
 _NAME = re.compile(re.escape(KEPT_FILE).replace(r"\{\}", r"(\d+)"))
 
 
@@ -35,6 +38,13 @@ def keep(environment: Environment, old_format: int) -> None:
         raise found from error
 
 
+def is_aside(name: str) -> bool:
+    """Whether a file is one that was to be kept, and that a crash has left incomplete."""
+    return name.endswith(disk.ASIDE_SUFFIX) and bool(
+        _NAME.fullmatch(name.removesuffix(disk.ASIDE_SUFFIX))
+    )
+
+
 def kept(folder: Path) -> dict[int, Path]:
     """Format to file, the newest last."""
     found = {}
@@ -45,14 +55,34 @@ def kept(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def put_back(folder: Path, old_format: int) -> None:
+@contextmanager
+def put_back(folder: Path, old_format: int) -> Iterator[None]:
     """Puts a kept file in the place of the present one, which nobody has open for writing.
 
-    Killed in between, all is as before or as after. Kept files of later formats are left.
+    In the body the caller opens it. When that fails, both are where they were; where the file system has no hard links,
+    the kept file stays in place. Killed in between, all is as before or as after. Kept files of later formats are left.
     """
-    disk.remove(folder / LMDB_LOCK_FILE, "downgrade")
-    disk.rename(folder / KEPT_FILE.format(old_format), folder / DATA_FILE, "downgrade")
-    disk.sync_folder(folder, "downgrade")
+    present, going = folder / DATA_FILE, folder / GOING_FILE
+    older = folder / KEPT_FILE.format(old_format)
+    disk.remove(going, _WHAT)
+    try:
+        disk.link(present, going, _WHAT)
+    except OSError as error:
+        if error.errno not in disk.NO_LINK:
+            raise
+    disk.remove(folder / LMDB_LOCK_FILE, _WHAT)
+    disk.rename(older, present, _WHAT)
+    disk.sync_folder(folder, _WHAT)
+    try:
+        yield
+    except BaseException:
+        if going.exists():
+            disk.link(present, older, _WHAT)
+            disk.rename(going, present, _WHAT)
+            disk.sync_folder(folder, _WHAT)
+        raise
+    disk.remove(going, _WHAT)
+    disk.sync_folder(folder, _WHAT)
 
 
 def discard(folder: Path) -> int:
@@ -60,7 +90,7 @@ def discard(folder: Path) -> int:
     taken = 0
     for path in kept(folder).values():
         taken += path.stat().st_size
-        disk.remove(path, "downgrade")
+        disk.remove(path, _WHAT)
     if taken:
-        disk.sync_folder(folder, "downgrade")
+        disk.sync_folder(folder, _WHAT)
     return taken

@@ -106,7 +106,10 @@ class LazySync:
         now or ever since the database was opened."""
         with self._rounds:
             self._check()
-            if self._since is not None:
+            with self._committing:
+                # One that readers see may not have been noted yet: it is when it lets go of this.
+                unsynced = self._since is not None
+            if unsynced:
                 try:
                     self._round()
                 except BaseException as error:
@@ -174,7 +177,7 @@ class LazySync:
             self._number += 1
             boot = sync_point.boot_id()
             point = SyncPoint(self._number, False, boot, stand.id(), meta)
-            sync_point.write_slot(self._points, point)
+            sync_point.write_slot(self._points, self._folder, point)
             disk.sync_data(self._points, self._folder / SYNC_POINT_FILE, "point")
             self._sequence = self._sequence_of(stand)
         except BaseException:
@@ -233,6 +236,6 @@ class LazySync:
                 number, True, self._point.boot, self._point.transaction, self._point.meta
             )
             try:
-                sync_point.write_slot(self._points, mark)
+                sync_point.write_slot(self._points, self._folder, mark)
             except OSError as second:
                 log.critical("%s: nor could that be noted: %s", self._folder, second)

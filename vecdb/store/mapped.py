@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -162,6 +162,24 @@ class MappedBlocks:
             vectors[inside] = found
             return vectors, missing
         return found, missing
+
+    def faults(self, n_rows: int, transaction_id: int, locate: Locate) -> Iterator[int]:
+        """Numbers of the blocks of the first `n_rows` rows that do not lie where they are held to be; what is known
+        of later moments than the transaction is passed over."""
+        seen = self._forgotten
+        starts, _, places, low = self._known
+        if transaction_id < self._least:
+            return
+        starts = starts[: n_rows >> self._bits]
+        for number in np.flatnonzero(starts != _UNKNOWN).tolist():
+            block, gaps = locate(number)
+            offset = np.array([int(block.__array_interface__["data"][0]) - low])
+            right = starts[number] * self._step == offset[0] and not gaps
+            right = right and places[number] == self._places(offset)[0]
+            if seen != self._forgotten:
+                return
+            if not right:
+                yield number
 
     def _learn(self, numbers: Rows, transaction_id: int, locate: Locate) -> None:
         """Notes where these blocks lie, as far as they are whole."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from struct import Struct
 from typing import Any
 
 from ..crc import crc32, flipped_bit
@@ -27,6 +28,7 @@ from ..layout import (
     SUMMED,
     SUMS,
 )
+from ..stopping import Interrupt, asking
 from .environment import Environment
 from .tables import Tables
 
@@ -83,9 +85,9 @@ class Sums:
 
     @classmethod
     def parse(cls, raw: Any) -> Sums:
-        """ValueError when the record fails its own checksum."""
-        *values, sequence, first, count, crc, n_requests, requests = SUMS.unpack(
-            unsealed(META_SUMS, raw)
+        """ValueError when the record fails its own checksum, or is that of another file."""
+        *values, sequence, first, count, crc, n_requests, requests = unpacked(
+            SUMS, unsealed(META_SUMS, raw)
         )
         return cls(sequence, values, Stretch(first, count, crc), n_requests, requests)
 
@@ -125,13 +127,20 @@ def unsealed(key: bytes, raw: Any) -> bytes:
     return body
 
 
+def unpacked(layout: Struct, body: bytes) -> tuple[Any, ...]:
+    """What was packed; ValueError when it cannot have been by this layout."""
+    if len(body) != layout.size:
+        raise ValueError(f"has {len(body)} bytes instead of {layout.size}")
+    return layout.unpack(body)
+
+
 def log_sum_key(block: int) -> bytes:
     return META_LOG_SUM + b"%012d" % block
 
 
 def parse_log_sum(key: bytes, raw: Any) -> Stretch:
-    """ValueError when the record fails its own checksum."""
-    return Stretch(*LOG_SUM.unpack(unsealed(key, raw)))
+    """ValueError when the record fails its own checksum, or is none of these."""
+    return Stretch(*unpacked(LOG_SUM, unsealed(key, raw)))
 
 
 def stretches(log: Iterable[tuple[Any, Any]]) -> Iterator[Stretch]:
@@ -292,8 +301,9 @@ def must_hold(tables: Tables, environment: Environment) -> None:
                 raise _damaged(environment, _fails(key))
 
 
-def faults(tables: Tables) -> Iterator[str]:
-    """One sentence for each checksum that does not hold; 1 us a commit of the log."""
+def faults(tables: Tables, interrupt: Interrupt = lambda: None) -> Iterator[str]:
+    """One sentence for each checksum that does not hold; 1 us a commit of the log. `interrupt` is called every few
+    milliseconds of it, and may raise."""
     try:
         sums = sums_of_meta(tables)
     except ValueError as error:
@@ -312,7 +322,8 @@ def faults(tables: Tables) -> Iterator[str]:
             held.append(parse_log_sum(key, raw))
         except ValueError as error:
             yield f"checksum {key.decode(errors='replace')!r} of the log {error}"
-    found = {stretch.first: stretch for stretch in stretches(tables.items("log"))}
+    log = asking(tables.items("log"), interrupt)
+    found = {stretch.first: stretch for stretch in stretches(log)}
     for stretch in held:
         if found.get(stretch.first) != stretch:
             yield f"the {_told(stretch)}"

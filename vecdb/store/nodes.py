@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..stopping import Interrupt
+
 Numbers = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
@@ -72,6 +74,8 @@ class NodeFile:
 
     def __init__(self, raw: Any, page_size: int) -> None:
         """`raw` (bytes of the file,) uint8."""
+        self.interrupt: Interrupt = lambda: None
+        """Called between pieces of work; may raise."""
         self.raw = raw
         self.size = len(raw)
         self.page_size = page_size
@@ -92,6 +96,7 @@ class NodeFile:
             while asked < min(len(level), start + _AHEAD_PAGES):
                 self.ahead(level[asked : asked + _AHEAD_PAGES])
                 asked += _AHEAD_PAGES
+            self.interrupt()
             yield level[start : start + _SLICE_PAGES]
 
     def ahead(self, pages: Numbers) -> None:

@@ -11,10 +11,10 @@ import lmdb
 
 from .. import disk
 from ..errors import Closed, Corrupted, Internal, VecdbError
-from ..layout import DATA_FILE
+from ..layout import DATA_FILE, LMDB_LOCK_FILE
 from . import sync_point, vacuum
 from .awake import Awake
-from .faults import in_our_words
+from .faults import full_or_internal, in_our_words
 from .gate import Gate
 from .lazy_sync import LazySync
 from .opening import open_tables
@@ -68,6 +68,8 @@ class OpenFile:
         self.used = True
         """Set at each use."""
         self._may_rest = True
+        self._exchanging = False
+        """Whether an exchange with a compacted file was begun and not finished, so that nothing is open."""
         self._rested: tuple[int, int, int, int] | None = None
         """What `map_use` says of one that rests."""
         self._env: Any = None
@@ -90,6 +92,8 @@ class OpenFile:
         folder = self.folder
         sync_point.recover(folder)
         whole = vacuum.whole_copy(folder)
+        if whole is not None:
+            vacuum.must_belong(folder)
         self._env, self._tables = self._open_in(whole or folder, create=create)
         try:
             if whole is not None:
@@ -104,6 +108,17 @@ class OpenFile:
         except BaseException:
             self._env.close()
             raise
+
+    def _open_exchanged(self) -> None:
+        """Opens what a broken exchange has left, as after a crash."""
+        # Before anything is written: the names that it has changed may not be durable.
+        disk.sync_folder(self.folder, "vacuum")
+        try:
+            self._open_for_writing(create=False)
+        except BaseException:
+            self._env = None
+            raise
+        self._exchanging = False
 
     def _sync_lazily(self) -> None:
         """Begins to watch over the file that is open, if commits do not wait for the disk."""
@@ -187,12 +202,16 @@ class OpenFile:
         if self._env is not None:
             return False
         with in_our_words(self.folder):
-            if not os.path.exists(self._data_file):
+            try:
+                os.stat(self._data_file)
+            except (FileNotFoundError, NotADirectoryError):
                 raise Closed(
                     f"{self.folder} has gone: its collection was dropped by another process, or removed by hand"
-                )
+                ) from None
             if self.read_only:
                 self._open_newest()
+            elif self._exchanging:
+                self._open_exchanged()
             else:
                 # Nobody else may have written: it is looked at no closer than one that stayed open.
                 self._file.watch_again()
@@ -254,12 +273,19 @@ class OpenFile:
                 self.reopen()
         except FileNotFoundError:
             return  # The collection was dropped; what is open can still be read.
+        except OSError as error:
+            raise full_or_internal(self.folder, str(error)) from error
 
     def _opened(self) -> Any:
         if self._env is None:
             raise Internal(f"{self.folder} could not be opened again; repeat the call")
         self._file.must_be_whole()
         return self._env
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether someone waits for a moment without transactions."""
+        return self._gate.awaited > 0
 
     def map_bytes(self) -> tuple[int, int]:
         """(bytes of the map in use, bytes it may grow to)."""
@@ -280,6 +306,21 @@ class OpenFile:
         info, page = self._opened().info(), self._opened().stat()["psize"]
         used = (info["last_pgno"] + 1) * page
         return used, info["map_size"], info["num_readers"], info["max_readers"]
+
+    def open_elsewhere(self) -> bool:
+        """Whether another process has it open; True where the system does not tell.
+
+        LMDB holds a lock on its second file as long as it is open. To ask for that lock one would open the file, and
+        to close it again lets go of one's own.
+        """
+        try:
+            inode = (self.folder / LMDB_LOCK_FILE).stat().st_ino
+            locks = Path("/proc/locks").read_text("ascii").splitlines()
+        except OSError:
+            return True
+        # "1: POSIX  ADVISORY  READ 1234 fd:00:5678 0 0", with -> behind the number for one who waits
+        of_file = [line.split() for line in locks if f":{inode} " in line]
+        return any(str(os.getpid()) not in words[4:6] for words in of_file)
 
     def close(self) -> None:
         """Waits for running transactions, syncs, and closes. Later calls raise Closed.

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..stopping import Interrupt
 from .nodes import BIG, BRANCH, HEADER, LEAF, META, SUBTREE, Entries, NodeFile, Numbers
 
 _META = struct.Struct("<IIQQ")
@@ -98,8 +99,8 @@ _NO_PAGES = np.empty(0, np.bool_)
 class PageFile(NodeFile):
     """The file as it was when it was opened. One thread; nothing is written."""
 
-    def __init__(self, path: Path) -> None:
-        """OSError when it cannot be read."""
+    def __init__(self, path: Path, page_size: int = 0) -> None:
+        """`page_size` in bytes; 0 for what the file says itself. OSError when it cannot be read."""
         # Opened once: compaction may put a shorter file in its place meanwhile.
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -108,7 +109,7 @@ class PageFile(NodeFile):
             raw: Any = np.frombuffer(held, np.uint8)
         self._map = held if isinstance(held, mmap.mmap) else None
         self._advise(_RANDOM)
-        super().__init__(raw, _page_size_of(raw))
+        super().__init__(raw, page_size or _page_size_of(raw))
         self.seen = np.zeros(self.n_pages, np.bool_)
         """Pages that a walk has come to, so that none is in two places."""
 
@@ -382,23 +383,39 @@ def bounds_faults(path: Path) -> list[str]:
     return faults
 
 
-def file_faults(path: Path, transaction: int | None = None) -> list[str]:
+def file_faults(
+    path: Path, transaction: int | None = None, interrupt: Interrupt = lambda: None
+) -> list[str]:
     """One sentence for each page of a file that cannot be trusted; empty when all can.
 
     Of the moment that commit `transaction` has left, which the caller keeps open, else of the newest.
-    Values are not looked into: that is for whoever knows them. OSError when it cannot be read.
+    Values are not looked into: that is for whoever knows them. OSError when it cannot be read, and what
+    `interrupt` raises, which is called every few milliseconds.
     """
     faults = bounds_faults(path)
     if faults:
         return faults
     file = PageFile(path)
+    file.interrupt = interrupt
     metas = [m for m in file.metas() if transaction is None or m.transaction == transaction]
     if not metas:
         return []  # Whoever writes beside us has gone on twice; the next look is at another moment.
-    meta = metas[0]
+    return _faults_at(file, metas[0])
+
+
+def faults_from(path: Path, meta: bytes) -> list[str]:
+    """The same of the commit that LMDB's `meta` leads to, whatever those in the file say."""
+    free, page_size = Tree.parse(meta, _META.size)
+    main, _ = Tree.parse(meta, _META.size + TREE_BYTES)
+    last_page, transaction = _LAST.unpack_from(meta, _META.size + 2 * TREE_BYTES)
+    given = Meta(transaction & 1, page_size, 0, free, main, last_page, transaction, ())
+    return _faults_at(PageFile(path, page_size), given)
+
+
+def _faults_at(file: PageFile, meta: Meta) -> list[str]:
     free = file.walk(meta.free, FREE)
     main = file.walk(meta.main, MAIN)
-    faults += free.faults + main.faults
+    faults = free.faults + main.faults
     trees = file.subtrees(main.entries)
     for name, tree in trees.items():
         if tree.flags:

@@ -23,6 +23,8 @@ from .writer import Writer
 
 STEP_BYTES = 2 << 20
 """Blocks that one step may write again: some 5 ms of a writer's waiting."""
+LEAST_STEP_BYTES = 1 << 14
+"""Of a step where there is hardly any room: a block or two."""
 _KEYS_A_STEP = 8_192
 _LOG_ENTRIES_A_STEP = 2_048
 _MOST_ROWS_A_STEP = 4_096

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import secrets
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,19 +26,22 @@ from .verdict import TornRow, Verdict
 _WHAT = "repair"
 _MOST_BYTES = 1 << 20
 """Of one part of a row that are written out; longer ones are in the old file, where the line says."""
+_CHUNK_BYTES = 1 << 20
 _TEXTS = ("metadata", "documents", "uris")
 
 
 def keep(
     folder: Path, database: Path, told: Mapping[str, Any], verdict: Verdict, read: Salvaged
 ) -> Path:
-    """Makes a folder durable that has a second name for the data file of `folder`, `told` as JSON, and the rows that
-    are lost; the folder. Nothing is left of it after an error: StorageFull and others of the system."""
+    """Makes a folder durable that has the data file of `folder` as `keep_file` keeps it, `told` as JSON, and the rows that
+    are lost; the folder. Nothing is left of it after an error: those of the system, and Corrupted where something else has
+    the name of the quarantine."""
+    must_be_possible(database)
     name = time.strftime("%Y%m%dT%H%M%S", time.gmtime())
     kept = database / QUARANTINE_FOLDER / f"{folder.name}-{name}-{secrets.token_hex(2)}"
     disk.make_folder(kept, _WHAT, parents=True, exist_ok=True)
     try:
-        disk.link(folder / DATA_FILE, kept / DATA_FILE, _WHAT)
+        keep_file(folder / DATA_FILE, kept / DATA_FILE)
         with disk.written_aside(kept / QUARANTINED_ROWS, _WHAT) as file:
             starts = [(raw.__array_interface__["data"][0], len(raw)) for raw in read.maps]
             for row, torn in sorted(verdict.torn.items()):
@@ -51,6 +55,29 @@ def keep(
         disk.remove_tree(kept, _WHAT)
         raise
     return kept
+
+
+def must_be_possible(database: Path) -> None:
+    """Corrupted where something that is no folder has the name of the quarantine."""
+    disk.must_be_folder(
+        database / QUARANTINE_FOLDER,
+        "move it away: what a repair cannot keep is put into a folder of this name. Nothing was changed",
+    )
+
+
+def keep_file(path: Path, kept: Path) -> None:
+    """Gives a file, or the one that a link leads to, a second name; where it lies on another disk, or on one without hard
+    links, a copy of it, durable but for its name. OSError when there is no room for that."""
+    # By itself the system would give a second name to the link, which may lead nowhere from there.
+    path = path.resolve()
+    try:
+        disk.link(path, kept, _WHAT)
+        return
+    except OSError as error:
+        if error.errno not in disk.NO_LINK:
+            raise
+    with open(path, "rb") as old, disk.written_aside(kept, _WHAT) as file:
+        shutil.copyfileobj(old, file, _CHUNK_BYTES)
 
 
 def _plain(row: int, torn: TornRow, starts: list[tuple[int, int]]) -> dict[str, Any]:

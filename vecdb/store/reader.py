@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..layout import (
     pack_ids,
     unpack_ids,
 )
+from ..stopping import Interrupt, asking
 from .environment import Environment
 from .fresh import FreshIds
 from .mapped import MappedBlocks
@@ -116,6 +118,20 @@ class Reader(VectorReader):
         if first == self.n_rows:
             return [-1] * len(ids)
         return self._fresh.rows(ids, first, self.n_rows, self.id_range)
+
+    def alone(self) -> Reader:
+        """The same transaction read without what memory knows of the store."""
+        return Reader(self._env, self._txn, self._shape)
+
+    def memory_faults(self, interrupt: Interrupt) -> Iterator[str]:
+        """What memory has wrong of the store: ids that the table `keys` does not hold yet, 0.5 us each, and where
+        blocks of vectors lie, some us each."""
+        interrupt()
+        yield from self._fresh.faults(self.keyed().first, self.n_rows, self.id_range, interrupt)
+        for field, blocks in enumerate(self._mapped):
+            locate = partial(self._block, field)
+            for number in asking(blocks.faults(self.n_rows, self._txn.id(), locate), interrupt):
+                yield f"block {number} of the vectors of field {field} does not lie where it is held to"
 
     def id_range(self, start: int, stop: int) -> list[bytes]:
         """Ids of rows [start, stop), live or dead, as UTF-8, b"" where purged; about 0.2 us a row.

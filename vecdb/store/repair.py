@@ -25,6 +25,7 @@ from ..layout import (
     META_REPAIRS,
     META_SETTINGS,
     SYNC_POINT_FILE,
+    format_number,
     id_key,
 )
 from . import pages, quarantine, sync_point, vacuum
@@ -82,12 +83,13 @@ class RepairedFile:
 
 
 def settle(folder: Path) -> None:
-    """Finishes what a crash has left undone; the caller holds the lock of the database."""
+    """Finishes what a crash has left undone; the caller holds the lock of the database. Corrupted as `vacuum.must_belong`."""
     if (folder / DATA_FILE).is_file():
         # A power cut may have left meta pages that nobody can read: the sync point holds one that is whole.
-        sync_point.recover(folder)
+        sync_point.recover(folder, repairing=True)
     made = vacuum.whole_copy(folder)
     if made is not None:
+        vacuum.must_belong(folder)
         old_is_sound = (folder / DATA_FILE).is_file() and not pages.file_faults(folder / DATA_FILE)
         if not old_is_sound or not pages.file_faults(made / DATA_FILE):
             if not (made / "lock.mdb").exists():
@@ -101,7 +103,24 @@ def file_problems(folder: Path, shape_of: ShapeOf, options: Mapping[str, Any]) -
     path = folder / DATA_FILE
     if not disk.must_be_file(path, PUT_BACK):
         return [f"{path} is missing"]
-    faults = pages.file_faults(path)
+    return _copy_problems(folder, shape_of, options) or _problems(folder, shape_of, options)
+
+
+def _copy_problems(folder: Path, shape_of: ShapeOf, options: Mapping[str, Any]) -> list[str]:
+    """What is wrong with a whole copy that the next opening puts in the place of the file."""
+    made = vacuum.whole_copy(folder)
+    if made is None:
+        return []
+    try:
+        vacuum.must_belong(folder)
+    except Corrupted as error:
+        return [error.message]
+    found = _problems(made, shape_of, options)
+    return [f"{made}, which is to take the place of {DATA_FILE}: {one}" for one in found]
+
+
+def _problems(folder: Path, shape_of: ShapeOf, options: Mapping[str, Any]) -> list[str]:
+    faults = pages.file_faults(folder / DATA_FILE)
     if faults:
         return faults
     try:
@@ -152,7 +171,7 @@ def repair_file(
             raise Internal(
                 f"the repaired file of {folder} is not sound: {wrong[0]}; nothing was changed"
             )
-        disk.sync_folder(aside, _WHAT)
+        vacuum.note_source(folder, aside)
     except BaseException:
         disk.remove_tree(aside, _WHAT)
         if kept is not None:
@@ -170,7 +189,8 @@ def _without_later_tables(read: Salvaged, path: Path) -> Salvaged:
     """The same, in which what the format of the file does not have is not missing."""
     raw = bytes(read.tables["meta"].get(META_FORMAT, b""))
     # No number: that entry itself is damaged.
-    found = int(raw) if raw.isdigit() else COLLECTION_FORMAT
+    number = format_number(raw)
+    found = COLLECTION_FORMAT if number is None else number
     if found > COLLECTION_FORMAT:
         raise FormatMismatch(
             f"{path} has collection format {found}, this version repairs 1 to {COLLECTION_FORMAT}; repair it "

@@ -13,6 +13,7 @@ from ..layout import (
     DEFAULT_FIELD,
     ID_BLOCK_ROWS,
     KEYED,
+    META_EPOCHS,
     META_HORIZON,
     META_KEYED,
     META_STATE,
@@ -30,6 +31,7 @@ from ..layout import (
     unpack_id_texts,
 )
 from .copying import TEXT_TABLES
+from .epochs import begun
 from .requests import REQUEST_BYTES
 from .tables import Rows, State
 from .vectors import mask_of
@@ -66,10 +68,12 @@ class Restorer(Writer):
         self.live += len(rows)
 
     def state_at(self, sequence: int) -> None:
-        """Says that the store is at this commit, with the rows written so far."""
+        """Says that the store is at this commit, with the rows written so far, and in an epoch of its own: what the original
+        commits from here on has the same numbers."""
         meta = self._env.table("meta")
         state = State(sequence, self.next_row, self.live)
         self._txn.put(META_STATE, STATE.pack(*state), db=meta)
+        self._txn.put(META_EPOCHS, begun(None, sequence), db=meta)
         self._txn.put(META_HORIZON, SEQUENCE_VALUE.pack(sequence), db=meta)
         self.sums.renew(sequence)
 

@@ -62,17 +62,21 @@ def must_be_whole(
     ids: Sequence[bytes],
     views: Views = MappingProxyType({}),
     vectors: NDArray[Any] | None = None,
+    advice: str = "Write it anew or delete it, or restore a backup",
 ) -> None:
-    """Corrupted, with the ids of the records, when some rows, in any order, fail their checksums.
+    """Corrupted, with the ids of the records and what to do, when some rows, in any order, fail their checksums.
 
-    `views` and `vectors` as in `sums_of`; about 2.5 us a row of 384 float32.
+    `views` and `vectors` as in `sums_of`, in the order of the rows; about 2.5 us a row of 384 float32, 5 of rows that
+    lie far from each other.
     """
     if not len(rows):
         return
     if (np.diff(rows) < 0).any():
         order = np.argsort(rows)
-        rows, ids = rows[order], [ids[n] for n in order.tolist()]
-        views, vectors = {}, None
+        places = order.tolist()
+        rows, ids = rows[order], [ids[n] for n in places]
+        views = {table: [found[n] for n in places] for table, found in views.items()}
+        vectors = None if vectors is None else vectors[order]
     expected = stored_sums(reader, rows)
     found = sums_of(reader, rows, ids, views=views, vectors=vectors)
     if found != expected:
@@ -81,8 +85,7 @@ def must_be_whole(
         raise Corrupted(
             f"record {names[0]!r} (row {rows[bad[0]]}) fails its checksum"
             + (f", and so do {len(bad) - 1} beside it" if len(bad) > 1 else "")
-            + ": its stored bytes were changed. Write it anew or delete it, or restore a backup; "
-            "`check` names all such records",
+            + f": its stored bytes were changed. {advice}; `check` names all such records",
             ids=names,
         )
 

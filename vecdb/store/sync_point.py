@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import struct
+import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,15 +28,17 @@ from ..layout import (
     SYNC_POINT_FILE,
     SYNC_POINT_MAGIC,
 )
+from . import pages
 from .faults import full_or_internal
 from .nodes import HEADER
-from .pages import MAGIC
 
 log = logging.getLogger("vecdb")
 
 _SLOT_BYTES = 4_096
 """Two slots are written in turn, each in a page of its own: what tears one leaves the other."""
 _CHECKSUM = struct.Struct("<I")
+_LOOKS, _PAUSE_S = 3, 0.002
+"""Whoever looks while a slot is written may find it half written, for some microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,7 @@ def read_meta(data_file: int, transaction: int) -> bytes:
     at = HEADER.size + (transaction & 1) * LMDB_META.unpack(first)[2]
     meta = os.pread(data_file, LMDB_META.size, at)
     magic, _, _, _, found = LMDB_META.unpack(meta)
-    if (magic, found) != (MAGIC, transaction):
+    if (magic, found) != (pages.MAGIC, transaction):
         raise Corrupted(
             f"the meta page of an LMDB file holds commit {found}, not {transaction}; run check"
         )
@@ -93,7 +96,7 @@ def make(folder: Path) -> int:
     is_there(folder)
     file = os.open(folder / SYNC_POINT_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        os.pwrite(file, bytes(2 * _SLOT_BYTES), 0)
+        disk.write_at(file, bytes(2 * _SLOT_BYTES), 0, folder / SYNC_POINT_FILE, "point")
         disk.sync_folder(folder, "point")
     except BaseException:
         os.close(file)
@@ -101,13 +104,14 @@ def make(folder: Path) -> int:
     return file
 
 
-def write_slot(file: int, point: SyncPoint) -> None:
-    """Puts a point in place of the one before the last; durable once the file is synced."""
+def write_slot(file: int, folder: Path, point: SyncPoint) -> None:
+    """Puts a point in place of the one before the last; durable once the file, that of the folder, is synced."""
     packed = SYNC_POINT.pack(
         SYNC_POINT_MAGIC, point.number, point.failed, point.boot, point.transaction, point.meta
     )
     at = (point.number & 1) * _SLOT_BYTES
-    os.pwrite(file, packed + _CHECKSUM.pack(zlib.crc32(packed)), at)
+    slot = packed + _CHECKSUM.pack(zlib.crc32(packed))
+    disk.write_at(file, slot, at, folder / SYNC_POINT_FILE, "point")
 
 
 def newest(folder: Path) -> SyncPoint | None:
@@ -120,6 +124,43 @@ def newest(folder: Path) -> SyncPoint | None:
         return None
     points = [_unpacked(data[at:]) for at in (0, _SLOT_BYTES)]
     return max((p for p in points if p is not None), key=lambda p: p.number, default=None)
+
+
+def faults(folder: Path) -> list[str]:
+    """What is wrong with the sync point of a folder, one sentence or none; others may write it meanwhile.
+
+    A file without a point is not: so it begins. What a damaged one said is not known any more.
+    """
+    path = folder / SYNC_POINT_FILE
+    found: list[str] = []
+    for look in range(_LOOKS):
+        try:
+            found = _wrong(path.read_bytes()) if path.is_file() else []
+        except FileNotFoundError:
+            return []
+        if not found:
+            return []
+        if look + 1 < _LOOKS:
+            time.sleep(_PAUSE_S)
+    return [
+        f"{path}: {' and '.join(found)}, so it may not name the newest commit that is on the disk; a power cut while it was "
+        "written leaves that too. Should the machine go down first, commits may be there in part only: open the "
+        "database for writing, which syncs what is there and makes the file anew"
+    ]
+
+
+def _wrong(data: bytes) -> list[str]:
+    if not any(data):
+        return []  # fresh, or not even as long as it will be
+    found = []
+    for number in range(2):
+        slot = data[number * _SLOT_BYTES : (number + 1) * _SLOT_BYTES]
+        used = slot[: SYNC_POINT.size + _CHECKSUM.size]
+        if any(used) and _unpacked(slot) is None:
+            found.append(f"slot {number} fails its checksum")
+        elif len(slot) < _SLOT_BYTES:
+            found.append(f"slot {number} is cut off")
+    return found
 
 
 def _unpacked(slot: bytes) -> SyncPoint | None:
@@ -145,28 +186,36 @@ def refuse_unsafe(folder: Path) -> None:
         )
 
 
-def recover(folder: Path) -> None:
+def recover(folder: Path, *, repairing: bool = False) -> None:
     """Makes durable what is there, or goes back to the sync point; before LMDB opens for writing.
 
     After the death of a process the kernel has all of it. Killed in between, it is done again. DatabaseLocked
-    while another process reads what would be undone.
+    while another process reads what would be undone. Corrupted, and nothing is written, where pages are not whole that
+    the point leads to: of an older one some were written over. A repair goes on with what has fewer such pages, the
+    point or the file as it is.
     """
     if not is_there(folder):
         return
     point = newest(folder)
-    # A torn first point is one that nothing was committed after.
-    if point is not None:
+    if point is not None or (folder / DATA_FILE).is_file():
         file = os.open(folder / DATA_FILE, os.O_RDWR)
         try:
-            if point.needs_return or not _synced(file, folder):
+            if point is None:
+                # A torn first point is one that nothing was committed after. Of damaged ones nothing is known, and what
+                # the kernel has is made durable as far as it can be.
+                disk.sync_data(file, folder / DATA_FILE, "recover")
+            elif point.needs_return or not _synced(file, folder):
                 _must_be_alone(folder)
-                _go_back(file, folder, point)
-                log.warning(
-                    "%s: the machine or its disk failed before the last commits were synced; back at "
-                    "LMDB transaction %d, the last one that was on the disk",
-                    folder,
-                    point.transaction,
-                )
+                if _must_go_back(folder, point, repairing):
+                    _go_back(file, folder, point)
+                    log.warning(
+                        "%s: the machine or its disk failed before the last commits were synced; back at "
+                        "LMDB transaction %d, the last one that was on the disk",
+                        folder,
+                        point.transaction,
+                    )
+                else:
+                    disk.sync_data(file, folder / DATA_FILE, "recover")
         finally:
             os.close(file)
     forget(folder)
@@ -204,9 +253,39 @@ def _synced(file: int, folder: Path) -> bool:
     return True
 
 
+def _must_go_back(folder: Path, point: SyncPoint, repairing: bool) -> bool:
+    """Whether the point is to be trusted rather than the file; always so where all that it leads to is whole."""
+    path = folder / DATA_FILE
+    faults = pages.faults_from(path, point.meta)
+    if not faults:
+        return True
+    if not repairing:
+        raise Corrupted(
+            f"{folder / SYNC_POINT_FILE} leads to LMDB transaction {point.transaction} of {path}, of which pages are damaged or "
+            f"were written over since: {faults[0]}. It may be an older one, as it stays where a folder is copied over an "
+            "older copy of it without removing what is gone. Nothing was changed. `vecdb check --repair` takes what has fewer "
+            "damaged pages, that or the file as it is; or restore a backup",
+            file=str(path),
+        )
+    here = pages.file_faults(path)
+    # Of a file whose metas are damaged nothing more is known than that.
+    if not here or (not pages.bounds_faults(path) and len(here) < len(faults)):
+        log.warning(
+            "%s: its sync point leads to pages that are not whole (%s, %d faults), the file as it is has %d; so the "
+            "point is passed over",
+            folder,
+            faults[0],
+            len(faults),
+            len(here),
+        )
+        return False
+    return True
+
+
 def _go_back(file: int, folder: Path, point: SyncPoint) -> None:
     page_bytes = LMDB_META.unpack(point.meta)[2]
     # Its own place first: until the other is overwritten, it may be the newer and the broken one.
     for slot in (point.transaction & 1, 1 - (point.transaction & 1)):
-        os.pwrite(file, point.meta, slot * page_bytes + HEADER.size)
+        at = slot * page_bytes + HEADER.size
+        disk.write_at(file, point.meta, at, folder / DATA_FILE, "recover")
     disk.sync_data(file, folder / DATA_FILE, "recover")

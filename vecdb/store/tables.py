@@ -23,10 +23,12 @@ from ..layout import (
     ROW,
     SEQUENCE_VALUE,
     STATE,
+    format_number,
     index_key,
     keys_of_rows,
     unpack_bitmaps,
 )
+from ..stopping import Interrupt
 from .environment import Environment
 from .pages import file_faults
 from .shape import Shape
@@ -69,21 +71,27 @@ class Tables:
         """Number of the newest commit that is seen here."""
         return int(self._txn.id())
 
-    def page_faults(self) -> list[str]:
-        """What is wrong with the pages of this moment, by a look at the file without LMDB."""
+    def map_bytes(self) -> int:
+        """Bytes of the map in use."""
+        return self._env.map_bytes()[0]
+
+    def page_faults(self, interrupt: Interrupt = lambda: None) -> list[str]:
+        """What is wrong with the pages of this moment, by a look at the file without LMDB. `interrupt` is called
+        every few milliseconds and may raise."""
         gone = self._env.file_fault()
         if gone:
             # What stands in its place says nothing of what is open.
             return [gone]
-        return file_faults(self._env.folder / DATA_FILE, self._txn.id())
+        return file_faults(self._env.folder / DATA_FILE, self._txn.id(), interrupt)
 
     # -- what stands in `meta`
 
     def format(self) -> int:
         raw = self.meta_value(META_FORMAT)
-        if raw is not None and not raw.isdigit():
-            raise Corrupted(f"{self._env.folder} says that its format is {raw!r}; run check")
-        return COLLECTION_FORMAT if raw is None else int(raw)
+        found = COLLECTION_FORMAT if raw is None else format_number(raw)
+        if found is None:
+            raise Corrupted(f"{self._env.folder} says that its format is {raw!r:.80}; run check")
+        return found
 
     def settings(self) -> bytes:
         raw = self.meta_value(META_SETTINGS)

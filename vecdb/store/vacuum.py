@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,9 +15,20 @@ from typing import Any
 import lmdb
 
 from .. import disk
-from ..layout import COMPACTED_FOLDER, COMPACTING_PREFIX, DATA_FILE, LMDB_LOCK_FILE
+from ..errors import Corrupted
+from ..layout import (
+    COMPACTED_FOLDER,
+    COMPACTING_PREFIX,
+    COPIED_FROM_FILE,
+    DATA_FILE,
+    LMDB_LOCK_FILE,
+    META_STATE,
+    STATE,
+)
+from . import pages
 
 _WHAT = "vacuum"
+_ASIDE = re.compile(re.escape(COMPACTING_PREFIX) + "[0-9a-f]{16}")
 _CHUNK_BYTES = 32 << 20
 """Written in one transaction: pages wait in memory until it ends."""
 _SPARE_BYTES = 16 << 20
@@ -121,16 +135,88 @@ def _chunk(cursor: Any) -> Iterator[tuple[Any, Any]]:
             return
 
 
+def note_source(folder: Path, aside: Path) -> None:
+    """Writes durably into the copy `aside` which file it was made of, that of `folder`; until it is in its place nobody
+    may write there."""
+    path = aside / COPIED_FROM_FILE
+    with open(path, "wb") as file:
+        file.write(_source_of(folder))
+        disk.sync_file(file, path, _WHAT)
+    disk.sync_folder(aside, _WHAT)
+
+
+def _source_of(folder: Path) -> bytes:
+    """What every commit to the file of a folder changes: a digest of its meta pages, damaged or not."""
+    file = pages.PageFile(folder / DATA_FILE)
+    return (
+        hashlib.blake2b(bytes(file.raw[: 2 * file.page_size]), digest_size=16).hexdigest().encode()
+    )
+
+
 def declare_whole(folder: Path, aside: Path) -> None:
     """From here on the copy `aside` is the truth, whatever happens next."""
     disk.rename(aside, folder / COMPACTED_FOLDER, _WHAT)
     disk.sync_folder(folder, _WHAT)
 
 
+def is_declared(folder: Path) -> bool:
+    """Whether a copy has the name that says it is whole; False where nobody may look."""
+    return os.path.lexists(folder / COMPACTED_FOLDER)
+
+
 def whole_copy(folder: Path) -> Path | None:
-    """The copy that has been declared whole and is not in its place yet."""
+    """The copy that has been declared whole and is not in its place yet. A link is none: we make none."""
     made = folder / COMPACTED_FOLDER
-    return made if (made / DATA_FILE).is_file() else None
+    return made if (made / DATA_FILE).is_file() and not made.is_symlink() else None
+
+
+def must_belong(folder: Path) -> None:
+    """Corrupted where the whole copy is not one of the file that stands in the folder, which may be the newer.
+
+    A crash leaves a copy beside its source only, since nothing is written to that any more. Whoever copies a folder
+    while it changes, or over an older copy of it, brings others together.
+    """
+    made, path = folder / COMPACTED_FOLDER, folder / DATA_FILE
+    if not path.is_file():
+        return
+    noted = made / COPIED_FROM_FILE
+    if noted.is_file() and noted.read_bytes() == _source_of(folder):
+        return
+    here, there = _told_by(path), _told_by(made / DATA_FILE)
+    if here is None and not noted.is_file():
+        return  # an earlier version has repaired a file of which nothing else can be told
+    if here is not None and here == there:
+        return
+    raise Corrupted(
+        f"{made} holds a file that is not made of the {DATA_FILE} beside it: {path} {_state_of(here)}, the other {_state_of(there)}. "
+        "To copy a folder over an older copy of it, without removing what is gone, brings such files together. Nothing "
+        f"was changed. Move {made} away to go on with {path}; or move that away and put the other in its place",
+        file=str(path),
+    )
+
+
+def _told_by(path: Path) -> tuple[dict[bytes, bytes], dict[bytes, bytes]] | None:
+    """The tables `meta` and `ids` of a file, None where its pages are damaged. Two files that agree in them hold the same:
+    there are the checksums of all rows and of the log."""
+    if pages.file_faults(path):
+        return None
+    file = pages.PageFile(path)
+    trees = file.subtrees(file.walk(file.metas()[0].main, pages.MAIN).entries)
+    meta, ids = (
+        {key: bytes(value) for key, value in file.items(file.walk(trees[name], name).entries)}
+        if name in trees
+        else {}
+        for name in ("meta", "ids")
+    )
+    return meta, ids
+
+
+def _state_of(told: tuple[Mapping[bytes, bytes], object] | None) -> str:
+    if told is None:
+        return "is damaged"
+    raw = told[0].get(META_STATE, b"")
+    sequence, _, live = STATE.unpack(raw) if len(raw) == STATE.size else (0, 0, 0)
+    return f"is of commit {sequence} with {live} records"
 
 
 def move_in(folder: Path) -> None:
@@ -143,12 +229,17 @@ def move_in(folder: Path) -> None:
     made = folder / COMPACTED_FOLDER
     disk.rename(made / LMDB_LOCK_FILE, folder / LMDB_LOCK_FILE, _WHAT)
     disk.rename(made / DATA_FILE, folder / DATA_FILE, _WHAT)
-    disk.remove_folder(made, _WHAT)
+    disk.remove_tree(made, _WHAT)
     disk.sync_folder(folder, _WHAT)
 
 
 def sweep(folder: Path) -> None:
-    """Removes what an interrupted copy has left; not to be called while there is a whole one."""
-    for path in [*folder.glob(COMPACTING_PREFIX + "*"), folder / COMPACTED_FOLDER]:
-        if path.exists():
+    """Removes what an interrupted copy has left; not to be called while there is a whole one.
+
+    Of a link with such a name nothing but itself, and nothing that only has a similar one.
+    """
+    for path in folder.glob(COMPACTING_PREFIX + "*"):
+        if _ASIDE.fullmatch(path.name):
             disk.remove_tree(path, _WHAT)
+    if is_declared(folder):
+        disk.remove_tree(folder / COMPACTED_FOLDER, _WHAT)

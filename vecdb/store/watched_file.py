@@ -106,7 +106,7 @@ class WatchedFile:
         """What has become of the file in its folder, empty while it is there; 3 us."""
         try:
             there = os.stat(self._name)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return f"{self._path} was removed while it was open"
         if not os.path.samestat(there, os.fstat(self._descriptor)):
             return f"{self._path} was replaced by another file while it was open"

@@ -18,6 +18,7 @@ from ..layout import (
     ID_BLOCK_ROWS,
     KEYED,
     LOG,
+    META_EPOCHS,
     META_KEYED,
     META_STATE,
     ROW,
@@ -37,6 +38,7 @@ from ..layout import (
     unpack_id_texts,
 )
 from .environment import Environment
+from .epochs import begun
 from .fresh import FreshIds, fresh_limit
 from .meta_sums import Keeper
 from .reader import Reader
@@ -254,6 +256,11 @@ class Writer(Reader):
         sums.commit(sequence, entry)
         state = State(sequence, self.next_row, self.live)
         self._txn.put(META_STATE, STATE.pack(*state), db=self._env.table("meta"))
+
+    def begin_epoch(self, sequence: int) -> None:
+        """Says that commit `sequence` is the first of this opening, see `epochs`."""
+        record = begun(self.meta_value(META_EPOCHS), sequence)
+        self._txn.put(META_EPOCHS, record, db=self._env.table("meta"))
 
     def key_rows(self, count: int, limit: int) -> None:
         """Puts `count` more ids of fresh rows into the table `keys`, in the order of the ids.
