@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
+from numbers import Real
 from typing import Any
 
 from .backup import Source, fill, open_target, plan, take
@@ -22,10 +23,12 @@ from .backup_types import (
 )
 from .core import Core
 from .errors import CollectionNotFound, InvalidArgument
+from .out_of_memory import tells_memory
 from .store import Catalog, CollectionStore, not_found, taken
 from .types import CollectionInfo
 
 
+@tells_memory
 class BackedUp(ABC):
     """What `Database` does with backups, on the names and folders that it keeps."""
 
@@ -78,10 +81,13 @@ class BackedUp(ABC):
         the newest backup there that holds any of the collections; auto the latter where there is one.
         With `verify` each file is read back. `limit_bytes_s` bounds the rate of writing. Compaction keeps
         what is still to be copied. An interrupted backup has no manifest and counts as none.
-        Raises InvalidArgument, CollectionNotFound, BackupNotFound (incremental, and nothing to continue),
-        BackupDamaged, Corrupted (a row fails its checksum), StorageFull, Unavailable, MissingDependency.
+        Where something of the chain is missing, auto is full, which the log says. What is not on the disk yet
+        (durability `interval`) is synced. Raises InvalidArgument, CollectionNotFound, BackupNotFound (incremental,
+        and nothing to continue), BackupDamaged (incremental, and its chain is not whole), Corrupted (a row
+        fails its checksum), ReadOnly (syncing failed), StorageFull, Unavailable, FormatMismatch, MissingDependency.
         """
         self._check_open()
+        limit_bytes_s = _as_rate(limit_bytes_s)
         names = self._catalog.names()
         tokens = set(names.of)
         if collections is not None:
@@ -124,11 +130,11 @@ class BackedUp(ABC):
     ) -> RestoreResult:
         """Makes collections from a backup; `collections` names some, or maps their names to new ones.
 
-        `backup` is an id, default the newest, or with `at` the first taken since. `at` (aware, or local
-        time) restores each collection as it was then; `sequence` the one collection named, as it was
-        right after that commit. Ids, row numbers and sequences are those of the original; indexes are
-        built anew, and there is no history before the moment restored. Aliases come along when
-        everything is restored. All of it appears at once, at the end, or nothing does.
+        `backup` is an id, default the newest, or with `at` the first taken since, for each collection the
+        first that holds it. `at` (aware, or local time) restores each collection as it was then; `sequence`
+        the one collection named, as it was right after that commit. Ids, row numbers and sequences are those
+        of the original; indexes are built anew, and there is no history before the moment restored. Aliases
+        come along when everything is restored. All of it appears at once, at the end, or nothing does.
         Raises CollectionExists, BackupNotFound (also for a moment that was compacted away), BackupDamaged,
         FormatMismatch, LimitExceeded (max_fields, max_collections), StorageFull, Unavailable, ReadOnly.
         """
@@ -165,3 +171,17 @@ class BackedUp(ABC):
                     self._remove(token, "restore")
             raise
         return RestoreResult(planned.backup, made, planned.aliases)
+
+
+def _as_rate(limit_bytes_s: float | None) -> float | None:
+    """Any kind of number as a float, which other processes can be told. InvalidArgument."""
+    if limit_bytes_s is None:
+        return None
+    try:
+        if isinstance(limit_bytes_s, Real) and not isinstance(limit_bytes_s, bool):
+            return float(limit_bytes_s)
+    except OverflowError:
+        pass  # beyond float64, as only whole numbers are
+    raise InvalidArgument(
+        f"limit_bytes_s must be a number of bytes a second above 0, or None, given {limit_bytes_s!r:.80}"
+    )

@@ -7,12 +7,13 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from .backup.child import Said, Told, copy_here
-from .backup.copying import Copied
+from .backup.copying import Copied, Share
 from .backup.target import open_target
 from .errors import Closed, VecdbError
 from .store import CollectionStore
@@ -29,11 +30,19 @@ def main() -> int:
     sys.setswitchinterval(_SWITCH_S)
     # Nothing here makes cycles, and the thousands of buffers of a piece have the collector run all the time.
     gc.disable()
+    try:
+        return _answered()
+    except BrokenPipeError:
+        # Whoever wanted the copy is gone; what was to be said to it must not be tried again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _answered() -> int:
+    """All that is asked for has been copied, 0, or something failed, 1."""
     for line in sys.stdin.buffer:
         try:
             said = Said(copied=_copy(msgspec.json.decode(line, type=Told)))
-        except BrokenPipeError:
-            return 1
         except VecdbError as error:
             said = Said(reason=error.reason, message=error.message, details=dict(error.details))
         except FileNotFoundError as error:
@@ -55,10 +64,25 @@ def _copy(told: Told) -> Copied:
             told.order,
             store.read,
             told.job,
-            lambda row, size: _say(Said(row=row, bytes=size)),
+            _shares(),
+            lambda rows, size: _say(Said(rows=rows, bytes=size)),
+            history=told.history,
         )
     finally:
         store.close()
+
+
+def _shares() -> Iterator[Share]:
+    """Rows to copy, until there are no more."""
+    while True:
+        _say(Said(asks=True))
+        line = sys.stdin.buffer.readline()
+        if not line:
+            raise BrokenPipeError  # who wanted the copy is gone
+        share = msgspec.json.decode(line, type=Share | None)
+        if share is None:
+            return
+        yield share
 
 
 def _say(said: Said) -> None:

@@ -6,7 +6,8 @@ from ..lazy import lazily
 
 if TYPE_CHECKING:
     from .chains import list_backups
-    from .restoring import fill, plan
+    from .planning import plan
+    from .restoring import fill
     from .retention import prune_backups
     from .taking import Source, take
     from .target import open_target
@@ -16,7 +17,8 @@ else:
         __name__,
         {
             "chains": "list_backups",
-            "restoring": "fill plan",
+            "planning": "plan",
+            "restoring": "fill",
             "retention": "prune_backups",
             "taking": "Source take",
             "target": "open_target",

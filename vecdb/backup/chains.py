@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..backup_types import BackupInfo, BackupTarget
 from ..errors import BackupDamaged, BackupNotFound
+from ..out_of_memory import memory_told
 from . import manifest
 from .manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, Part
 from .target import Target, open_target
@@ -19,12 +20,14 @@ Kept = tuple[Manifest, str]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one backup of a chain holds of a collection."""
+    """What one backup of a chain holds of a collection, and when it was taken."""
 
     backup: str
     part: Part
+    taken_us: int
 
 
+@memory_told
 def list_backups(target: BackupTarget) -> list[BackupInfo]:
     """The complete backups of a target, oldest first; none where the target does not exist yet.
 
@@ -37,7 +40,12 @@ def list_backups(target: BackupTarget) -> list[BackupInfo]:
 
 def complete(target: Target) -> list[str]:
     """Ids of the backups that have a manifest, oldest first."""
-    return sorted(name for name, files in folders(target).items() if MANIFEST_FILE in files)
+    return complete_of(folders(target))
+
+
+def complete_of(found: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """The same of what `folders` has said."""
+    return sorted(name for name, files in found.items() if MANIFEST_FILE in files)
 
 
 def incomplete(target: Target) -> list[str]:
@@ -97,31 +105,33 @@ class Chain:
     def __iter__(self) -> Iterator[Kept]:
         for n in itertools.count():
             if n == len(self._read):
-                before = self._before(*self._read[-1])
+                before = _before(self._read[-1][0], self._load)
                 if before is None:
                     return
                 self._read.append(before)
             yield self._read[n]
 
-    def _before(self, held: Manifest, _: str) -> Kept | None:
-        parent = held.parent
-        if parent is None:
-            return None
-        if parent.id >= held.id:
-            raise BackupDamaged(f"backup {held.id} continues {parent.id}, which is not older")
-        try:
-            before = self._load(parent.id)
-        except BackupNotFound:
-            raise BackupDamaged(
-                f"backup {held.id} continues {parent.id}, which is not there", backup=parent.id
-            ) from None
-        if before[1] != parent.sha256 or before[0].chain != held.chain:
-            raise BackupDamaged(
-                f"backup {held.id} does not continue the {parent.id} that is there; one of them was changed "
-                "or comes from elsewhere",
-                backup=parent.id,
-            )
-        return before
+
+def _before(held: Manifest, load: Callable[[str], Kept]) -> Kept | None:
+    """The backup that this one continues, None for a full one. BackupDamaged where it is missing or another."""
+    parent = held.parent
+    if parent is None:
+        return None
+    if parent.id >= held.id:
+        raise BackupDamaged(f"backup {held.id} continues {parent.id}, which is not older")
+    try:
+        before = load(parent.id)
+    except BackupNotFound:
+        raise BackupDamaged(
+            f"backup {held.id} continues {parent.id}, which is not there", backup=parent.id
+        ) from None
+    if before[1] != parent.sha256 or before[0].chain != held.chain:
+        raise BackupDamaged(
+            f"backup {held.id} does not continue the {parent.id} that is there; one of them was changed "
+            "or comes from elsewhere",
+            backup=parent.id,
+        )
+    return before
 
 
 def newest_of(target: Target, backups: Sequence[str], tokens: set[str]) -> Kept | None:
@@ -133,13 +143,71 @@ def newest_of(target: Target, backups: Sequence[str], tokens: set[str]) -> Kept 
     return None
 
 
-def part_before(chain: Chain, token: str) -> Part | None:
-    """What the newest backup of a chain that holds a collection has of it."""
-    for held, _ in chain:
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """What a chain has of some collections: of each, by token, the newest that it holds and when the backup of that
+    was taken, in microseconds since 1970; and all files that they and the chain are made of."""
+
+    last: dict[str, tuple[Part, int]]
+    files: list[tuple[str, str, int]]
+    """Backup, file and bytes, -1 for those of a manifest."""
+
+    def lost(self, found: Mapping[str, Mapping[str, int]]) -> list[str]:
+        """Those of the files that are not there, or not with their bytes."""
+        lost = []
+        for backup, name, size in self.files:
+            held = found.get(backup, {}).get(name)
+            if held is None or size not in (-1, held):
+                lost.append(f"{backup}/{name}")
+        return lost
+
+
+def walk(start: Kept, load: Callable[[str], Kept], tokens: set[str]) -> Walked:
+    """Reads the manifests of a chain, from its newest down to the full one, and keeps none of them.
+
+    BackupDamaged when one is missing or another, or anything between what they hold of these collections.
+    """
+    walked = Walked({}, [])
+    after: dict[str, tuple[str, Part]] = {}
+    now: Kept | None = start
+    while now is not None:
+        held = now[0]
+        walked.files.append((held.id, MANIFEST_FILE, -1))
         for part in held.collections:
-            if part.token == token:
-                return part
-    return None
+            if part.token not in tokens:
+                continue
+            if part.token not in walked.last:
+                walked.last[part.token] = part, held.taken_us
+            elif part.token in after:
+                _must_lead_to(held.id, part, *after.pop(part.token))
+            else:
+                continue  # a later backup holds all of it
+            files = manifest.files_of(part)
+            walked.files.extend((held.id, file.name, file.bytes) for file in files)
+            if part.since:
+                after[part.token] = held.id, part
+        now = _before(held, load)
+    if after:
+        raise _only_the_end(start[0].id)
+    return walked
+
+
+def _must_lead_to(backup: str, part: Part, later: str, after: Part) -> None:
+    """BackupDamaged unless what a later backup holds of a collection goes on where this one ends."""
+    if (part.sequence, part.next_row) != (after.since, after.first_row):
+        raise BackupDamaged(
+            f"backup {later} continues collection {after.name!r} from commit {after.since}, backup {backup} "
+            f"ends at {part.sequence}",
+            backup=backup,
+        )
+    if part.settings != after.settings:
+        raise BackupDamaged(f"collection {after.name!r} has other settings in backup {backup}")
+
+
+def _only_the_end(backup: str) -> BackupDamaged:
+    return BackupDamaged(
+        f"backup {backup} holds only the end of a collection, and what comes before is missing"
+    )
 
 
 def steps_to(chain: Chain, token: str) -> list[Step]:
@@ -153,23 +221,11 @@ def steps_to(chain: Chain, token: str) -> list[Step]:
         if part is None:
             continue
         if steps:
-            after = steps[-1].part
-            if (part.sequence, part.next_row) != (after.since, after.first_row):
-                raise BackupDamaged(
-                    f"backup {steps[-1].backup} continues collection {after.name!r} from commit "
-                    f"{after.since}, backup {held.id} ends at {part.sequence}",
-                    backup=held.id,
-                )
-            if part.settings != after.settings:
-                raise BackupDamaged(
-                    f"collection {after.name!r} has other settings in backup {held.id}"
-                )
-        steps.append(Step(held.id, part))
+            _must_lead_to(held.id, part, steps[-1].backup, steps[-1].part)
+        steps.append(Step(held.id, part, held.taken_us))
         if not part.since:
             return steps[::-1]
-    raise BackupDamaged(
-        f"backup {chain.start[0].id} holds only the end of a collection, and what comes before is missing"
-    )
+    raise _only_the_end(chain.start[0].id)
 
 
 def remove(target: Target, backup: str) -> None:
@@ -178,14 +234,16 @@ def remove(target: Target, backup: str) -> None:
     target.delete_folder(backup)
 
 
-def first_at(target: Target, at: dt.datetime) -> Kept:
-    """The first backup that was taken at this moment, which is aware, or later.
+def first_at(target: Target, at: dt.datetime) -> tuple[Kept, dict[str, Kept]]:
+    """The first backup that was taken at this moment, which is aware, or later; and by their tokens all collections that it
+    does not hold but a later one does, with the first that does.
 
     One that bears a later time than a backup after it was taken while the clock was wrong, or that one was: nothing
     tells which, so it is passed over. A later one holds all that it does, but for what was
     dropped since.
     """
     found: Kept | None = None
+    later: dict[str, Kept] = {}
     least: int | None = None
     for backup in reversed(complete(target)):
         held = load(target, backup)
@@ -194,12 +252,13 @@ def first_at(target: Target, at: dt.datetime) -> Kept:
             if manifest.moment(least) < at:
                 break
             found = held
+            later.update({part.token: held for part in held[0].collections})
     if found is None:
         raise BackupNotFound(
             f"{target.name} holds no backup taken at {at.isoformat()} or later, so what happened until then is "
             "not known; leave the time out for the newest backup"
         )
-    return found
+    return found, {token: held for token, held in later.items() if held is not found}
 
 
 def newest(target: Target) -> Kept:

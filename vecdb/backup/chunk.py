@@ -150,18 +150,27 @@ def pack_rows(piece: StoredRows) -> list[Buffer]:
     return pack(piece.first, piece.end, sections)
 
 
-def unpack_rows(group: Group, shape: Shape) -> StoredRows:
-    """What `pack_rows` was given, for vector fields of this shape. BackupDamaged."""
-    group.must_have_only(_sections_of(shape))
+def held_in(group: Group) -> NDArray[np.bool_]:
+    """Which of its rows a group holds. BackupDamaged unless it has a checksum for each of those."""
     count = group.end - group.first
     if count > MAX_GROUP_ROWS:
         raise BackupDamaged(f"a group has {count:,} rows, at most {MAX_GROUP_ROWS:,} are taken")
     held = group.bits("held", count) if group.has("held") else np.ones(count, np.bool_)
+    n, sums = int(held.sum()), len(group.array("sums", "<u4"))
+    if sums != n:
+        raise BackupDamaged(f"a group of {n} rows has {sums} checksums")
+    return held
+
+
+def unpack_rows(group: Group, shape: Shape) -> StoredRows:
+    """What `pack_rows` was given, for vector fields of this shape. BackupDamaged."""
+    group.must_have_only(_sections_of(shape))
+    held = held_in(group)
     n = int(held.sum())
     sums = group.array("sums", "<u4")
     lengths = group.array("id_lengths", "<u4")
-    if len(sums) != n or len(lengths) != n:
-        raise BackupDamaged(f"a group of {n} rows has {len(sums)} checksums and {len(lengths)} ids")
+    if len(lengths) != n:
+        raise BackupDamaged(f"a group of {n} rows has {len(lengths)} ids")
     named = {}
     for number in range(1, len(shape.fields)):
         if not group.has(f"present:{number}"):

@@ -6,7 +6,7 @@ Done in this process for what is small, else in one of its own (`child`): see th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 
 import msgspec
@@ -24,22 +24,18 @@ _ENTRIES = 16_384
 _MASK_ROWS = 1 << 22
 
 Read = Callable[[], AbstractContextManager[Reader]]
+Share = tuple[int, int]
+"""Rows [begin, end), to be copied by one process."""
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What of a collection is to be copied: commits (since, sequence], rows [first_row, next_row).
-
-    Of these rows who has this job copies [begin, end), and the history if he is told to.
-    """
+    """What of a collection is to be copied: commits (since, sequence], rows [first_row, next_row)."""
 
     name: str
     since: int
     sequence: int
     first_row: int
     next_row: int
-    begin: int
-    end: int
-    history: bool = True
 
 
 class Copied(msgspec.Struct, frozen=True):
@@ -52,29 +48,41 @@ class Copied(msgspec.Struct, frozen=True):
     time_us: int
 
 
-def copy(read: Read, job: Job, sink: Sink, at_row: Callable[[int], None]) -> Copied:
-    """Copies by transactions that `read` gives; `at_row` is told how far it has come.
+def copy(
+    read: Read,
+    job: Job,
+    shares: Iterable[Share],
+    sink: Sink,
+    copied: Callable[[int], None],
+    *,
+    history: bool,
+) -> Copied:
+    """Copies by transactions that `read` gives the rows of `shares`, one after the other, a file of rows of each at
+    least, then history if it is wanted. `copied` is told how many rows have been.
 
     Raises Corrupted when a row fails its checksum, Unavailable when another process has compacted what
     was to be copied. Who copies history must begin after all rows are copied: rows that are purged meanwhile are told by it.
     """
-    row = job.begin
-    while row < job.end:
-        end = min(row + chunk.MAX_GROUP_ROWS, job.end)
-        with read() as reader:
-            piece = copy_rows(reader, row, end, _GROUP_BYTES)
-            damaged, group = piece.damaged(), chunk.pack_rows(piece)
-        if len(damaged):
-            raise Corrupted(
-                f"row {damaged[0]} of collection {job.name!r} fails its checksum, and so do "
-                f"{len(damaged) - 1} more near it; run check. No backup was written: it would hide the loss",
-                row=int(damaged[0]),
-            )
-        row = piece.end
-        at_row(row)
-        sink.add(group, piece.first, row)
-    rows = sink.take(row)
-    time_us = _copy_history(read, job, sink) if job.history else 0
+    count = 0
+    for row, stop in shares:
+        while row < stop:
+            end = min(row + chunk.MAX_GROUP_ROWS, stop)
+            with read() as reader:
+                piece = copy_rows(reader, row, end, _GROUP_BYTES)
+                damaged, group = piece.damaged(), chunk.pack_rows(piece)
+            if len(damaged):
+                raise Corrupted(
+                    f"row {damaged[0]} of collection {job.name!r} fails its checksum, and so do "
+                    f"{len(damaged) - 1} more near it; run check. No backup was written: it would hide the loss",
+                    row=int(damaged[0]),
+                )
+            count += piece.end - row
+            row = piece.end
+            copied(count)
+            sink.add(group, piece.first, row)
+        sink.end_file(row)
+    rows = sink.take()
+    time_us = _copy_history(read, job, sink) if history else 0
     with read() as reader:
         horizon = reader.horizon()
         base = max(job.since, horizon)
@@ -86,7 +94,7 @@ def copy(read: Read, job: Job, sink: Sink, at_row: Callable[[int], None]) -> Cop
             f"collection {job.name!r} was compacted by another process behind commit {job.sequence}, which "
             "the backup was of; repeat it, or let that process take it"
         )
-    return Copied(rows, sink.take(0), base, base_row, time_us)
+    return Copied(rows, sink.take(), base, base_row, time_us)
 
 
 def _copy_history(read: Read, job: Job, sink: Sink) -> int:

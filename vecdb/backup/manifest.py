@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import functools
 import re
 import secrets
 
@@ -26,16 +27,22 @@ from ..types import CollectionInfo
 from .digests import sha256_of
 from .files import File
 
-FORMAT = 2
+FORMAT = 3
+"""Since 3 parts may name an epoch, since 2 files have BLAKE3."""
 _SHA256_FORMAT = 1
 """The earliest, with SHA-256 of files: half of a backup's processor time where there are no instructions for it."""
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 256 << 20
 MAX_FILE_BYTES = 256 << 20
 """A chunk has some 16 MiB, of earlier versions 32; it is larger by the last of its rows, of 53 MiB at most."""
-MAX_NUMBER = (1 << 63) - 1
+MAX_NUMBER = 1 << 53
+"""Of rows, commits and records. No collection gets so far, and one that a stranger's backup says is there can still be
+written to: numbers are kept in 64 bits."""
+END_US = 253_370_764_800_000_000
+"""The year 9999, which no time reaches: whoever adds to one, or tells it in local time, has room."""
 
 _ID = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z-[0-9a-f]{8}")
+_END_OF_IDS = "9999"
 _ID_TIME = "%Y%m%dT%H%M%S.%fZ"
 _FILE = re.compile(r"[0-9]{6,9}\.chunk")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -50,7 +57,8 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `since` is 0 for all of it. Moments between `since` and `base_sequence` were compacted away before
     the backup came. `base_row` rows had been given out at `base_sequence`, `live` counts the records at
-    `sequence`, which was committed at `time_us` (0: unknown, no commit left in the log).
+    `sequence`, which was committed at `time_us` (0: unknown, no commit left in the log) in `epoch`
+    (`vecdb.store.epochs`; empty: unknown).
     """
 
     name: str
@@ -66,6 +74,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     time_us: int
     rows: list[File]
     history: list[File]
+    epoch: str = ""
 
 
 class Parent(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,8 +98,15 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def new_id(now: dt.datetime) -> str:
-    """Ids sort by their time, in UTC."""
-    return f"{now.strftime(_ID_TIME)}-{secrets.token_hex(4)}"
+    """Ids sort by their time, in UTC. BackupDamaged for a time that none has."""
+    made = f"{now.strftime(_ID_TIME)}-{secrets.token_hex(4)}"
+    if not is_id(made):
+        raise BackupDamaged(
+            f"a new backup would be called {made}, which is no id: the newest in the target says by its name that it "
+            "was taken at the end of the year 9998, or the clock of this machine does; remove that one, or set "
+            "the clock"
+        )
+    return made
 
 
 def begun_at(backup: str) -> dt.datetime:
@@ -102,11 +118,19 @@ def begun_at(backup: str) -> dt.datetime:
 
 
 def is_id(text: object) -> bool:
-    return isinstance(text, str) and _ID.fullmatch(text) is not None
+    """Whether a folder may be a backup, by its name. None is of the year 9999: later ones sort behind it."""
+    return isinstance(text, str) and _ID.fullmatch(text) is not None and text < _END_OF_IDS
 
 
 def encode(manifest: Manifest) -> tuple[bytes, str]:
-    """(the file, the SHA-256 of its first line)."""
+    """(the file, the SHA-256 of its first line). BackupDamaged for one that `decode` would refuse: a target that
+    holds it would tell of no other."""
+    try:
+        _check(manifest, manifest.id)
+    except BackupDamaged as error:
+        raise BackupDamaged(
+            f"nothing was backed up, because nobody could read it ({error.message}); leave that collection out"
+        ) from None
     line = msgspec.json.encode(manifest)
     digest = sha256_of(line)
     return line + b"\n" + digest.encode() + b"\n", digest
@@ -140,12 +164,32 @@ class _Format(msgspec.Struct):
 
 def settings_of(part: Part) -> CollectionInfo:
     """The settings of a collection, under the same rules as those of a new one."""
-    info = from_json(part.name, part.settings.encode())
+    read = _settings_again if len(part.settings) <= _REMEMBERED_CHARS else _settings
+    return read(part.name, part.settings)
+
+
+def _settings(name: str, settings: str) -> CollectionInfo:
+    info = from_json(name, settings.encode())
     checked = check_info(
         info.name, info.dimension, info.metric, info.storage, info.index, info.target_recall,
         info.schema, info.description, info.quantization, info.vectors, info.device,
     )  # fmt: skip
+    if not _is_time(info.created_at):
+        raise BackupDamaged(
+            f"collection {name!r:.80} was made at {info.created_at}, which is no time in UTC between 1970 and 9999"
+        )
     return dataclasses.replace(checked, created_at=info.created_at)
+
+
+_REMEMBERED_CHARS = 4_096
+"""Longer ones of a stranger are not kept."""
+_settings_again = functools.lru_cache(4_096)(_settings)
+"""Each manifest of a chain has the settings once more, and to judge them takes half of the time of reading it."""
+
+
+def _is_time(time: dt.datetime) -> bool:
+    """Whether it is a moment, and one that every reader can tell in its own time zone."""
+    return time.tzinfo is not None and 0 <= microseconds(time) < END_US
 
 
 def size_of(manifest: Manifest) -> int:
@@ -194,7 +238,7 @@ def _check(manifest: Manifest, backup: str) -> None:
         raise _damaged(backup, "a full backup begins its own chain, others continue one")
     if parent is not None and not (is_id(parent.id) and _DIGEST.fullmatch(parent.sha256)):
         raise _damaged(backup, f"the backup before it is {parent.id!r:.80}")
-    if not 0 <= manifest.taken_us < 253_370_764_800_000_000:
+    if not 0 <= manifest.taken_us < END_US:
         raise _damaged(backup, f"it was taken at {manifest.taken_us} us, which is no time")
     names, tokens = set(), set()
     files: set[str] = set()
@@ -225,14 +269,17 @@ def _check_part(part: Part, full: bool, files: set[str]) -> None:
     name = f"collection {part.name!r:.80}"
     if not _TOKEN.fullmatch(part.token) or (full and part.since):
         raise BackupDamaged(f"{name} does not begin where a full backup does")
+    if part.epoch and not _TOKEN.fullmatch(part.epoch):
+        raise BackupDamaged(f"{name} names the epoch {part.epoch!r:.80}, which cannot be")
     in_order = (
         0 <= part.since <= part.base_sequence <= part.sequence <= MAX_NUMBER
         and 0 <= part.first_row <= part.base_row <= part.next_row <= MAX_NUMBER
         and 0 <= part.live <= part.next_row
         and (part.since > 0 or part.first_row == 0)
+        and abs(part.time_us) < END_US
     )
     if not in_order:
-        raise BackupDamaged(f"{name} has rows or commits that are not in order")
+        raise BackupDamaged(f"{name} has rows or commits that are not in order, or beyond all")
     row = part.first_row
     for file in part.rows:
         if file.first != row or not row < file.end <= part.next_row:

@@ -6,7 +6,7 @@ What is read is not believed: sizes, order, checksums of files and of rows are c
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,12 +15,16 @@ from ..errors import BackupDamaged, BackupNotFound
 from ..store import Shape, StoredRows
 from . import chunk
 from .chains import Step
-from .files import read_ahead, read_file
+from .files import File, read_ahead, read_file
 from .target import Target
 
 Mask = NDArray[np.bool_]
 Rows = NDArray[np.int64]
 
+_FEW_ROWS = 65_536
+_ROW_BYTES = 16
+"""Hardly a row takes less: a file of more rows is looked through before memory is asked for them, as it costs nobody
+anything to claim rows in a file that takes no room on the disk."""
 _HISTORY = frozenset(("purged", "dead_rows", "dead_sequences", "times_us", "end_rows"))
 
 
@@ -32,6 +36,9 @@ class History:
         self, target: Target, steps: Sequence[Step], before: History | None = None
     ) -> None:
         """Reads the history of all steps, or of the last where `before` is that of those before it."""
+        new = steps if before is None else steps[-1:]
+        for step in new:
+            _must_hold_its_rows(target, step)
         self._last = steps[-1].part
         self._dead: list[tuple[Rows, Rows]] = []
         self._purged = np.zeros(self._last.next_row, np.bool_)
@@ -40,7 +47,7 @@ class History:
             # What died before the last step is not live at any moment of it.
             live = before.live_at(before._last.sequence)
             self._purged[: len(live)] = ~live
-        for step in steps if before is None else steps[-1:]:
+        for step in new:
             self._read(target, step)
         self._check_log(steps[-1].backup)
 
@@ -134,19 +141,33 @@ def rows_of(
 
     Files are read ahead by a thread, which ends with this generator: whoever may stop early closes it.
     """
-    row, done = step.part.first_row, 0
+    done = 0
     wanted = list(itertools.takewhile(lambda file: file.first < n_rows, step.part.rows))
     for file, data in read_ahead(target, step.backup, wanted):
         done += len(data)
-        for group in chunk.groups(data):
-            if group.first != row or group.end > file.end:
-                raise _damaged(
-                    step, f"has rows {group.first} to {group.end} where {row} comes next"
-                )
-            row = group.end
+        for group in _groups_of(step, file, data):
             yield chunk.unpack_rows(group, shape), done
-        if row != file.end:
-            raise _damaged(step, f"has rows up to {row} in a file that should end at {file.end}")
+
+
+def _groups_of(step: Step, file: File, data: bytes) -> Iterator[chunk.Group]:
+    """The groups of a file, which must be of its rows, one behind the other."""
+    row = file.first
+    for group in chunk.groups(data):
+        if group.first != row or group.end > file.end:
+            raise _damaged(step, f"has rows {group.first} to {group.end} where {row} comes next")
+        row = group.end
+        yield group
+    if row != file.end:
+        raise _damaged(step, f"has rows up to {row} in a file that should end at {file.end}")
+
+
+def _must_hold_its_rows(target: Target, step: Step) -> None:
+    """BackupDamaged unless files of strikingly many rows have them."""
+    for file in step.part.rows:
+        rows = file.end - file.first
+        if rows > _FEW_ROWS and rows * _ROW_BYTES > file.bytes:
+            for group in _groups_of(step, file, read_file(target, step.backup, file)):
+                chunk.held_in(group)
 
 
 def _numbers(group: chunk.Group, name: str) -> Rows:

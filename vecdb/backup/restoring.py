@@ -1,4 +1,4 @@
-"""Making collections from a backup, as of one moment.
+"""Making collections from a backup, as `planning` has found them.
 
 Everything that comes from a backup goes through the checks of an insert, so that one of a stranger can
 bring nothing that a client could not have written.
@@ -6,9 +6,7 @@ bring nothing that a client could not have written.
 
 from __future__ import annotations
 
-import dataclasses
-import datetime as dt
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -18,16 +16,9 @@ from numpy.typing import NDArray
 
 from ..backup_types import BackupProgress, Progress
 from ..batch import CheckedBatch, check_columns
-from ..collection_info import check_name, shape_of
+from ..collection_info import shape_of
 from ..columns import ColumnBatch
-from ..errors import (
-    BackupDamaged,
-    BackupNotFound,
-    InvalidArgument,
-    InvalidQuery,
-    LimitExceeded,
-    VecdbError,
-)
+from ..errors import BackupDamaged, LimitExceeded, VecdbError
 from ..layout import id_keys, unpack_content
 from ..store import (
     CollectionStore,
@@ -39,8 +30,7 @@ from ..store import (
     checksums,
 )
 from ..types import CollectionInfo, Content
-from . import manifest
-from .chains import Chain, Step, first_at, folders, load, must_be_there, newest, steps_to
+from .planning import Wanted
 from .reading import History, rows_of
 from .target import Target
 
@@ -50,144 +40,6 @@ _KEYED_ROWS = 1 << 20
 _KEYS_A_COMMIT = 65_536
 
 Mask = NDArray[np.bool_]
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """A collection to make: from `steps`, oldest first, as of `sequence` or `time_us`, or their end."""
-
-    source: str
-    info: CollectionInfo
-    """Its settings, under its new name."""
-    steps: list[Step]
-    sequence: int | None
-    time_us: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a restore will make."""
-
-    backup: str
-    wanted: list[Wanted]
-    aliases: dict[str, str]
-
-
-def plan(
-    target: Target,
-    *,
-    backup: str | None,
-    collections: Iterable[str] | Mapping[str, str] | None,
-    at: dt.datetime | None,
-    sequence: int | None,
-) -> Plan:
-    """What is to be restored, from manifests alone. See `Database.restore`."""
-    if isinstance(collections, str):
-        collections = [collections]
-    renamed = None if collections is None else _names(collections)
-    if at is not None:
-        at = _aware(at)
-    if sequence is not None:
-        _check_sequence(sequence, renamed, at)
-    kept = load(target, backup) if backup is not None else None
-    if kept is None:
-        kept = newest(target) if at is None else first_at(target, at)
-    whole, chain = kept[0], Chain(kept, partial(load, target))
-    held = {part.name: part for part in whole.collections}
-    if renamed is not None and renamed.keys() - held.keys():
-        missing = sorted(renamed.keys() - held.keys())[0]
-        raise BackupNotFound(
-            f"backup {whole.id} holds no collection {missing!r:.130}; it holds "
-            f"{', '.join(sorted(held)) or 'none'}",
-            collection=missing,
-        )
-    wanted = []
-    for name in held if renamed is None else renamed:
-        part = held[name]
-        info = manifest.settings_of(part)
-        if at is not None and info.created_at > at:
-            if renamed is None:
-                continue
-            raise BackupNotFound(f"collection {name!r} was made after {at.isoformat()}")
-        new_name = name if renamed is None else renamed[name]
-        steps = _cut(steps_to(chain, part.token), sequence)
-        time_us = None
-        if at is not None:
-            time_us = manifest.microseconds(at)
-            steps = _cut_at(steps, time_us)
-        info = dataclasses.replace(info, name=new_name)
-        wanted.append(Wanted(name, info, steps, sequence, time_us))
-    found = folders(target)
-    for one in wanted:
-        must_be_there(found, one.steps)
-    made = {one.source for one in wanted}
-    aliases = {a: n for a, n in whole.aliases.items() if n in made} if renamed is None else {}
-    return Plan(whole.id, wanted, aliases)
-
-
-def _names(collections: Iterable[str] | Mapping[str, str]) -> dict[str, str]:
-    renamed = (
-        dict(collections)
-        if isinstance(collections, Mapping)
-        else {name: name for name in collections}
-    )
-    for name in (*renamed, *renamed.values()):
-        check_name(name)
-    if not renamed or len(set(renamed.values())) != len(renamed):
-        raise InvalidArgument(
-            "collections must name at least one collection, each under its own name"
-        )
-    return renamed
-
-
-def _check_sequence(sequence: object, renamed: object, at: object) -> None:
-    if isinstance(sequence, bool) or not isinstance(sequence, int) or sequence < 0:
-        raise InvalidQuery(f"sequence must be the number of a commit, given {sequence!r:.80}")
-    if not isinstance(renamed, dict) or len(renamed) != 1 or at is not None:
-        raise InvalidQuery(
-            "sequence counts the commits of one collection: name that one, and give no time beside it"
-        )
-
-
-def _cut(steps: list[Step], sequence: int | None) -> list[Step]:
-    """The steps up to the first that reaches a commit. BackupNotFound when it cannot be restored."""
-    if sequence is None:
-        return steps
-    for n, step in enumerate(steps):
-        part = step.part
-        if part.sequence < sequence:
-            continue
-        if sequence < part.base_sequence:
-            raise BackupNotFound(
-                f"commit {sequence} of collection {part.name!r} had been compacted away when backup "
-                f"{step.backup} was taken; it holds those from {part.base_sequence} to {part.sequence}, and "
-                f"the one before it ends at {part.since}",
-                sequence=part.base_sequence,
-            )
-        return steps[: n + 1]
-    raise BackupNotFound(
-        f"the backup ends at commit {steps[-1].part.sequence} of collection {steps[-1].part.name!r}, before "
-        f"{sequence}",
-        sequence=steps[-1].part.sequence,
-    )
-
-
-def _cut_at(steps: list[Step], time_us: int) -> list[Step]:
-    """The steps up to the first that ends behind a time, else all. It may be one before the backup of that
-    time: a backup reads each collection a little after the moment that it is said to be taken at."""
-    for n, step in enumerate(steps):
-        if step.part.time_us > time_us:
-            return steps[: n + 1]
-    return steps
-
-
-def _aware(at: object) -> dt.datetime:
-    if isinstance(at, dt.datetime):
-        try:
-            return at.astimezone(dt.UTC)
-        except (OverflowError, ValueError, OSError):
-            pass  # local times of the years 1 and 9999 may have none in UTC
-    raise InvalidQuery(f"at takes a datetime, given {at!r:.80}")
 
 
 def fill(

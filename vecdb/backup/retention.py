@@ -6,6 +6,7 @@ import datetime as dt
 
 from ..backup_types import BackupTarget
 from ..errors import InvalidArgument
+from ..out_of_memory import memory_told
 from . import manifest
 from .chains import complete, incomplete, load, remove
 from .target import open_target
@@ -13,6 +14,7 @@ from .target import open_target
 DAY_S = 86_400.0
 
 
+@memory_told
 def prune_backups(
     target: BackupTarget, *, keep: int, incomplete_older_than_s: float = DAY_S
 ) -> list[str]:
@@ -43,9 +45,10 @@ def prune_backups(
     for backup in [one for ids in ordered[: max(0, len(ordered) - keep)] for one in ids[::-1]]:
         remove(opened, backup)
         removed.append(backup)
-    limit = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=incomplete_older_than_s)
+    now = dt.datetime.now(dt.UTC)
     for backup in incomplete(opened):
-        if manifest.begun_at(backup) <= limit:
+        # In seconds: no calendar goes back as far as somebody may ask.
+        if (now - manifest.begun_at(backup)).total_seconds() >= incomplete_older_than_s:
             opened.delete_folder(backup)
             removed.append(backup)
     return sorted(removed)

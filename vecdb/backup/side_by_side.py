@@ -1,28 +1,41 @@
-"""Copying a large collection by several processes at once, a share of its rows each, where there are cores to spare.
+"""Copying a large collection by several processes at once, where there are cores to spare.
 
 One process takes 5 us a row of 384 float32 with metadata and text, 4 of them in the interpreter: 360 MB/s of a disk's
 580, where two wrote 680. But there, on two cores, p99 of queries beside two was 5.0 ms, beside one 2.0 and without
-1.2, though they are nice. So half of the cores are left alone.
+1.2, though they are nice. So half of the cores are left to those who ask, and the others taken only while nobody does:
+rows are handed out in shares of some tens of milliseconds, and a process that stands in such a place gets none as long
+as queries come, or the engine is at work otherwise. On two cores, 1,000,000 such rows: 331 MB/s of a disk's 449 with all
+read back, 223 of 444 by one process.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from queue import SimpleQueue
 
 import msgspec
 
 from ..layout import ID_BLOCK_ROWS
+from ..search_lane import LANE
 from .child import Came, Copier, Order, Where
-from .copying import Copied, Job
+from .copying import Copied, Job, Share
+from .files import File
+from .sink import FILE_BYTES
 
-SHARE_BYTES = 64 << 20
-"""What is copied in less time than another process takes to begin, 0.4 s with its imports, is not shared."""
+LARGE_BYTES = 128 << 20
+"""What is smaller is copied before another process would have begun, 0.4 s with its imports, and helped."""
 _MOST = 4
+_MOST_SHARE_BYTES = 64 << 20
 _NUMBERS = 100_000
-"""Of files, between one share and the next: 1.5 TB."""
+"""Of files, between one process and the next: 1.5 TB."""
+_LOOK_S, _QUIET_S, _PAUSE_S = 0.1, 0.5, 0.02
+"""For how long nobody must have asked before another process is started, and before it is given rows; how often that
+is looked at."""
+_AT_WORK = 0.2
+"""Of a core: what the engine takes beyond that is work for somebody."""
 
 
 class Copiers:
@@ -31,32 +44,36 @@ class Copiers:
     def __init__(self) -> None:
         self._copiers: list[Copier] = []
 
-    def copy(self, order: Order, where: Where, job: Job, came: Came) -> Copied:
-        """The whole of a job. `came` is called in this thread, with rows and bytes of all shares together.
+    def copy(self, order: Order, where: Where, job: Job, came: Came, *, alone: bool) -> Copied:
+        """The whole of a job. `came` is called in this thread, with rows and bytes of all processes together.
+        `alone`: no other process answers queries, so this one knows whether any come.
 
         Raises what `Copier.copy` raises first anywhere, and what `came` raises; all processes are ended then.
         """
+        steady, spare = _places() if alone else (_places()[0], 0)
         row_bytes = sum(field.row_bytes for field in where.shape.fields)
-        shares = list(_shares(job, row_bytes))
-        while len(self._copiers) < len(shares):
+        large = (job.next_row - job.first_row) * row_bytes >= LARGE_BYTES
+        # One process is as fast as a limit that somebody sets, or nearly.
+        if not large or order.limit_bytes_s is not None:
+            steady, spare = 1, 0
+        while len(self._copiers) < steady + spare:
             self._copiers.append(Copier())
-        if len(shares) < 2:
-            return self._copiers[0].copy(order, where, job, came)
+        if steady + spare == 1:
+            return self._copiers[0].copy(order, where, job, [(job.first_row, job.next_row)], came)
+        beside = _Beside(job, row_bytes, steady, self._copiers[: steady + spare])
         try:
-            files = [
-                file for done in self._beside(order, where, shares, came) for file in done.rows
-            ]
+            files = beside.copy(order, where, came)
         except BaseException:
             self.close()
             raise
         # Behind all rows: what is purged by another process meanwhile is told by what history then says.
         size = sum(file.bytes for file in files)
-        last = msgspec.structs.replace(job, begin=job.next_row)
         history = self._copiers[0].copy(
             msgspec.structs.replace(order, number=order.number + len(files)),
             where,
-            last,
-            lambda row, more: came(row, size + more),
+            job,
+            (),
+            lambda rows, more: came(job.next_row - job.first_row, size + more),
         )
         return msgspec.structs.replace(history, rows=files)
 
@@ -65,73 +82,131 @@ class Copiers:
         for copier in self._copiers:
             copier.close()
 
-    def _beside(self, order: Order, where: Where, shares: list[Job], came: Came) -> list[Copied]:
-        """Each share by a process of its own."""
-        told: SimpleQueue[tuple[int, int, int, Copied | BaseException | None]] = SimpleQueue()
 
-        def work(n: int, share: Job) -> None:
-            limit = order.limit_bytes_s
-            of_share = msgspec.structs.replace(
-                order,
-                number=order.number + n * _NUMBERS,
-                limit_bytes_s=None if limit is None else limit / len(shares),
-            )
-            end: Copied | BaseException
-            try:
-                end = self._copiers[n].copy(
-                    of_share, where, share, lambda row, size: told.put((n, row, size, None))
-                )
-            except BaseException as error:
-                end = error
-            told.put((n, 0, 0, end))
+def _places() -> tuple[int, int]:
+    """How many processes leave half of the cores to others, at least one, and how many more there may be while
+    nobody asks."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    steady = max(1, min(_MOST, (cores or 1) // 2))
+    return steady, min(_MOST, cores or 1) - steady
 
+
+class _Beside:
+    """The rows of one job on their way through several processes."""
+
+    def __init__(self, job: Job, row_bytes: int, steady: int, copiers: list[Copier]) -> None:
+        self._job = job
+        self._row_bytes = float(row_bytes)
+        self._steady = steady
+        self._copiers = copiers
+        self._lock = threading.Lock()
+        self._next = job.first_row
+        self._stopped = threading.Event()
+        self._quiet = Quiet()
+        self._told: SimpleQueue[tuple[int, int, int, list[Copied] | BaseException | None]] = (
+            SimpleQueue()
+        )
+
+    def copy(self, order: Order, where: Where, came: Came) -> list[File]:
+        """The files of all rows, in their order."""
+        count = len(self._copiers)
         threads = [
-            threading.Thread(target=work, args=one, name="vecdb-backup-share")
-            for one in enumerate(shares)
+            threading.Thread(target=self._work, args=(n, order, where), name="vecdb-backup-share")
+            for n in range(count)
         ]
-        done: dict[int, Copied] = {}
-        rows, sizes = [share.begin for share in shares], [0] * len(shares)
-        started = []
+        done: list[Copied] = []
+        rows, sizes = [0] * count, [0] * count
+        started, ended = [], 0
         try:
             for thread in threads:
                 thread.start()
                 started.append(thread)
-            while len(done) < len(shares):
-                n, row, size, end = told.get()
+            while ended < count:
+                n, rows_there, size, end = self._told.get()
                 if isinstance(end, BaseException):
                     raise end
                 if end is not None:
-                    done[n] = end
+                    done += end
+                    ended += 1
                     continue
-                rows[n], sizes[n] = row, size
-                copied = sum(row - share.begin for row, share in zip(rows, shares, strict=True))
-                came(shares[0].begin + copied, sum(sizes))
+                rows[n], sizes[n] = rows_there, size
+                self._row_bytes = sum(sizes) / max(1, sum(rows))
+                came(sum(rows), sum(sizes))
         except BaseException:
+            self._stopped.set()
             for copier in self._copiers:
                 copier.stop()
             raise
         finally:
             for thread in started:
                 thread.join()
-        return [done[n] for n in range(len(shares))]
+        return sorted((file for one in done for file in one.rows), key=lambda file: file.first)
+
+    def _work(self, n: int, order: Order, where: Where) -> None:
+        """What one process is given to do, in a thread that waits for it."""
+        end: list[Copied] | BaseException = []
+        try:
+            if n < self._steady or self._wait(_LOOK_S):
+                of_this = msgspec.structs.replace(order, number=order.number + n * _NUMBERS)
+                done = self._copiers[n].copy(
+                    of_this, where, self._job, self._shares(n),
+                    lambda rows, size: self._told.put((n, rows, size, None)), history=False,
+                )  # fmt: skip
+                end = [done]
+        except BaseException as error:
+            end = error
+        self._told.put((n, 0, 0, end))
+
+    def _shares(self, n: int) -> Iterator[Share]:
+        """Rows for this process, until none are left."""
+        while n < self._steady or self._wait(_QUIET_S):
+            share = self._take(_MOST_SHARE_BYTES if n < self._steady else FILE_BYTES)
+            if share is None:
+                return
+            yield share
+
+    def _take(self, most_bytes: int) -> Share | None:
+        """The next rows, about so many bytes of them; fewer near the end, so that all end at once."""
+        with self._lock:
+            begin, stop = self._next, self._job.next_row
+            left = (stop - begin) * self._row_bytes
+            size = max(FILE_BYTES, min(most_bytes, left / (2 * len(self._copiers))))
+            end = begin + int(size / self._row_bytes)
+            # Ids are stored in blocks, which are read as a whole.
+            end = min(stop, max(end // ID_BLOCK_ROWS, begin // ID_BLOCK_ROWS + 1) * ID_BLOCK_ROWS)
+            self._next = end
+            return (begin, end) if begin < end else None
+
+    def _wait(self, quiet_s: float) -> bool:
+        """Whether nobody has asked for so long; False when there is nothing left to do."""
+        while not self._stopped.is_set():
+            if self._next >= self._job.next_row:
+                return False
+            if self._quiet.lasts_s() >= quiet_s:
+                return True
+            self._stopped.wait(_PAUSE_S)
+        return False
 
 
-def _shares(job: Job, row_bytes: int) -> Iterator[Job]:
-    """The job, or its rows in as many shares as processes are worth it, without its history."""
-    rows = job.next_row - job.begin
-    count = min(_most(), rows * row_bytes // SHARE_BYTES, rows // ID_BLOCK_ROWS)
-    if count < 2:
-        yield job
-        return
-    # Ids are stored in blocks, which are read as a whole.
-    edges = [
-        (job.begin + rows * n // count) // ID_BLOCK_ROWS * ID_BLOCK_ROWS for n in range(1, count)
-    ]
-    for begin, end in zip([job.begin, *edges], [*edges, job.next_row], strict=True):
-        yield msgspec.structs.replace(job, begin=begin, end=end, history=False)
+class Quiet:
+    """Since when no query has come, and this process had little to do. Any thread may ask."""
 
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen = LANE.batches.read().total
+        self._since_s = self._looked_s = time.monotonic()
+        self._cpu_s = time.process_time()
 
-def _most() -> int:
-    """How many processes leave half of the cores to others, at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(_MOST, (cores or 1) // 2))
+    def lasts_s(self) -> float:
+        """Seconds of quiet, as far as it was looked at."""
+        with self._lock:
+            now_s, seen = time.monotonic(), LANE.batches.read().total
+            asked = seen != self._seen or not LANE.idle
+            passed_s = now_s - self._looked_s
+            if passed_s >= _PAUSE_S:
+                cpu_s = time.process_time()
+                asked = asked or cpu_s - self._cpu_s > _AT_WORK * passed_s
+                self._looked_s, self._cpu_s = now_s, cpu_s
+            if asked:
+                self._seen, self._since_s = seen, now_s
+            return now_s - self._since_s

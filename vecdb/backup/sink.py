@@ -20,6 +20,8 @@ FILE_BYTES = 16 << 20
 """Where a file ends: large enough for the fsync of each to cost little, small enough to hold a few, and that
 the disk need not wait long for the first."""
 _MOST_WAITING = 2
+_LOOK_S = 0.5
+"""So often a backup that rests says how far it is, which is when it can be ended."""
 
 
 class Sink:
@@ -63,10 +65,15 @@ class Sink:
         if self._filling.bytes >= FILE_BYTES:
             self._send(end)
 
-    def take(self, end: int) -> list[File]:
-        """Ends the file, waits for all, and gives those since the last call in their order."""
+    def end_file(self, end: int) -> None:
+        """What is added next comes into another file; this one holds rows up to `end`, 0 for history."""
         if self._filling.bytes:
             self._send(end)
+
+    def take(self) -> list[File]:
+        """Ends the file, which holds history if it holds anything, waits for all, and gives those since the last call in
+        their order."""
+        self.end_file(0)
         while self._waiting:
             self._settle()
         files, self._files = self._files, []
@@ -85,8 +92,15 @@ class Sink:
         while len(self._waiting) > _MOST_WAITING:
             self._settle()
         if self._limit_bytes_s:
-            wait_s = self._sent / self._limit_bytes_s - (time.monotonic() - self._began_s)
-            time.sleep(max(0.0, wait_s))
+            self._rest(self._sent / self._limit_bytes_s)
+
+    def _rest(self, end_s: float) -> None:
+        """Waits until so many seconds after the start. A limit that is low enough takes years: whoever gives up
+        meanwhile is heard."""
+        while (left_s := end_s - (time.monotonic() - self._began_s)) > 0:
+            time.sleep(min(left_s, _LOOK_S))
+            if left_s > _LOOK_S:
+                self._done(self._written)
 
     def _settle(self) -> None:
         file = self._waiting.popleft().result()

@@ -8,23 +8,35 @@ still to come. Writers and readers wait for none of it.
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import msgspec
 
 from ..backup_types import BackupInfo, BackupKind, BackupProgress, Progress
 from ..core import Core
-from ..errors import BackupNotFound, Closed, Corrupted, InvalidArgument, StorageFull, Unavailable
-from ..store import Reader
+from ..errors import (
+    BackupDamaged,
+    BackupNotFound,
+    Closed,
+    Corrupted,
+    InvalidArgument,
+    ReadOnly,
+    StorageFull,
+    Unavailable,
+)
+from ..store import Reader, epoch_of
 from . import child, manifest
-from .chains import Chain, complete, folders, load, lost_files, newest_of, part_before, remove
+from .chains import Walked, complete, folders, load, lost_files, newest_of, remove, walk
 from .copying import Job
-from .manifest import MANIFEST_FILE, Manifest, Parent, Part
+from .manifest import Manifest, Parent, Part
 from .side_by_side import Copiers
 from .target import Target
+
+log = logging.getLogger("vecdb")
 
 SMALL_BYTES = 8 << 20
 """What is smaller is copied in this process: in less time than another takes to begin."""
@@ -44,12 +56,22 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class _Begun:
     """What is known of a collection before it is copied; `time_us` is that of its newest commit, if the
-    backup before has it too, else 0."""
+    backup before has it too, else 0, `epoch` that of this commit."""
 
     source: Source
     job: Job
     live: int
     time_us: int
+    epoch: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """The backup that is continued, and what its chain holds; without arguments none."""
+
+    parent: Parent | None = None
+    chain: str = ""
+    walked: Walked = field(default_factory=lambda: Walked({}, []))
 
 
 def take(
@@ -68,28 +90,23 @@ def take(
     if limit_bytes_s is not None and not limit_bytes_s > 0:
         raise InvalidArgument(f"limit_bytes_s must be above 0, given {limit_bytes_s!r:.80}")
     older = complete(target)
-    before = None
-    if kind != "full":
-        before = newest_of(target, older, {source.token for source in sources})
-    if before is None and kind == "incremental":
-        raise BackupNotFound(
-            f"{target.name} holds no backup of these collections that could be continued; take a full one"
-        )
+    before = _Before() if kind == "full" else _to_continue(target, older, sources, kind)
     now = in_order = _now()
     # Backups are ordered by the times in their ids, whatever happens to the clock.
     if older:
         in_order = max(now, manifest.begun_at(older[-1]) + dt.timedelta(microseconds=1))
     backup = manifest.new_id(in_order)
     doing = _Doing(target, backup, verify, limit_bytes_s, progress)
-    chain = None if before is None else Chain(before, partial(load, target))
     with ExitStack() as pins, closing(Copiers()) as copiers:
         begun = []
         for source in sources:
             try:
-                begun.append(_begin(source, chain, pins))
+                begun.append(_begin(source, before, pins))
             except Closed:
                 if not source.gone():
                     raise
+        for one in begun:
+            _must_last(one.source)
         try:
             parts: list[Part] = []
             for one in begun:
@@ -101,18 +118,54 @@ def take(
             whole = Manifest(
                 manifest.FORMAT,
                 backup,
-                backup if before is None else before[0].chain,
-                None if before is None else Parent(before[0].id, before[1]),
+                before.chain or backup,
+                before.parent,
                 manifest.microseconds(now),
                 parts,
                 {alias: name for alias, name in aliases.items() if name in held},
             )
-            _finish(target, whole, verify=verify)
+            _finish(target, whole, before, verify=verify)
         except BaseException:
             with suppress(StorageFull, Unavailable):  # what is left is pruned later
                 remove(target, backup)
             raise
     return manifest.describe(whole)
+
+
+def _to_continue(
+    target: Target, older: Sequence[str], sources: Sequence[Source], kind: BackupKind
+) -> _Before:
+    """The newest backup that holds any of the collections, and all that it goes back to, if all of it is there."""
+    tokens = {source.token for source in sources}
+    try:
+        kept = newest_of(target, older, tokens)
+        if kept is not None:
+            walked = walk(kept, partial(load, target), tokens)
+            if lost := walked.lost(folders(target)):
+                raise BackupDamaged(
+                    f"{lost[0]} is not there, no plain file or of another size than its manifest says",
+                    backup=lost[0].partition("/")[0],
+                )
+            return _Before(Parent(kept[0].id, kept[1]), kept[0].chain, walked)
+    except (BackupDamaged, BackupNotFound) as error:
+        if kind == "incremental":
+            raise BackupDamaged(
+                f"{target.name} holds no whole chain that could be continued: {error.message}. Put back what is "
+                "missing, or take a full backup, which begins a new chain",
+                **error.details,
+            ) from error
+        log.warning(
+            "%s holds no whole chain that could be continued, so a full backup is taken: %s. A backup that is damaged keeps "
+            "others from being pruned until its folder is removed",
+            target.name,
+            error.message,
+        )
+        return _Before()
+    if kind == "incremental":
+        raise BackupNotFound(
+            f"{target.name} holds no backup of these collections that could be continued; take a full one"
+        )
+    return _Before()
 
 
 def _now() -> dt.datetime:
@@ -133,7 +186,7 @@ class _Doing:
         self.target = target
         self.order = child.Order("", backup, verify, limit_bytes_s, 0)
         self._progress = progress
-        self._job = Job("", 0, 0, 0, 0, 0, 0)
+        self._job = Job("", 0, 0, 0, 0)
         self._before = self._size = 0
 
     def begin(self, job: Job, files: int) -> None:
@@ -143,17 +196,17 @@ class _Doing:
         self._size = 0
         self.order = msgspec.structs.replace(self.order, number=files)
 
-    def came(self, row: int, size: int) -> None:
+    def came(self, rows: int, size: int) -> None:
         self._size = size
         job = self._job
         total = job.next_row - job.first_row
-        done = min(max(0, row - job.first_row), total)
+        done = min(rows, total)
         self._progress(BackupProgress("copy", job.name, done, total, self._before + size))
 
 
-def _finish(target: Target, whole: Manifest, *, verify: bool) -> None:
+def _finish(target: Target, whole: Manifest, before: _Before, *, verify: bool) -> None:
     """Writes the manifest, once all that it names is durable."""
-    _must_be_there(folders(target), whole)
+    _must_be_there(folders(target), whole, before)
     data, _ = manifest.encode(whole)
     path = f"{whole.id}/{manifest.MANIFEST_FILE}"
     if any(manifest.files_of(part) for part in whole.collections):
@@ -162,13 +215,16 @@ def _finish(target: Target, whole: Manifest, *, verify: bool) -> None:
     target.make_durable(whole.id)
     if verify:
         target.read_back(path, [data])
+    # Who prunes meanwhile has not seen the manifest, so may have taken what it continues.
+    _must_be_there(folders(target), whole, before)
 
 
-def _must_be_there(found: Mapping[str, Mapping[str, int]], whole: Manifest) -> None:
-    """Unavailable when files of a backup, or the one it continues, have gone while it was taken."""
+def _must_be_there(
+    found: Mapping[str, Mapping[str, int]], whole: Manifest, before: _Before
+) -> None:
+    """Unavailable when files of a backup, or of those it goes back to, have gone while it was taken."""
     lost = [name for part in whole.collections for name in lost_files(found, whole.id, part)]
-    if whole.parent is not None and MANIFEST_FILE not in found.get(whole.parent.id, {}):
-        lost.append(f"{whole.parent.id}/{MANIFEST_FILE}")
+    lost += before.walked.lost(found)
     if lost:
         raise Unavailable(
             f"{lost[0]} was removed while the backup was taken, as prune does with backups that take too "
@@ -176,30 +232,55 @@ def _must_be_there(found: Mapping[str, Mapping[str, int]], whole: Manifest) -> N
         )
 
 
-def _begin(source: Source, chain: Chain | None, pins: ExitStack) -> _Begun:
+def _begin(source: Source, before: _Before, pins: ExitStack) -> _Begun:
     pin = pins.enter_context(source.core.pins.hold())
-    part = None if chain is None else part_before(chain, source.token)
+    part, taken_us = before.walked.last.get(source.token, (None, 0))
     with source.core.read() as reader:
         sequence, next_row, live = reader.state()
-        if part is not None and not _continues(reader, part):
+        epoch = epoch_of(reader, sequence)
+        if part is not None and not _continues(source.core, reader, part, taken_us):
             part = None
     since, first_row = (0, 0) if part is None else (part.sequence, part.next_row)
     time_us = part.time_us if part is not None and part.sequence == sequence else 0
     pin.sequence = since
-    job = Job(source.name, since, sequence, first_row, next_row, first_row, next_row)
-    return _Begun(source, job, live, time_us)
+    job = Job(source.name, since, sequence, first_row, next_row)
+    return _Begun(source, job, live, time_us, epoch)
 
 
-def _continues(reader: Reader, part: Part) -> bool:
-    """Whether the collection is still that of the backup, and has not been set back since, by a copy of
-    its files, and gone another way."""
-    sequence, next_row, _ = reader.state()
-    if sequence < part.sequence or next_row < part.next_row:
+def _continues(core: Core, reader: Reader, part: Part, taken_us: int) -> bool:
+    """Whether the newest commit of the backup, taken at `taken_us`, is one of the collection's, and all before it
+    are the same: its files may have been set back since and gone another way, or been repaired."""
+    state = reader.state()
+    if state.sequence < part.sequence or state.next_row < part.next_row:
+        return False
+    if state.sequence == part.sequence and state != (part.sequence, part.next_row, part.live):
         return False
     commit = next(reader.log(part.sequence - 1), None) if part.sequence else None
-    if commit is None or commit.sequence != part.sequence or not part.time_us:
-        return True
-    return (commit.time_us, commit.end_row) == (part.time_us, part.next_row)
+    logged = commit is not None and commit.sequence == part.sequence
+    if commit and logged and (commit.time_us, commit.end_row) != (part.time_us, part.next_row):
+        return False
+    epoch = epoch_of(reader, part.sequence)
+    if part.epoch:
+        # Told by the log or not: times of commits are equal while the clock is behind them.
+        return epoch == part.epoch
+    # An earlier version took it, or nothing had been committed since an upgrade or a repair. Nor has anything since:
+    # whoever knows epochs, and had set it back and written again, would have begun one.
+    unchanged = state.sequence == part.sequence and not epoch
+    second = taken_us // 1_000_000
+    repaired = any(one.repaired_at.timestamp() >= second for one in core.store.repairs)
+    return not repaired and (logged or not part.sequence or unchanged)
+
+
+def _must_last(source: Source) -> None:
+    """Brings all that was committed so far to the disk: a backup of what a power cut takes away would show what
+    never was. A process that only reads cannot do that."""
+    if source.core.read_only:
+        return
+    try:
+        source.core.store.flush()
+    except (Closed, ReadOnly):
+        if not source.gone():
+            raise
 
 
 def _copied(begun: _Begun, doing: _Doing, copiers: Copiers) -> Part | None:
@@ -212,9 +293,14 @@ def _copied(begun: _Begun, doing: _Doing, copiers: Copiers) -> Part | None:
         if address and rows * store.row_bytes > SMALL_BYTES:
             order = msgspec.structs.replace(doing.order, target=address)
             where = child.Where(str(store.folder), store.shape, dict(source.core.options))
-            done = copiers.copy(order, where, job, doing.came)
+            # Whoever only reads has others beside that write, and may answer.
+            core = source.core
+            alone = not (core.read_only or core.others_read or store.open_elsewhere())
+            done = copiers.copy(order, where, job, doing.came, alone=alone)
         else:
-            done = child.copy_here(doing.target, doing.order, source.core.read, job, doing.came)
+            done = child.copy_here(
+                doing.target, doing.order, source.core.read, job, [(job.first_row, job.next_row)], doing.came
+            )  # fmt: skip
     except (Closed, Corrupted, Unavailable):
         # The folder goes away under whoever reads it.
         if source.gone():
@@ -223,5 +309,5 @@ def _copied(begun: _Begun, doing: _Doing, copiers: Copiers) -> Part | None:
     return Part(
         source.name, source.token, store.settings.decode(), job.since, done.base_sequence, job.sequence,
         job.first_row, done.base_row, job.next_row, begun.live, done.time_us or begun.time_us,
-        done.rows, done.history,
+        done.rows, done.history, begun.epoch,
     )  # fmt: skip

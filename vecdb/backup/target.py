@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,25 +73,67 @@ def open_target(where: BackupTarget) -> Target:
     """A folder for a path or a `file://` URL, else an object store.
 
     `where` may be an obstore store, or a URL that obstore knows, such as `s3://bucket/path`; what it
-    needs to know beside (keys, region) comes from the environment, as obstore documents it.
+    needs to know beside (keys, region) comes from the environment, as obstore documents it. A LocalStore is
+    taken as its folder: obstore would not sync what it writes. InvalidArgument, MissingDependency.
     """
     if isinstance(where, str | os.PathLike):
         text = os.fspath(where)
         if not isinstance(text, str) or not text or "\0" in text:
             raise InvalidArgument(f"a backup target is a folder or a URL, given {where!r:.80}")
-        url = urlsplit(text)
+        try:
+            url = urlsplit(text)
+        except ValueError as error:
+            raise InvalidArgument(f"a backup target is a folder or a URL: {error}") from None
         if len(url.scheme) < 2:  # none, or the drive of a path
             return FolderTarget(Path(text))
-        if url.scheme == "file":
-            return FolderTarget(Path(unquote(url.path)))
         # A URL may hold passwords, before its host or behind it; they belong in no message.
         name = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}"
+        if url.scheme == "file":
+            return FolderTarget(_folder_of(text, url, name))
+        if url.scheme == "memory":
+            raise InvalidArgument(
+                f"{name} is another, empty memory for each call, so a backup in it is gone at once; give a MemoryStore of "
+                "obstore, the object, and keep it"
+            )
         return StoreTarget(_store_of(text, name), name, text)
     if not type(where).__module__.startswith("obstore"):
         raise InvalidArgument(
             f"a backup target is a folder, a URL or a store of obstore, given {type(where).__name__}"
         )
+    if type(where).__name__ == "LocalStore":
+        return FolderTarget(_folder_in(where))
     return StoreTarget(where, type(where).__name__, "")
+
+
+def _folder_of(text: str, url: SplitResult, name: str) -> Path:
+    """The folder that a file:// URL names. InvalidArgument where it names more than that: what is passed over
+    makes it another folder."""
+    if url.netloc.lower() not in ("", "localhost"):
+        raise InvalidArgument(
+            f"{name} is a folder of another machine; give one of this machine as file:///path, or as a path"
+        )
+    if any(mark in text for mark in "?#\t\r\n"):
+        raise InvalidArgument(
+            f"{name}: a folder has no query, fragment or line end; write ? and # of its name as %3F and %23, or "
+            "give its path"
+        )
+    try:
+        path = unquote(url.path, errors="strict")
+    except UnicodeDecodeError:
+        path = ""
+    if not path or "\0" in path:
+        raise InvalidArgument(f"{name} names no folder; give one as file:///path, or as a path")
+    return Path(path)
+
+
+def _folder_in(store: Any) -> Path:
+    """That of a LocalStore. InvalidArgument when it has none, or does not say which."""
+    prefix = getattr(store, "prefix", None)
+    if prefix is None or not Path(prefix).is_absolute():
+        raise InvalidArgument(
+            f"a LocalStore is taken as the folder it lies in, and this one says {prefix!r:.80}; give the path itself"
+        )
+    return Path(prefix)
 
 
 class FolderTarget:
@@ -116,8 +158,10 @@ class FolderTarget:
 
     def read(self, name: str, limit_bytes: int) -> bytes:
         with _in_our_words(self.name), self._plain_file(name) as file:
-            _must_fit(name, os.fstat(file.fileno()).st_size, limit_bytes)
-            data = file.read(limit_bytes + 1)
+            size = os.fstat(file.fileno()).st_size
+            _must_fit(name, size, limit_bytes)
+            # Memory is asked for as many bytes as are read for; one more tells that the file has grown.
+            data = file.read(size + 1)
             _must_fit(name, len(data), limit_bytes)
             return data
 
@@ -170,8 +214,7 @@ class StoreTarget:
 
     def __init__(self, store: Any, name: str, address: str) -> None:
         self._store = store
-        # One of memory is another in another process.
-        self.address = "" if address.startswith("memory:") else address
+        self.address = address
         self._door = _obstore()
         self.name = name
 
