@@ -88,7 +88,8 @@ class Card(Protocol):
 
     def mask(self, handle: int, number: int, bits: Bits) -> None:
         """Remember which positions of a flat placement may answer, under a number that is new to it. `bits` uint8,
-        a bit for each position, least significant first. CardRefused where there are no masks."""
+        a bit for each position, least significant first; of a graph, for the vectors beneath it. CardRefused where there are
+        no masks."""
 
     def unmask(self, handle: int, number: int) -> None:
         """Forget a mask; nothing for one that is not known."""
@@ -97,7 +98,7 @@ class Card(Protocol):
         self, handle: int, queries: Floats, k: int, setting: int, mask: int = 0
     ) -> tuple[Floats, Rows]:
         """The k nearest of each of (q, d). `setting` is nprobe of lists, itopk of a graph, 0 for flat; `mask`
-        the number of one, 0 for none."""
+        the number of one, 0 for none. With 0 for a graph the vectors beneath it are compared, as flat ones are."""
 
     def compare(self, queries: Floats, vectors: Floats, k: int, metric: str) -> tuple[Floats, Rows]:
         """The k nearest of host `vectors` (n, d) that are not placed, exactly."""

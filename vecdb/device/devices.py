@@ -35,7 +35,7 @@ class Devices(Protocol):
         is open, whatever becomes of a device."""
 
     def stats(self) -> tuple[DeviceStats, ...]:
-        """One for each that was started, in the order of their names."""
+        """One for each that was chosen, in the order of their names, also where none was needed yet."""
 
     def close(self) -> None:
         """Ends their workers, unless another database uses them too. May be called again."""
@@ -79,10 +79,15 @@ class _Workers:
         self.placements = Placements(self._start)
         self._options = options
         self._started: tuple[Device, ...] = ()
+        self._unstarted = "idle"
+        """The state of those that are not among these."""
+        self._failed: dict[str, str] = {}
+        """Why those did not start that were to."""
 
     def _start(self) -> tuple[Device, ...]:
         """A worker for each; DeviceLost where one that is asked for by name does not start."""
         insisted = parse(str(self._options["device"])).kind != "auto"
+        self._unstarted = "starting"
         started: list[Device] = []
         try:
             for one in self.chosen:
@@ -99,9 +104,11 @@ class _Workers:
                     if insisted:
                         raise
                     log.warning("%s is not used: %s", one.name, error.message)
+                    self._failed[one.name] = error.message
         except BaseException:
             for device in started:
                 device.close()
+            self._unstarted = "idle"
             raise
         self._started = tuple(started)
         return self._started
@@ -110,6 +117,19 @@ class _Workers:
     def started(self) -> tuple[Device, ...]:
         """Those that were needed so far."""
         return self._started
+
+    def stats(self) -> tuple[DeviceStats, ...]:
+        """One for each that was chosen."""
+        started = {device.name: device for device in self._started}
+        return tuple(
+            started[one.name].stats() if one.name in started else self._of_unstarted(one.name)
+            for one in self.chosen
+        )
+
+    def _of_unstarted(self, name: str) -> DeviceStats:
+        why = self._failed.get(name, "")
+        state = "down" if why else self._unstarted
+        return DeviceStats(name, "", state, 0, 0, 0, 0, 0, 0, 0, 0, why)
 
     def close(self) -> None:
         for device in self._started:
@@ -133,7 +153,7 @@ class OpenDevices:
 
     def stats(self) -> tuple[DeviceStats, ...]:
         workers = self._workers
-        return () if workers is None else tuple(one.stats() for one in workers.started)
+        return () if workers is None else workers.stats()
 
     def close(self) -> None:
         with _sharing:
@@ -154,12 +174,15 @@ def open_devices(options: Mapping[str, Any], count: Callable[[], int]) -> OpenDe
     Called once, when a database is opened. `count` says how many there are. DeviceNotFound where GPUs are asked
     for and not there; DeviceLost where one that is asked for cannot be started. With `auto` they are started
     later, when a collection is large enough for them, and such a one is left out with a warning. Databases of one
-    process that were opened with equal settings of devices share them.
+    process that were opened with equal settings of devices share them. The log has a line with the choice, unless it is cpu.
     """
     setting = str(options["device"])
     chosen = choose(setting, count)
     if not chosen:
+        if parse(setting).kind == "auto":
+            log.info("device is auto, and no GPU is used: the CPU searches")
         return None
+    log.info("device is %s: %s", setting, ", ".join(one.name for one in chosen))
     names = ("device", "device_memory_bytes", "device_queue", "device_timeout_s")
     pretended = (os.environ.get(name) for name in (STAND_IN_BYTES, STAND_IN_FAULTS))
     key = (chosen, *(options[name] for name in names), *pretended)
@@ -196,6 +219,13 @@ def assigned(device: str, devices: Devices | None) -> Assigned:
     return Assigned(
         left, f"{', '.join(missing)} {verb} not there; answered by {', '.join(left) or 'the CPU'}"
     )
+
+
+def asked_for(device: str, setting: str) -> bool:
+    """Whether GPUs were asked for by a collection that says `device` or, where that is auto, by the setting that its
+    database was opened with; False where `auto` has found them."""
+    kind = parse(device).kind
+    return kind == "gpu" or (kind == "auto" and parse(setting).kind == "gpu")
 
 
 def must_be_there(name: str, device: str, devices: Devices | None, setting: str) -> None:

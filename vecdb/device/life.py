@@ -69,6 +69,8 @@ class Linked:
         self._deaths = 0
         """In a row, without anything done between."""
         self._batches = self._queries = self._restarts = 0
+        self.evictions = 0
+        """Placements, and shards of them, that had to go to make room; counted by `Placements`."""
         self._spent: dict[int, tuple[float, int, int]] = {}
         """Of each handle that was searched: seconds, calls, queries. Only the link writes."""
         self._last_error = ""

@@ -121,7 +121,7 @@ class Device(Placing):
         return DeviceStats(
             self.name, self.info.name, self._state, self.info.total_bytes, self.budget_bytes, used,
             placements, len(self._queue), self._batches, self._queries, self._restarts,
-            self._last_error,
+            self._last_error, self.evictions,
         )  # fmt: skip
 
 

@@ -71,10 +71,7 @@ class Placement:
     @property
     def current(self) -> bool:
         """Whether all workers that hold it still live."""
-        return all(
-            shard.device.up and shard.device.generation == shard.placed.generation
-            for shard in self.shards
-        )
+        return all(s.device.up and s.device.generation == s.placed.generation for s in self.shards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +156,13 @@ class Placements:
         *,
         divisible: bool = True,
         among: Collection[str] | None = None,
+        each: int = 0,
     ) -> Placement:
         """Places `rows` rows that take `bytes_needed` on the device with most room, or in shards on all.
 
-        What is there under this key already is returned as it is. Two calls for one key: the second waits
-        for the first. `divisible` False: in one piece or not at all. `among` names the devices that it may lie
-        on, None means all. DeviceFull when it does not fit even
-        after everything that may go is gone; DeviceLost when no device is up; and whatever `make` raises,
+        What is there under this key already is returned as it is. Two calls for one key: the second waits for the first.
+        `divisible` False: in one piece or not at all. `each`: bytes of those needed that every shard takes, however few its rows. `among` names the devices that it may lie on, None means all. DeviceFull
+        when it does not fit even after everything that may go is gone; DeviceLost when no device is up; and whatever `make` raises,
         after which nothing of it is left.
         """
         with self._changed:
@@ -178,7 +175,7 @@ class Placements:
         try:
             while True:
                 with self._changed:
-                    shares = self._plan(key, bytes_needed, rows, divisible, among)
+                    shares = self._plan(key, bytes_needed, rows, divisible, among, each)
                     for share in shares:
                         self._reserved[share.device.name] += share.wanted
                 try:
@@ -230,10 +227,8 @@ class Placements:
     ) -> tuple[Floats, Rows, int] | None:
         """The k nearest by `Device.search`, with positions of the whole; None when there is no placement.
 
-        `mask` is one that `mask` was given.
-
-        Shards are asked at the same time, and the better scores win, ties by the lower position. Raises what
-        `Device.search` raises.
+        `mask` is one that `mask` was given. Shards are asked at the same time, and the better scores win, ties by the
+        lower position. Raises what `Device.search` raises.
         """
         with self.using(key) as placement:
             if placement is None:
@@ -266,8 +261,8 @@ class Placements:
 
     def figures(self) -> list[PlacementFigures]:
         """All placements, the last searched first."""
-        now = self._clock()
         with self._changed:
+            now = self._clock()
             known = sorted(self._placements.values(), key=lambda one: -one.used_s)
             return [
                 PlacementFigures(
@@ -297,6 +292,7 @@ class Placements:
         rows: int,
         divisible: bool,
         among: Collection[str] | None,
+        each: int,
     ) -> list[_Share]:
         """Where it goes; evicts for that. Called with the lock."""
         up = self.among(among)
@@ -315,15 +311,18 @@ class Placements:
                 return [_Share(device, 0, rows, bytes_needed)]
             if not divisible or len(up) < 2 or rows < len(up):
                 continue
-            rooms = {d.name: self._room(d) + self._evictable(d, recent) for d in up}
-            if sum(rooms.values()) < bytes_needed:
+            rooms = {d.name: max(0, self._room(d) + self._evictable(d, recent) - each) for d in up}
+            if sum(rooms.values()) < bytes_needed - each:
                 continue
-            shares = _divided(up, rooms, rows, bytes_needed)
+            shares = _divided(up, rooms, rows, bytes_needed - each, each)
             for share in shares:
                 self._evict(self._going(share.device, share.wanted, recent) or [])
             # An eviction frees the shards on the other devices as well, never less.
             if all(self._room(share.device) >= share.wanted for share in shares):
                 return shares
+        away = [d.name for d in self.devices if not d.up and not d.down]
+        if divisible and (lost := [name for name in away if among is None or name in among]):
+            raise DeviceLost(f"{', '.join(lost)} would be needed and is not up", devices=lost)
         figures = ", ".join(f"{d.name} {self._room(d):,} of {d.budget_bytes:,}" for d in up)
         raise DeviceFull(
             f"{key!r} takes {bytes_needed:,} bytes; free of the budgets are {figures}, and the rest is "
@@ -364,6 +363,8 @@ class Placements:
         for one in going:
             if self._placements.pop(one.key, None) is not None:
                 self.evictions += 1
+                for shard in one.shards:
+                    shard.device.evictions += 1
         _drop(going)
 
     def _evict_one(self, devices: Sequence[Device]) -> bool:
@@ -399,9 +400,8 @@ def searched(
     """Scores and positions (q, k) of all shards together, and the queries that shared the call."""
     shards = placement.shards
     if len(shards) == 1:
-        one = shards[0]
-        handle, generation = one.placed.handle, one.placed.generation
-        return one.device.search(handle, generation, queries, k, setting, end, mask)
+        held = shards[0].placed
+        return shards[0].device.search(held.handle, held.generation, queries, k, setting, end, mask)
     waiting = []
     try:
         for one in shards:
@@ -421,16 +421,16 @@ def searched(
 
 
 def _divided(
-    devices: Sequence[Device], rooms: dict[str, int], rows: int, bytes_needed: int
+    devices: Sequence[Device], rooms: dict[str, int], rows: int, bytes_needed: int, each: int
 ) -> list[_Share]:
-    """Contiguous rows for each device, as many as its share of all the room; at least one each."""
+    """Contiguous rows for each device, as many as its share of all the room; at least one where there is any."""
+    devices = [device for device in devices if rooms[device.name]]
     total, shares, start, sum_room = sum(rooms.values()), [], 0, 0
     for at, device in enumerate(devices):
         sum_room += rooms[device.name]
         left = len(devices) - at - 1
         stop = rows if not left else min(rows - left, max(start + 1, rows * sum_room // total))
-        wanted = -(-bytes_needed * (stop - start) // rows)
-        shares.append(_Share(device, start, stop, wanted))
+        shares.append(_Share(device, start, stop, each - -bytes_needed * (stop - start) // rows))
         start = stop
     return shares
 

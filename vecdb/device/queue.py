@@ -23,6 +23,8 @@ from .card import Floats, Rows
 
 MAX_BATCH = 1_024
 """Queries in one call of the card at most."""
+_RETRY_AFTER_MS = 100
+"""When a search that finds the queue full may come again: by then the card has taken some batches."""
 
 
 class Ask:
@@ -111,6 +113,7 @@ class Queue:
                         "or raise the setting device_queue",
                         setting="device_queue",
                         limit=self._limit,
+                        retry_after_ms=_RETRY_AFTER_MS,
                     )
                 self._searches += 1
             self._number += 1

@@ -208,7 +208,7 @@ class StandInCard:
 
     def mask(self, handle: int, number: int, bits: Bits) -> None:
         self._own_thread()
-        flat = self._flat(handle)
+        flat = self._beneath(handle)
         if not self._masks:
             raise CardRefused("this stand-in was made without masks")
         rows = len(flat.held)
@@ -218,6 +218,8 @@ class StandInCard:
 
     def unmask(self, handle: int, number: int) -> None:
         placed = self._placed.get(handle)
+        if isinstance(placed, _Graph):
+            placed = placed.source
         if isinstance(placed, _Flat):
             placed.masks.pop(number, None)
 
@@ -231,6 +233,8 @@ class StandInCard:
         if placed is None:
             raise CardRefused(f"placement {handle} is not known")
         _check_width(queries, placed.dimension)
+        if isinstance(placed, _Graph) and setting == 0:
+            placed = self._beneath(handle)
         if isinstance(placed, _Flat):
             return self._search_flat(placed, queries, k, mask)
         if mask:
@@ -320,6 +324,15 @@ class StandInCard:
         if not isinstance(placed, _Flat):
             raise CardRefused(f"placement {handle} is not one of flat vectors")
         return placed
+
+    def _beneath(self, handle: int) -> _Flat:
+        """Flat vectors, or those of a graph, which must know all that are there."""
+        placed = self._placed.get(handle)
+        if not isinstance(placed, _Graph):
+            return self._flat(handle)
+        if placed.rows != placed.source.used:
+            raise CardRefused(f"vectors came after graph {handle} was made")
+        return placed.source
 
     def _kept(self, placed: _Flat | _Graph | Lists) -> int:
         """What a graph keeps that was dropped."""

@@ -190,7 +190,7 @@ class FaissCard:
         self._placed[handle] = graph
 
     def mask(self, handle: int, number: int, bits: Bits) -> None:
-        flat = self._flat(handle)
+        flat = self._beneath(handle)
         if not self._flats.masks:
             raise CardRefused("masks need the kernels of scan.cu")
         if bits.size != -(-flat.rows // 8):
@@ -201,6 +201,8 @@ class FaissCard:
 
     def unmask(self, handle: int, number: int) -> None:
         placed = self._placed.get(handle)
+        if isinstance(placed, _Graph):
+            placed = placed.source
         if isinstance(placed, Flat):
             placed.masks.pop(number, None)
 
@@ -211,6 +213,8 @@ class FaissCard:
         if placed is None:
             raise CardRefused(f"placement {handle} is not known")
         _check_width(queries, placed.dimension)
+        if isinstance(placed, _Graph) and setting == 0:
+            placed = self._beneath(handle)
         if isinstance(placed, Flat):
             return self._flats.search(placed, queries, k, mask)
         if mask:
@@ -350,6 +354,15 @@ class FaissCard:
         if not isinstance(placed, Flat):
             raise CardRefused(f"placement {handle} is not one of flat vectors")
         return placed
+
+    def _beneath(self, handle: int) -> Flat:
+        """Flat vectors, or those of a graph, which must know all that are there."""
+        placed = self._placed.get(handle)
+        if not isinstance(placed, _Graph):
+            return self._flat(handle)
+        if placed.rows != placed.source.used:
+            raise CardRefused(f"vectors came after graph {handle} was made")
+        return placed.source
 
     def _within(self, k: int) -> None:
         if not 1 <= k <= self._limits.k:

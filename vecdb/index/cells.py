@@ -128,11 +128,8 @@ def _coded(flat: Any, centroids: Floats) -> Any:
     return both
 
 
-def _twin(lists: Any, quantizer: Any) -> Any:
-    """An IVF index with the inverted lists of another and a quantizer of its own, in no memory to speak of.
-
-    It does not keep `lists` alive: the two would keep each other for ever.
-    """
+def empty_like(lists: Any, quantizer: Any) -> Any:
+    """An IVF index with the codes of another, lists that are empty, and `quantizer`, which it keeps."""
     dimension, count, metric = int(lists.d), int(lists.nlist), int(lists.metric_type)
     if isinstance(lists, faiss.IndexIVFFlat):
         twin = faiss.IndexIVFFlat(quantizer, dimension, count, metric)
@@ -149,8 +146,17 @@ def _twin(lists: Any, quantizer: Any) -> Any:
         twin.by_residual = lists.by_residual
         if not fast:
             twin.use_precomputed_table = lists.use_precomputed_table
-    twin.replace_invlists(lists.invlists, False)
-    twin.ntotal = lists.ntotal
     twin.is_trained = True
     twin.referenced_objects = [quantizer]
+    return twin
+
+
+def _twin(lists: Any, quantizer: Any) -> Any:
+    """An IVF index with the inverted lists of another and a quantizer of its own, in no memory to speak of.
+
+    It does not keep `lists` alive: the two would keep each other for ever.
+    """
+    twin = empty_like(lists, quantizer)
+    twin.replace_invlists(lists.invlists, False)
+    twin.ntotal = lists.ntotal
     return twin

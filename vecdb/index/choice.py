@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import LimitExceeded
+from ..memory import must_be_mappable
 from ..types import LISTS_ONLY
 from . import one
 from .build import build_bytes
@@ -218,6 +219,10 @@ def memory_limit(settings: Mapping[str, Any]) -> int:
     return int(settings["index_memory_bytes"]) or int(MEMORY_SHARE * memory_bytes())
 
 
+_THREADS_BYTES = 256 << 20
+"""Address space that threads take for stacks and for memory of their own, most of which is never touched."""
+
+
 def check_budget(
     kind: str,
     code: str,
@@ -227,9 +232,19 @@ def check_budget(
     replaced: int,
     settings: Mapping[str, Any],
 ) -> None:
-    """LimitExceeded when a build would need more than `build_memory_bytes`; see `build_bytes`."""
+    """LimitExceeded when a build would need more than `build_memory_bytes`; see `build_bytes`. Also when the
+    process may not map so much more, and what FAISS's threads need beside."""
     limit = int(settings["build_memory_bytes"])
     needed = build_bytes(kind, code, dimension, held, fresh, replaced)
+    try:
+        must_be_mappable(needed + _THREADS_BYTES)
+    except MemoryError as error:
+        raise LimitExceeded(
+            f"a build of {held + fresh:,} rows as {kind} with {code} codes needs about {needed:,} bytes beside what is "
+            f"in use, and its threads {_THREADS_BYTES:,} of address space, which the limit of this process does not "
+            "leave (ulimit -v); lift it, or choose a quantization with smaller codes",
+            needed=needed,
+        ) from error
     if limit and needed > limit:
         raise LimitExceeded(
             f"a build of {held + fresh:,} rows as {kind} with {code} codes needs about "

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..memory import aligned
 from ..selection import Selection
@@ -115,14 +116,19 @@ _DESKS = _Desks()
 class Few:
     """The vectors of a few selected rows, side by side. Any thread may search."""
 
-    __slots__ = ("_metric", "_pointer", "_vectors", "is_small", "names", "rows")
+    __slots__ = ("_alive", "_metric", "_n", "_pointer", "_vectors", "is_small", "names", "rows")
 
-    def __init__(self, rows: Rows, vectors: Floats, metric: str) -> None:
-        """`rows` ascending, `vectors` (n, width) theirs in the index's space."""
+    def __init__(
+        self, rows: Rows, vectors: Floats, metric: str, alive: NDArray[np.bool_] | None = None
+    ) -> None:
+        """`rows` ascending, `vectors` (n, width) theirs in the index's space. Only those that are `alive` answer (None:
+        all)."""
         self.rows = rows
+        self._alive = alive
+        self._n = len(rows) if alive is None else int(np.count_nonzero(alive))
         self._vectors = vectors
         self._metric = metric
-        self.is_small = metric != "hamming" and vectors.nbytes <= _SMALL_BYTES
+        self.is_small = metric != "hamming" and are_small(vectors.nbytes) and self._n == len(rows)
         """Compared sooner than a search gets its turn; see `nearest`."""
         self._pointer = pointer(vectors) if self.is_small else None
         self.names: list[str] | None = None
@@ -159,13 +165,16 @@ class Few:
         One call of FAISS, 6 us for one query and 82 rows of 384. Its heap does not say which of equally near
         rows it kept: a query that meets such is answered by a sort.
         """
-        n = self.rows.size
-        if k > _HEAPED or n <= k or self._metric == "hamming":
+        if k > _HEAPED or self._n <= k or self._metric == "hamming":
             return self._one_by_one(queries, k)
         if self._metric == "l2" and through_blas(*queries.shape):
             return self._one_by_one(queries, k)  # by expansion, which loses digits
         use_threads_for(len(queries))
-        scores, at = knn(queries, self._vectors, k + 1, faiss_metric(self._metric))
+        width = k + 1 + len(self.rows) - self._n
+        scores, at = knn(queries, self._vectors, width, faiss_metric(self._metric))
+        if self._alive is not None:
+            first = np.argsort(~self._alive[at], axis=1, kind="stable")[:, : k + 1]
+            scores, at = np.take_along_axis(scores, first, 1), np.take_along_axis(at, first, 1)
         near = scores if self._metric == "l2" else 1.0 - scores
         out = near[:, :k], self.rows[at[:, :k]]
         if len(queries) == 1:
@@ -177,14 +186,16 @@ class Few:
         return out
 
     def _one_by_one(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
-        near = to_distances(self._keys(queries), self._metric)
+        near, rows = to_distances(self._keys(queries), self._metric), self.rows
+        if self._alive is not None:
+            near, rows = near[:, self._alive], rows[self._alive]
         out = (
             np.full((len(queries), k), np.nan, np.float32),
             np.full((len(queries), k), -1, np.int64),
         )
         for i, one in enumerate(near):
             best = nearest(one, k)
-            out[0][i, : best.size], out[1][i, : best.size] = one[best], self.rows[best]
+            out[0][i, : best.size], out[1][i, : best.size] = one[best], rows[best]
         return out
 
     def _keys(self, queries: Any) -> Floats:
@@ -200,6 +211,11 @@ class Few:
         else:
             keys = -(queries @ self._vectors.T)
         return keys
+
+
+def are_small(size_bytes: int) -> bool:
+    """Whether vectors of so many bytes are gathered and compared in no time."""
+    return size_bytes <= _SMALL_BYTES
 
 
 def nearest(near: Floats, k: int) -> Rows:

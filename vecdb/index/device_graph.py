@@ -4,7 +4,7 @@ The two graphs share positions, not links: the one on the device is made there, 
 by itopk, which is what it keeps of candidates. The curve is measured while it is placed: a graph is made of all but
 the last positions, these are its queries, and then one is made of all. The last positions are those that the host's
 curve was measured on, or the newest rows. Exact answers come from the device too, which compares all vectors in
-milliseconds.
+milliseconds: those that are beneath the graph, and lie there once.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from .distance import Floats, Rows
 from .door import INNER_PRODUCT
 from .joined import Attempts, joining_bytes
 from .main import Main
+from .served import Served
 from .source import READ_ROWS, VectorSource, true_keys
 
 SETTING_NAME = "itopk"
@@ -54,14 +55,25 @@ class DeviceGraph(DeviceMain):
     ) -> None:
         super().__init__(host, placements, key, _LIMITS, gone, curve, SETTING_NAME)
         self._named = metric
+        # Else it has what codes say of the vectors, which proves nothing.
+        if not host.lossy or (metric == "cosine" and host.code == "float16"):
+            self.beneath = Served(
+                placements, key, host.rows, host.high_water, metric, code_on_device(host, metric), 1.0, gone,
+                lies_as="ip" if metric == "ip" else "l2",
+            )  # fmt: skip
 
     def of(self, host: Main) -> DeviceGraph:
         """The same copy for another main index with the same positions; its curve stays."""
-        return DeviceGraph(host, self.placements, self.key, self._gone, self.curve, self._named)
+        return self._with(host, self.curve)
 
     def with_device_curve(self, curve: Curve) -> DeviceGraph:
         """The same copy with another curve."""
-        return DeviceGraph(self.host, self.placements, self.key, self._gone, curve, self._named)
+        return self._with(self.host, curve)
+
+    def _with(self, host: Main, curve: Curve) -> DeviceGraph:
+        made = DeviceGraph(host, self.placements, self.key, self._gone, curve, self._named)
+        made.beneath = self.beneath  # with the masks that lie on the device
+        return made
 
     def setting(self, target_recall: float, k: int) -> int | None:
         """`Main.setting` by the device's curve; Unanswered where the graph of the host reaches what this one does

@@ -8,7 +8,6 @@ asked asks `host` instead, which shares all else.
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -20,8 +19,10 @@ from .blocks import as_keys
 from .calibrate import Curve
 from .distance import Floats, Rows
 from .door import L2
-from .host_lists import checked_lists, device_bytes, most_k, serialized
+from .host_lists import centroid_bytes, checked_lists, device_bytes, most_k, part_of, serialized
 from .main import Main
+from .plan import wanted_with
+from .served import Served
 from .there import There
 
 GONE = "what lay on the device had to go, or its worker died"
@@ -60,6 +61,8 @@ class DeviceMain(There, Main):
         )  # fmt: skip
         self.host = host
         self.setting_name = setting_name
+        self.beneath: Served | None = None
+        """The vectors that the device has beneath a graph, where these are the stored ones or as near as float16."""
         self.limits = limits
         self._gone = gone
         self._metric = int(host.index.metric_type)
@@ -70,6 +73,11 @@ class DeviceMain(There, Main):
         return DeviceMain(
             host, self.placements, self.key, self.limits, self._gone, curve, self.setting_name
         )
+
+    def goes_as_far(self, k: int, share: float) -> bool:
+        """Whether what k answers among this share of the rows need is within what the device gives."""
+        width = self.curve.ranked_again(k) if self.lossy else k
+        return wanted_with(width, share) <= self.limits.k
 
     def position_of_row(self) -> Rows:
         return self.host.position_of_row()
@@ -117,8 +125,8 @@ def why_not(main: Main, graphs: bool) -> str:
     """What a device cannot search of `main`; empty where it can hold a copy. `graphs`: it has CAGRA."""
     if main.kind == "hnsw" and main.code != "binary":
         return "" if graphs else "a graph without cuVS"
-    if main.kind != "ivf":
-        return f"a graph of {main.code}" if main.kind == "hnsw" else f"flat {main.code} codes"
+    if main.kind == "hnsw":
+        return f"a graph of {main.code}"
     try:
         checked_lists(main.index)
     except CardRefused:
@@ -134,25 +142,33 @@ def place_lists(
     gone: Callable[[], None],
     cancel: threading.Event,
 ) -> DeviceMain | None:
-    """Copies the lists of `main` to one of these devices; None when cancelled. DeviceFull, DeviceLost.
+    """Copies the lists of `main` to one of these devices, or parts of each list to all where none has room for the whole;
+    None when cancelled. DeviceFull, DeviceLost.
 
-    Meanwhile the host holds their bytes once more.
+    Meanwhile the host holds their bytes once more; a part's, up to three times.
     """
-    data = serialized(main.index)
 
     def check() -> None:
         if cancel.is_set():
             raise Cancelled("placing on a device was cancelled")
 
     def make(device: Device, start: int, stop: int) -> Placed:
+        whole = stop - start == main.n
+        data = serialized(main.index if whole else part_of(main.index, start, stop))
         return device.place_lists(data, main.code, check)
 
     try:
         placed = placements.place(
-            key, device_bytes(main.index), main.n, make, divisible=False, among=names
+            key,
+            device_bytes(main.index),
+            main.n,
+            make,
+            among=names,
+            each=centroid_bytes(main.index),
         )
     except Cancelled:
         return None
-    limits = placed.shards[0].device.info.limits
-    limits = dataclasses.replace(limits, k=most_k(main.index, limits.k))
+    known = [shard.device.info.limits for shard in placed.shards]
+    most = min(one.k for one in known)
+    limits = Limits(most_k(main.index, most), min(one.nprobe for one in known))
     return DeviceMain(main, placements, key, limits, gone, main.curve, main.setting_name)

@@ -91,10 +91,11 @@ def at_a_line(vectors: NDArray[Any]) -> Floats:
     return copy
 
 
-def side_by_side(parts: list[Floats]) -> Floats:
-    """`np.concatenate` of float32 (n, d) into memory that begins at a cache line."""
-    room = aligned(sum(map(len, parts)), parts[0].shape[1])
-    np.concatenate(parts, out=room)
+def side_by_side(parts: list[Floats], spare: int = 0) -> Floats:
+    """`np.concatenate` of float32 (n, d) into memory that begins at a cache line, with so many undefined rows behind."""
+    n = sum(map(len, parts))
+    room = aligned(n + spare, parts[0].shape[1])
+    np.concatenate(parts, out=room[:n])
     return room
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from .calibrate import Curve
 from .codes import own_code
 from .door import device
+from .main import copied
 from .view import View
 
 
@@ -46,14 +47,17 @@ def figures_of(
 ) -> IndexFigures:
     """The numbers of the index that `view` shows."""
     main = view.main
-    on = view.served if main is None else view.device_main
+    on = view.served if copied(main) is None else view.device_main
     tail = view.tail_rows
     indexed = 0 if main is None else main.n
+    names, note = ("", "") if on is None else (on.names, on.note)
+    if not names and not note and view.reasons is not None:
+        note = view.reasons.of_serving(view)
     own = own_code(view.storage)
     code = own if main is None else main.code
     return IndexFigures(
         kind="exact" if main is None or main.kind == "flat" else main.kind,
-        device=device() if on is None else on.names or device(),
+        device=names or device(),
         quantization="none" if code == own else code,
         indexed_rows=indexed,
         tail_rows=tail,
@@ -64,6 +68,6 @@ def figures_of(
         curve=Curve((), 0, 0) if main is None else main.curve,
         built_at_sequence=0 if main is None else main.sequence,
         device_bytes=0 if on is None else on.device_bytes,
-        device_note=view.device_note if on is None else on.note,
+        device_note=note,
         age_s=0.0 if main is None else max(0.0, time.time() - main.built_at_s),
     )

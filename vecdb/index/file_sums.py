@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..crc import crc32
+from ..stopping import Interrupt
 from .door import CORES
 
 FORM = "crc32/64K:"
@@ -22,20 +23,22 @@ _PIECE_BYTES, _PART_BYTES = 64 << 10, 16 << 20
 _READ_BYTES = 1 << 20
 
 
-def checksum(path: Path, size: int, form: str = FORM) -> str:
+def checksum(path: Path, size: int, form: str = FORM, interrupt: Interrupt = lambda: None) -> str:
     """Of a file of `size` bytes, in hexadecimal behind the form that it has. OSError.
 
     `crc32/64K:` is the SHA-256 of the CRC-32 of each 64 KiB (4 bytes, lowest first), one behind the other, and of
     the size (8 bytes). Earlier versions wrote `sha256/16M:`, the SHA-256 of the SHA-256 of each 16 MiB, and before that, without
-    a form, the BLAKE2b-256 of the whole. By as many threads as there are cores.
+    a form, the BLAKE2b-256 of the whole. By as many threads as there are cores. `interrupt` is called between
+    pieces of some milliseconds, and may raise.
     """
     if form == FORM:
-        sums = [*_of_parts(path, size, _crcs), size.to_bytes(8, "little")]
+        sums = [*_of_parts(path, size, _crcs, interrupt), size.to_bytes(8, "little")]
     elif form == _EARLIER_FORM:
-        sums = _of_parts(path, size, _sha256)
+        sums = _of_parts(path, size, _sha256, interrupt)
     else:
         digest = hashlib.blake2b(digest_size=32)
         for chunk in _chunks(path, 0, size):
+            interrupt()
             digest.update(chunk)
         return digest.hexdigest()
     return form + hashlib.sha256(b"".join(sums)).hexdigest()
@@ -46,12 +49,23 @@ def form_of(written: str) -> str:
     return written[: written.find(":") + 1]
 
 
-def _of_parts(path: Path, size: int, of_part: Callable[[Path, int], bytes]) -> list[bytes]:
+def _of_parts(
+    path: Path, size: int, of_part: Callable[[Path, int], bytes], interrupt: Interrupt
+) -> list[bytes]:
     starts = range(0, max(size, 1), _PART_BYTES)
     if len(starts) == 1:
         return [of_part(path, 0)]
     with ThreadPoolExecutor(CORES, thread_name_prefix="vecdb-checksum") as threads:
-        return list(threads.map(lambda start: of_part(path, start), starts))
+        sums = []
+        try:
+            for one in threads.map(lambda start: of_part(path, start), starts):
+                interrupt()
+                sums.append(one)
+        except BaseException:
+            # Or the threads would read what is left before the caller hears of it.
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+        return sums
 
 
 def _crcs(path: Path, start: int) -> bytes:

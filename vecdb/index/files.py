@@ -21,7 +21,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .. import disk
-from ..errors import Corrupted, StorageFull
+from ..errors import Corrupted, DeadlineExceeded, StorageFull
+from ..stopping import Interrupt
 from .arena import Arena
 from .blocks import Block, FloatBlock
 from .calibrate import Curve, Point
@@ -197,7 +198,7 @@ def _write(folder: Path, name: str, write: Callable[[BinaryIO], None]) -> FilePa
     return FilePart(name, size, found)
 
 
-def _verify(folder: Path, part: FilePart) -> Path:
+def _verify(folder: Path, part: FilePart, interrupt: Interrupt = lambda: None) -> Path:
     path = folder / part.name
     try:
         size = os.stat(path).st_size  # looked at first: to open a pipe in its place would never end
@@ -206,11 +207,13 @@ def _verify(folder: Path, part: FilePart) -> Path:
                 f"index file {part.name} has {size} bytes, {part.size} were written",
                 file=part.name,
             )
-        if checksum(path, size, form_of(part.checksum)) != part.checksum:
+        if checksum(path, size, form_of(part.checksum), interrupt) != part.checksum:
             raise Corrupted(
                 f"index file {part.name} fails its checksum: its content was changed",
                 file=part.name,
             )
+    except DeadlineExceeded:
+        raise  # An OSError, as a TimeoutError, and no word about the file.
     except OSError as error:
         raise Corrupted(
             f"index file {part.name} cannot be read: {error.strerror}", file=part.name
@@ -218,12 +221,15 @@ def _verify(folder: Path, part: FilePart) -> Path:
     return path
 
 
-def file_faults(record: IndexRecord, folder: Path) -> list[str]:
-    """What is wrong with the files of a saved index, one sentence a file; reads them once."""
+def file_faults(
+    record: IndexRecord, folder: Path, interrupt: Interrupt = lambda: None
+) -> list[str]:
+    """What is wrong with the files of a saved index, one sentence a file; reads them once. `interrupt` is called
+    every few milliseconds and may raise."""
     faults = []
     for part in record._parts():
         try:
-            _verify(folder, part)
+            _verify(folder, part, interrupt)
         except Corrupted as error:
             faults.append(error.message)
     return faults

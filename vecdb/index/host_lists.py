@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..device.card import CardRefused, Floats, Rows
 from ..device.merging import padded
+from .cells import empty_like
 from .codes import FLOAT32_TABLES, GPU_PARTS
 from .door import INNER_PRODUCT, READ_FLAGS, faiss, faiss_metric, use_threads
 
@@ -26,6 +27,7 @@ _BOUNDS_BYTES = 8
 """Of it, for the bounds of a dimension, where codes are scalars of 8 or 4 bits. FAISS 1.15 does not look whether both
 have room: the call fails with "invalid argument", and takes the process along."""
 _LEAST_BEST = 32
+_BY_NUMBER = int(faiss.InvertedLists.SUBSET_TYPE_ID_RANGE)
 
 
 def deserialized(data: Any) -> Any:
@@ -54,6 +56,17 @@ def serialized(index: Any) -> Any:
 
     faiss.write_index(index, faiss.PyCallbackIOWriter(keep, _WRITTEN_BYTES))
     return data
+
+
+def part_of(index: Any, start: int, stop: int) -> Any:
+    """Lists of the positions start..stop of others, numbered from 0, with the same centroids and codes. Asked for the
+    same lists, parts together find what the whole does."""
+    part = empty_like(index, index.quantizer)
+    index.copy_subset_to(part, _BY_NUMBER, start, stop)
+    # What is copied keeps its numbers, and what is merged gets others.
+    moved = empty_like(index, index.quantizer)
+    moved.merge_from(part, -start)
+    return moved
 
 
 def checked_lists(index: Any) -> str:
@@ -124,6 +137,11 @@ def check_k(k: int, most: int) -> None:
 def float16_tables(index: Any) -> bool:
     """Whether a PQ needs float16 tables, which lose digits and overflow at 65,504: only where it must."""
     return int(index.pq.M) > FLOAT32_TABLES
+
+
+def centroid_bytes(index: Any) -> int:
+    """Of that, what each part of lists takes again."""
+    return 4 * int(index.nlist) * int(index.d)
 
 
 def device_bytes(index: Any) -> int:

@@ -21,13 +21,15 @@ from .codes import is_lossy, own_code
 from .device_main import DeviceMain
 from .distance import Rows
 from .door import give_memory_back
+from .fews import Lasting
 from .figures import IndexFigures, figures_of
 from .files import IndexRecord
 from .filling import LateBlock
 from .handover import HandOver
 from .live import Bits, LiveRows, unpack
-from .main import BuiltIndex, Main
+from .main import BuiltIndex, Main, copied
 from .on_device import OnDevice
+from .reasons import Reasons
 from .side import Sides
 from .source import VectorSource, exact_space
 from .step import Step
@@ -77,13 +79,15 @@ class Index:
         self._tail = Tail(dimension, metric, storage)
         self._ahead = Ahead(self._tail, metric, storage)
         self._main: Main | None = None
-        self._main_live = 0
+        self._main_live = self._dead_in_tail = 0
         self._main_mask = MainMask()
-        self._dead_in_tail = 0
         self.on_device = on_device
         """What of it lies on devices; None where the CPU is to search."""
-        self._device_note = ""
+        self._reasons: Reasons | None = None
+        if on_device is not None and on_device.asked_for:
+            self._reasons = Reasons(on_device, kind, quantization)
         self.sides = sides or Sides()
+        self._lasting = Lasting()
         self.sides.serve(None)
         self._view = self._make_view(0)
 
@@ -162,7 +166,6 @@ class Index:
             self._main_live = _live_in(main, self._live.share())
             self._main_mask = MainMask()
             if self.on_device is not None:
-                self._device_note = self.on_device.note_of(main)
                 self.on_device.keep_only(main)
             if not fresh:
                 self._view = self._with_main(self._view, main, sequence, cut)
@@ -183,9 +186,10 @@ class Index:
             main_live=self._main_live,
             main_mask=self._main_mask,
             sides=self.sides,
+            lasting=self._lasting,
             served=None if self.on_device is None else self.on_device.served,
             device_main=self._copy_of(self._main),
-            device_note=self._device_note,
+            reasons=self._reasons,
             tiled=None if self.on_device is None else self.on_device.tiled,
             pieces=self._tail.pieces(),
         )
@@ -204,7 +208,6 @@ class Index:
             main_mask=MainMask(),
             served=None if self.on_device is None else self.on_device.served,
             device_main=self._copy_of(main),
-            device_note=self._device_note,
             pieces=trim(old.pieces, main.high_water, dict(cut)),
             sequence=old.sequence if sequence is None else sequence,
         )
@@ -219,7 +222,7 @@ class Index:
             for name in (
                 "dimension", "metric", "storage", "source", "lossy_tail", "target_recall",
                 "sequence", "n_rows", "n_live", "live", "main", "main_live", "sides", "served",
-                "device_main", "device_note", "tiled", "pieces",
+                "lasting", "device_main", "reasons", "tiled", "pieces",
             )
         }  # fmt: skip
         return View(**{"main_mask": old.main_mask, **kept, **changes})
@@ -346,8 +349,8 @@ class Index:
         view, on_device = self._view, self.on_device
         if on_device is None:
             return False
-        if view.main is not None:
-            return on_device.wants_main(view.main)
+        if (main := copied(view.main)) is not None:
+            return on_device.wants_main(main)
         return self._compared_on_device(view) and on_device.wants(view, LEAST_FRESH_ROWS)
 
     def lacks_placing(self) -> bool:
@@ -356,8 +359,8 @@ class Index:
         view, on_device = self._view, self.on_device
         if on_device is None:
             return False
-        if view.main is not None:
-            return on_device.copy_of(view.main) is None and on_device.takes_main(view.main)
+        if (main := copied(view.main)) is not None:
+            return on_device.copy_of(main) is None and on_device.takes_main(main)
         return on_device.served is None and self._compared_on_device(view)
 
     def place(self, *, cancel: threading.Event) -> int:
@@ -366,7 +369,7 @@ class Index:
 
         DeviceFull, DeviceLost: searches go on where they went before.
         """
-        on_device, main = self.on_device, self._view.main
+        on_device, main = self.on_device, copied(self._view.main)
         assert on_device is not None
         if main is not None:
             try:
@@ -374,11 +377,8 @@ class Index:
             finally:
                 with self._lock:
                     on_device.keep_only(self._main)
-                    self._device_note = on_device.note_of(self._main)
-                    self._view = self._changed(
-                        self._view, served=None, device_main=on_device.copy_of(self._view.main),
-                        device_note=self._device_note,
-                    )  # fmt: skip
+                    there = on_device.copy_of(self._view.main)
+                    self._view = self._changed(self._view, served=None, device_main=there)
             return 0 if copy is None else copy.n
         placed = on_device.place(self._view, self.source, cancel)
         if placed is None:

@@ -220,6 +220,12 @@ class Main:
         return self.block.search(queries, k, allowed)
 
 
+def copied(main: Main | None) -> Main | None:
+    """The main index of which a device holds a copy; None where it holds the vectors themselves: there is no index, or it
+    has flat codes, which are compared one by one as vectors are."""
+    return None if main is None or main.kind == "flat" else main
+
+
 @dataclass(frozen=True, slots=True)
 class BuiltIndex:
     """A main index that is ready to be saved and installed."""

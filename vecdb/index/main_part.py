@@ -15,7 +15,7 @@ from .device_main import DeviceMain, Unanswered
 from .distance import Floats, Merger, Rows
 from .main import Main
 from .side import Asked
-from .trace import Trace
+from .trace import FEW, Trace
 
 Rank = Callable[[Any, Rows, Trace | None], Floats]
 """(queries, rows, trace) -> keys by the stored vectors."""
@@ -50,8 +50,11 @@ def search(
             trace.main_rows_compared, trace.rerank_us = 0, 0.0
             trace.device_note = f"{why}; answered by the CPU"
         return part.by(main, main, asked, trace)
-    if trace is not None and found[1] != "exact":
-        trace.device = copy.names
+    if trace is not None:
+        if found[1] != "exact":
+            trace.device = copy.names
+        else:
+            trace.why_cpu = "comparing the rows takes the CPU less time" if allowed is None else FEW
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,8 +22,8 @@ from .distance import Floats, Rows
 from .host_lists import device_bytes
 from .joined import Attempts, Joiner
 from .load import Load
-from .main import Main
-from .served import Served, slices
+from .main import Main, copied
+from .served import LARGEST_HALF, Extent, Served, slices
 from .source import VectorSource
 from .tiled import Tiled
 
@@ -60,6 +61,7 @@ class OnDevice:
         metric: str,
         storage: str,
         settings: Mapping[str, Any],
+        quantization: str,
     ) -> None:
         self.placements = placements
         self.names = names
@@ -74,12 +76,19 @@ class OnDevice:
         self._attempts: tuple[Any, Attempts] = (None, Attempts())
         """A graph that was to be made on a device, and what came of that."""
         self._load = Load()
+        self._beyond_float16 = False
+        """Whether numbers were met that float16 cannot hold."""
         self.wake: Callable[[], None] = lambda: None
         """Called by searches that found their vectors gone."""
-        self._asked_for = asked_for
+        self.asked_for = asked_for
+        self.failed = ""
+        """Why the last placing failed; empty where it did not."""
+        self._told: set[str] = set()
         self._dimension = dimension
         self._metric = metric
         self._storage = storage
+        self._coded = quantization not in ("auto", "none")
+        """Codes were asked for: vectors lie there as float16, the smallest that a device compares one by one."""
         self._settings = settings
 
     def takes(self, kind: str, n_rows: int) -> bool:
@@ -90,7 +99,7 @@ class OnDevice:
         yet, although their room is not known."""
         if kind not in ("exact", "auto") or self._storage == "binary":
             return False
-        if n_rows * self._dimension <= self._settings["exact_max_scalars"]:
+        if not self.is_large(n_rows):
             return False
         if kind == "auto" and self._load.high:
             return False
@@ -102,7 +111,7 @@ class OnDevice:
         """Whether placing now would pay: a device is up, and nothing lies there, or much is new or dead."""
         if not self.placements.started:
             return True
-        if not self.placements.among(self.names):
+        if not self._enough_up(self.names, self._code_and_bytes(view.n_live)[1]):
             return False
         served = self.served
         if served is None or not served.there:
@@ -126,11 +135,8 @@ class OnDevice:
         rows: Rows = np.flatnonzero(view.live_mask())
         if not rows.size:
             return None
-        size = 4 * rows.size * self._dimension
-        code = "float16"
-        if self._storage == "float32" and size <= _ROOM_FOR_FLOAT32 * self._budget():
-            code = "float32"
-        longest = [0.0]
+        code, needed = self._code_and_bytes(rows.size)
+        extent = Extent()
 
         def check() -> None:
             if cancel.is_set():
@@ -142,19 +148,23 @@ class OnDevice:
                 "l2" if self._metric == "l2" else "ip",
                 code,
                 stop - start,
-                slices(source, rows[start:stop], self._metric, self._storage, longest),
+                slices(source, rows[start:stop], self._metric, self._storage, extent),
                 check,
             )
 
         key = ("vectors", next(_numbers))
-        needed = size if code == "float32" else size // 2
         try:
             self.placements.place(key, needed, rows.size, make, among=self.names)
         except Cancelled:
             return None
+        if code == "float16" and extent.largest > LARGEST_HALF:
+            log.info("numbers up to %.3g do not lie on a device as float16", extent.largest)
+            self.placements.forget(key)
+            self._beyond_float16 = True
+            return self.place(view, source, cancel)
         before = self.served
         self.served = Served(
-            self.placements, key, rows, view.n_rows, self._metric, code, longest[0],
+            self.placements, key, rows, view.n_rows, self._metric, code, extent.longest,
             lambda: self.wake(), self._note_load,
         )  # fmt: skip
         return self.served, before
@@ -167,16 +177,16 @@ class OnDevice:
     def takes_main(self, main: Main) -> bool:
         """Whether a copy of `main` is to be searched on a device: a graph, or lists in a code that a card has, of
         rows that take the CPU a millisecond to compare, where one device has room for it."""
-        large = main.n * self._dimension > self._settings["exact_max_scalars"]
-        return large and not self._why_not(main)
+        return self.is_large(main.n) and not self.cannot(main)
 
     def wants_main(self, main: Main) -> bool:
         """Whether placing `main` now would pay: a device is up, and no copy of it lies there."""
         copy = self.copy
         if copy is not None and copy.host.index is main.index and copy.there:
             return False
-        up = self.placements.among(self._names_for(main))
-        return bool(up) and self.takes_main(main)
+        whole = main.kind == "hnsw"
+        up = self._enough_up(self._names_for(main), self._bytes(main), whole)
+        return up and self.takes_main(main)
 
     def place_main(
         self, main: Main, source: VectorSource, cancel: threading.Event
@@ -217,12 +227,27 @@ class OnDevice:
             if curve is not None:
                 self.copy = copy.with_device_curve(curve)
 
-    def note_of(self, main: Main | None) -> str:
-        """Why a device that was asked for cannot search `main`; empty where it can, and where none was asked for."""
-        if main is None or not self._asked_for:
-            return ""
-        what = self._why_not(main)
-        return f"{', '.join(self.names)} cannot search {what}" if what else ""
+    @property
+    def is_binary(self) -> bool:
+        """Whether the vectors are bits, which no device compares."""
+        return self._storage == "binary"
+
+    @property
+    def too_busy(self) -> bool:
+        """Whether exact search takes so much of the devices that `auto` builds an index instead."""
+        return self._load.high
+
+    def is_large(self, n_rows: int) -> bool:
+        """Whether so many rows take the CPU a millisecond and more to compare."""
+        return bool(n_rows * self._dimension > self._settings["exact_max_scalars"])
+
+    def is_news(self, why: str) -> bool:
+        """Whether this reason for not using a device, whatever the numbers in it, has not been told before."""
+        words = re.sub(r"[\d,]+", "", why)
+        if words in self._told:
+            return False
+        self._told.add(words)
+        return True
 
     def kmeans(
         self,
@@ -288,10 +313,12 @@ class OnDevice:
             copy, self.copy = self.copy, None
             if copy is not None:
                 copy.leave()
-        if main is not None:
-            served, self.served = self.served, None
-            if served is not None:
-                served.leave()
+        served = self.served
+        if served is None or main is None:
+            return
+        if copied(main) is not None or served.high_water < main.high_water:
+            self.served = None
+            served.leave()
 
     def leave(self) -> None:
         """Gives the memory of the devices back."""
@@ -301,8 +328,28 @@ class OnDevice:
             if one is not None:
                 one.leave()
 
+    def least_bytes(self, n_rows: int) -> int:
+        """What the vectors of so many rows take on a device at least: as float16, if that can hold their numbers."""
+        return (4 if self._beyond_float16 else 2) * n_rows * self._dimension
+
+    def _code_and_bytes(self, n_rows: int) -> tuple[str, int]:
+        """How the vectors of so many rows are to lie there, and what they take."""
+        size = 4 * n_rows * self._dimension
+        roomy = self._storage == "float32" and not self._coded
+        roomy = roomy and size <= _ROOM_FOR_FLOAT32 * self._budget()
+        return ("float32", size) if roomy or self._beyond_float16 else ("float16", size // 2)
+
+    def _enough_up(self, names: tuple[str, ...], needed: int, whole: bool = False) -> bool:
+        """Whether a device is up, and those that are have room for so many bytes (one of them, for what is placed `whole`),
+        unless no other is on its way."""
+        known = [d for d in self.placements.devices if d.name in names and not d.down]
+        rooms = [d.budget_bytes for d in known if d.up]
+        if not rooms:
+            return False
+        return len(rooms) == len(known) or needed <= (max(rooms) if whole else sum(rooms))
+
     def _fits(self, n_rows: int) -> bool:
-        return 2 * n_rows * self._dimension <= _ROOM * self._budget()
+        return self.least_bytes(n_rows) <= _ROOM * self._budget()
 
     def _names_for(self, main: Main) -> tuple[str, ...]:
         """The devices that can search `main`."""
@@ -311,16 +358,18 @@ class OnDevice:
         known = self.placements.devices
         return tuple(d.name for d in known if d.name in self.names and d.info.graphs)
 
-    def _why_not(self, main: Main) -> str:
-        """What devices cannot search of `main`, as they are; empty where one can."""
+    def cannot(self, main: Main) -> str:
+        """What devices cannot search of `main`, as they are; empty where one can. Starts them."""
         graphs = any(d.info.graphs for d in self.placements.devices if d.name in self.names)
         what = why_not(main, graphs)
         if what:
             return what
         if self._attempts[0] is main.index and self._attempts[1].spent:
             return "a graph that killed its worker again and again"
-        name, size = "a graph" if main.kind == "hnsw" else "lists", self._bytes(main)
-        return f"{name} of {size:,} bytes" if size > self.room else ""
+        size = self._bytes(main)
+        if main.kind == "hnsw":
+            return f"a graph of {size:,} bytes" if size > self._largest_room else ""
+        return f"lists of {size:,} bytes" if size > self.room else ""
 
     def _bytes(self, main: Main) -> int:
         """Memory that placing `main` takes on a device, estimated."""
@@ -333,6 +382,11 @@ class OnDevice:
 
     @property
     def room(self) -> int:
+        """Bytes that lists may take, which are divided among devices where none has room for all."""
+        return int(_ROOM * self._budget())
+
+    @property
+    def _largest_room(self) -> int:
         """Bytes that what lies in one piece may take."""
         return int(_ROOM * max(self._budgets(), default=0))
 

@@ -15,6 +15,7 @@ those of the CPU, but for the rounding of float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,12 +33,15 @@ from .plan import wanted_with
 from .source import READ_ROWS, VectorSource, true_keys
 from .tail import Piece, trim
 from .there import There
-from .trace import Trace
+from .trace import FEW, Trace
 
 EXTRA = 8
 """Candidates beyond those wanted, so that a few equal ones at the end do not cost a second search."""
 WIDER = 4
-_HALF = 2.0**-11
+_HALF, _LEAST_HALF = 2.0**-11, 2.0**-25
+"""What rounding to float16 moves a number by at most: that share of it, or so much where it is below 2^-14."""
+LARGEST_HALF = 65_504.0
+"""What is larger becomes infinite in float16."""
 _ROUND = 4e-6
 """Of the squared lengths that a squared distance is the difference of, computed in float32."""
 LEAST_SHARE = 1 / 64
@@ -71,9 +75,12 @@ class Seen(Protocol):
 class Served(There):
     """Copies of rows on a device (or in shards on several); any thread may search.
 
-    `rows` (n,) int64 ascending are the row numbers of positions; all rows that were live below `high_water`
+    `rows` (n,) int64 are the row numbers of positions; all rows that were live below `high_water`
     when they were placed are among them. Immutable but for `note`.
     """
+
+    _by_l2 = False
+    """Cosine, and the device compares by l2."""
 
     def __init__(
         self,
@@ -86,12 +93,17 @@ class Served(There):
         longest: float,
         gone: Callable[[], None],
         busy: Callable[[float, int, int], None] = lambda *_: None,
+        *,
+        lies_as: str = "",
     ) -> None:
+        """`lies_as` says how the device compares, l2 or ip, where `metric` does not: cosine by l2 of unit vectors."""
         super().__init__(placements, key)
         self.rows = rows
         self.high_water = high_water
         self.metric = metric
         self.code = code
+        self._lies_as = lies_as or ("l2" if metric == "l2" else "ip")
+        self._by_l2 = self._lies_as == "l2" and metric != "l2"
         self.longest = longest
         """Length of the longest vector, for the bound of what rounding can do."""
         self._gone = gone
@@ -113,7 +125,7 @@ class Served(There):
         found = self.search(view, x, k, allowed, trace, check)
         if found is None:
             if self.note:
-                if trace is not None:
+                if trace is not None and not trace.why_cpu:
                     trace.device_note = f"{self.note}; answered by the CPU"
                 if not self.there:
                     self._gone()
@@ -153,14 +165,18 @@ class Served(There):
         spare = EXTRA + (k if self.code == "float16" else 0)
         masked = masks and allowed is not None and share < MASKED_BELOW
         if share < LEAST_SHARE and not masked:
+            if trace is not None:
+                trace.why_cpu = FEW
             return None
         width = spare + (k if masked else wanted_with(k, share))
         if width > limit:
+            if trace is not None:
+                trace.why_cpu = _too_many(width, held.names, limit)
             return None
         names = held.names  # they may have gone when the answer is there
         try:
             if not masked or allowed is None:
-                merger = self._nearest(view, x, k, width, limit, allowed, 0, trace, check)
+                merger = self._nearest(names, view, x, k, width, limit, allowed, 0, trace, check)
                 plan = "exact" if allowed is None else "overfetch"
                 return None if merger is None else (merger, plan, names)
             with self._masks.using(allowed, view.live) as (mask, inside):
@@ -172,7 +188,7 @@ class Served(There):
                 if not inside:
                     self.note = ""
                     return Merger(k), "exact", names
-                merger = self._nearest(view, x, k, width, limit, allowed, mask, trace, check)
+                merger = self._nearest(names, view, x, k, width, limit, allowed, mask, trace, check)
                 return None if merger is None else (merger, "exact", names)
         except (DeviceLost, DeviceFull) as error:
             self.note = error.message
@@ -180,6 +196,7 @@ class Served(There):
 
     def _nearest(
         self,
+        names: str,
         view: Seen,
         x: Floats,
         k: int,
@@ -190,7 +207,7 @@ class Served(There):
         trace: Trace | None,
         check: Callable[[], None],
     ) -> Merger | None:
-        """Asks for `width` candidates, and for more where these do not do."""
+        """Asks for `width` candidates, and for more where these do not do. `names` are the devices."""
         merger = Merger(k)
         best_keys = np.full((len(x), k), np.inf, np.float32)
         best_rows = np.full((len(x), k), -1, np.int64)
@@ -199,9 +216,7 @@ class Served(There):
             check()
             some = x if open_.size == len(x) else np.ascontiguousarray(x[open_])
             width = min(width, limit, len(self.rows))
-            answer = self.placements.search(
-                self.key, some, width, 0, _metric(self.metric), mask=mask
-            )
+            answer = self.placements.search(self.key, some, width, 0, self._lies_as, mask=mask)
             if answer is None:
                 self.note = "what lay on the device had to go"
                 return None
@@ -215,6 +230,8 @@ class Served(There):
             best_keys[open_[sure]], best_rows[open_[sure]] = keys[sure], rows[sure]
             open_ = open_[~sure]
             if open_.size and width >= limit:
+                if trace is not None:
+                    trace.why_cpu = _too_many(WIDER * width, names, limit)
                 return None
             width *= WIDER
         self.note = ""
@@ -231,7 +248,10 @@ class Served(There):
         allowed: Selection | None,
     ) -> tuple[Floats, Rows, np.ndarray]:
         """Keys and rows (q, k), and which queries need no second look."""
-        keys = scores if self.metric == "l2" else -scores
+        keys = scores if self._lies_as == "l2" else -scores
+        if self._by_l2:
+            # |x - y|^2 = 2 - 2 xy where both are of unit length.
+            keys = 0.5 * keys - np.float32(1.0)
         rows = np.where(positions < 0, -1, self.rows[positions])
         good = positions >= 0
         good[good] = is_set(view.live, rows[good])
@@ -253,7 +273,7 @@ class Served(There):
         sure = rows[:, k - 1] >= 0
         if self.code == "float16":
             sure &= keys[:, k - 1] <= self._at_least(x, last)
-        elif self.metric == "l2":
+        elif self._lies_as == "l2":
             # By differences: the card's expansion loses digits where vectors are long and close.
             keys = true_keys(x, view.source, rows, self.metric)
         return keys, rows, sure
@@ -261,16 +281,24 @@ class Served(There):
     def _at_least(self, x: Floats, last: Floats) -> Floats:
         """The smallest true key that a row with a coded key of `last` (q,) or more may have.
 
-        Queries and vectors are rounded to 11 bits on the card, which moves each by 2^-11 of its length.
+        Queries and vectors are rounded to float16 on the card, which moves each by 2^-11 of its length, and by what
+        its smallest numbers lose. Of a query whose numbers float16 cannot hold nothing is known.
         """
-        lengths = np.sqrt(np.einsum("qd,qd->q", x, x))
-        if self.metric == "l2":
-            moved = _HALF * (lengths + self.longest)
+        lengths = np.sqrt(np.einsum("qd,qd->q", x, x, dtype=np.float64))
+        least = _LEAST_HALF * np.sqrt(x.shape[1])
+        query_moved, row_moved = _HALF * lengths + least, _HALF * self.longest + least
+        if self.metric == "l2" or self._by_l2:
+            apart = 2.0 * (last + 1.0) if self._by_l2 else last
             rounding = _ROUND * (lengths + self.longest) ** 2
-            reach = np.sqrt(np.maximum(last - rounding, 0.0)) - moved
-            return np.asarray(np.where(reach > 0, reach, 0.0) ** 2, np.float32)
-        error = (2.0 * _HALF + _ROUND) * lengths * self.longest
-        return np.asarray(last - error, np.float32)
+            reach = np.sqrt(np.maximum(apart - rounding, 0.0)) - query_moved - row_moved
+            found = np.where(reach > 0, reach, 0.0) ** 2
+            if self._by_l2:
+                found = 0.5 * found - 1.0 - _ROUND
+        else:
+            error = query_moved * self.longest + (lengths + query_moved) * row_moved
+            found = last - error - _ROUND * lengths * self.longest
+        held = np.abs(x).max(axis=1, initial=0.0) <= LARGEST_HALF
+        return np.asarray(np.where(held, found, -np.inf), np.float32)
 
     def behind(self, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
         """The pieces of a tail without rows below the high-water mark."""
@@ -293,10 +321,18 @@ class Served(There):
         return tuple(kept)
 
 
+@dataclass(slots=True)
+class Extent:
+    """How far vectors reach: the length of the longest, and the largest number in any."""
+
+    longest: float = 0.0
+    largest: float = 0.0
+
+
 def slices(
-    source: VectorSource, rows: Rows, metric: str, storage: str, longest: list[float]
+    source: VectorSource, rows: Rows, metric: str, storage: str, extent: Extent
 ) -> Iterator[Floats]:
-    """Vectors of ascending `rows` in the index's space, in parts; `longest[0]` grows to the longest's length."""
+    """Vectors of ascending `rows` in the index's space, in parts; `extent` becomes that of those given so far."""
     done = 0
     while done < rows.size:
         start = int(rows[done])
@@ -304,10 +340,12 @@ def slices(
         stored = source.range(start, int(rows[end - 1]) + 1)
         vectors = to_space(stored[rows[done:end] - start], metric, storage)
         squares = np.einsum("nd,nd->n", vectors, vectors)
-        longest[0] = max(longest[0], float(np.sqrt(squares.max(initial=0.0))))
+        extent.longest = max(extent.longest, float(np.sqrt(squares.max(initial=0.0))))
+        if extent.longest > LARGEST_HALF:  # no number of a vector is larger than its length
+            extent.largest = max(extent.largest, float(np.abs(vectors).max(initial=0.0)))
         yield vectors
         done = end
 
 
-def _metric(metric: str) -> str:
-    return "l2" if metric == "l2" else "ip"
+def _too_many(candidates: int, names: str, limit: int) -> str:
+    return f"{candidates:,} candidates are more than {names} gives ({limit:,})"

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 
 from .. import disk
 from ..errors import Corrupted
+from ..stopping import Interrupt
 from .blocks import Allowed
 from .calibrate import Curve, Point
 from .door import faiss
@@ -31,6 +33,10 @@ log = logging.getLogger("vecdb")
 
 _WHAT = "index"
 _MARK = ".filter-"
+_OURS = re.compile(
+    rf"index-[0-9a-f]{{16}}\.(rows|codes|faiss({re.escape(_MARK)}[0-9a-f]{{16}})?)({re.escape(disk.ASIDE_SUFFIX)})?"
+)
+"""What `files.save` and `save` name theirs, and what these were before they were complete."""
 _MAGIC = b"vecdb filter graph 1\n"
 _SEAL_BYTES = 32
 _NO_GRAPH = "move it away: it is no graph, and none is missed"
@@ -39,6 +45,11 @@ _NO_GRAPH = "move it away: it is no graph, and none is missed"
 def is_beside(name: str, main_file: str) -> bool:
     """Whether a file has a graph for a filter of the main index whose graph is in `main_file`."""
     return name.startswith(main_file + _MARK) and not name.endswith(disk.ASIDE_SUFFIX)
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file in the folder of a collection has a name that an index gives, also of one not complete."""
+    return _OURS.fullmatch(name) is not None
 
 
 def known(folder: Path, main_file: str, *, read_only: bool) -> dict[str, Path]:
@@ -108,10 +119,12 @@ def load(path: Path, key: str, main: Main, allowed: Allowed) -> SideGraph | None
     return SideGraph(main, graph, positions, Curve(points, **curve))
 
 
-def faults(folder: Path, main_file: str) -> list[str]:
-    """What is wrong with the files of a main index, a sentence each."""
+def faults(folder: Path, main_file: str, interrupt: Interrupt = lambda: None) -> list[str]:
+    """What is wrong with the files of a main index, a sentence each. `interrupt` is called before each, and may
+    raise."""
     found = []
     for path in _beside(folder, main_file):
+        interrupt()
         try:
             _read(path)
         except Corrupted as error:

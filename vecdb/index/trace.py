@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+FEW = "few rows are allowed"
+"""A reason for the CPU to answer what a device could."""
+
 
 @dataclass(slots=True)
 class Trace:
@@ -26,5 +29,7 @@ class Trace:
     device: str = "cpu"
     """What searched the main part: "cpu", or the GPUs, as "gpu:0" or "gpu:0,1"."""
     device_note: str = ""
-    """Why another device searched than the one asked for, as a clause that begins with its name: "gpu:0 was
-    lost; answered by the CPU". Empty where that one did."""
+    """Why another device searched than the one asked for: "not placed on gpu:0 yet; answered by the CPU". Empty
+    where that one did."""
+    why_cpu: str = ""
+    """Why the CPU was the better one for this search; told as the note where a device was asked for."""

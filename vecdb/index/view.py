@@ -16,16 +16,17 @@ from .blocks import Allowed, Mask
 from .chosen import Few, MainMask
 from .device_main import DeviceMain
 from .distance import Floats, Merger, Rows, at_a_line, unit
-from .fews import Fews
+from .fews import Fews, Lasting
 from .found import Found
 from .live import Bits, is_set, unpack
-from .main import Main
+from .main import Main, copied
+from .reasons import NO_QUERY, Reasons
 from .served import Served
 from .side import Sides
 from .source import VectorSource, true_keys
 from .tail import Piece
 from .tiled import PLAN, Tiled
-from .trace import Trace
+from .trace import FEW, Trace
 
 _ON_DEVICE = 1_024
 """Queries of a large batch that go to a device together."""
@@ -51,10 +52,11 @@ class View:
         main_live: int,
         main_mask: MainMask,
         sides: Sides,
+        lasting: Lasting,
         pieces: tuple[Piece, ...],
         served: Served | None = None,
         device_main: DeviceMain | None = None,
-        device_note: str = "",
+        reasons: Reasons | None = None,
         tiled: Tiled | None = None,
     ) -> None:
         self.dimension = dimension
@@ -75,13 +77,21 @@ class View:
         self.pieces = pieces
         self.main_mask = main_mask
         self.sides = sides
-        self.served = served
+        self.served = served if copied(main) is None else None
+        """Vectors on a device that answer for all that `main` has."""
+        if (
+            self.served is not None
+            and main is not None
+            and self.served.high_water < main.high_water
+        ):
+            self.served = None  # rows between lie in the codes alone
         self.device_main = device_main
         """The copy of `main` that lies on a device."""
-        self.device_note = device_note
-        """Why there is none although a device was asked for."""
+        self.reasons = reasons
+        """Says why the CPU answers; None where no device was asked for."""
         self.tiled = tiled
-        self._fews = Fews()
+        self.lasting = lasting
+        self._fews = Fews(lasting)
         self.is_simple = device_main is None and one.is_simple(main, pieces, lossy_tail)
         self._whole_tail = n_live - main_live == self.tail_rows
 
@@ -140,13 +150,15 @@ class View:
         if allowed is not None and allowed.n_rows != self.n_rows:
             raise InvalidQuery(f"allowed is of {allowed.n_rows} rows, the view has {self.n_rows}")
         if not len(x):
+            self._say_why_cpu(trace, NO_QUERY)
             return Found(np.empty((0, k), np.float32), np.empty((0, k), np.int64), True, "exact")
         if allowed is not None and chosen.is_few(allowed, self.dimension):
             near, rows = self._fews.of(self, allowed, trace).search(x, k)
+            self._say_why_cpu(trace, FEW)
             return Found(near, rows, True, "exact")
         if simple and allowed is not None and (found := self._one(x, k, simple, allowed)):
             return found
-        if self.served is not None and main is None:
+        if self.served is not None:
             answered = self.served.answer(self, x, k, allowed, trace, check)
             if answered is not None:
                 if trace is not None:
@@ -156,27 +168,46 @@ class View:
         if target is not None and main is not None and main.by_codes:
             # No setting reaches the target: then the codes themselves cannot tell the vectors apart.
             compared = main.setting(target, k) is None
+        copy = self.device_main
+        if copy is not None and copy.beneath is not None:
+            share = 1.0 if allowed is None else allowed.count() / self.n_rows
+            if compared or not copy.goes_as_far(k, min(1.0, max(share, 1e-9))):
+                answered = copy.beneath.answer(self, x, k, allowed, trace, check)
+                if answered is not None:
+                    if trace is not None:
+                        trace.allowed_rows = self.count(allowed)
+                    return Found(answered[0], answered[1], True, answered[2])
         if compared and self.tiled is not None:
             near_rows = self.tiled.answer(self, x, k, allowed, trace, check)
             if near_rows is not None:
                 return Found(*near_rows, True, PLAN)
-        if trace is not None and self.device_note:
-            trace.device_note = f"{self.device_note}; answered by the CPU"
+        if trace is not None and compared and copy is not None and (names := copy.names):
+            trace.why_cpu = trace.why_cpu or f"all rows are compared, and {names} holds an index"
         if compared and (self.lossy_tail or (main is not None and main.by_codes)):
+            self._say_why_cpu(trace)
             return proof.nearest(self, x, k, allowed, trace, check)
         merger = Merger(k)
         all_exact, name = self._search_main(x, k, allowed, target, merger, trace, check)
         self.search_tail(x, k, allowed, merger, trace, self.pieces)
+        self._say_why_cpu(trace)
         if trace is not None:
             trace.allowed_rows = self.count(allowed)
         return Found(*merger.result(len(x), self.metric), all_exact and not self.lossy_tail, name)
 
+    def _say_why_cpu(self, trace: Trace | None, why: str = "") -> None:
+        """Puts a note into the trace of a search that the CPU answered although a device was asked for."""
+        if trace is None or self.reasons is None or trace.device != "cpu" or trace.device_note:
+            return
+        why = why or trace.why_cpu or self.reasons.of_answer(self)
+        trace.device_note = f"{why}; answered by the CPU"
+
     def together(self, count: int, k: int, allowed: Selection | None, exact: bool) -> int:
         """How many of a large batch of `count` queries belong into one call; 0: as many as one likes."""
         placed = self.served is not None and self.served.there
-        if (placed and self.main is None) or (self.device_main is not None and not exact):
+        copy = self.device_main
+        if placed or (copy is not None and not (exact and copy.beneath is None)):
             return _ON_DEVICE  # its own queue lets others in between
-        if self.tiled is None or placed or not (exact or self.main is None):
+        if self.tiled is None or not (exact or self.main is None):
             return 0
         return self.tiled.together(self, count, k, allowed)
 
