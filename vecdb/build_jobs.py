@@ -118,6 +118,8 @@ def _place(job: Job) -> None:
         started = time.monotonic()
         rows = field.index.place(cancel=job.cancel)
         if rows:
+            if (there := field.index.on_device) is not None:
+                there.failed = ""
             log.info(
                 "collection %s%s: %d rows placed on %s in %.1f s",
                 core.info.name, f", vectors {field.name}" * bool(field.name), rows,

@@ -28,25 +28,28 @@ from .errors import (
     VecdbError,
 )
 from .field import Field
-from .store import full_or_internal, system_in_our_words
+from .out_of_memory import is_of_memory
+from .stopping import stop_if_unwanted, watched
+from .store import full_or_internal
 from .types import CompactResult
 
 log = logging.getLogger("vecdb")
 
 
 _RETRY_S = 60.0
-"""A build that failed is not tried again for so long, unless someone asks for it."""
+"""What failed is not tried again for so long, and a build not for as long as it took, unless someone asks for it."""
 _SOON_S = 1.0
 """A placing whose device was lost is tried again so soon, once: another worker is on its way. Also how often is
 looked whether that is up."""
+_LOOK_S = 0.05
+"""How often who waits for a job asks whether its caller still does."""
 
 
 class Builder:
     """One thread that builds, saves, installs and compacts. Any thread may ask.
 
     One thing at a time, because a build uses every core and as much memory as the index it makes. A
-    build that fails is noted in the `last_error` of its field, and tried again after a while, at the
-    next write.
+    build that fails is noted in the `last_error` of its field, and tried again after a while.
     """
 
     def __init__(self, options: Mapping[str, Any], *, read_only: bool) -> None:
@@ -55,9 +58,10 @@ class Builder:
         self._lock = threading.Condition()
         self._queue: deque[Job] = deque()
         self._jobs: dict[Key, Job] = {}
-        self._failed: dict[Key, float] = {}
+        self._paused: dict[Key, float] = {}
+        """Until when what failed is not tried again."""
         self._watched: dict[int, tuple[Core, float]] = {}
-        self._unplaced: dict[int, tuple[Core, float]] = {}
+        self._unsettled: dict[int, tuple[Core, float]] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -87,8 +91,13 @@ class Builder:
             self.consider(core)
 
     def consider(self, core: Core) -> None:
-        """Queues what the collection wants; called after each write, so it costs little."""
+        """Queues what the collection wants; called after each write, so it costs little. The log gets a warning where
+        a device was asked for and can take no part of it."""
         for field in core.all_fields:
+            view = field.index.view
+            if view.reasons is not None and (why := view.reasons.unheard(view)):
+                named = f", vectors {field.name}" * bool(field.name)
+                log.warning("collection %s%s: %s; answered by the CPU", core.info.name, named, why)
             wants = [(PLACE, field.index.wants_placing())]
             if self._auto_build:
                 wants.append(("build", field.index.wants_build()))
@@ -97,20 +106,23 @@ class Builder:
                 key = (id(core), task, field.number)
                 if key in self._jobs or not wanted:
                     continue
-                if time.monotonic() >= self._failed.get(key, 0.0) + _RETRY_S:
+                rest_s = self._rest_s(key)
+                if rest_s <= 0:
                     self._enqueue(core, task, field.number)
+                elif task == "build":
+                    # Also where nobody writes meanwhile.
+                    self._look_again(core, rest_s)
             if field.index.lacks_placing():
                 # Nobody else may say so later: queries call only for what has lain there before.
                 self._look_again(core)
         if self._compacts and id(core) not in self._watched and compaction.is_due(core):
             purge = (id(core), "purge", 0)
             if purge not in self._jobs:
-                self._watch(
-                    core, max(0.0, self._failed.get(purge, 0.0) + _RETRY_S - time.monotonic())
-                )
+                self._watch(core, self._rest_s(purge))
 
     def build(self, core: Core, *, wait: bool, timeout_s: float | None) -> None:
-        """Queues a build of whatever is not indexed, in all fields, and waits for it if asked."""
+        """Queues a build of whatever is not indexed, in all fields, and waits for it if asked. Who waits ends
+        with Cancelled once its caller has gone, and the build goes on."""
         _must_write(core)
         end = None if timeout_s is None else time.monotonic() + timeout_s
         target = core.view.n_rows
@@ -136,12 +148,12 @@ class Builder:
         self._enqueue(core, "rebuild", number)
 
     def compact(self, core: Core, *, wait: bool, timeout_s: float | None) -> CompactResult:
-        """Gives back the space of dead rows, and of free pages; without `wait` it is only queued."""
+        """Gives back the space of dead rows, and of free pages; without `wait` it is only queued. Waits as `build`
+        does."""
         _must_write(core)
         end = None if timeout_s is None else time.monotonic() + timeout_s
         core.check_open()
-        with system_in_our_words(core.store.folder):
-            before = folder_bytes(core.store.folder)
+        before = folder_bytes(core.store.folder)
         job = self._enqueue(core, "compact", 0)
         if not wait:
             return CompactResult(0, before, before)
@@ -164,21 +176,17 @@ class Builder:
         jobs = [job for job in self._of(core) if job.task not in ("compact", "purge")]
         for job in jobs:
             task = job.task if job.task in (SIDE, PLACE) else "build"
-            self._failed[id(core), task, job.number] = time.monotonic()
+            self._paused[id(core), task, job.number] = time.monotonic() + _RETRY_S
             job.stopped = Cancelled("the build was cancelled")
         _stop(jobs)
         return bool(jobs)
 
     def cancel(self, core: Core) -> None:
         """Stops all work on a collection, and waits until it has let go of the store."""
-        with self._lock:
-            self._watched.pop(id(core), None)
-            self._unplaced.pop(id(core), None)
+        self._forget(core)
         _stop(self._of(core))
-        with self._lock:
-            # Another collection may get the same id.
-            for key in [key for key in self._failed if key[0] == id(core)]:
-                del self._failed[key]
+        # What failed meanwhile, too: another collection may get the same id.
+        self._forget(core)
 
     def close(self) -> None:
         """Cancels everything and waits for the thread."""
@@ -192,6 +200,17 @@ class Builder:
             thread.join()
 
     # -- the thread
+
+    def _forget(self, core: Core) -> None:
+        with self._lock:
+            self._watched.pop(id(core), None)
+            self._unsettled.pop(id(core), None)
+            for key in [key for key in self._paused if key[0] == id(core)]:
+                del self._paused[key]
+
+    def _rest_s(self, key: Key) -> float:
+        """How long it is not tried yet, 0 where it did not fail."""
+        return max(0.0, self._paused.get(key, 0.0) - time.monotonic())
 
     def _of(self, core: Core) -> list[Job]:
         with self._lock:
@@ -224,11 +243,13 @@ class Builder:
                 self._watched[id(core)] = (core, time.monotonic() + in_s)
                 self._wake()
 
-    def _look_again(self, core: Core) -> None:
-        """Has the thread look again soon whether a collection can be placed."""
+    def _look_again(self, core: Core, in_s: float = _SOON_S) -> None:
+        """Has the thread look again what a collection wants: whether it can be placed, or what failed be tried again."""
+        at = time.monotonic() + in_s
         with self._lock:
             if not self._closed and core.closed is None:
-                self._unplaced[id(core)] = core, time.monotonic() + _SOON_S
+                waiting = self._unsettled.get(id(core))
+                self._unsettled[id(core)] = core, at if waiting is None else min(at, waiting[1])
                 self._wake()
 
     def _wake(self) -> None:
@@ -237,9 +258,14 @@ class Builder:
             try:
                 thread.start()
             except RuntimeError as error:
-                # What is queued is done when a thread is to be had: whoever asks next tries again. Nobody
-                # who has written is told, since the write stands.
+                # Who waits for it is told, also who closes the collection; whoever asks next tries again. Nobody who
+                # has written is told, since the write stands.
                 log.error("no thread for work in the background: %s", error)
+                while self._queue:
+                    job = self._queue.popleft()
+                    job.error = _in_our_words(job, error)
+                    del self._jobs[job.key]
+                    job.done.set()
                 return
             self._thread = thread
         self._lock.notify_all()
@@ -247,19 +273,29 @@ class Builder:
     def _run(self) -> None:
         for job in self._jobs_in_turn():
             self._finish(job)
-            if not job.cancel.is_set():
-                # Rows that arrived during the build may already call for the next one.
-                try:
-                    self.consider(job.core)
-                except VecdbError:
-                    continue  # closed meanwhile
+            if not job.cancel.is_set() or isinstance(job.error, Cancelled):
+                # Rows that arrived during the build may already call for the next one, or it is to be tried again.
+                self._consider_behind(job.core)
+            # Nothing is kept of what is closed while this waits for the next.
+            del job
+
+    def _consider_behind(self, core: Core) -> None:
+        """`consider` in the thread, which lives on whatever that fails of; looks again after a while then."""
+        try:
+            if core.closed is None:
+                self.consider(core)
+        except VecdbError as error:
+            log.debug("collection %s: not looked after: %s", core.info.name, error.message)
+        except Exception:
+            log.exception("collection %s: not looked after", core.info.name)
+            self._look_again(core, _RETRY_S)
 
     def _jobs_in_turn(self) -> Iterator[Job]:
         """The queued jobs, and compactions of watched collections as their dead rows come of age."""
         while True:
             with self._lock:
                 while not self._queue and not self._closed:
-                    later = [*self._watched.values(), *self._unplaced.values()]
+                    later = [*self._watched.values(), *self._unsettled.values()]
                     first = min((at for _, at in later), default=None)
                     left = None if first is None else first - time.monotonic()
                     if left is not None and left <= 0:
@@ -272,6 +308,7 @@ class Builder:
                     self._queue.remove(job)
             if job is not None:
                 yield job
+                job = None
             else:
                 self._look()
 
@@ -283,14 +320,11 @@ class Builder:
             ripe = [core for core, at in self._watched.values() if at <= now]
             for core in ripe:
                 del self._watched[id(core)]
-            unplaced = [core for core, at in self._unplaced.values() if at <= now]
-            for core in unplaced:
-                del self._unplaced[id(core)]
-        for core in (one for one in unplaced if one.closed is None):
-            try:
-                self.consider(core)
-            except VecdbError as error:
-                log.debug("collection %s: not placed: %s", core.info.name, error.message)
+            unsettled = [core for core, at in self._unsettled.values() if at <= now]
+            for core in unsettled:
+                del self._unsettled[id(core)]
+        for core in unsettled:
+            self._consider_behind(core)
         for core in ripe:
             try:
                 if not compaction.is_due(core):
@@ -302,9 +336,13 @@ class Builder:
                     self._enqueue(core, "purge", 0)
             except VecdbError as error:
                 log.debug("collection %s: not compacted: %s", core.info.name, error.message)
+            except Exception:
+                # One that cannot be looked at must not keep all others from being looked after.
+                log.exception("collection %s: not compacted", core.info.name)
+                self._watch(core, _RETRY_S)
 
     def _finish(self, job: Job) -> None:
-        core = job.core
+        core, started_s = job.core, time.monotonic()
         try:
             if not job.cancel.is_set():
                 TASKS[job.task](job)
@@ -314,21 +352,35 @@ class Builder:
             job.error = _in_our_words(job, error)
             if isinstance(job.error, Internal):
                 log.exception("collection %s: %s failed", core.info.name, job.task)
-        finally:
+        try:
             if job.error is None and job.cancel.is_set():
                 job.error = job.stopped
             elif job.error is not None:
-                if job.task in ("build", "rebuild"):
-                    core.numbered(job.number).last_error = job.error.message
-                self._failed[job.key] = _failed_at(job, self._failed.get(job.key, -math.inf))
-                log.error("collection %s: %s", core.info.name, job.error.message)
+                self._note_failure(job, job.error, time.monotonic() - started_s)
+        except Exception:
+            log.exception("collection %s: the end of a %s", core.info.name, job.task)
+        finally:
+            # Whatever happened: who waits for it is told.
             with self._lock:
                 del self._jobs[job.key]
             job.done.set()
 
+    def _note_failure(self, job: Job, error: VecdbError, took_s: float) -> None:
+        core = job.core
+        if job.task in ("build", "rebuild"):
+            core.numbered(job.number).last_error = error.message
+        self._paused[job.key] = _paused_until(job, self._paused.get(job.key, -math.inf), took_s)
+        level = logging.ERROR if _is_news(job) else logging.DEBUG
+        log.log(level, "collection %s: %s", core.info.name, error.message)
+
 
 def _in_our_words(job: Job, error: Exception) -> VecdbError:
-    if isinstance(error, MemoryError):
+    if isinstance(error, RuntimeError) and is_of_memory(error):
+        return LimitExceeded(
+            f"no thread to be had for the {job.task} ({error}); queries go on without it. Lift the limit of threads "
+            "(ulimit -u) or of memory (ulimit -v), and ask again"
+        )
+    if is_of_memory(error):
         return LimitExceeded(
             f"not enough memory for the {job.task}; queries go on without it. Free some, lift the limit (ulimit -v), "
             "or choose a smaller quantization, and ask again"
@@ -340,11 +392,21 @@ def _in_our_words(job: Job, error: Exception) -> VecdbError:
     return Internal(f"{job.task} failed: {type(error).__name__}: {error}")
 
 
-def _failed_at(job: Job, before: float) -> float:
-    """The time from which the pause after a failure counts; `before` is that of the last one."""
+def _paused_until(job: Job, before: float, took_s: float) -> float:
+    """Until when a job that failed is not tried again; `before` is until when it was not the last time."""
     now = time.monotonic()
-    soon = isinstance(job.error, DeviceLost) and now - before > 2 * _RETRY_S
-    return now - _RETRY_S + _SOON_S if soon else now
+    if isinstance(job.error, DeviceLost) and now - before > _RETRY_S:
+        return now + _SOON_S
+    return now + (max(_RETRY_S, took_s) if job.task in ("build", "rebuild") else _RETRY_S)
+
+
+def _is_news(job: Job) -> bool:
+    """Whether what a job failed of is to be told: a placing that fails is tried again and again."""
+    there = job.core.numbered(job.number).index.on_device
+    if job.task != PLACE or there is None or job.error is None:
+        return True
+    there.failed = job.error.message
+    return there.is_news(there.failed)
 
 
 def _must_write(core: Core) -> None:
@@ -353,8 +415,17 @@ def _must_write(core: Core) -> None:
 
 
 def _wait(job: Job, end: float | None, timeout_s: float | None) -> None:
-    if not job.done.wait(None if end is None else max(0.0, end - time.monotonic())):
-        raise DeadlineExceeded(f"the {job.task} was not done within {timeout_s:g} s; it goes on")
+    longest_s = _LOOK_S if watched() else None
+    while True:
+        left_s = None if end is None else max(0.0, end - time.monotonic())
+        waits = [seconds for seconds in (left_s, longest_s) if seconds is not None]
+        if job.done.wait(min(waits, default=None)):
+            break
+        stop_if_unwanted()
+        if end is not None and time.monotonic() >= end:
+            raise DeadlineExceeded(
+                f"the {job.task} was not done within {timeout_s:g} s; it goes on"
+            )
     if job.error is not None:
         raise job.error
 

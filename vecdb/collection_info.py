@@ -188,6 +188,13 @@ def to_json(info: CollectionInfo) -> bytes:
     return msgspec.json.format(msgspec.json.encode(stored))
 
 
+def made_of(info: CollectionInfo) -> str:
+    """All settings as a text, equal for those that are equal."""
+    stored = msgspec.to_builtins(info)
+    del stored["error"], stored["created_at"]
+    return msgspec.json.encode(stored, order="sorted").decode()
+
+
 def from_json(name: str, settings: bytes) -> CollectionInfo:
     try:
         info = msgspec.json.decode(settings, type=CollectionInfo)

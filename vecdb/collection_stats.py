@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 
 from .builder import Builder
 from .collection_files import folder_bytes
+from .collection_info import shape_of
+from .copies import Copies, copy_faults
 from .core import Core
 from .durability import synced_sequence
-from .errors import Corrupted
+from .errors import Corrupted, VecdbError
 from .field import Field
 from .index import file_faults, side_faults
 from .recall_audit import Audit
-from .store import problems
+from .stopping import Interrupt, deadline, give_way
+from .store import Reader, beside_faults, problems
 from .types import AuditStats, CheckReport, CollectionStats, CurvePoint, IndexStats
 
+log = logging.getLogger("vecdb")
+
 _MAX_PROBLEMS = 100
+_TRIES = 100
+"""A writer in another process commits some thousand times a second at most, and to look at both takes some microseconds."""
 
 
 def collection_stats(core: Core, builder: Builder, audit: Audit | None) -> CollectionStats:
@@ -73,43 +83,78 @@ def index_stats(core: Core, builder: Builder, audit: Audit | None, field: Field)
     )
 
 
-def check(core: Core) -> CheckReport:
+def check(core: Core, timeout_s: float | None) -> CheckReport:
     """See `Collection.check`."""
+    in_time = deadline(timeout_s)
+
+    def interrupt() -> None:
+        # A rest makes the transaction of the check last longer, and a map that is to grow waits for its end.
+        if not core.store.is_awaited:
+            give_way()
+        in_time()
+
     found: list[str] = []
     try:
-        for sentence in _store_faults(core):
+        for sentence in _store_faults(core, interrupt):
             found.append(sentence)
             if len(found) >= _MAX_PROBLEMS:
                 break
     except Corrupted as error:
         found.append(error.message)
-    found += _index_faults(core)
+    try:
+        found += _index_faults(core, interrupt)
+        found += beside_faults(core.store.folder, shape_of, core.options)
+    except VecdbError:
+        raise  # DeadlineExceeded is an OSError
+    except OSError as error:
+        found.append(f"the files of {core.store.folder} cannot be looked at: {error}")
     return CheckReport(not found, core.view.n_live, tuple(found[:_MAX_PROBLEMS]))
 
 
-def _store_faults(core: Core) -> Iterator[str]:
-    with core.exclusive():
-        view = core.view
-        with core.read() as reader:
-            state = reader.state()
-    if (view.sequence, view.n_rows, view.n_live) != tuple(state):
-        yield (
-            f"the index is at commit {view.sequence} with {view.n_rows} rows and "
-            f"{view.n_live} live ones, the store at {tuple(state)}"
-        )
-    with core.read() as reader:
-        yield from problems(reader)
+def _store_faults(core: Core, interrupt: Interrupt) -> Iterator[str]:
+    with _moment(core) as (copies, reader):
+        sound = True
+        for fault in problems(reader.alone(), interrupt):
+            sound = False
+            yield fault
+        # Beside a store with faults, what memory has may be what is right: it stays, and is not measured by these.
+        if not sound or copies is None:
+            return
+        found = list(islice(copy_faults(copies, reader, interrupt), _MAX_PROBLEMS))
+    if found:
+        log.error("collection %s: copies in memory are wrong, made anew: %s", core.info.name, found)
+        core.drop_copies()
+    yield from (f"in memory: {one}; all copies are made anew from the store" for one in found)
 
 
-def _index_faults(core: Core) -> list[str]:
+@contextmanager
+def _moment(core: Core) -> Iterator[tuple[Copies | None, Reader]]:
+    """The copies of a collection and its store at one moment; writers are kept out for some microseconds.
+
+    None for the copies of a collection that another process writes, where that commits each time before both are
+    there.
+    """
+    for tries_left in range(_TRIES, -1, -1):
+        with ExitStack() as stack:
+            with core.exclusive():
+                core.mend()
+                copies = Copies.of(core)
+                reader = stack.enter_context(core.read())
+            behind = core.read_only and copies.view.sequence != reader.state().sequence
+            if not behind or not tries_left:
+                yield (None if behind else copies), reader
+                return
+
+
+def _index_faults(core: Core, interrupt: Interrupt) -> list[str]:
     """What is wrong with saved indexes: files that fail their checksums, and those that could not be used."""
     found = []
     for field in core.all_fields:
         record = field.record
         faults = []
         if record is not None:
-            faults = file_faults(record, core.store.folder)
-            faults += side_faults(core.store.folder, record.graph.name)
+            faults = file_faults(record, core.store.folder, interrupt)
+            faults += side_faults(core.store.folder, record.graph.name, interrupt)
         if field.record is not record:
             continue  # A build has put new files into the place of these, and has read them.
         if not faults and field.raw_record is not None and record is None:

@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from .columns import Cells
 from .pivot import STRING
 from .scalars import INT64_MAX, INT64_MIN
+from .stopping import Interrupt
 
 Mask = NDArray[np.bool_]
+Asked = Callable[[Sequence[str], Interrupt], list[bool]]
+"""The answers for some strings; the interrupt is called where they take long."""
 
 FEW = 8
 """Up to here one comparison an operand beats a search in sorted operands."""
@@ -26,8 +29,8 @@ _CELLS = 65_536
 """Values compared at once where several arrays are made on the way: they stay in the cache."""
 _HASH_BITS = 17
 _ODD = np.int64(-7046029254386353131)  # 2^64 over the golden ratio: spreads bits upwards
-_CHUNK = 8_192
-"""Strings between two calls of `interrupt`: some milliseconds."""
+_CHUNK = 1_024
+"""Strings between two calls of `interrupt`: a millisecond or two of a pattern, more where they are long."""
 _FEW_PLACES = 64
 """Sorting the codes of one string in so many costs less than tables as long as all strings."""
 _NUMPY: dict[str, np.ufunc] = {
@@ -136,7 +139,7 @@ def nearest(number: float) -> float:
         return math.inf if number > 0 else -math.inf
 
 
-def by_string(cells: Cells, texts: Callable[[Sequence[str]], list[bool]]) -> Mask:
+def by_string(cells: Cells, texts: Asked) -> Mask:
     """Asks once a distinct string: of those at wanted places, or of all when that is less work."""
     is_string = cells.tags == STRING
     strings = cells.strings
@@ -157,19 +160,19 @@ def by_string(cells: Cells, texts: Callable[[Sequence[str]], list[bool]]) -> Mas
     else:
         for at in range(0, n_strings, _CHUNK):
             cells.interrupt()
-            answers[at : at + _CHUNK] = texts(strings[at : min(at + _CHUNK, n_strings)])
+            answers[at : at + _CHUNK] = texts(
+                strings[at : min(at + _CHUNK, n_strings)], cells.interrupt
+            )
     return typed(cells, STRING, by_code(cells, answers))
 
 
-def _asked(
-    cells: Cells, codes: NDArray[np.int64], texts: Callable[[Sequence[str]], list[bool]]
-) -> Mask:
+def _asked(cells: Cells, codes: NDArray[np.int64], texts: Asked) -> Mask:
     """The answer for each of these strings."""
     answers = np.zeros(len(codes), np.bool_)
     for at in range(0, len(codes), _CHUNK):
         cells.interrupt()
         some = codes[at : at + _CHUNK].tolist()
-        answers[at : at + _CHUNK] = texts([cells.strings[code] for code in some])
+        answers[at : at + _CHUNK] = texts([cells.strings[code] for code in some], cells.interrupt)
     return answers
 
 

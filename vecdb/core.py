@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from .ages import Ages
 from .behind import Behind
-from .columns import Columns
-from .device.devices import Devices, assigned
+from .columns import ColumnMoment, Columns
+from .device.devices import Devices, asked_for, assigned
 from .errors import Closed, InvalidQuery, ReadOnly, VecdbError
 from .fetching import must_be_readable
 from .field import Field, FieldState, any_cut_off
@@ -35,7 +35,7 @@ from .pins import Pins
 from .selection import Selection
 from .stopping import Interrupt
 from .store import CollectionStore, Reader, State
-from .stored_columns import StoredColumns
+from .stored_columns import SLICE_ROWS, StoredColumns
 from .types import CollectionInfo
 from .vectors import Space
 
@@ -44,7 +44,7 @@ log = logging.getLogger("vecdb")
 Rows = NDArray[np.int64]
 _Matched = tuple[Filter | None, FilterMasks, Selection | None]
 
-_LOAD_ROWS, _LOAD_IDS = 8_192, 1 << 18
+_LOAD_IDS = 1 << 18
 
 
 class Core:
@@ -66,6 +66,7 @@ class Core:
         self.store = store
         self.options = options
         self.read_only = read_only
+        self.others_read = others_read
         self.pins = Pins()
         self.devices = devices
         """Those of the database; None where the CPU serves alone."""
@@ -77,7 +78,8 @@ class Core:
         self._matched: _Matched = (None, self.masks, None)
         self.closed: str | None = None
         store.on_rest = self._let_go
-        self._lane = Lane(store, self._publish, threads, self._prepare, others_read=others_read)
+        publish = self._publish, self._fell_behind
+        self._lane = Lane(store, *publish, threads, self._prepare, others_read=others_read)
         self.commits, self.groups = self._lane.commits, self._lane.groups
         self._news = News(info.name, follows=read_only)
         self._columns_lock = threading.Lock()
@@ -122,8 +124,8 @@ class Core:
         numbers = [*range(1, len(settings)), 0]
         placements = None if self.devices is None else self.devices.placements
         names = self.assigned.names
-        asked_for = self.info.device not in ("auto", "cpu")
-        on_devices = (placements, names, asked_for) if placements is not None and names else None
+        asked = asked_for(self.info.device, str(self.options["device"]))
+        on_devices = (placements, names, asked) if placements is not None and names else None
         store, options = self.store, self.options
         fields = tuple(
             Field(store, number, name, settings[name], options, before.get(number), on_devices)
@@ -156,7 +158,7 @@ class Core:
         self.default = fields[-1]
         self.index = self.default.index
         self._stale = False
-        if state.next_row >= _LOAD_ROWS:
+        if state.next_row >= SLICE_ROWS:
             # Each vector was read once; without this the map would count beside the copies.
             self.store.let_pages_go()
         self._behind = self._behind.followed_by(Behind(self.info.name, fields, self.store))
@@ -220,7 +222,7 @@ class Core:
             if state.sequence == view.sequence:
                 return
             if self._columns_ready:
-                self._extend_columns(state.next_row, StoredColumns())
+                StoredColumns().extend(self.columns, self.store, state.next_row)
             for field in self.all_fields:
                 field.publish(state.sequence)
             self._stale = False
@@ -255,38 +257,44 @@ class Core:
                 self.columns.prepare(applied.columns)
 
     def _publish(self, applied: Sequence[Applied], sequence: int) -> None:
-        """Follows a commit with all copies; called in the lane.
-
-        Raises nothing: the commit stands. After a fault the next call makes the copies anew.
-        """
-        if self._stale:
-            return
-        try:
-            if sequence == self.index.view.sequence:
-                return  # nothing changed
-            for change in applied:
-                if change.vectors is not None:
-                    first_row = self.ids.n_rows
-                    self.ids.append(change.ids)
-                    for field in self.all_fields:
-                        field.append(change, first_row)
-                    if self._columns_ready and change.columns is not None:
-                        self.columns.extend(change.columns, self.columns.n_rows)
+        """Follows a commit with all copies; called in the lane. What it raises ends in `_fell_behind`."""
+        now = self.index.view.sequence
+        if self._stale or sequence == now:
+            return  # all is made anew, or nothing changed
+        if sequence != now + 1:
+            raise RuntimeError(f"commit {now + 1} was never followed")
+        for change in applied:
+            if change.vectors is not None:
+                first_row = self.ids.n_rows
+                self.ids.append(change.ids)
                 for field in self.all_fields:
-                    field.index.kill(change.killed)
-                self.deaths.extend(change.killed, sequence)
-            # That of the record's own vector comes last: it is what readers wait for.
+                    field.append(change, first_row)
+                if self._columns_ready and change.columns is not None:
+                    self.columns.extend(change.columns, self.columns.n_rows)
             for field in self.all_fields:
-                field.publish(sequence)
-            self.ages.saw(sequence)
-        except Exception:
-            # Not before: whoever reads meanwhile reads the moment before, and waits for nobody.
-            self._stale = True
-            log.exception(
-                "collection %s: commit %d stands, but following it in memory failed; all copies are made anew",
-                self.info.name, sequence,
-            )  # fmt: skip
+                field.index.kill(change.killed)
+            self.deaths.extend(change.killed, sequence)
+        # That of the record's own vector comes last: it is what readers wait for.
+        for field in self.all_fields:
+            field.publish(sequence)
+        self.ages.saw(sequence)
         self._news.tell()
+
+    def _fell_behind(self, sequence: int) -> None:
+        """After `_publish` raised: the commit stands, and the next call makes the copies anew. Not sooner: whoever reads
+        meanwhile reads the moment before, and waits for nobody."""
+        self._stale = True
+        log.exception(
+            "collection %s: commit %d stands, but following it in memory failed; all copies are made anew",
+            self.info.name, sequence,
+        )  # fmt: skip
+        self._news.tell()
+
+    def drop_copies(self) -> None:
+        """Has the next call make all copies anew from the store; until then reads go on with what is there."""
+        with self._lane.exclusive():
+            self.store.forget_copies()
+            self._stale = True
 
     # -- writing
 
@@ -343,11 +351,12 @@ class Core:
             with self._columns_lock:
                 stored = StoredColumns()
                 while not self._columns_ready:
-                    if self.index.view.n_rows - self.columns.n_rows > _LOAD_ROWS:
-                        self._extend_columns(self.columns.n_rows + _LOAD_ROWS, stored)
+                    known = self.columns.n_rows
+                    if self.index.view.n_rows - known > SLICE_ROWS:
+                        stored.extend(self.columns, self.store, known + SLICE_ROWS)
                         continue
                     with self._lane.exclusive():
-                        self._extend_columns(self.index.view.n_rows, stored)
+                        stored.extend(self.columns, self.store, self.index.view.n_rows)
                         columns, self._columns_ready = self.columns, True
         return columns
 
@@ -360,18 +369,9 @@ class Core:
         except VecdbError as error:
             log.error("collection %s: columns not built: %s", self.info.name, error.message)
 
-    def _extend_columns(self, stop: int, stored: StoredColumns) -> None:
-        columns = self.columns
-        while columns.n_rows < stop:
-            first, end = columns.n_rows, min(columns.n_rows + _LOAD_ROWS, stop)
-            offsets: list[int] = []
-            texts: list[bytes] = []
-            with self.store.read() as reader:
-                for row, text in reader.metadata_range(first, end):
-                    offsets.append(row - first)
-                    # Thousands of buffers at once would keep the garbage collector busy.
-                    texts.append(bytes(text))
-            columns.extend(stored.batch(end - first, offsets, texts), first)
+    def columns_if_ready(self) -> tuple[Columns, dict[str, ColumnMoment]] | None:
+        """The columns with what changes of them, in the lane; None before they are built."""
+        return (self.columns, self.columns.moment()) if self._columns_ready else None
 
     def matching(
         self, expression: Filter, moment: Moment, interrupt: Interrupt = lambda: None

@@ -8,7 +8,7 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -17,8 +17,17 @@ from . import disk, folder
 from .backed_up import BackedUp
 from .builder import Builder
 from .collection import Collection
-from .collection_files import listed, named_where_damaged, sweep_files, sweep_folders
-from .collection_info import check_info, check_name, from_json, must_agree, shape_of, to_json
+from .collection_files import (
+    listed,
+    make_files,
+    marked,
+    must_be_own,
+    named_where_damaged,
+    sweep_folders,
+    sweep_opened,
+    unmark,
+)
+from .collection_info import check_info, from_json, made_of, must_agree, shape_of
 from .core import Core
 from .device.choice import parse as parse_device
 from .device.devices import Devices, must_be_there, open_devices
@@ -26,6 +35,8 @@ from .errors import Closed, DatabaseLocked, LimitExceeded, ReadOnly, VecdbError
 from .index.card import count_gpus
 from .lane_threads import LaneThreads
 from .layout import COLLECTIONS_FOLDER, UNNAMED_FILE
+from .naming import Naming, change_of
+from .out_of_memory import tells_memory
 from .settings import ENGINE, resolve
 from .store import (
     Awake,
@@ -49,19 +60,18 @@ _open_lock = threading.Lock()
 def open(path: str | os.PathLike[str], *, read_only: bool = False, **settings: Any) -> Database:
     """Opens the database in folder `path`, making an empty one if the folder is missing or empty.
 
-    One process may have it open for writing; others may open it with `read_only=True` beside it and follow its commits.
-    Settings are those of docs/reference.md. Raises DatabaseLocked, DatabaseNotFound (read_only), FormatMismatch, InvalidSetting, DeviceNotFound when
+    One process may have it open for writing; others may open it with `read_only=True` beside it and follow its commits. Settings are those of docs/reference.md. Raises DatabaseLocked, DatabaseNotFound (read_only), FormatMismatch, InvalidSetting, DeviceNotFound when
     the setting `device` names GPUs that are not there; ReadOnly when this process may not write the folder,
-    StorageFull, LimitExceeded (open files, address space), and OSError when the folder cannot be made for another reason. Collections that ask for a GPU open without one too, see `create_collection`.
+    StorageFull, LimitExceeded (open files, address space), Internal when the disk fails (EIO), and OSError when the folder cannot be made for another reason. Collections that ask for a GPU open without one too, see `create_collection`.
     """
     return Database(Path(path), read_only=read_only, settings=settings)
 
 
-class Database(BackedUp):
+@tells_memory
+class Database(BackedUp, Naming):
     """An open database; a context manager. Any thread may use it. Not usable after a fork.
 
-    Locks are taken in this order: `_changes` (one change of names at a time), then the lock of a
-    collection (one thread opens or drops it), then `_lock` (the dicts in here, never for long).
+    Locks are taken in this order: `_changes` (one change of names at a time), then the lock of a collection (one thread opens or drops it), then `_lock` (the dicts in here, never for long).
     """
 
     def __init__(
@@ -105,15 +115,20 @@ class Database(BackedUp):
         """The GPUs that the setting `device` has chosen; None where the CPU serves alone."""
         try:
             self.devices = open_devices(self._options, count_gpus)
+            made, names = self.path / COLLECTIONS_FOLDER, self._catalog.names().of
+            with system_in_our_words(made):
+                self._builder = Builder(self._options, read_only=read_only)
+                self._lane_threads = LaneThreads()
+                self._awake = Awake(int(self._options["max_open_collections"]))
+                if not read_only:
+                    sweep_folders(made, names, self._remove)
         except BaseException:
+            # No thread runs yet, and whoever tries again must not find the folder taken.
+            if self.devices is not None:
+                self.devices.close()
             self._catalog.close()
             self._release()
             raise
-        self._builder = Builder(self._options, read_only=read_only)
-        self._lane_threads = LaneThreads()
-        self._awake = Awake(int(self._options["max_open_collections"]))
-        if not read_only:
-            sweep_folders(self.path / COLLECTIONS_FOLDER, self._catalog.names().of, self._remove)
 
     def __enter__(self) -> Self:
         return self
@@ -141,6 +156,7 @@ class Database(BackedUp):
         vectors: Mapping[str, VectorSettings | Mapping[str, Any]] | None = None,
         exist_ok: bool = False,
         device: str = "auto",
+        request_id: str | None = None,
     ) -> Collection:
         """Makes an empty collection.
 
@@ -157,14 +173,20 @@ class Database(BackedUp):
         CPU answers the same. It is then served by those that are there, else by the CPU, and says so: one warning in the
         log, and `device_note` in `stats` and `explain`.
         Raises CollectionExists if the name is taken, unless `exist_ok` is set and all settings are equal; InvalidName,
-        InvalidSetting, DeviceNotFound.
+        InvalidSetting, DeviceNotFound. `request_id` as in `Naming`: a repetition gives the collection that was made then,
+        or raises CollectionNotFound when it has been dropped since.
         """
         info = check_info(
             name, dimension, metric, storage, index, target_recall, schema, description,
             quantization, vectors, device,
         )  # fmt: skip
+        change = change_of(request_id, "create", name, made_of(info))
         with self._change():
             names = self._catalog.names()
+            if (done := self._catalog.was_done(change)) is not None:
+                if done.token not in names.of:
+                    raise not_found(name)
+                return self._collection(names.of[done.token], done.token)
             held = names.collections.get(name)
             if held is not None and exist_ok:
                 must_agree(info, self._info(name, held))
@@ -176,12 +198,16 @@ class Database(BackedUp):
             token = secrets.token_hex(8)
             try:
                 self._make_folder(token, info)
-                self._catalog.add(name, token)
+                # Before the catalog names it: behind that nothing may fail, since what is refused is not done.
+                made = self._collection(name, token)
+                self._catalog.add(name, token, change)
             except BaseException:
                 if token not in self._catalog.names().of:
-                    self._remove(token, "create")
+                    with self._collection_lock(token):
+                        self._discard(token, f"collection {name!r} could not be made", "create")
                 raise
-            return self._collection(name, token)
+            unmark(self._folder(token), "create")
+            return made
 
     def get_collection(self, name: str) -> Collection:
         """The collection with this name or alias. Raises CollectionNotFound."""
@@ -193,6 +219,11 @@ class Database(BackedUp):
         if token is None:
             raise not_found(name)
         return self._collection(names.of[token], token)
+
+    def own_name(self, name: str) -> str:
+        """The name of the collection with this name or alias. Opens nothing. Raises CollectionNotFound."""
+        self._check_open()
+        return self._catalog.names().of.get(self._token(name), name)  # the latter: dropped just now
 
     def list_collections(self) -> list[CollectionInfo]:
         """Settings of all collections, ordered by name; one whose files cannot be opened has `error`. Loads none of them."""
@@ -207,49 +238,20 @@ class Database(BackedUp):
         self._check_open()
         return list(self._catalog.names().collections)
 
-    def drop_collection(self, name: str) -> None:
-        """Removes a collection, its records, and aliases that point to it; takes no alias."""
+    def drop_collection(self, name: str, *, request_id: str | None = None) -> None:
+        """Removes a collection, its records, and aliases that point to it; takes no alias. `request_id` as in `Naming`."""
+        change = change_of(request_id, "drop", str(name))
         with self._change():
+            if self._catalog.was_done(change):
+                return
             token = self._catalog.names().collections.get(name)
             if token is None:
                 raise not_found(name)
-            self._mark_unnamed(token, "drop")
-            self._catalog.remove(name)
+            # To the end: an opening would take the mark away, or open what is about to go.
             with self._collection_lock(token):
-                with self._lock:
-                    core = self._cores.pop(token, None)
-                    self._infos.pop(token, None)
-                if core is not None:
-                    self._builder.cancel(core)
-                    core.close(f"collection {name!r} was dropped")
-                self._remove(token, "drop")
-
-    def rename_collection(self, name: str, new_name: str) -> None:
-        """Renames; aliases follow, open handles go on. Raises CollectionExists, CollectionNotFound."""
-        check_name(new_name)
-        with self._change():
-            self._catalog.rename(name, new_name)
-            core = self._cores.get(self._catalog.names().collections[new_name])
-            if core is not None:
-                core.info = dataclasses.replace(core.info, name=new_name)
-
-    # -- aliases
-
-    def set_alias(self, alias: str, collection: str) -> None:
-        """Makes an alias, or points an existing one elsewhere in one step."""
-        check_name(alias)
-        with self._change():
-            self._catalog.set_alias(alias, collection)
-
-    def drop_alias(self, alias: str) -> None:
-        """Removes an alias. Raises AliasNotFound."""
-        with self._change():
-            self._catalog.drop_alias(alias)
-
-    def list_aliases(self) -> dict[str, str]:
-        """Alias to collection name, ordered by alias."""
-        self._check_open()
-        return dict(self._catalog.names().aliases)
+                with marked(self._folder(token), partial(self._is_named, token), "drop"):
+                    self._catalog.remove(name, change)
+                self._discard(token, f"collection {name!r} was dropped", "drop")
 
     # -- for operators
 
@@ -264,10 +266,7 @@ class Database(BackedUp):
         """Whether the collection with this name or alias is in memory, so that calls are answered at once.
         Raises CollectionNotFound."""
         self._check_open()
-        token = self._catalog.names().token(name)
-        if token is None:
-            raise not_found(name)
-        core = self._cores.get(token)
+        core = self._cores.get(self._token(name))
         return core is not None and core.closed is None
 
     # -- the end
@@ -334,34 +333,36 @@ class Database(BackedUp):
         with self._lock:
             return self._collection_locks.setdefault(token, threading.Lock())
 
+    def _is_named(self, token: str) -> bool:
+        return token in self._catalog.names().of
+
     def _folder(self, token: str) -> Path:
         return self.path / COLLECTIONS_FOLDER / token
 
     def _make_folder(self, token: str, info: CollectionInfo) -> None:
-        """A complete and durable collection folder that nothing points to yet."""
-        made = self._folder(token)
-        disk.make_folder(made, "create", parents=True)
-        self._mark_unnamed(token, "create")
-        settings = to_json(info)
-        CollectionStore.create(made, settings, shape_of(settings), self._options).close()
-        for path in (made, made.parent, self.path):
-            disk.sync_folder(path, "create")
-
-    def _mark_unnamed(self, token: str, what: str) -> None:
-        """Says durably that the folder is litter unless the catalog names it."""
-        if (made := self._folder(token)).is_dir():  # else somebody has removed it
-            disk.make_empty(made / UNNAMED_FILE, what)
-            disk.sync_folder(made, what)
+        make_files(self._folder(token), info, self._options)
 
     def _remove(self, token: str, what: str) -> None:
         """Removes the folder of a collection, the mark last: stopped half-way, the rest is litter still."""
         disk.remove_tree(self._folder(token), what, last=UNNAMED_FILE)
+
+    def _discard(self, token: str, why: str, what: str) -> None:
+        """Closes a collection that nothing names, and removes its folder. In its lock."""
+        with self._lock:
+            core = self._cores.pop(token, None)
+            self._infos.pop(token, None)
+        if core is not None:
+            self._builder.cancel(core)
+            with suppress(ReadOnly):  # what could not be synced goes with it
+                core.close(why)
+        self._remove(token, what)
 
     def _open_store(self, name: str, token: str) -> CollectionStore:
         path = self._folder(token)
         if not path.is_dir() and token not in self._catalog.names().of:
             raise not_found(name)  # dropped since its name was looked up
         with named_where_damaged(name):
+            must_be_own(path, name, self._catalog.names().of)
             return CollectionStore.open(
                 path, shape_of, self._options, read_only=self.read_only, awake=self._awake
             )
@@ -411,13 +412,12 @@ class Database(BackedUp):
                     devices=self.devices,
                     others_read=self.others_read,
                 )
-                if note := core.assigned.note:
-                    # Once an opening: each query tells by itself.
+                if note := core.assigned.note:  # once an opening: each query tells by itself
                     log.warning("collection %s asks for device %s: %s", name, info.device, note)
                 for repair in store.repairs:
                     log.warning("collection %s: %s", name, sentence(repair))
-                if not self.read_only:
-                    sweep_files(core)
+                if not self.read_only and token in self._catalog.names().of:
+                    sweep_opened(core)
                 has_metadata = store.has_metadata()
                 with self._lock:
                     self._check_open()

@@ -20,6 +20,8 @@ from .vectors import Space, width_of
 
 _TABLES = {"metadata": "metadata", "document": "documents", "content": "contents", "uri": "uris"}
 
+_COMPARED_BYTES = 256 * 1024 * 1024
+"""Contents that are read for their checksums in one go: some tenths of a second in which LMDB keeps old pages."""
 _COMPACTED = (
     "and the collection was compacted since. Start again without a cursor, or keep more history with "
     "the setting history_s"
@@ -70,8 +72,12 @@ def fetch(
     `max_bytes` together, nothing is copied: LimitExceeded, or with `cut` only the first rows that fit,
     at least one. With `cut` the rows may be of a moment that is past: InvalidCursor when a
     compaction has taken any of them since; and their checksums are compared when anything is included:
-    Corrupted names the records. A checksum takes all that is stored of a record, so where a collection
-    holds contents, which may be large, that is done only when these are included.
+    Corrupted names the records.
+
+    A checksum takes all that is stored of a record, so contents that were not asked for are read too, where they lie.
+    A scan of 20,000 rows of 384 float32 with metadata, a document and a content of 10 KB, all in the file cache, takes 12 us
+    a row so, and took 6 when such contents kept checksums from being compared. In one transaction no more than
+    `_COMPARED_BYTES` of them are read, or one.
     """
     if cut:
         _must_be_there(reader, rows)
@@ -88,9 +94,15 @@ def fetch(
         rows, ids = rows[:fitting], ids[:fitting]
         held = {part: views[:fitting] for part, views in held.items()}
     vectors, named, present = None, None, None
+    views = {_TABLES[part]: found for part, found in held.items()}
+    if cut and include and "content" not in include and reader.entries("contents"):
+        unasked = {"contents": reader.views("contents", rows)}
+        fitting = max(1, _fitting(unasked, len(rows), 0, _COMPARED_BYTES))
+        rows, ids = rows[:fitting], ids[:fitting]
+        held = {part: found[:fitting] for part, found in held.items()}
+        views = {table: found[:fitting] for table, found in (views | unasked).items()}
     stored = reader.vectors(rows) if "vector" in include else None
-    if cut and include and ("content" in include or not reader.entries("contents")):
-        views = {_TABLES[part]: found for part, found in held.items()}
+    if cut and include:
         must_be_whole(reader, rows, [i.encode() for i in ids], views, stored)
     if stored is not None:
         vectors = _readable(stored, info_of(reader).storage)

@@ -231,4 +231,11 @@ def _on_device(
         return before.index.on_device
     if devices is None:
         return None
-    return OnDevice(*devices, settings.dimension, settings.metric, settings.storage, options)
+    return OnDevice(
+        *devices,
+        settings.dimension,
+        settings.metric,
+        settings.storage,
+        options,
+        settings.quantization,
+    )

@@ -31,6 +31,7 @@ Rows = NDArray[np.int64]
 _IDS_AT_ONCE = 65_536
 _DOCUMENTS_AT_ONCE = 256
 """A document takes up to 16 MiB."""
+_CHARS_AT_ONCE = 1 << 20
 
 
 class RowSource(Protocol):
@@ -106,6 +107,7 @@ class Node(Protocol):
 
 def marked(node: Node, scope: Scope, wanted: Mask) -> Mask:
     """`node.mask`, made from a list where there is one."""
+    scope.interrupt()
     few = node.few(scope)
     if few is None:
         return node.mask(scope, wanted)
@@ -147,6 +149,7 @@ class And:
                 found = found[scope.live.is_live(found)]
             for child in self.children:
                 if child is not first and len(found):
+                    scope.interrupt()
                     inner = scope.only(found)
                     found = found[child.mask(inner, inner.all())]
             return found
@@ -263,6 +266,7 @@ def _listed(scope: Scope, path: str, predicates: Sequence[Predicate]) -> Few | N
     n_rows = scope.n_rows
     if n_rows is None:
         return None
+    scope.interrupt()  # A filter may have ten thousands of these.
     return field_few(scope.columns.column(path), predicates, n_rows, scope.interrupt)
 
 
@@ -309,7 +313,7 @@ class IdText:
         for at in range(0, len(offsets), _IDS_AT_ONCE):
             scope.interrupt()
             some = offsets[at : at + _IDS_AT_ONCE]
-            mask[some] = self.predicate.texts(scope.source.ids(scope.rows(some)))
+            mask[some] = self.predicate.texts(scope.source.ids(scope.rows(some)), scope.interrupt)
         return mask
 
 
@@ -331,8 +335,21 @@ class Document:
             some = offsets[at : at + _DOCUMENTS_AT_ONCE]
             found = scope.source.documents(scope.rows(some))
             present = np.array([text is not None for text in found], np.bool_)
-            mask[some[present]] = self.predicate.texts([t for t in found if t is not None])
+            mask[some[present]] = _asked([t for t in found if t is not None], self.predicate, scope)
         return mask
+
+
+def _asked(texts: list[str], predicate: Predicate, scope: Scope) -> list[bool]:
+    """The answer for each of some texts, with an interrupt after each megabyte or so of them, beside those of the predicate."""
+    answers: list[bool] = []
+    start = size = 0
+    for end, text in enumerate(texts, 1):
+        size += len(text)
+        if size >= _CHARS_AT_ONCE or end == len(texts):
+            answers += predicate.texts(texts[start:end], scope.interrupt)
+            start, size = end, 0
+            scope.interrupt()
+    return answers
 
 
 def all_of(children: Sequence[Node]) -> Node:

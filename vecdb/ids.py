@@ -123,6 +123,20 @@ class Ids:
                 f"a stored id is not what was written ({error}); `check` names its row, restore a backup"
             ) from error
 
+    def raw(self, start: int, stop: int) -> list[bytes]:
+        """Ids of rows [start, stop) as they are held; 0.2 us each."""
+        starts, stops = self._starts[start:stop].tolist(), self._stops[start:stop].tolist()
+        texts = self._texts
+        return [texts[a:b] for a, b in zip(starts, stops, strict=True)]
+
+    def kept(self, start: int, stop: int) -> tuple[NDArray[np.int64], list[str]]:
+        """Those of the rows [start, stop) of which a text is kept, and these texts."""
+        kept = self._kept
+        if kept is None:
+            return np.empty(0, np.int64), []
+        rows = np.flatnonzero(kept.there[start:stop]) + start
+        return rows, kept.texts[rows].tolist()
+
     @property
     def nbytes(self) -> int:
         kept = self._kept

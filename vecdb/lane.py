@@ -60,14 +60,27 @@ class Write(Protocol):
     """A prepared write. All that can be done outside the lane has been done."""
 
     @property
-    def alone(self) -> bool:
-        """Whether it must see all earlier writes published, so that it shares no commit."""
+    def frees(self) -> bool:
+        """Whether it only takes records away, so that it may use the room that is kept for that."""
+
+    @property
+    def adds(self) -> int:
+        """How many rows it may add."""
+
+    @property
+    def looks(self) -> bool:
+        """Whether it looks at the rows that earlier writes of its commit have added: it shares one with few of them."""
 
     def apply(self, writer: Writer, sequence: int, before: Sequence[ColumnBatch]) -> Applied:
-        """Writes into the open transaction. Refuses with a VecdbError before its first change.
+        """Writes into the open transaction, which shows what earlier writes of the commit have done; all commits before
+        are published. Refuses with a VecdbError before its first change.
 
         `before` are the columns that earlier writes of the same commit have added.
         """
+
+
+_ROWS_LOOKED_AT = 1_024
+"""To look at one that is published nowhere yet takes some 3 us, in which all writers wait."""
 
 
 def _closed_lock() -> threading.Lock:
@@ -92,7 +105,8 @@ class _Entry:
 
 
 class Lane:
-    """Any thread may call. `publish(applied, sequence)` runs in the lane, after each commit.
+    """Any thread may call. `publish(applied, sequence)` runs in the lane, after each commit; when it raises,
+    `fell_behind(sequence)` does in the `except` of it, and the write is acknowledged all the same: its commit stands.
 
     `prepare(applied)` runs in a thread of its own while a commit waits for the disk, with the first write
     that will be published after it, if it has many vectors; the lane waits for it. It does what publishing
@@ -104,6 +118,7 @@ class Lane:
         self,
         store: CollectionStore,
         publish: Callable[[Sequence[Applied], int], None],
+        fell_behind: Callable[[int], None],
         threads: LaneThreads,
         prepare: Callable[[Applied], None] = lambda _: None,
         *,
@@ -112,6 +127,7 @@ class Lane:
         """`others_read`: `landing` says what processes that read beside this one may show already."""
         self._store = store
         self._publish = publish
+        self._fell_behind = fell_behind
         self._prepare = prepare
         self._lane = threading.RLock()
         self._mutex = threading.Lock()
@@ -207,7 +223,7 @@ class Lane:
                         with self._on_its_way():
                             self._commit(group)
                     except BaseException as error:
-                        # Not one may wait for ever.
+                        # Not one may wait for ever. Those whose commit stands are done.
                         for each in group:
                             each.error = each.error or (None if each.done else error)
                 for other in group:
@@ -236,10 +252,12 @@ class Lane:
     def _take_group(self) -> list[_Entry]:
         self._let_back_in()
         with self._mutex:
-            end = next(
-                (n for n, e in enumerate(self._waiting) if e.write.alone), len(self._waiting)
-            )
-            end = max(end, 1)
+            end, added = len(self._waiting), 0
+            for n, entry in enumerate(self._waiting):
+                if entry.write.looks and added > _ROWS_LOOKED_AT:
+                    end = n
+                    break
+                added += entry.write.adds
             group, self._waiting = self._waiting[:end], self._waiting[end:]
         self._let_go = len(group) - 1
         return group
@@ -250,6 +268,7 @@ class Lane:
 
     def _commit(self, group: list[_Entry]) -> None:
         outcomes: list[Applied | VecdbError] = []
+        done: list[Applied] = []
         preparing: list[Future[None]] = []
 
         def work(writer: Writer, sequence: int) -> None:
@@ -267,10 +286,11 @@ class Lane:
                 outcomes.append(applied)
                 if applied.columns is not None:
                     columns.append(applied.columns)
+            done[:] = [o for o in outcomes if isinstance(o, Applied)]
 
         def beside_the_disk() -> None:
             settle(preparing)  # of an attempt for which the map was too small
-            first = next((o for o in outcomes if isinstance(o, Applied)), None)
+            first = next(iter(done), None)
             vectors = None if first is None else first.vectors
             if first is not None and vectors is not None and vectors.nbytes >= _AHEAD_BYTES:
                 wanted = [first]
@@ -284,11 +304,12 @@ class Lane:
 
         begun_s = time.perf_counter()
         try:
-            try:
-                _, sequence = self._store.commit(work, beside_the_disk)
-            finally:
-                settle(preparing)
-        except Exception as error:
+            frees = all(entry.write.frees for entry in group)
+            _, sequence = self._store.commit(work, beside_the_disk, frees)
+        except BaseException as error:
+            settle(preparing)
+            if not isinstance(error, Exception):
+                raise
             if len(group) > 1:
                 # One write took the commit down, by a fault or by its size; the others may fit.
                 for entry in group:
@@ -296,9 +317,7 @@ class Lane:
             else:
                 group[0].error = error
             return
-        self._publish([o for o in outcomes if isinstance(o, Applied)], sequence)
-        self.commits.add(time.perf_counter() - begun_s)
-        self.groups.add(len(group))
+        # It stands. Whatever fails from here on, none of them may be told that it was not done, or be done again.
         for entry, outcome in zip(group, outcomes, strict=True):
             earlier = getattr(outcome, "sequence", None)
             entry.sequence = sequence if earlier is None else earlier
@@ -306,3 +325,10 @@ class Lane:
                 entry.error = outcome
             else:
                 entry.applied = outcome
+        try:
+            settle(preparing)
+            self._publish(done, sequence)
+        except Exception:
+            self._fell_behind(sequence)
+        self.commits.add(time.perf_counter() - begun_s)
+        self.groups.add(len(group))

@@ -40,6 +40,11 @@ class Deaths:
         self._sequences[self._n : n] = sequence
         self._n = n
 
+    def all(self) -> tuple[Rows, Rows]:
+        """(all dead rows, the commits they died in) as they are held; never written again."""
+        n = self._n
+        return self._rows[:n], self._sequences[:n]
+
     def after(self, sequence: int, n_rows: int) -> Rows:
         """Rows below `n_rows` that died in a commit later than `sequence`."""
         n = self._n

@@ -8,6 +8,7 @@ as much as the rest of it, though nobody has touched it yet.
 from __future__ import annotations
 
 import mmap
+import resource
 import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -28,6 +29,13 @@ def anonymous(size_bytes: int) -> mmap.mmap:
     if size_bytes >= _HUGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
+
+
+def must_be_mappable(size_bytes: int) -> None:
+    """MemoryError where a limit of the process's address space (`ulimit -v`) leaves less; nothing is taken. Asked
+    before what cannot be told that there is none: a thread of FAISS or of OpenMP then ends the process."""
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        anonymous(size_bytes).close()
 
 
 _LINE = 64

@@ -8,8 +8,11 @@ from collections.abc import Callable
 
 from .errors import DeadlineExceeded, InvalidQuery
 from .index.view import View
+from .stopping import stop_if_unwanted, watched
 
 _FOLLOW_S, _LOOK_S, _WAIT_S = 0.02, 1.0, 30.0
+_WANTED_S = 0.05
+"""How often is asked whether the caller still waits."""
 
 
 class News:
@@ -30,7 +33,7 @@ class News:
         self, newest: Callable[[], View], sequence: int | None, timeout_s: float | None
     ) -> View:
         """The first view that shows commit `sequence` (None: any). DeadlineExceeded after `timeout_s` (None: 30);
-        InvalidQuery for what is no number of a commit; what `newest` raises."""
+        Cancelled once its caller has gone; InvalidQuery for what is no number of a commit; what `newest` raises."""
         view = newest()
         if sequence is None:
             return view
@@ -40,6 +43,7 @@ class News:
             return view
         limit_s = _WAIT_S if timeout_s is None else max(0.0, timeout_s)
         end = time.monotonic() + limit_s
+        longest_s = min(self._longest_s, _WANTED_S) if watched() else self._longest_s
         while view.sequence < sequence:
             left = end - time.monotonic()
             if left <= 0:
@@ -48,7 +52,8 @@ class News:
                     f"{self._name!r} is at {view.sequence}",
                     sequence=view.sequence,
                 )
+            stop_if_unwanted()
             with self._came:
-                self._came.wait(min(left, self._longest_s))
+                self._came.wait(min(left, longest_s))
             view = newest()
         return view

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import metadata as meta
 from .batch import check_ids
-from .columns import ColumnBatch, Columns
 from .core import Core
 from .cursor import Cursor, purpose
 from .errors import InvalidCursor, InvalidQuery
 from .fetching import Fetched, check_include, fetch, must_be_readable
-from .filters import Filter, evaluate
+from .filters import Filter
+from .given_rows import matching_among
 from .masks import Moment
 from .ordering import sort_ranks
 from .selection import Selection
-from .stopping import Interrupt, deadline
-from .store import Reader
+from .stopping import deadline
 from .types import MAX_PAGE, Records
 
 SCAN_STRIPE_ROWS = 64
@@ -55,48 +53,14 @@ def get_by_ids(
         stored = rows >= 0
         if expression is not None:
             held = [n.decode() for n, row in zip(names, rows.tolist(), strict=True) if row >= 0]
-            stored[stored] = _few_matching(core, reader, rows[stored], held, expression, interrupt)
+            stored[stored] = matching_among(
+                expression, core.columns, reader, rows[stored], held, interrupt
+            )
         held = [n.decode() for n, keep in zip(names, stored.tolist(), strict=True) if keep]
         got = fetch(
             reader, rows[stored], held, wanted, raw_metadata=raw_metadata, max_bytes=max_bytes
         )
     return _records(got, None, view.sequence)
-
-
-def _few_matching(
-    core: Core,
-    reader: Reader,
-    rows: Rows,
-    ids: list[str],
-    expression: Filter,
-    interrupt: Interrupt,
-) -> NDArray[np.bool_]:
-    """Evaluates a filter on some rows only, as the reader sees them; one bool for each."""
-    order = np.argsort(rows)
-    columns, at = core.columns, rows[order]
-    if len(rows) and at[-1] >= columns.n_rows:
-        # Newer than the columns, or these are not built yet: columns are made for the rows.
-        columns, at = Columns(core.options["max_fields"]), np.arange(len(rows))
-        texts = reader.metadata(rows[order])
-        columns.extend(ColumnBatch.from_metadata([meta.decode(m) for m in texts]), 0)
-    given = {int(row): int(n) for row, n in zip(at, order, strict=True)}
-    place = {
-        record_id: int(row) for row, record_id in zip(at, (ids[n] for n in order), strict=True)
-    }
-
-    class Given:
-        def rows_of_ids(self, wanted: Sequence[str]) -> Rows:
-            return np.asarray([place[i] for i in wanted if i in place], np.int64)
-
-        def ids(self, some: Rows) -> list[str]:
-            return [ids[given[row]] for row in some.tolist()]
-
-        def documents(self, some: Rows) -> list[str | None]:
-            return reader.documents([rows[given[row]] for row in some.tolist()])
-
-    found = np.empty(len(rows), np.bool_)
-    found[order] = evaluate(expression, columns, Given(), at, interrupt=interrupt)
-    return found
 
 
 def get_page(

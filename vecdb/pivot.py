@@ -22,7 +22,9 @@ MISSING, FALSE, TRUE, INT, FLOAT, DATETIME, STRING, LIST = range(8)
 N_TAGS = 8
 """Tags of values, uint8. MISSING is 0, so that untouched memory reads as missing."""
 
-_MAX_PATHS = 65_535
+AT_ONCE = 16_384
+"""Values that are gone over in one step of C, in which no other thread gets the interpreter: 1 to 5 ms."""
+MAX_PATHS = 65_535
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
@@ -67,6 +69,7 @@ class ColumnBatch:
         """
         alike = _alike(metadata, columns)
         if alike is not None:
+            alike.make_large()
             return cls(len(metadata), alike)
         found: dict[str, tuple[list[int], list[Any]]] = {}
         for offset, record in enumerate(metadata):
@@ -85,6 +88,12 @@ class _Pivoted(Mapping[str, Values]):
         self._given = given
         self._made: dict[str, Values] = {}
 
+    def make_large(self) -> None:
+        """Makes what takes long by now: before the commit nobody waits for it but its caller."""
+        for path, (_, items, kinds) in self._given.items():
+            if list in kinds and sum(len(one) for one in items if type(one) is list) > AT_ONCE:
+                self[path]
+
     def __getitem__(self, path: str) -> Values:
         made = self._made.get(path)
         if made is None:
@@ -100,7 +109,7 @@ class _Pivoted(Mapping[str, Values]):
 
 def pivoted(
     columns: Iterable[tuple[str, list[Any]]], offsets: NDArray[np.int64]
-) -> Mapping[str, Values] | None:
+) -> _Pivoted | None:
     """Values by path of flat records given as lists, one a key, with an item (or None) at each of
     `offsets`. None where an item is a mapping: its keys are paths of their own."""
     found: dict[str, tuple[NDArray[np.int64], list[Any], set[type]]] = {}
@@ -121,10 +130,10 @@ def pivoted(
 
 def _alike(
     metadata: Sequence[Mapping[str, Any]], columns: Mapping[str, list[Any]] | None
-) -> Mapping[str, Values] | None:
+) -> _Pivoted | None:
     """Values by path of flat records that have the same keys; None for all others."""
     keys = tuple(metadata[0]) if metadata else ()
-    if not keys or len(keys) > _MAX_PATHS:
+    if not keys or len(keys) > MAX_PATHS:
         return None
     if columns is not None:
         return pivoted(columns.items(), np.arange(len(metadata)))
@@ -152,11 +161,11 @@ def _collect(
             continue
         pair = found.get(path)
         if pair is None:
-            if len(found) >= _MAX_PATHS:
+            if len(found) >= MAX_PATHS:
                 raise LimitExceeded(
-                    f"a batch may have {_MAX_PATHS:,} distinct metadata paths, given more; keep "
+                    f"a batch may have {MAX_PATHS:,} distinct metadata paths, given more; keep "
                     "values out of keys",
-                    limit=_MAX_PATHS,
+                    limit=MAX_PATHS,
                 )
             pair = found[path] = ([], [])
         pair[0].append(offset)
@@ -209,13 +218,25 @@ def _uniform(
             n, np.int64
         )
     if kind is int:
-        return np.full(n, INT, np.uint8), np.array(items, np.int64)
+        return np.full(n, INT, np.uint8), _numbers(items, np.int64)
     if kind is float:
-        return np.full(n, FLOAT, np.uint8), np.array(items, np.float64).view(np.int64)
+        return np.full(n, FLOAT, np.uint8), _numbers(items, np.float64).view(np.int64)
     if kind is str:
-        coded = np.fromiter(map(codes.__getitem__, items), np.int64, n)
+        coded = np.empty(n, np.int64)
+        for at in range(0, n, AT_ONCE):
+            some = items[at : at + AT_ONCE]
+            coded[at : at + AT_ONCE] = np.fromiter(
+                map(codes.__getitem__, some), np.int64, len(some)
+            )
         return np.full(n, STRING, np.uint8), coded
     if kind is dt.datetime:
         moments = [microseconds(item) for item in items]
         return np.full(n, DATETIME, np.uint8), np.array(moments, np.int64)
     return np.full(n, LIST, np.uint8), np.zeros(n, np.int64)
+
+
+def _numbers(items: list[Any], kind: type) -> NDArray[Any]:
+    numbers: NDArray[Any] = np.empty(len(items), kind)
+    for at in range(0, len(items), AT_ONCE):
+        numbers[at : at + AT_ONCE] = items[at : at + AT_ONCE]
+    return numbers

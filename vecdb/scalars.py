@@ -108,7 +108,7 @@ def parse_date(value: Mapping[Any, Any]) -> dt.datetime | None:
     try:
         if isinstance(text, str):
             return _utc(msgspec.convert(str.__str__(text), dt.datetime))
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeEncodeError):  # the latter for half of a surrogate pair
         pass
     raise Refused(f"$date takes RFC 3339 text such as '2024-01-31T12:00:00Z', given {shown(text)}")
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .errors import InvalidMetadata, InvalidSetting
+from .pivot import MAX_PATHS
 from .scalars import Refused, plain_key, shown
 from .types import FIELD_TYPES
 
@@ -30,6 +31,12 @@ def check_schema(schema: Mapping[str, str]) -> dict[str, str]:
     if not isinstance(schema, Mapping):
         raise InvalidSetting(
             f"schema must map metadata paths to types, given {type(schema).__name__}",
+            setting="schema",
+        )
+    # Whoever lists collections is sent the schemas of all.
+    if len(schema) > MAX_PATHS:
+        raise InvalidSetting(
+            f"a schema declares at most {MAX_PATHS:,} metadata paths, given {len(schema):,}",
             setting="schema",
         )
     for path, name in schema.items():

@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from .errors import DeadlineExceeded
 from .index import Found, Trace, View
 from .selection import Selection
+from .steps import HERE
 from .stopping import stop_if_unwanted, watched
 from .tally import SIZES, Tally
 
@@ -262,6 +263,8 @@ class SearchLane:
             begun = time.monotonic()
             if ask.note is not None:
                 ask.note.wait_s += begun - arrived
+            if HERE.now is not None:
+                HERE.now.wait_s += begun - arrived
             if ask.found is None:
                 self._search_group(ask, begun)
             assert ask.found is not None

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .core import Core
-from .errors import DeadlineExceeded, LimitExceeded
+from .errors import LimitExceeded
 from .explaining import explained
 from .fetching import fetch
 from .field import Field
@@ -24,7 +24,8 @@ from .ranking import most_relevant
 from .recall_audit import Audit
 from .search_lane import LANE, MAX_TOGETHER, Note
 from .selection import Selection
-from .stopping import deadline, stop_if_unwanted
+from .steps import HERE
+from .stopping import deadline
 from .types import MAX_K, QueryResult
 
 Floats = NDArray[np.float32]
@@ -65,10 +66,13 @@ def query_plain(
     square = float(one.dot(one))
     if not _PLAIN_SQUARES[0] < square < _PLAIN_SQUARES[1]:
         return None
-    end, allowed = None, None
+    end, allowed, noted = None, None, HERE.now
     if timeout_s is not None:
         end = time.monotonic() + timeout_s
+    if noted is not None:
+        noted.view, noted.target_recall = view, 1.0 if exact else target_recall
     if expression is not None:
+        begun_s = time.perf_counter() if noted is not None else 0.0
         allowed = core.matched(expression, view.n_rows)
         few = None if allowed is None else view.few(allowed)
         if few is not None and few.is_small:
@@ -77,14 +81,22 @@ def query_plain(
                 if few.names is None:
                     few.names = core.ids.take(few.rows)
                 names = few.names
+                if noted is not None:
+                    noted.plan, noted.allowed = "exact", allowed
                 return QueryResult([[names[i] for i in among[1]]], among[0], sequence=view.sequence)
         if allowed is None:
-            allowed = core.matching(expression, core.moment(view), deadline(timeout_s))
+            try:
+                allowed = core.matching(expression, core.moment(view), deadline(timeout_s))
+            finally:
+                if noted is not None:
+                    noted.filter_s = time.perf_counter() - begun_s
     live = view.n_live
     width = k if k <= live else max(1, live)
     queries = one.reshape(1, -1)
     found = LANE.search(view, queries, width, allowed, exact, target_recall, end, square=square)
     near, rows = found.distances, found.rows[0]
+    if noted is not None:
+        noted.plan, noted.allowed = found.plan, allowed
     if audit is not None and target_recall is None and not found.exact:
         audit.offer("", view, queries, width, allowed, near)
     if rows[-1] < 0:
@@ -108,8 +120,13 @@ def _several(
         return None
     end = None if timeout_s is None else time.monotonic() + timeout_s
     width = min(k, max(1, view.n_live))
+    noted = HERE.now
+    if noted is not None:
+        noted.view, noted.target_recall = view, target_recall
     found = LANE.search(view, vectors, width, None, False, target_recall, end)
     near, rows = found.distances, found.rows
+    if noted is not None:
+        noted.plan = found.plan
     if rows.min() < 0:
         return None
     if audit is not None and target_recall is None and not found.exact:
@@ -139,11 +156,13 @@ def query(core: Core, audit: Audit | None, asked: Query) -> QueryResult:
     else:
         near, rows = search.ranked(targets)
     fetching = time.perf_counter()
+    if HERE.now is not None and asked.include:
+        HERE.now.fetch_at_s = fetching
     result = _answer(core, search.view, near, rows, groups, asked)
     if search.note is not None:
         ended = time.perf_counter()
         result = explained(
-            search.field, search.view, search.note, result,
+            search.view, search.note, result,
             records=search.records, target_recall=search.target_recall,
             filter_s=search.filter_s, fetch_s=ended - fetching, total_s=ended - begun,
             device_note=core.assigned.note,
@@ -158,6 +177,7 @@ class Search:
         self.core = core
         self.asked = asked
         self._end = None if asked.timeout_s is None else time.monotonic() + asked.timeout_s
+        self.check = deadline(asked.timeout_s)
         view = core.wait_for(asked.min_sequence, asked.timeout_s)
         self.field: Field = core.field(asked.vector_name)
         self.records = view.n_live
@@ -168,13 +188,20 @@ class Search:
         # Without a k a distance bound asks for all that lie within: the index cannot know how many.
         self.exact = asked.exact or asked.k is None
         self.note = Note() if asked.explain else None
+        self._noted = HERE.now
+        if self._noted is not None:
+            self._noted.view, self._noted.target_recall = self.view, self.target_recall
         self.filter_s = 0.0
         self.allowed: Selection | None = None
         if asked.filter is not None:
             begun = time.perf_counter()
             moment = core.moment(self.view)
-            self.allowed = core.matching(asked.filter, moment, self.check)
-            self.filter_s = time.perf_counter() - begun
+            try:
+                self.allowed = core.matching(asked.filter, moment, self.check)
+            finally:
+                self.filter_s = time.perf_counter() - begun
+                if self._noted is not None:
+                    self._noted.filter_s = self.filter_s
         plain = asked.group_by is None and asked.mmr_lambda is None and asked.target_recall is None
         self._audit = audit if plain else None
 
@@ -185,14 +212,6 @@ class Search:
             return 1.0
         asked = self.asked.target_recall
         return self.field.settings.target_recall if asked is None else asked
-
-    def check(self) -> None:
-        """DeadlineExceeded when the time is over, Cancelled when nobody waits any more."""
-        stop_if_unwanted()
-        if self._end is not None and time.monotonic() > self._end:
-            raise DeadlineExceeded(
-                f"not done within {self.asked.timeout_s:g} s; give more time, or ask for less at once"
-            )
 
     def nearest(
         self, queries: NDArray[Any], width: int, allowed: Selection | None
@@ -214,6 +233,9 @@ class Search:
                 LANE.slices(view, queries, width, allowed, self.exact, recall, self._end, self.note)
             )
         near, rows = parts[0].distances, parts[0].rows
+        if self._noted is not None:
+            self._noted.plan = self._noted.plan or parts[0].plan
+            self._noted.allowed = allowed
         if len(parts) > 1:
             near = np.concatenate([part.distances for part in parts])
             rows = np.concatenate([part.rows for part in parts])

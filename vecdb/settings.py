@@ -95,7 +95,7 @@ GIB = 1024**3
 
 ENGINE: tuple[Setting, ...] = (
     Setting("map_initial_bytes", int, GIB // 4, "Size a new collection's LMDB map starts with. The file is sparse: it takes only what is written.", 1 << 20, 1 << 46),
-    Setting("map_limit_bytes", int, 1 << 42, "Size the LMDB map of one collection may grow to; beyond it writes answer STORAGE_FULL.", 1 << 20, 1 << 46),
+    Setting("map_limit_bytes", int, 1 << 42, "Size the LMDB map of one collection may grow to; beyond it writes answer STORAGE_FULL. A sixteenth of it, no less than 1 MiB or a quarter, no more than 1 GiB, is kept for deletes and compaction.", 1 << 20, 1 << 46),
     Setting("durability", str, "commit", "When a write is acknowledged: `commit`, when it is on the disk; `interval`, when the kernel has it, and it is on the disk soon after: see docs/durability.md.", choices=("commit", "interval")),
     Setting("durability_interval_ms", float, 100.0, "With `interval`: writes wait as soon as one that was acknowledged so long ago is not on the disk, so that a power cut takes what was acknowledged in such a time at most.", 1.0, 60_000.0),
     Setting("keep_old_format", bool, True, "Before a collection of an older format is upgraded, its file is copied, so that `vecdb downgrade` can go back."),

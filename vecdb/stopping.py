@@ -1,48 +1,96 @@
-"""Whether the caller of this thread still wants its answer.
+"""Whether the caller of this thread still wants its answer, and whether others go first.
 
-A call that nobody waits for any more should end soon. Whoever makes calls for others says how to find out,
-and what may take long asks every few milliseconds, beside its deadline.
+A call that nobody waits for any more should end soon, and one that takes long should not keep short ones waiting. Whoever
+makes calls for others says how to find out and how to rest, and what may take long asks every few milliseconds,
+beside its deadline.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from .errors import Cancelled, DeadlineExceeded
+from .errors import Cancelled, DeadlineExceeded, LimitExceeded
+
+Item = TypeVar("Item")
 
 Interrupt = Callable[[], None]
 """Called every few milliseconds; raises what ends the work."""
+_ITEMS = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """For whom a thread works."""
+
+    wanted: Callable[[], bool] | None = None
+    """Whether it still waits; None: always."""
+    filter_s: float = 0.0
+    """Seconds of a core that evaluating one filter may take; 0: any."""
+    rest: Callable[[], object] | None = None
+    """Lets others go first; None: nobody goes first."""
 
 
 class _Mine(threading.local):
-    wanted: Callable[[], bool] | None = None
+    caller = Caller()
+    elsewhere_s = 0.0
 
 
 _mine = _Mine()
 
 
+def caller() -> Caller:
+    """The caller of this thread, for what is done for it in the lane: by another thread perhaps, and without rests, since
+    others wait."""
+    return replace(_mine.caller, rest=None)
+
+
 @contextmanager
-def while_wanted(wanted: Callable[[], bool]) -> Iterator[None]:
-    """Reads of this thread end with Cancelled soon after `wanted` says no. It is called often and must be
-    quick. A write is not ended: its commit may be shared by others."""
-    before, _mine.wanted = _mine.wanted, wanted
+def on_behalf_of(caller: Caller) -> Iterator[None]:
+    """What this thread does meanwhile is done for `caller`."""
+    before, _mine.caller = _mine.caller, caller
     try:
         yield
     finally:
-        _mine.wanted = before
+        _mine.caller = before
+
+
+@contextmanager
+def while_wanted(wanted: Callable[[], bool], filter_s: float = 0.0) -> Iterator[None]:
+    """Reads and waits of this thread, and what a write does before its commit, end with Cancelled soon after
+    `wanted` says no. It is called often and must be quick. A commit is not ended: others may share it.
+
+    `filter_s` bounds the evaluation of a filter, in seconds of a core; 0: not at all."""
+    with on_behalf_of(Caller(wanted, filter_s)):
+        yield
+
+
+@contextmanager
+def resting(rest: Callable[[], object]) -> Iterator[None]:
+    """Filters that this thread evaluates and checks that it makes call `rest` every few milliseconds."""
+    with on_behalf_of(replace(_mine.caller, rest=rest)):
+        yield
+
+
+def give_way() -> None:
+    """Lets others go first, where whoever this thread works for wants that."""
+    rest = _mine.caller.rest
+    if rest is not None:
+        rest()
 
 
 def watched() -> bool:
     """Whether someone may lose interest in what this thread does."""
-    return _mine.wanted is not None
+    return _mine.caller.wanted is not None
 
 
 def stop_if_unwanted() -> None:
     """Cancelled when the caller of this thread has gone."""
-    wanted = _mine.wanted
+    wanted = _mine.caller.wanted
     if wanted is not None and not wanted():
         raise Cancelled("the caller does not wait for the answer any more; the call was ended")
 
@@ -63,3 +111,51 @@ def deadline(timeout_s: float | None) -> Interrupt:
             )
 
     return check
+
+
+def evaluating(interrupt: Interrupt) -> Interrupt:
+    """For the evaluation of a filter that begins now in this thread: `interrupt` after a rest, and LimitExceeded once it
+    has taken more than the caller of this thread is allowed.
+
+    What counts is the time of the processor: by the clock a cheap filter would be refused on a server that has much to
+    do, and rests would count."""
+    limit_s = _mine.caller.filter_s
+    if not limit_s and _mine.caller.rest is None:
+        return interrupt
+    begun_s = _worked_s()
+
+    def check() -> None:
+        give_way()
+        interrupt()
+        if limit_s and _worked_s() - begun_s > limit_s:
+            raise LimitExceeded(
+                f"the filter takes more than {limit_s:g} s of a core, which is all that this server gives to one; "
+                "put a cheaper condition beside it with $and, give it fewer or simpler patterns, or have its setting "
+                "max_filter_s raised",
+                setting="max_filter_s",
+                limit=limit_s,
+            )
+
+    return check
+
+
+def endless(interrupt: Interrupt) -> bool:
+    """Whether `interrupt` never raises for this thread: without a deadline, a limit and one who may lose interest."""
+    return interrupt is stop_if_unwanted and not watched()
+
+
+def worked_elsewhere(seconds: float) -> None:
+    """Another process has worked so long for this thread, in seconds of a core; they count as its own."""
+    _mine.elsewhere_s += seconds
+
+
+def _worked_s() -> float:
+    return time.thread_time() + _mine.elsewhere_s
+
+
+def asking(items: Iterable[Item], interrupt: Interrupt) -> Iterator[Item]:
+    """The items, some us each to whoever takes them; `interrupt` is called before every 4,096th."""
+    for number, item in enumerate(items):
+        if number % _ITEMS == 0:
+            interrupt()
+        yield item

@@ -15,9 +15,14 @@ import msgspec
 import numpy as np
 
 from . import metadata
+from .columns import Columns
+from .errors import Corrupted
 from .pivot import ColumnBatch, Values, pivoted
 from .scalars import parse_date
+from .store import CollectionStore, Reader
 
+SLICE_ROWS = 8_192
+"""Rows that are read at once."""
 _MOST_KEYS = 32
 """With more distinct keys than this, most of them are missing in most records."""
 
@@ -29,11 +34,32 @@ class StoredColumns:
         self._keys: dict[str, None] = {}
         self._decoder: msgspec.json.Decoder[list[Any]] | None = None
 
-    def batch(self, n_rows: int, offsets: Sequence[int], texts: Sequence[bytes]) -> ColumnBatch:
-        """What `ColumnBatch.from_metadata` gives for `n_rows` rows, of which those at `offsets`,
+    def extend(self, columns: Columns, store: CollectionStore, stop: int) -> None:
+        """Reads the metadata of the rows up to `stop` that columns lack, a slice at a time, and adds them."""
+        while columns.n_rows < stop:
+            first, end = columns.n_rows, min(columns.n_rows + SLICE_ROWS, stop)
+            with store.read() as reader:
+                offsets, texts = self.texts(reader, first, end)
+            columns.extend(self.batch(end - first, offsets, texts, first), first)
+
+    @staticmethod
+    def texts(reader: Reader, start: int, stop: int) -> tuple[list[int], list[bytes]]:
+        """(offset from `start`, metadata) of the rows of [start, stop) that have some."""
+        offsets: list[int] = []
+        texts: list[bytes] = []
+        for row, text in reader.metadata_range(start, stop):
+            offsets.append(row - start)
+            # Thousands of buffers at once would keep the garbage collector busy.
+            texts.append(bytes(text))
+        return offsets, texts
+
+    def batch(
+        self, n_rows: int, offsets: Sequence[int], texts: Sequence[bytes], first: int = 0
+    ) -> ColumnBatch:
+        """What `ColumnBatch.from_metadata` gives for `n_rows` rows from row `first` on, of which those at `offsets`,
         ascending, have the metadata `texts`, and the others none.
 
-        About 1.5 us a row of four values. Corrupted for texts that are not stored metadata.
+        About 1.5 us a row of four values. Corrupted, with the row, for texts that are not stored metadata.
         """
         fields = None
         if self._learn(texts[:1]):
@@ -45,7 +71,15 @@ class StoredColumns:
             return ColumnBatch(n_rows, fields)
         values: list[dict[str, Any]] = [{}] * n_rows
         for offset, text in zip(offsets, texts, strict=True):
-            values[offset] = metadata.decode(text)
+            try:
+                values[offset] = metadata.decode(text)
+            except Corrupted as error:
+                raise Corrupted(
+                    f"row {first + offset}: {error.message}. Filters and writes other than deletes by id need the metadata of "
+                    "all rows: run `vecdb check --repair` while no process has the database open for writing, or "
+                    "restore a backup",
+                    row=first + offset,
+                ) from error
         return ColumnBatch.from_metadata(values)
 
     def _pivoted(self, joined: bytes, offsets: Sequence[int]) -> Mapping[str, Values] | None:
@@ -72,7 +106,10 @@ class StoredColumns:
         known = len(self._keys)
         for text in texts:
             if len(self._keys) <= _MOST_KEYS:
-                self._keys.update(dict.fromkeys(metadata.decode(text)))
+                try:
+                    self._keys.update(dict.fromkeys(metadata.decode(text)))
+                except Corrupted:
+                    return False  # the plain way says which it is
         if len(self._keys) > _MOST_KEYS:
             return False
         if len(self._keys) == known and self._decoder is not None:

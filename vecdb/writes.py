@@ -16,17 +16,22 @@ from .batch import CheckedBatch, where
 from .columns import ColumnBatch, Columns
 from .errors import InvalidBatch, RecordExists, RecordNotFound
 from .lane import Applied
-from .store import EncodedRows, Writer, checksums
+from .store import BY_ROW, EncodedRows, Views, Writer, checksums, must_be_whole
 from .types import CollectionInfo
 from .vectors import NamedColumn
 
 _SHOWN_IDS = 100
+_DAMAGED = (
+    "Nothing of the batch was written, since what an update keeps would count as whole from then on. Write the whole "
+    "record with upsert or delete it, or restore a backup"
+)
 
 
 class Put:
     """insert (`replace=False`) or upsert (`replace=True`) of whole records."""
 
-    alone = False
+    frees = False
+    looks = False
 
     def __init__(self, batch: CheckedBatch, columns: Columns, *, replace: bool) -> None:
         assert batch.vectors is not None
@@ -42,6 +47,7 @@ class Put:
         )
         self._columns = columns
         self._replace = replace
+        self.adds = len(batch)
         self.fingerprint = zlib.crc32(np.array(self._checksums, "<u4").tobytes(), int(replace))
 
     def apply(self, writer: Writer, sequence: int, before: Sequence[ColumnBatch]) -> Applied:
@@ -59,13 +65,21 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Partial change of stored records: each is read, merged and written as a new row."""
+    """Partial change of stored records: each is read, compared with its checksum, merged and written as a new row.
+
+    To compare takes about a fifth of the time of an update of rows of 384 float32.
+    """
 
     batch: CheckedBatch
     info: CollectionInfo
     columns: Columns
     clear: frozenset[str]
-    alone: bool = False
+    frees: bool = False
+    looks: bool = False
+
+    @property
+    def adds(self) -> int:
+        return len(self.batch)
 
     @property
     def fingerprint(self) -> int:
@@ -80,15 +94,21 @@ class Update:
         held = writer.rows_of_ids(batch.ids)
         if (held < 0).any():
             raise _missing(batch.ids, held < 0)
-        vectors = writer.vectors(held) if batch.vectors is None else batch.vectors.view()
-        texts, values = self._merged(writer, held)
+        # Looks into the map, good until the first change.
+        parts = {table: writer.views(table, held) for table in BY_ROW}
+        vectors = writer.vectors(held)
+        # The new row has a checksum over all that is taken from the old one.
+        must_be_whole(writer, held, batch.ids, parts, vectors, _DAMAGED)
+        if batch.vectors is not None:
+            vectors = batch.vectors.view()
+        texts, values = self._merged(parts)
         rows = EncodedRows(
             batch.ids,
             vectors,
             texts,
-            self._patched(writer, "documents", "document", held, batch.documents),
-            self._patched(writer, "contents", "content", held, batch.contents),
-            self._patched(writer, "uris", "uri", held, batch.uris),
+            self._patched(parts, "documents", "document", batch.documents),
+            self._patched(parts, "contents", "content", batch.contents),
+            self._patched(parts, "uris", "uri", batch.uris),
             named=self._named(writer, held),
         )
         column_batch = ColumnBatch.from_metadata(values)
@@ -111,15 +131,13 @@ class Update:
                 named[number] = (vectors, there)
         return named
 
-    def _merged(
-        self, writer: Writer, held: NDArray[np.int64]
-    ) -> tuple[list[bytes | None], list[dict[str, Any]]]:
+    def _merged(self, parts: Views) -> tuple[list[bytes | None], list[dict[str, Any]]]:
         batch, schema = self.batch, dict(self.info.schema)
         cleared = "metadata" in self.clear
         texts: list[bytes | None] = []
         values: list[dict[str, Any]] = []
-        for i, raw in enumerate(writer.metadata(held)):
-            text: bytes = b"" if cleared else raw
+        for i, raw in enumerate(parts["metadata"]):
+            text: bytes = b"" if cleared or raw is None else bytes(raw)
             value = meta.decode(text) if text else {}
             patch = batch.metadata_values[i] if batch.metadata_values is not None else {}
             if patch:
@@ -131,33 +149,34 @@ class Update:
         return texts, values
 
     def _patched(
-        self,
-        writer: Writer,
-        table: str,
-        part: str,
-        held: NDArray[np.int64],
-        given: Sequence[bytes | None] | None,
+        self, parts: Views, table: str, part: str, given: Sequence[bytes | None] | None
     ) -> list[bytes | None]:
-        before: Sequence[bytes | None] = (
-            [None] * len(held) if part in self.clear else writer.raw(table, held)
-        )
-        if given is None:
-            return list(before)
-        return [b if g is None else g for b, g in zip(before, given, strict=True)]
+        new = given or [None] * len(parts[table])
+        kept = [None] * len(new) if part in self.clear else parts[table]
+        # What is replaced is not copied.
+        return [
+            (None if k is None else bytes(k)) if g is None else g
+            for k, g in zip(kept, new, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Delete by ids, or of the rows that `matching()` names when the lane reaches it, or of both.
+    """Delete by ids, or of the rows that `matching(writer, named)` gives when the lane reaches it, or of both.
 
-    `matching` is asked inside the lane with every earlier write published: what matches at that
-    moment is deleted, no more and no less.
+    `matching` gives rows, and their ids where `named`. It is asked inside the lane, in the transaction that earlier writes of the
+    commit have written into: what matches at that moment is deleted, no more and no less. It keeps other writers
+    waiting, so it has looked at what was there before (`deleting.py`).
     """
 
     ids: Sequence[bytes] | None
-    matching: Callable[[], NDArray[np.int64]] | None
-    ids_of: Callable[[NDArray[np.int64]], list[str]]
+    matching: Callable[[Writer, bool], tuple[NDArray[np.int64], Sequence[bytes]]] | None
     filter_text: str = ""
+    adds: int = 0
+
+    @property
+    def looks(self) -> bool:
+        return self.matching is not None
 
     @property
     def fingerprint(self) -> int:
@@ -165,21 +184,22 @@ class Delete:
         return zlib.crc32(self.filter_text.encode(), _crc_of_ids(self.ids or (), 3))
 
     @property
-    def alone(self) -> bool:
-        return self.matching is not None
+    def frees(self) -> bool:
+        return True
 
     def apply(self, writer: Writer, sequence: int, before: Sequence[ColumnBatch]) -> Applied:
         if self.ids is not None:
             held = writer.rows_of_ids(self.ids)
             gone = held >= 0
             if self.matching is not None:
-                gone &= np.isin(held, self.matching())
+                gone &= np.isin(held, self.matching(writer, False)[0])
             rows = held[gone]
-            names = [i for i, dies in zip(self.ids, gone.tolist(), strict=True) if dies]
+            names: Sequence[bytes] = [
+                i for i, dies in zip(self.ids, gone.tolist(), strict=True) if dies
+            ]
         else:
             assert self.matching is not None
-            rows = self.matching()
-            names = [i.encode() for i in self.ids_of(rows)]
+            rows, names = self.matching(writer, True)
         writer.forget(names)
         writer.kill(rows, sequence)
         return Applied(len(rows), rows)
@@ -197,8 +217,16 @@ class Once:
     request_id: bytes
 
     @property
-    def alone(self) -> bool:
-        return self.write.alone
+    def frees(self) -> bool:
+        return self.write.frees
+
+    @property
+    def adds(self) -> int:
+        return self.write.adds
+
+    @property
+    def looks(self) -> bool:
+        return self.write.looks
 
     def apply(self, writer: Writer, sequence: int, before: Sequence[ColumnBatch]) -> Applied:
         fingerprint = self.write.fingerprint
