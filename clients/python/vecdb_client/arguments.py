@@ -64,6 +64,20 @@ def request_id(given: Any, number: int | None = None) -> str:
     return own if number is None else f"{own}/{number}"
 
 
+def change_id(given: Any) -> str:
+    """The id of a change of names: the caller's, a random one for None. It travels in a header, so it is of visible
+    ASCII; InvalidBatch otherwise, as the engine's."""
+    if given is None:
+        return uuid.uuid4().hex
+    fine = isinstance(given, str) and given.isascii() and given.isprintable() and " " not in given
+    if not fine or not 0 < len(given) <= MAX_REQUEST_ID_BYTES:
+        raise InvalidBatch(
+            f"request_id of a change of names is 1 to {MAX_REQUEST_ID_BYTES} visible ASCII characters, given "
+            f"{given!r:.80}"
+        )
+    return str(given)
+
+
 def number(what: str, value: Any, kind: type[InvalidArgument] = InvalidQuery) -> float:
     try:
         return float(value)

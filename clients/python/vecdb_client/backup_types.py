@@ -80,7 +80,8 @@ class BackupReport:
     problems: Sequence[str] = ()
     """One sentence a fault, at most 100."""
     incomplete: Sequence[str] = ()
-    """Ids of backups that are under way, or were interrupted: `prune_backups` removes old ones."""
+    """Ids of those without a manifest, which nobody can restore and `ok` says nothing of: under way, interrupted, or
+    complete until their manifest was lost, which nothing else tells where none continues them. `prune_backups` removes old ones."""
 
 
 @dataclass(frozen=True, slots=True)

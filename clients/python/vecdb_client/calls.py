@@ -35,13 +35,15 @@ INGEST_WINDOW = 4
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
     """One request. `may_repeat` says that repeating it does no harm: it only reads, or has a request id;
-    `streams` that it is a query that may travel with others on a stream."""
+    `streams` that it is a query that may travel with others on a stream; `request_id` goes with the metadata of a
+    change of names."""
 
     rpc: str
     request: Any
     read: Callable[[Any], T]
     may_repeat: bool
     streams: bool = False
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,13 @@ class ServerInfo:
 
 def _nothing(_: Any) -> None:
     return None
+
+
+def _change(
+    rpc: str, request: Any, request_id: str | None, read: Callable[[Any], Any] = _nothing
+) -> Call[Any]:
+    """A change of names. It goes by an id, so that the server knows a repetition; a random one for None."""
+    return Call(rpc, request, read, True, request_id=arguments.change_id(request_id))
 
 
 def _written(answer: Any) -> WriteResult:
@@ -90,6 +99,7 @@ def create_collection(
     vectors: Mapping[str, Any] | None,
     exist_ok: bool,
     device: str,
+    request_id: str | None = None,
 ) -> Call[CollectionInfo]:
     pairs = {} if schema is None else schema
     if not isinstance(pairs, Mapping):
@@ -117,7 +127,9 @@ def create_collection(
     request = pb.CreateCollectionRequest(
         collection=message, exist_ok=arguments.flag("exist_ok", exist_ok, InvalidSetting)
     )
-    return Call("CreateCollection", request, lambda a: messages.decode_info(a.collection), False)
+    return _change(
+        "CreateCollection", request, request_id, lambda a: messages.decode_info(a.collection)
+    )
 
 
 _SEARCH_SETTINGS = {field.name: field.default for field in fields(VectorSettings)}
@@ -165,29 +177,28 @@ def list_collections() -> Call[list[CollectionInfo]]:
     )
 
 
-def drop_collection(name: str) -> Call[None]:
+def drop_collection(name: str, request_id: str | None) -> Call[None]:
     request = pb.DropCollectionRequest(name=arguments.text("name", name))
-    return Call("DropCollection", request, _nothing, False)
+    return _change("DropCollection", request, request_id)
 
 
-def rename_collection(name: str, new_name: str) -> Call[None]:
+def rename_collection(name: str, new_name: str, request_id: str | None) -> Call[None]:
     request = pb.RenameCollectionRequest(
         name=arguments.text("name", name), new_name=arguments.text("new_name", new_name)
     )
-    return Call("RenameCollection", request, _nothing, False)
+    return _change("RenameCollection", request, request_id)
 
 
-def set_alias(alias: str, collection: str) -> Call[None]:
+def set_alias(alias: str, collection: str, request_id: str | None) -> Call[None]:
     request = pb.SetAliasRequest(
         alias=arguments.text("alias", alias), collection=arguments.text("collection", collection)
     )
-    return Call("SetAlias", request, _nothing, False)
+    return _change("SetAlias", request, request_id)
 
 
-def drop_alias(alias: str) -> Call[None]:
-    return Call(
-        "DropAlias", pb.DropAliasRequest(alias=arguments.text("alias", alias)), _nothing, False
-    )
+def drop_alias(alias: str, request_id: str | None) -> Call[None]:
+    request = pb.DropAliasRequest(alias=arguments.text("alias", alias))
+    return _change("DropAlias", request, request_id)
 
 
 def list_aliases() -> Call[dict[str, str]]:
@@ -269,11 +280,17 @@ def ingest(
     """The messages of an ingest; a batch that is too large for one becomes several."""
     replaces = arguments.flag("upsert", upsert, InvalidArgument)
     for batch in batch_stream:
-        columns = batches.of_any(batch)
-        for start, stop in batches.cut(columns, None, max_message_bytes):
-            request = pb.IngestRequest(collection=collection, upsert=replaces)
-            wire.encode_columns(columns, start, stop, request.records)
-            yield request
+        yield from ingest_batch(collection, batches.of_any(batch), replaces, max_message_bytes)
+
+
+def ingest_batch(
+    collection: str, columns: wire.Columns, upsert: bool, max_message_bytes: int
+) -> Iterator[Any]:
+    """The messages of one batch of an ingest."""
+    for start, stop in batches.cut(columns, None, max_message_bytes):
+        request = pb.IngestRequest(collection=collection, upsert=upsert)
+        wire.encode_columns(columns, start, stop, request.records)
+        yield request
 
 
 def present(acknowledgement: Any) -> Any:

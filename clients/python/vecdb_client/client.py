@@ -17,6 +17,7 @@ from .calls import ServerInfo
 from .collection import Collection
 from .connection import Connection
 from .credentials import Tls, credentials
+from .idle import DEFAULT_IDLE_S
 from .reports import OnCall
 from .types import CollectionInfo, IndexKind, Metric, Quantization, Storage, VectorSettings
 
@@ -28,6 +29,7 @@ def connect(
     tls: Tls | bool | None = None,
     timeout_s: float = transport.DEFAULT_TIMEOUT_S,
     retry_s: float = transport.DEFAULT_RETRY_S,
+    idle_s: float = DEFAULT_IDLE_S,
     max_message_bytes: int = transport.DEFAULT_MESSAGE_BYTES,
     on_call: OnCall | None = None,
     call_metadata: transport.CallMetadata | None = None,
@@ -36,8 +38,10 @@ def connect(
     """A client of the server at `target` (host:port; port 7700 when left out). Does not wait.
 
     The connection is made by the first call and made again whenever it breaks. `timeout_s` is the
-    deadline of calls that name none of their own; infinity for no limit. Messages are refused above
-    `max_message_bytes` in both directions; the server has a limit of its own (64 MiB by default).
+    deadline of calls that name none of their own; infinity for no limit. Streams (scan, ingest, backup, verify_backups,
+    restore) have none, but end with DeadlineExceeded when nothing has come of one for `idle_s` while it was waited for
+    (five times as long for an acknowledgement, whose message has to go first); infinity for no limit. Messages are refused above `max_message_bytes` in both directions; the server has a limit of
+    its own (64 MiB by default).
 
     `api_key` is the text that `vecdb keys add` printed, None for that of the environment variable
     VECDB_API_KEY, if it is set. `tls` encrypts: True with the authorities that gRPC ships, or a `Tls`. A
@@ -54,6 +58,7 @@ def connect(
             shown,
             timeout_s=timeout_s,
             retry_s=retry_s,
+            idle_s=idle_s,
             max_message_bytes=max_message_bytes,
             on_call=on_call,
             call_metadata=call_metadata,
@@ -64,8 +69,9 @@ def connect(
 class Client:
     """A connection to one server, with the verbs of `vecdb.Database`.
 
-    Reads, and writes of records, are repeated while the server is unavailable (see `transport.py`); a
-    write is done once all the same. Errors are those of `vecdb_client.errors`, the same as the engine's.
+    Reads, writes of records, and changes of collections and aliases are repeated while the server is unavailable (see
+    `transport.py`); each change is done once all the same: the server knows it by a random id, or by `request_id`, with which
+    you may repeat it yourself within the hour. Errors are those of `vecdb_client.errors`, the same as the engine's.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -114,6 +120,7 @@ class Client:
         vectors: Mapping[str, VectorSettings | Mapping[str, Any]] | None = None,
         exist_ok: bool = False,
         device: str = "auto",
+        request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> Collection:
         """Makes a collection. CollectionExists if the name is taken, unless `exist_ok` and equal.
@@ -125,7 +132,7 @@ class Client:
         """
         call = calls.create_collection(
             name, dimension, metric, storage, index, target_recall, schema, description,
-            quantization, vectors, exist_ok, device,
+            quantization, vectors, exist_ok, device, request_id,
         )  # fmt: skip
         return Collection(self._connection, self._connection.run(call, timeout_s))
 
@@ -139,23 +146,39 @@ class Client:
         """All collections, ordered by name; one whose files the server cannot open has `error`."""
         return self._connection.run(calls.list_collections(), timeout_s)
 
-    def drop_collection(self, name: str, *, timeout_s: float | None = None) -> None:
+    def drop_collection(
+        self, name: str, *, request_id: str | None = None, timeout_s: float | None = None
+    ) -> None:
         """Removes a collection, its records and its aliases. Takes the name, not an alias."""
-        self._connection.run(calls.drop_collection(name), timeout_s)
+        self._connection.run(calls.drop_collection(name, request_id), timeout_s)
 
     def rename_collection(
-        self, name: str, new_name: str, *, timeout_s: float | None = None
+        self,
+        name: str,
+        new_name: str,
+        *,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
     ) -> None:
         """Renames a collection; aliases follow, other clients' `Collection` objects do not."""
-        self._connection.run(calls.rename_collection(name, new_name), timeout_s)
+        self._connection.run(calls.rename_collection(name, new_name, request_id), timeout_s)
 
-    def set_alias(self, alias: str, collection: str, *, timeout_s: float | None = None) -> None:
+    def set_alias(
+        self,
+        alias: str,
+        collection: str,
+        *,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
         """Makes an alias, or points it elsewhere in one step."""
-        self._connection.run(calls.set_alias(alias, collection), timeout_s)
+        self._connection.run(calls.set_alias(alias, collection, request_id), timeout_s)
 
-    def drop_alias(self, alias: str, *, timeout_s: float | None = None) -> None:
+    def drop_alias(
+        self, alias: str, *, request_id: str | None = None, timeout_s: float | None = None
+    ) -> None:
         """Removes an alias. AliasNotFound."""
-        self._connection.run(calls.drop_alias(alias), timeout_s)
+        self._connection.run(calls.drop_alias(alias, request_id), timeout_s)
 
     def list_aliases(self, *, timeout_s: float | None = None) -> dict[str, str]:
         """All aliases and the collections they stand for."""
@@ -177,7 +200,7 @@ class Client:
         """Backs up collections (default: all) while the server serves; see `vecdb.Database.backup`.
 
         `target` is the name of a folder below `backup_root`, empty for that itself. `timeout_s` None: no
-        limit. What `progress` raises ends the backup, and nothing of it is left.
+        limit but `idle_s` of `connect`. What `progress` raises ends the backup, and nothing of it is left.
         """
         call = backups.backup(target, collections, kind, verify, limit_bytes_s)
         return self._connection.watch(call, timeout_s, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import grpc
 
 from . import batches, calls, reads, transport
 from .connection import Connection
+from .errors import DeadlineExceeded
 from .reports import Meter
 from .types import (
     CheckReport,
@@ -21,6 +21,7 @@ from .types import (
     Records,
     WriteResult,
 )
+from .uploads import Upload
 
 
 class Collection:
@@ -149,17 +150,15 @@ class Collection:
         A batch is a mapping of columns, a tuple of columns in the order of `insert`, or Records.
         At most 4 messages are under way at once; batches are taken from the iterable, in the
         caller's thread, as acknowledgements come back. Nothing happens unless the result is
-        iterated. The first failure ends the stream; batches acknowledged before it stay, and its
-        details count their records. `timeout_s` is for the whole stream; None: no limit.
+        iterated. The first failure ends the stream, unless the server was too busy to begin it, see
+        `retry_s`; batches acknowledged before it stay, and its details count their records.
+        `timeout_s` is for the whole stream; None: no limit, but each acknowledgement comes within five times `idle_s` of `connect`.
         """
         connection = self._connection
-        limit_s = transport.checked_timeout(timeout_s, None)
-        to_send: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        stream = connection.method("Ingest", self.name)(iter(to_send.get, None), timeout=limit_s)
+        meter = Meter("Ingest", connection.on_call)
+        upload = Upload(connection, self.name, timeout_s, meter)
         messages = calls.ingest(self.name, batch_stream, upsert, connection.max_message_bytes)
         done = WriteResult(0, 0)
-        meter = Meter("Ingest", connection.on_call)
-        meter.attempt()
         under_way = 0
         failure: Exception | None = None
         try:
@@ -171,30 +170,26 @@ class Collection:
                     failure, message = error, None
                 if message is None:
                     break
-                meter.sent(message)
-                to_send.put(message)
+                upload.send(message)
                 under_way += 1
                 if under_way == calls.INGEST_WINDOW:
                     under_way -= 1
-                    ack = calls.present(next(stream, None))
-                    meter.received(ack)
+                    ack = upload.acknowledgement()
                     done = WriteResult(ack.sequence, done.count + ack.count)
                     yield WriteResult(ack.sequence, ack.count)
-            to_send.put(None)
+            upload.send(None)
             for _ in range(under_way):
-                ack = calls.present(next(stream, None))
-                meter.received(ack)
+                ack = upload.acknowledgement()
                 done = WriteResult(ack.sequence, done.count + ack.count)
                 yield WriteResult(ack.sequence, ack.count)
-        except grpc.RpcError as error:
+        except (grpc.RpcError, DeadlineExceeded) as error:
             meter.failed(error)
             raise calls.acknowledged(connection.raised(error), done) from None
         except BaseException as error:
             meter.failed(error)
             raise
         finally:
-            to_send.put(None)
-            stream.cancel()
+            upload.end()
             meter.report()
         if failure is not None:
             raise calls.acknowledged(failure, done)
@@ -286,8 +281,8 @@ class Collection:
         """Every matching record in row order, as of the moment the scan began.
 
         Batches hold `batch_size` records, fewer where a message would grow too large. `cursor` of
-        a batch resumes behind it. `timeout_s` is for the whole scan; None: no limit. Closing the
-        iterator ends the scan on the server.
+        a batch resumes behind it. `timeout_s` is for the whole scan; None: no limit, but each batch comes within `idle_s`
+        of `connect`, else DeadlineExceeded. Closing the iterator ends the scan on the server.
         """
         call = reads.scan(
             self.name, filter, include, batch_size, cursor, slice_index, slices, min_sequence

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from .backups import Watched
 from .calls import Call
 from .credentials import Credentials
 from .errors import Closed, Internal, VecdbError
+from .idle import Idle, checked_idle
 from .reports import Meter, OnCall
 from .streams import QueryStreams
 from .types import Records, WriteResult
@@ -33,6 +34,7 @@ class Connection:
         *,
         timeout_s: float,
         retry_s: float,
+        idle_s: float,
         max_message_bytes: int,
         on_call: OnCall | None,
         call_metadata: transport.CallMetadata | None,
@@ -41,6 +43,7 @@ class Connection:
         self.max_message_bytes = max_message_bytes
         self._timeout_s = transport.checked_timeout(timeout_s, None)
         self._retry_s = transport.checked_retry(retry_s)
+        self.idle = Idle(checked_idle(idle_s))
         self._shown = shown
         self.on_call = on_call
         self._call_metadata = call_metadata
@@ -59,11 +62,13 @@ class Connection:
         self._streams.close()
         self._channel.close()
 
-    def method(self, rpc: str, collection: Any = None) -> Any:
+    def method(self, rpc: str, collection: Any = None, request_id: str = "") -> Any:
         if self._closed:
             raise Closed(f"this client of {self.target} was closed; connect again")
         found = getattr(self._stub, rpc)
-        metadata = transport.headers(self._shown.metadata, collection, self._call_metadata)
+        metadata = transport.headers(
+            self._shown.metadata, collection, self._call_metadata, request_id
+        )
         return partial(found, metadata=metadata) if metadata else found
 
     def raised(self, error: Exception) -> VecdbError:
@@ -74,11 +79,15 @@ class Connection:
             return Closed(f"this client of {self.target} was closed; connect again")
         return transport.read_error(error, self.target)
 
+    def pauses_s(self) -> Iterator[float]:
+        """Pauses before each repetition of a call."""
+        return transport.retry_pauses_s(self._retry_s)
+
     def run(self, call: Call[T], timeout_s: float | None = None) -> T:
-        method = self.method(call.rpc, getattr(call.request, "collection", None))
+        method = self.method(call.rpc, getattr(call.request, "collection", None), call.request_id)
         limit_s = transport.checked_timeout(timeout_s, self._timeout_s)
         end_s = None if limit_s is None else time.monotonic() + limit_s
-        pauses_s = transport.retry_pauses_s(self._retry_s)
+        pauses_s = self.pauses_s()
         meter = Meter(call.rpc, self.on_call)
         # What goes with a call alone cannot go with a stream of many.
         streams = call.streams and self._call_metadata is None
@@ -108,20 +117,39 @@ class Connection:
             meter.report()
 
     def watch(self, call: Watched[T], timeout_s: float | None, progress: Progress) -> T:
-        """A long call, sent once; `timeout_s` None: no limit. What `progress` raises ends it."""
+        """A long call, repeated only where the server has not begun it; `timeout_s` None: no limit. What
+        `progress` raises ends it."""
         limit_s = transport.checked_timeout(timeout_s, None)
-        stream = self.method(call.rpc, getattr(call.request, "collection", None))(
-            call.request, timeout=limit_s
-        )
+        end_s = None if limit_s is None else time.monotonic() + limit_s
+        method = self.method(call.rpc, getattr(call.request, "collection", None))
+        pauses_s = self.pauses_s()
+        meter = Meter(call.rpc, self.on_call)
+        begun = False
         try:
-            for answer in stream:
-                if call.last(answer, progress):
-                    return call.read(answer)
-        except grpc.RpcError as error:
-            raise self.raised(error) from None
+            while True:
+                meter.attempt(call.request)
+                stream = method(call.request, timeout=transport.left_s(end_s))
+                try:
+                    while (answer := self.idle.next(stream)) is not None:
+                        begun = True
+                        meter.received(answer)
+                        if call.last(answer, progress):
+                            return call.read(answer)
+                    raise Internal(f"{call.rpc} ended without a result; report this")
+                except grpc.RpcError as error:
+                    meter.failed(error)
+                    raised = self.raised(error)
+                    if begun:
+                        raise raised from None
+                    pause_s = transport.pause_before_retry_s(raised, False, pauses_s, end_s)
+                except BaseException as error:
+                    meter.failed(error)
+                    raise
+                finally:
+                    stream.cancel()
+                time.sleep(pause_s)
         finally:
-            stream.cancel()
-        raise Internal(f"{call.rpc} ended without a result; report this")
+            meter.report()
 
     def drive(
         self, steps: Generator[Call[WriteResult], WriteResult, WriteResult], timeout_s: float | None
@@ -145,7 +173,7 @@ class Connection:
         """A scan that goes on from its last cursor when the server was away for a moment."""
         end_s = None if limit_s is None else time.monotonic() + limit_s
         left: Call[Records] | None = call
-        pauses_s = transport.retry_pauses_s(self._retry_s)
+        pauses_s = self.pauses_s()
         meter = Meter(call.rpc, self.on_call)
         try:
             while left is not None:
@@ -155,11 +183,11 @@ class Connection:
                     left.request, timeout=left_s
                 )
                 try:
-                    for answer in stream:
+                    while (answer := self.idle.next(stream)) is not None:
                         meter.received(answer)
                         records = left.read(answer)
                         left = reads.behind(left, records)
-                        pauses_s = transport.retry_pauses_s(self._retry_s)
+                        pauses_s = self.pauses_s()
                         yield records
                         if left is None:
                             return

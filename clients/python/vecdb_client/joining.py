@@ -31,7 +31,7 @@ _OF_ALL = (
     errors.Unauthenticated,
     errors.PermissionDenied,
 )
-"""What fails so fails for all alike, unless an answer was too large."""
+"""What fails so fails for all alike, unless it was too much at once: a limit that names no setting of the server."""
 
 
 def alike(requests: Sequence[pb.QueryRequest]) -> list[list[int]]:
@@ -94,7 +94,8 @@ def outcomes(
         return [outcome]
     if not isinstance(outcome, errors.VecdbError):
         return [*answers.taken_apart(outcome, queries, include)]
-    if isinstance(outcome, errors.LimitExceeded) or not isinstance(outcome, _OF_ALL):
+    at_once = isinstance(outcome, errors.LimitExceeded) and "setting" not in outcome.details
+    if at_once or not isinstance(outcome, _OF_ALL):
         return [None] * queries
     # One each: who raises an error writes into it.
     kind: type[errors.VecdbError] = type(outcome)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Collection as Names
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -103,10 +104,16 @@ def encode_includes(names: Iterable[str], what: str = "include") -> list[Any]:
     return [INCLUDES[name] for name in wanted]
 
 
+_MOST_INCLUDES = 64
+"""So many entries are taken, some of them twice perhaps; 60 million fit into a message."""
+
+
 def decode_includes(numbers: Iterable[int], what: str = "include") -> tuple[str, ...]:
-    """Names of parts of a record; InvalidQuery for INCLUDE_UNSPECIFIED and unknown numbers."""
+    """Names of parts of a record; InvalidQuery for INCLUDE_UNSPECIFIED, unknown numbers, and far more than there are."""
     names = {int(number): name for name, number in INCLUDES.items()}
-    wanted = [int(number) for number in numbers]
+    wanted = [int(number) for number in islice(numbers, _MOST_INCLUDES + 1)]
+    if len(wanted) > _MOST_INCLUDES:
+        raise InvalidQuery(f"{what} has more than {_MOST_INCLUDES} entries; name each part once")
     unknown = [number for number in wanted if number not in names]
     if unknown:
         raise InvalidQuery(f"{what} has the unknown number {unknown[0]}; known are {names}")

@@ -1,10 +1,12 @@
 """The gRPC side that sync and asyncio clients share: target, options, retry rule, errors.
 
 Retry rule: a call that may be repeated is, with growing random pauses of `retry_s` (3 seconds) in all,
-while the server is UNAVAILABLE and the deadline allows it. Those are the reads, and writes of records:
-each carries a request id of its own, by which the server knows a repetition and answers it as the first
-time. A server that names a delay (`vecdb-retry-after-ms`) has not begun the call, so that any call is
-repeated, after that delay at the earliest. Streams of an ingest and changes of collections are sent once.
+while the server is UNAVAILABLE and the deadline allows it. Those are the reads, writes of records, and changes
+of collections and aliases: each change carries a request id of its own, by which the server knows a repetition and
+answers it as the first time. A server that names a delay (`vecdb-retry-after-ms`) has changed nothing for the call, so that any call
+is repeated, after that delay at the earliest: an ingest with the messages that it has sent, as long as none was
+acknowledged, a backup as long as none of its answers has come. Otherwise streams of an ingest and backups are sent
+once.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from . import errors
 
 ERROR_KEY = "vecdb-error-bin"
 RETRY_AFTER_KEY = "vecdb-retry-after-ms"
-"""Trailing metadata: when a call that was refused before it began may come again."""
+"""Trailing metadata: when a call that was refused, and has changed nothing, may come again."""
 COLLECTION_KEY = "vecdb-collection-bin"
 """Metadata of a call: the name of its collection, by which a busy server is fair before it reads requests."""
+REQUEST_ID_KEY = "vecdb-request-id"
+"""Metadata of a change of collections or aliases: its id. Writes of records have theirs in the request."""
 SERVICE = "vecdb.v1.VecdbService"
 DEFAULT_PORT = 7700
 DEFAULT_TIMEOUT_S = 30.0
@@ -96,11 +100,16 @@ CallMetadata = Callable[[], Iterable[tuple[str, str]]]
 
 
 def headers(
-    shown: tuple[tuple[str, str], ...], collection: Any, further: CallMetadata | None
+    shown: tuple[tuple[str, str], ...],
+    collection: Any,
+    further: CallMetadata | None,
+    request_id: str = "",
 ) -> tuple[tuple[str, Any], ...]:
-    """Metadata of a call: who calls, which collection it is for, if it is for one by name, and what the
-    caller adds."""
+    """Metadata of a call: who calls, which collection it is for, if it is for one by name, the id of a change, and
+    what the caller adds."""
     added = () if further is None else tuple(further())
+    if request_id:
+        added = (*added, (REQUEST_ID_KEY, request_id))
     if not collection or not isinstance(collection, str):
         return (*shown, *added)
     return (*shown, *added, (COLLECTION_KEY, collection.encode(errors="replace")[:512]))
@@ -160,6 +169,16 @@ def pause_before_retry_s(
     if pause_s is None or (end_s is not None and time.monotonic() + pause_s >= end_s):
         raise raised from None
     return pause_s
+
+
+def pause_after_refusal_s(
+    raised: errors.VecdbError, pauses_s: Iterator[float], end_s: float | None
+) -> float | None:
+    """The pause before a stream is opened again that the server has not begun; None when it must not be."""
+    try:
+        return pause_before_retry_s(raised, False, pauses_s, end_s)
+    except errors.VecdbError:
+        return None
 
 
 _CANCELLED_HERE = ("Channel closed!", "Locally cancelled by application!")

@@ -1,10 +1,8 @@
 # A copy of vecdb/types.py, made by tools/generate.py: change it there.
 """The dataclasses of the public interface: what calls return, the same embedded and over the wire.
 
-Results are columns, not objects per record: a list of ids beside an array of vectors. `Records` and
-`QueryResult` can still be walked record by record when that reads better.
-
-The file stands alone but for `repair_types.py`, on purpose: the client ships a copy of it, and `make check` compares the two.
+Results are columns, not objects per record: a list of ids beside an array of vectors. `Records` and `QueryResult` can still be walked
+record by record when that reads better. The file stands alone but for `repair_types.py`, on purpose: the client ships a copy of it.
 """
 
 from __future__ import annotations
@@ -376,9 +374,9 @@ class DeviceStats:
     name: str
     """`gpu:0`, `gpu:1` and so on."""
     card: str
-    """What it is, such as `NVIDIA H200`."""
+    """What it is, such as `NVIDIA H200`; empty, and all numbers 0, before it was started."""
     state: str
-    """`starting`, `up`, `down` or `closed`; the CPU answers while it is not `up`."""
+    """`idle` (not needed yet), `starting`, `up`, `down` or `closed`; the CPU answers while it is not `up`."""
     total_bytes: int
     """Memory of the GPU."""
     budget_bytes: int
@@ -397,6 +395,8 @@ class DeviceStats:
     """Times that its process was started again after it had died."""
     last_error: str = ""
     """Why its process died last, empty if it did not."""
+    evictions: int = 0
+    """Indexes and parts of them that had to go from it to make room for others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from .. import backups, calls, transport
 from ..backup_types import BackupInfo, BackupKind, BackupReport, Progress, RestoreResult, unwatched
 from ..calls import ServerInfo
 from ..credentials import Tls, credentials
+from ..idle import DEFAULT_IDLE_S
 from ..reports import OnCall
 from ..types import CollectionInfo, IndexKind, Metric, Quantization, Storage, VectorSettings
 from .collection import Collection
@@ -35,6 +36,7 @@ def connect(
     tls: Tls | bool | None = None,
     timeout_s: float = transport.DEFAULT_TIMEOUT_S,
     retry_s: float = transport.DEFAULT_RETRY_S,
+    idle_s: float = DEFAULT_IDLE_S,
     max_message_bytes: int = transport.DEFAULT_MESSAGE_BYTES,
     on_call: OnCall | None = None,
     call_metadata: transport.CallMetadata | None = None,
@@ -43,8 +45,10 @@ def connect(
     """A client of the server at `target` (host:port; port 7700 when left out). Does not wait.
 
     The connection is made by the first call and made again whenever it breaks. `timeout_s` is the
-    deadline of calls that name none of their own; infinity for no limit. Messages are refused above
-    `max_message_bytes` in both directions; the server has a limit of its own (64 MiB by default).
+    deadline of calls that name none of their own; infinity for no limit. Streams (scan, ingest, backup, verify_backups,
+    restore) have none, but end with DeadlineExceeded when nothing has come of one for `idle_s` while it was waited for
+    (five times as long for an acknowledgement, whose message has to go first); infinity for no limit. Messages are refused above `max_message_bytes` in both directions; the server has a limit of
+    its own (64 MiB by default).
 
     `api_key` is the text that `vecdb keys add` printed, None for that of the environment variable
     VECDB_API_KEY, if it is set. `tls` encrypts: True with the authorities that gRPC ships, or a `Tls`. A
@@ -61,6 +65,7 @@ def connect(
             shown,
             timeout_s=timeout_s,
             retry_s=retry_s,
+            idle_s=idle_s,
             max_message_bytes=max_message_bytes,
             on_call=on_call,
             call_metadata=call_metadata,
@@ -71,8 +76,9 @@ def connect(
 class Client:
     """A connection to one server, with the verbs of `vecdb.Database`.
 
-    Reads, and writes of records, are repeated while the server is unavailable (see `transport.py`); a
-    write is done once all the same. Errors are those of `vecdb_client.errors`, the same as the engine's.
+    Reads, writes of records, and changes of collections and aliases are repeated while the server is unavailable (see
+    `transport.py`); each change is done once all the same: the server knows it by a random id, or by `request_id`, with which
+    you may repeat it yourself within the hour. Errors are those of `vecdb_client.errors`, the same as the engine's.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -121,12 +127,13 @@ class Client:
         vectors: Mapping[str, VectorSettings | Mapping[str, Any]] | None = None,
         exist_ok: bool = False,
         device: str = "auto",
+        request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> Collection:
         """Makes a collection. CollectionExists if the name is taken, unless `exist_ok` and equal."""
         call = calls.create_collection(
             name, dimension, metric, storage, index, target_recall, schema, description,
-            quantization, vectors, exist_ok, device,
+            quantization, vectors, exist_ok, device, request_id,
         )  # fmt: skip
         return Collection(self._connection, await self._connection.run(call, timeout_s))
 
@@ -140,25 +147,39 @@ class Client:
         """All collections, ordered by name; one whose files the server cannot open has `error`."""
         return await self._connection.run(calls.list_collections(), timeout_s)
 
-    async def drop_collection(self, name: str, *, timeout_s: float | None = None) -> None:
+    async def drop_collection(
+        self, name: str, *, request_id: str | None = None, timeout_s: float | None = None
+    ) -> None:
         """Removes a collection, its records and its aliases. Takes the name, not an alias."""
-        await self._connection.run(calls.drop_collection(name), timeout_s)
+        await self._connection.run(calls.drop_collection(name, request_id), timeout_s)
 
     async def rename_collection(
-        self, name: str, new_name: str, *, timeout_s: float | None = None
+        self,
+        name: str,
+        new_name: str,
+        *,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
     ) -> None:
         """Renames a collection; aliases follow, other clients' `Collection` objects do not."""
-        await self._connection.run(calls.rename_collection(name, new_name), timeout_s)
+        await self._connection.run(calls.rename_collection(name, new_name, request_id), timeout_s)
 
     async def set_alias(
-        self, alias: str, collection: str, *, timeout_s: float | None = None
+        self,
+        alias: str,
+        collection: str,
+        *,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
     ) -> None:
         """Makes an alias, or points it elsewhere in one step."""
-        await self._connection.run(calls.set_alias(alias, collection), timeout_s)
+        await self._connection.run(calls.set_alias(alias, collection, request_id), timeout_s)
 
-    async def drop_alias(self, alias: str, *, timeout_s: float | None = None) -> None:
+    async def drop_alias(
+        self, alias: str, *, request_id: str | None = None, timeout_s: float | None = None
+    ) -> None:
         """Removes an alias. AliasNotFound."""
-        await self._connection.run(calls.drop_alias(alias), timeout_s)
+        await self._connection.run(calls.drop_alias(alias, request_id), timeout_s)
 
     async def list_aliases(self, *, timeout_s: float | None = None) -> dict[str, str]:
         """All aliases and the collections they stand for."""
@@ -180,7 +201,7 @@ class Client:
         """Backs up collections (default: all) while the server serves; see `vecdb.Database.backup`.
 
         `target` is the name of a folder below `backup_root`, empty for that itself. `timeout_s` None: no
-        limit. What `progress` raises ends the backup, and nothing of it is left.
+        limit but `idle_s` of `connect`. What `progress` raises ends the backup, and nothing of it is left.
         """
         call = backups.backup(target, collections, kind, verify, limit_bytes_s)
         return await self._connection.watch(call, timeout_s, progress)

@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 
 from .. import batches, calls, reads, transport
-from ..errors import Unavailable
+from ..errors import DeadlineExceeded, Unavailable
 from ..reports import Meter
 from ..types import (
     CheckReport,
@@ -28,7 +28,7 @@ from ..types import (
     WriteResult,
 )
 from .connection import Connection
-from .uploads import Upload, following, messages_of
+from .uploads import Ingest, following, messages_of
 
 
 class Collection:
@@ -65,9 +65,10 @@ class Collection:
         timeout_s: float | None = None,
     ) -> WriteResult:
         """Adds records. RecordExists names ids that are stored already."""
-        columns = batches.to_columns(
-            ids, vectors, metadata, documents, contents, uris, named_vectors
-        )
+        columns = await self._connection.aside.columns(
+            batches.to_columns,
+            ids, vectors, metadata, documents, contents, uris, named_vectors,
+        )  # fmt: skip
         return await self._write("Insert", columns, batch_size, progress, request_id, timeout_s)
 
     async def upsert(
@@ -86,9 +87,10 @@ class Collection:
         timeout_s: float | None = None,
     ) -> WriteResult:
         """Adds records, replacing those whose ids are stored; otherwise as `insert`."""
-        columns = batches.to_columns(
-            ids, vectors, metadata, documents, contents, uris, named_vectors
-        )
+        columns = await self._connection.aside.columns(
+            batches.to_columns,
+            ids, vectors, metadata, documents, contents, uris, named_vectors,
+        )  # fmt: skip
         return await self._write("Upsert", columns, batch_size, progress, request_id, timeout_s)
 
     async def _write(
@@ -119,9 +121,10 @@ class Collection:
         timeout_s: float | None = None,
     ) -> WriteResult:
         """Changes parts of stored records, all or none. RecordNotFound names ids that are missing."""
-        columns = batches.to_columns(
-            ids, vectors, metadata, documents, contents, uris, named_vectors
-        )
+        columns = await self._connection.aside.columns(
+            batches.to_columns,
+            ids, vectors, metadata, documents, contents, uris, named_vectors,
+        )  # fmt: skip
         return await self._connection.run(
             calls.update(self.name, columns, clear, request_id), timeout_s
         )
@@ -149,25 +152,21 @@ class Collection:
         """Writes a stream of batches, from an iterable or an asynchronous one; yields each
         message's acknowledgement in order."""
         connection = self._connection
-        limit_s = transport.checked_timeout(timeout_s, None)
-        upload = Upload(connection.method("Ingest", self.name)(timeout=limit_s))
-        messages = messages_of(self.name, batch_stream, upsert, connection.max_message_bytes)
-        done = WriteResult(0, 0)
         meter = Meter("Ingest", connection.on_call)
-        meter.attempt()
+        upload = Ingest(connection, self.name, timeout_s, meter)
+        messages = messages_of(connection, self.name, batch_stream, upsert)
+        done = WriteResult(0, 0)
         try:
             message, failure = await following(messages)
             while message is not None:
-                meter.sent(message)
                 await upload.send(message)
                 # Made while the server writes the one before.
                 message, failure = await following(messages)
-                ack = calls.present(await upload.acknowledgement())
-                meter.received(ack)
+                ack = await upload.acknowledgement()
                 done = WriteResult(ack.sequence, done.count + ack.count)
                 yield WriteResult(ack.sequence, ack.count)
             await upload.finish()
-        except (grpc.RpcError, Unavailable) as error:
+        except (grpc.RpcError, Unavailable, DeadlineExceeded) as error:
             meter.failed(error)
             raise calls.acknowledged(connection.raised(error), done) from None
         except BaseException as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,12 +18,33 @@ from ..backups import Watched
 from ..calls import Call
 from ..credentials import Credentials
 from ..errors import Closed, Internal, VecdbError
+from ..idle import checked_idle, silent
 from ..reports import Meter, OnCall
 from ..types import Records, WriteResult
 from ..v1 import vecdb_pb2_grpc as pb_grpc
+from .aside import Aside
 from .streams import QueryStreams
 
 T = TypeVar("T")
+
+
+@asynccontextmanager
+async def within(idle_s: float | None, times: int = 1) -> AsyncIterator[None]:
+    """DeadlineExceeded where what is inside takes more than `times` the limit; None: there is none."""
+    try:
+        async with asyncio.timeout(None if idle_s is None else times * idle_s):
+            yield
+    except TimeoutError:
+        if idle_s is None:
+            raise
+        raise silent(idle_s, times) from None
+
+
+async def following(stream: Any, idle_s: float | None, times: int = 1) -> Any:
+    """The next message of a stream; None behind the last. DeadlineExceeded when none comes within `times` the limit."""
+    async with within(idle_s, times):
+        answer = await stream.read()
+    return None if answer is grpc.aio.EOF else answer
 
 
 class Connection:
@@ -35,6 +57,7 @@ class Connection:
         *,
         timeout_s: float,
         retry_s: float,
+        idle_s: float,
         max_message_bytes: int,
         on_call: OnCall | None,
         call_metadata: transport.CallMetadata | None,
@@ -43,6 +66,7 @@ class Connection:
         self.max_message_bytes = max_message_bytes
         self._timeout_s = transport.checked_timeout(timeout_s, None)
         self._retry_s = transport.checked_retry(retry_s)
+        self.idle_s = checked_idle(idle_s)
         self._shown = shown
         self.on_call = on_call
         self._call_metadata = call_metadata
@@ -51,15 +75,17 @@ class Connection:
         self._stub: Any = None
         self._streams: Any = None
         self._closed = False
+        self.aside = Aside()
 
     async def close(self) -> None:
         """Ends the channel and whatever runs on it; later calls raise Closed."""
         self._closed = True
+        self.aside.close()
         if self._channel is not None:
             await self._streams.close()
             await self._channel.close()
 
-    def method(self, rpc: str, collection: Any = None) -> Any:
+    def method(self, rpc: str, collection: Any = None, request_id: str = "") -> Any:
         if self._closed:
             raise self._after_close()
         if self._channel is None:
@@ -75,7 +101,9 @@ class Connection:
                 partial(self._stub.QueryStream, metadata=self._shown.metadata)
             )
         found = getattr(self._stub, rpc)
-        metadata = transport.headers(self._shown.metadata, collection, self._call_metadata)
+        metadata = transport.headers(
+            self._shown.metadata, collection, self._call_metadata, request_id
+        )
         return partial(found, metadata=metadata) if metadata else found
 
     def _after_close(self) -> Closed:
@@ -88,11 +116,15 @@ class Connection:
             return self._after_close()
         return transport.read_error(error, self.target)
 
+    def pauses_s(self) -> Iterator[float]:
+        """Pauses before each repetition of a call."""
+        return transport.retry_pauses_s(self._retry_s)
+
     async def run(self, call: Call[T], timeout_s: float | None = None) -> T:
-        method = self.method(call.rpc, getattr(call.request, "collection", None))
+        method = self.method(call.rpc, getattr(call.request, "collection", None), call.request_id)
         limit_s = transport.checked_timeout(timeout_s, self._timeout_s)
         end_s = None if limit_s is None else time.monotonic() + limit_s
-        pauses_s = transport.retry_pauses_s(self._retry_s)
+        pauses_s = self.pauses_s()
         meter = Meter(call.rpc, self.on_call)
         # What goes with a call alone cannot go with a stream of many.
         streams = call.streams and self._call_metadata is None
@@ -116,26 +148,45 @@ class Connection:
                     raise
                 else:
                     meter.received(answer)
-                    return call.read(answer)
+                    return await self.aside.read(call.read, answer)
                 await asyncio.sleep(pause_s)
         finally:
             meter.report()
 
     async def watch(self, call: Watched[T], timeout_s: float | None, progress: Progress) -> T:
-        """A long call, sent once; `timeout_s` None: no limit. What `progress` raises ends it."""
+        """A long call, repeated only where the server has not begun it; `timeout_s` None: no limit. What
+        `progress` raises ends it."""
         limit_s = transport.checked_timeout(timeout_s, None)
-        stream = self.method(call.rpc, getattr(call.request, "collection", None))(
-            call.request, timeout=limit_s
-        )
+        end_s = None if limit_s is None else time.monotonic() + limit_s
+        method = self.method(call.rpc, getattr(call.request, "collection", None))
+        pauses_s = self.pauses_s()
+        meter = Meter(call.rpc, self.on_call)
+        begun = False
         try:
-            async for answer in stream:
-                if call.last(answer, progress):
-                    return call.read(answer)
-        except (grpc.RpcError, grpc.aio.UsageError) as error:
-            raise self.raised(error) from None
+            while True:
+                meter.attempt(call.request)
+                stream = method(call.request, timeout=transport.left_s(end_s))
+                try:
+                    while (answer := await following(stream, self.idle_s)) is not None:
+                        begun = True
+                        meter.received(answer)
+                        if call.last(answer, progress):
+                            return call.read(answer)
+                    raise Internal(f"{call.rpc} ended without a result; report this")
+                except (grpc.RpcError, grpc.aio.UsageError) as error:
+                    meter.failed(error)
+                    raised = self.raised(error)
+                    if begun:
+                        raise raised from None
+                    pause_s = transport.pause_before_retry_s(raised, False, pauses_s, end_s)
+                except BaseException as error:
+                    meter.failed(error)
+                    raise
+                finally:
+                    stream.cancel()
+                await asyncio.sleep(pause_s)
         finally:
-            stream.cancel()
-        raise Internal(f"{call.rpc} ended without a result; report this")
+            meter.report()
 
     async def drive(
         self, steps: Generator[Call[WriteResult], WriteResult, WriteResult], timeout_s: float | None
@@ -161,7 +212,7 @@ class Connection:
         """A scan that goes on from its last cursor when the server was away for a moment."""
         end_s = None if limit_s is None else time.monotonic() + limit_s
         left: Call[Records] | None = call
-        pauses_s = transport.retry_pauses_s(self._retry_s)
+        pauses_s = self.pauses_s()
         meter = Meter(call.rpc, self.on_call)
         try:
             while left is not None:
@@ -171,11 +222,11 @@ class Connection:
                     left.request, timeout=left_s
                 )
                 try:
-                    async for answer in stream:
+                    while (answer := await following(stream, self.idle_s)) is not None:
                         meter.received(answer)
-                        records = left.read(answer)
+                        records = await self.aside.read(left.read, answer)
                         left = reads.behind(left, records)
-                        pauses_s = transport.retry_pauses_s(self._retry_s)
+                        pauses_s = self.pauses_s()
                         yield records
                         if left is None:
                             return

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Iterable
 from typing import Any
 
 import grpc
 import grpc.aio
 
-from .. import calls
-from ..errors import Unavailable
+from .. import arguments, batches, calls, transport
+from ..errors import InvalidArgument, Unavailable
+from ..idle import UPLOAD_TIMES
+from ..reports import Meter
+from .connection import Connection, within
+from .connection import following as read_next
 
 _FORGOTTEN = "Internal error from Core"
 """What `set_internal_error` (grpc/_cython/_cygrpc/aio/call.pyx.pxi) puts in place of a status."""
@@ -18,19 +23,24 @@ _STATUS_WAIT_S = 5.0
 
 
 async def messages_of(
+    connection: Connection,
     collection: str,
     batch_stream: Iterable[Any] | AsyncIterable[Any],
     upsert: bool,
-    max_message_bytes: int,
 ) -> AsyncGenerator[Any, None]:
-    """The messages of an ingest, from a plain or an asynchronous iterable of batches."""
-    if isinstance(batch_stream, AsyncIterable):
-        async for batch in batch_stream:
-            for message in calls.ingest(collection, [batch], upsert, max_message_bytes):
-                yield message
-    else:
-        for message in calls.ingest(collection, batch_stream, upsert, max_message_bytes):
+    """The messages of an ingest, from a plain or an asynchronous iterable of batches, which is asked in the event loop."""
+    replaces = arguments.flag("upsert", upsert, InvalidArgument)
+    limit = connection.max_message_bytes
+    asked = batch_stream if isinstance(batch_stream, AsyncIterable) else _each(batch_stream)
+    async for batch in asked:
+        columns = await connection.aside.columns(batches.of_any, batch)
+        for message in calls.ingest_batch(collection, columns, replaces, limit):
             yield message
+
+
+async def _each(items: Iterable[Any]) -> AsyncGenerator[Any, None]:
+    for item in items:
+        yield item
 
 
 async def following(messages: AsyncIterator[Any]) -> tuple[Any, Exception | None]:
@@ -50,8 +60,10 @@ class Upload:
     as it comes, before it can be overwritten.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, idle_s: float | None = None) -> None:
+        """`idle_s`: a message may take `UPLOAD_TIMES` as long to go, and its acknowledgement to come; None: no limit."""
         self._stream = stream
+        self._idle_s = idle_s
         self._status: grpc.aio.AioRpcError | None = None
         self._ended = asyncio.Event()
         stream.add_done_callback(self._keep)
@@ -71,7 +83,8 @@ class Upload:
     async def send(self, message: Any) -> None:
         """Writes a message; raises the status of a stream that the server has ended."""
         try:
-            await self._stream.write(message)
+            async with within(self._idle_s, UPLOAD_TIMES):
+                await self._stream.write(message)
         except (grpc.RpcError, asyncio.InvalidStateError):
             raise await self._true_status() from None
 
@@ -89,8 +102,7 @@ class Upload:
 
     async def acknowledgement(self) -> Any:
         """The answer to the message before; None when the server ended the stream without one."""
-        answer = await self._stream.read()
-        return None if answer is grpc.aio.EOF else answer
+        return await read_next(self._stream, self._idle_s, UPLOAD_TIMES)
 
     async def finish(self) -> None:
         """Says that no message follows. Every one is acknowledged by now."""
@@ -102,6 +114,81 @@ class Upload:
     def cancel(self) -> None:
         """Ends the stream, if it has not ended."""
         self._stream.cancel()
+
+
+class Ingest:
+    """An `Upload` that is opened again while the server refuses it. For one task.
+
+    The first message is kept until it is acknowledged: until then a server that names a delay has not taken it.
+    """
+
+    def __init__(
+        self, connection: Connection, collection: str, timeout_s: float | None, meter: Meter
+    ) -> None:
+        """Sends nothing yet. `timeout_s`: for the whole ingest; None: no limit. InvalidArgument, Closed."""
+        self._connection = connection
+        self._collection = collection
+        limit_s = transport.checked_timeout(timeout_s, None)
+        self._end_s = None if limit_s is None else time.monotonic() + limit_s
+        self._pauses_s = connection.pauses_s()
+        self._meter = meter
+        self._first: Any = None
+        self._is_begun = False
+        self._open()
+
+    def _open(self) -> None:
+        method = self._connection.method("Ingest", self._collection)
+        stream = method(timeout=transport.left_s(self._end_s))
+        self._upload = Upload(stream, self._connection.idle_s)
+        self._refused: Exception | None = None
+        self._meter.attempt()
+
+    async def send(self, message: Any) -> None:
+        """Writes a message; raises the status of a stream that the server has ended, of the first message
+        only with its acknowledgement."""
+        self._meter.sent(message)
+        if self._is_begun:
+            await self._upload.send(message)
+            return
+        self._first = message
+        try:
+            await self._upload.send(message)
+        except (grpc.RpcError, Unavailable) as error:
+            self._refused = error
+
+    async def acknowledgement(self) -> Any:
+        """The answer to the message before. Internal where none comes; the status where the server has ended
+        the ingest."""
+        while True:
+            try:
+                if self._refused is not None:
+                    raise self._refused
+                found = calls.present(await self._upload.acknowledgement())
+            except (grpc.RpcError, Unavailable) as error:
+                if self._is_begun:
+                    raise
+                self._meter.failed(error)
+                pause_s = transport.pause_after_refusal_s(
+                    self._connection.raised(error), self._pauses_s, self._end_s
+                )
+                if pause_s is None:
+                    raise
+            else:
+                self._first, self._is_begun = None, True
+                self._meter.received(found)
+                return found
+            self._upload.cancel()
+            await asyncio.sleep(pause_s)
+            self._open()
+            await self.send(self._first)
+
+    async def finish(self) -> None:
+        """Says that no message follows. Every one is acknowledged by now."""
+        await self._upload.finish()
+
+    def cancel(self) -> None:
+        """Ends the stream, if it has not ended."""
+        self._upload.cancel()
 
 
 def _at_once(coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -729,7 +729,7 @@ class IndexStats(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., device: _Optional[str] = ..., indexed_rows: _Optional[int] = ..., tail_rows: _Optional[int] = ..., dead_rows: _Optional[int] = ..., building: _Optional[bool] = ..., build_progress: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., file_bytes: _Optional[int] = ..., target_recall: _Optional[float] = ..., measured_recall: _Optional[float] = ..., last_error: _Optional[str] = ..., quantization: _Optional[str] = ..., curve: _Optional[_Iterable[_Union[CurvePoint, _Mapping]]] = ..., built_at_sequence: _Optional[int] = ..., age_s: _Optional[float] = ..., audit: _Optional[_Union[AuditStats, _Mapping]] = ..., device_bytes: _Optional[int] = ..., device_note: _Optional[str] = ...) -> None: ...
 
 class DeviceStats(_message.Message):
-    __slots__ = ("name", "card", "state", "total_bytes", "budget_bytes", "used_bytes", "placements", "queued", "batches", "queries", "restarts", "last_error")
+    __slots__ = ("name", "card", "state", "total_bytes", "budget_bytes", "used_bytes", "placements", "queued", "batches", "queries", "restarts", "last_error", "evictions")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CARD_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -742,6 +742,7 @@ class DeviceStats(_message.Message):
     QUERIES_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
     LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
     name: str
     card: str
     state: str
@@ -754,7 +755,8 @@ class DeviceStats(_message.Message):
     queries: int
     restarts: int
     last_error: str
-    def __init__(self, name: _Optional[str] = ..., card: _Optional[str] = ..., state: _Optional[str] = ..., total_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., placements: _Optional[int] = ..., queued: _Optional[int] = ..., batches: _Optional[int] = ..., queries: _Optional[int] = ..., restarts: _Optional[int] = ..., last_error: _Optional[str] = ...) -> None: ...
+    evictions: int
+    def __init__(self, name: _Optional[str] = ..., card: _Optional[str] = ..., state: _Optional[str] = ..., total_bytes: _Optional[int] = ..., budget_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., placements: _Optional[int] = ..., queued: _Optional[int] = ..., batches: _Optional[int] = ..., queries: _Optional[int] = ..., restarts: _Optional[int] = ..., last_error: _Optional[str] = ..., evictions: _Optional[int] = ...) -> None: ...
 
 class RepairStats(_message.Message):
     __slots__ = ("repaired_at_us", "sequence", "lost_records", "lost", "lost_versions", "lost_commits", "history_dropped", "unverified_records", "unverified", "undecided_records", "undecided", "doubts", "quarantine")
