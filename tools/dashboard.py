@@ -23,7 +23,7 @@ PANELS: tuple[tuple[str, tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...
         ("Time of writes, p99", "s", ((f'histogram_quantile(0.99, sum by (le, method) (rate(vecdb_calls_seconds_bucket{{{_I},method=~"Insert|Upsert|Update|Delete"}}[$__rate_interval])))', "{{method}}"),)),
         ("Running and waiting", "short", ((f"vecdb_calls_running{{{_I}}}", "running {{pool}}"), (f"vecdb_calls_waiting{{{_I}}}", "waiting {{pool}}"))),
         ("Waiting for a thread, p99", "s", ((f"histogram_quantile(0.99, sum by (le, pool) (rate(vecdb_calls_wait_seconds_bucket{{{_I}}}[$__rate_interval])))", "{{pool}}"),)),
-        ("Refused because of load, a second", "reqps", ((f"sum by (reason) (rate(vecdb_calls_refused_total{{{_I}}}[$__rate_interval]))", "{{reason}}"),)),
+        ("Refused because of load, a second", "reqps", ((f"sum by (reason) (rate(vecdb_calls_refused_total{{{_I}}}[$__rate_interval]))", "{{reason}}"), (f"sum by (reason) (rate(vecdb_calls_unsent_total{{{_I}}}[$__rate_interval]))", "request did not come: {{reason}}"))),
         ("Clients", "short", ((f"vecdb_calls_clients{{{_I}}}", "{{pool}}"),)),
         ("Slow queries a minute", "short", ((f"60 * rate(vecdb_slow_queries_total{{{_I}}}[$__rate_interval])", "slow"),)),
     )),
@@ -49,6 +49,7 @@ PANELS: tuple[tuple[str, tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...
         ("Queries a second", "reqps", ((f"rate(vecdb_device_queries_total{{{_I}}}[$__rate_interval])", "{{device}}"),)),
         ("Searches that wait", "short", ((f"vecdb_device_queued{{{_I}}}", "{{device}}"),)),
         ("Restarts in a day", "short", ((f"increase(vecdb_device_restarts_total{{{_I}}}[1d])", "{{device}}"),)),
+        ("Evictions a minute", "short", ((f"60 * rate(vecdb_device_evictions_total{{{_I}}}[$__rate_interval])", "{{device}}"),)),
     )),
     ("Processes", (
         ("CPU", "percentunit", ((f"rate(process_cpu_seconds_total{{{_I}}}[$__rate_interval])", "{{instance}}"), (f"rate(vecdb_read_process_cpu_seconds_total{{{_I}}}[$__rate_interval])", "{{instance}} {{process}}"))),

@@ -2,10 +2,14 @@
 
     python tools/save_database.py tests/data/format-2.tar.gz
     python tools/save_database.py tests/data/indexes-4.tar.gz
-    python tools/save_database.py tests/data/backups-2.tar.gz
+    python tools/save_database.py tests/data/backups-3.tar.gz
+    python tools/save_database.py tests/data/index-records-5-sha256.tar.gz
 
 The second holds a saved index of each kind, named after the format of their records, the third a database and backups of
-it, named after the format of their manifests. Run it once when a format is new, never again for the same version.
+it, named after the format of their manifests. The fourth is small and holds a graph and lists, named after the format of
+their records and how the checksums of their files were made. Run it once when a format is new, never again for the same
+version. What an earlier version has written is made by its code: `git archive COMMIT | tar x -C old`, then
+`PYTHONPATH=old python tools/save_database.py ...`.
 """
 
 from __future__ import annotations
@@ -131,6 +135,36 @@ def fill_indexes(folder: Path) -> None:
         made.build_index()
 
 
+RECORDS: dict[str, dict[str, Any]] = {
+    "graph": {"index": "hnsw", "quantization": "none"},
+    "lists": {"index": "ivf", "quantization": "none"},
+}
+"""Collections of INDEX_ROWS records i<n> with the vectors of `record_vectors`, then i3 deleted and two more behind."""
+RECORD_DIMENSION = 64
+"""From so many on a graph is walked over codes of its own, which format 3 has brought."""
+
+
+def record_vectors() -> np.ndarray:
+    """(INDEX_ROWS + 2, RECORD_DIMENSION) float32 of -1, 0 and 1, which take little room, the same on every machine."""
+    n = np.arange((INDEX_ROWS + 2) * RECORD_DIMENSION, dtype=np.float64)
+    whole: np.ndarray = np.rint(np.sin(n**1.37) * 1.4)
+    return whole.reshape(-1, RECORD_DIMENSION).astype(np.float32)
+
+
+def fill_records(folder: Path) -> None:
+    """A collection for each of RECORDS, by what every version has."""
+    vectors = record_vectors()
+    ids = [f"i{n}" for n in range(len(vectors))]
+    metadata = [{"n": n % 10} for n in range(len(vectors))]
+    with vecdb.open(folder, auto_build=False, map_initial_bytes=1 << 20) as db:
+        for name, kind in RECORDS.items():
+            made = db.create_collection(name, dimension=RECORD_DIMENSION, metric="l2", **kind)
+            made.insert(ids[:INDEX_ROWS], vectors[:INDEX_ROWS], metadata=metadata[:INDEX_ROWS])
+            made.build_index()
+            made.delete(["i3"])
+            made.insert(ids[INDEX_ROWS:], vectors[INDEX_ROWS:], metadata=metadata[INDEX_ROWS:])
+
+
 BACKED_UP = 400
 """Records b<n>, n in their metadata; b0 is replaced by one with a negative n between the two backups."""
 
@@ -156,6 +190,8 @@ def main(target: str) -> None:
         folder = Path(made) / "data"
         if Path(target).name.startswith("indexes-"):
             fill_indexes(folder)
+        elif Path(target).name.startswith("index-records-"):
+            fill_records(folder)
         elif Path(target).name.startswith("backups-"):
             fill_backups(folder)
         else:

@@ -72,15 +72,16 @@ class Caller:
             for grant in self.key.grants
         )
 
-    def require(self, *collections: str) -> None:
-        """PermissionDenied unless the role of the call is granted on all of these."""
+    def require(self, *collections: str, told: str = "") -> None:
+        """PermissionDenied unless the role of the call is granted on all of these. It names `told`, what the caller
+        has called them by: an alias must not give away what it stands for."""
         # What is not in the table is for nobody but those who may everything.
         role = ROLE_OF.get(self.method, "admin") or "read"
         for name in collections:
             if not self.may(role, name):
                 assert self.key is not None
                 raise PermissionDenied(
-                    f"key {self.key.id} has no role {role!r} on collection {name[:128]!r}, which "
+                    f"key {self.key.id} has no role {role!r} on collection {(told or name)[:128]!r}, which "
                     f"{self.method} needs; ask the operator for a grant",
                     key=self.key.id,
                     role=role,
@@ -125,13 +126,18 @@ class GuardedDatabase:
         caller = CALLER.get()
         if caller is None:
             return self._database.get_collection(name)
+        # Before it is opened: who may not read it makes nobody wait or be closed for it, and hears no error of it.
         try:
-            collection = self._database.get_collection(name)
+            caller.collection = self._database.own_name(name)
         except CollectionNotFound:
             caller.require(name)
             raise
-        caller.collection = collection.name
-        caller.require(collection.name)
+        caller.require(caller.collection, told=name)
+        collection = self._database.get_collection(name)
+        if collection.name != caller.collection:
+            # Its name, or what the alias stands for, has changed meanwhile.
+            caller.collection = collection.name
+            caller.require(collection.name, told=name)
         return collection
 
     def list_collections(self) -> list[vecdb.CollectionInfo]:
@@ -155,24 +161,26 @@ class GuardedDatabase:
         self._require(name)
         return self._database.create_collection(name, **given)
 
-    def drop_collection(self, name: str) -> None:
+    def drop_collection(self, name: str, **given: Any) -> None:
         self._require(name)
-        self._database.drop_collection(name)
+        self._database.drop_collection(name, **given)
 
-    def rename_collection(self, name: str, new_name: str) -> None:
+    def rename_collection(self, name: str, new_name: str, **given: Any) -> None:
         with self._names:
             self._require(name, new_name)
-            self._database.rename_collection(name, new_name)
+            self._database.rename_collection(name, new_name, **given)
 
-    def set_alias(self, alias: str, collection: str) -> None:
+    def set_alias(self, alias: str, collection: str, **given: Any) -> None:
         with self._names:
-            self._require(collection, alias, *self._behind(alias))
-            self._database.set_alias(alias, collection)
+            self._require(collection, alias)
+            self._require_behind(alias)
+            self._database.set_alias(alias, collection, **given)
 
-    def drop_alias(self, alias: str) -> None:
+    def drop_alias(self, alias: str, **given: Any) -> None:
         with self._names:
-            self._require(alias, *self._behind(alias))
-            self._database.drop_alias(alias)
+            self._require(alias)
+            self._require_behind(alias)
+            self._database.drop_alias(alias, **given)
 
     # These run in threads of their own, which have no caller: handlers ask `require_everything` before.
 
@@ -182,10 +190,11 @@ class GuardedDatabase:
     def restore(self, target: str, **given: Any) -> vecdb.RestoreResult:
         return self._database.restore(target, **given)
 
-    def _behind(self, alias: str) -> list[str]:
-        """The collection that an alias stands for now, so that it can be taken from nobody else."""
-        held = self._database.list_aliases()
-        return [held[alias]] if alias in held else []
+    def _require_behind(self, alias: str) -> None:
+        """Asks for the collection that an alias stands for now, so that it can be taken from nobody else."""
+        caller, held = CALLER.get(), self._database.list_aliases()
+        if caller is not None and alias in held:
+            caller.require(held[alias], told=alias)
 
     def _require(self, *names: str) -> None:
         caller = CALLER.get()

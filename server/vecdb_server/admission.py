@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vecdb.errors import ResourceExhausted
+from vecdb.errors import DeadlineExceeded, ResourceExhausted
 
 from .fair_pool import FairPool
 from .fair_queue import Who
@@ -30,6 +30,16 @@ _LOOK_S = 0.005
 
 REASONS = ("concurrent", "wait", "share", "deadline", "threads")
 """Why calls are refused; the label of a metric."""
+UNSENT = ("room", "limit")
+"""Why calls are ended whose request has not come: another needs the thread, max_request_s; the label of a metric."""
+
+
+def retry_after_ms(delay_s: float) -> int:
+    """When a call that was refused may come again, for the details of its error: after about `delay_s`, 20 ms to
+    5 s."""
+    # Random, or those who were refused together would come back together.
+    delay_s *= random.uniform(0.75, 1.5)  # nosec B311: no secret
+    return int(1000 * min(_LONGEST_DELAY_S, max(_SHORTEST_DELAY_S, delay_s)))
 
 
 class Admission:
@@ -40,11 +50,44 @@ class Admission:
         self._limits = limits
         self._lock = threading.Lock()
         self._refused: Counter[str] = Counter()
+        self._unsent: Counter[str] = Counter()
+
+    @property
+    def request_wait_s(self) -> float:
+        """The setting, as it is now."""
+        return float(self._limits["request_wait_s"])
+
+    @property
+    def max_request_s(self) -> float:
+        """The setting, as it is now."""
+        return float(self._limits["max_request_s"])
 
     def refused(self) -> dict[str, int]:
         """Calls refused so far, by reason."""
         with self._lock:
             return {reason: self._refused[reason] for reason in REASONS}
+
+    def unsent(self) -> dict[str, int]:
+        """Calls ended so far because their request had not come, by reason."""
+        with self._lock:
+            return {reason: self._unsent[reason] for reason in UNSENT}
+
+    def end_of_unsent(self, reason: str, waited_s: float) -> DeadlineExceeded:
+        """The error of a call whose request has not come, which is ended now; counts it."""
+        with self._lock:
+            self._unsent[reason] += 1
+        setting = "request_wait_s" if reason == "room" else "max_request_s"
+        why = (
+            "other calls wait for the thread that it keeps"
+            if reason == "room"
+            else f"a server waits for no longer than {self.max_request_s:g} s"
+        )
+        return DeadlineExceeded(
+            f"the message that this call is to send had not come after {waited_s:.2g} s, and {why} ({setting}); "
+            "nothing was done with it. Send smaller messages, or try again when less is going on",
+            waited_s=round(waited_s, 3),
+            setting=setting,
+        )
 
     def refusal(
         self, pool: FairPool, who: Who, left_s: float | None, taken: int
@@ -68,7 +111,9 @@ class Admission:
                 why=f"it would wait for about {wait_s:.2g} s, and its deadline is in {left_s:.2g} s",
             )  # fmt: skip
         # Places are fewer at once when calls begin to take longer. Who has none yet must not suffer for those
-        # who took them before.
+        # who took them before: where few clients wait its turn comes soon, however many calls they have there.
+        if not mine and wait_s <= longest_s:
+            return None
         free = (places if mine else 2 * places) - pool.waiting
         if free <= 0:
             return self._no(
@@ -100,6 +145,21 @@ class Admission:
             return self._no(
                 "share", 1.0, limit=most,
                 why=f"one client may have {most} such calls at once, of the {pool.size} that {setting} allows",
+            )  # fmt: skip
+        return None
+
+    def refusal_of_few(
+        self, mine: int, taken: int, most: int, what: str
+    ) -> ResourceExhausted | None:
+        """The same for calls that have `most` places of their own, of which `taken` are, `mine` by this client."""
+        if taken >= most:
+            return self._no(
+                "wait", 1.0, limit=most, why=f"all {most} places for {what} are taken"
+            )  # fmt: skip
+        if mine and mine >= most - taken:
+            return self._no(
+                "share", 1.0, limit=most,
+                why=f"{mine} {what} of this client are in, and the other places are for others",
             )  # fmt: skip
         return None
 
@@ -137,15 +197,34 @@ class Admission:
     ) -> ResourceExhausted:
         with self._lock:
             self._refused[reason] += count
-        # Random, or those who were refused together would come back together.
-        delay_s *= random.uniform(0.75, 1.5)  # nosec B311: no secret
-        delay_s = min(_LONGEST_DELAY_S, max(_SHORTEST_DELAY_S, delay_s))
+        delay_ms = retry_after_ms(delay_s)
         return ResourceExhausted(
-            f"the server is too busy for this call: {why}; nothing was done, try again in {delay_s:.2g} s",
-            retry_after_ms=int(1000 * delay_s),
+            f"the server is too busy for this call: {why}; nothing was done, try again in {delay_ms / 1000:.2g} s",
+            retry_after_ms=delay_ms,
             refused=reason,
             limit=limit,
         )
+
+
+class Rests:
+    """The rests of one long call, from its begin on: called between its steps, it lets queries go first. One thread."""
+
+    def __init__(
+        self, queries_wait: Callable[[], bool], wanted: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._queries_wait = queries_wait
+        self._wanted = wanted
+        self._since_s = time.monotonic()
+
+    def __call__(self) -> float:
+        """Seconds rested: for up to four times what was done since the last rest, see `give_way`."""
+        took_s = time.monotonic() - self._since_s
+        if took_s < _LOOK_S:
+            # Who looks up more often than queries are looked for would rest more than work.
+            return 0.0
+        rested_s = give_way(took_s, self._queries_wait, self._wanted)
+        self._since_s = time.monotonic()
+        return rested_s
 
 
 def give_way(

@@ -83,8 +83,15 @@ AT_ONCE = _AtOnce()
 class GatedPool(FairPool):
     """A pool that gRPC hands calls to; `decide` says which enter."""
 
-    def __init__(self, size: int, name: str, decide: Decide) -> None:
-        super().__init__(size, name)
+    def __init__(
+        self,
+        size: int,
+        name: str,
+        decide: Decide,
+        relief_s: float | None = None,
+        most_lent: int = 0,
+    ) -> None:
+        super().__init__(size, name, relief_s, most_lent)
         self._decide = decide
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **_: Any) -> Future[Any]:

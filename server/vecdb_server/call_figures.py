@@ -36,12 +36,20 @@ class CallFigures(msgspec.Struct, frozen=True):
     cpu_s: float = 0.0
     resident_bytes: int = 0
     """Of reading processes; Prometheus's own collector shows them of the writer."""
+    unsent: dict[str, int] = {}
+    """Calls whose request had not come, by why they were ended."""
 
     def ended(self) -> CallFigures:
         """What is left of it when its process has ended: what only grows."""
         pools = {name: PoolFigures(waits=pool.waits) for name, pool in self.pools.items()}
         return CallFigures(
-            self.calls, pools, self.refused, self.slow_queries, self.batch_queries, cpu_s=self.cpu_s
+            self.calls,
+            pools,
+            self.refused,
+            self.slow_queries,
+            self.batch_queries,
+            cpu_s=self.cpu_s,
+            unsent=self.unsent,
         )
 
 
@@ -59,6 +67,7 @@ def total(several: Iterable[CallFigures]) -> CallFigures:
     calls: dict[str, Counted] = {}
     pools: dict[str, PoolFigures] = {}
     refused: dict[str, int] = {}
+    unsent: dict[str, int] = {}
     slow, batches, waiting, cpu_s, resident = 0, _NO_SIZES, 0, 0.0, 0
     for one in several:
         for name, counted in one.calls.items():
@@ -66,12 +75,13 @@ def total(several: Iterable[CallFigures]) -> CallFigures:
         for name, pool in one.pools.items():
             pools[name] = _pooled(pools[name], pool) if name in pools else pool
         _add(refused, one.refused)
+        _add(unsent, one.unsent)
         slow += one.slow_queries
         batches = added(batches, one.batch_queries)
         waiting += one.search_waiting
         cpu_s += one.cpu_s
         resident += one.resident_bytes
-    return CallFigures(calls, pools, refused, slow, batches, waiting, cpu_s, resident)
+    return CallFigures(calls, pools, refused, slow, batches, waiting, cpu_s, resident, unsent)
 
 
 def added(one: Counted, other: Counted) -> Counted:

@@ -15,6 +15,7 @@ from typing import Any
 
 from .cli_output import json_line, plain, size, table
 from .cli_target import (
+    EXIT_INCOMPLETE,
     EXIT_OK,
     EXIT_PROBLEMS,
     EXIT_USAGE,
@@ -78,19 +79,34 @@ def run_backups(args: argparse.Namespace, _: Target) -> int:
 
 
 def run_verify(args: argparse.Namespace, _: Target) -> int:
-    """EXIT_PROBLEMS when a backup could not be restored."""
+    """EXIT_PROBLEMS when a backup could not be restored, EXIT_INCOMPLETE when what there is can be, but may not be all:
+    a script that looks at nothing else must hear that the newest backup is gone."""
     with _verbs(args, args.server) as verbs, _shown("verify") as progress:
         report = verbs.verify_backups(args.target, backup=args.backup, progress=progress)
     if args.json:
         json_line(plain(report))
     else:
         verdict = "ok" if report.ok else f"{len(report.problems)} problems"
-        print(f"{report.backups} backups, {report.files} files, {size(report.bytes)}: {verdict}")
+        lacking = len(report.incomplete)
+        more = f"; {lacking} more without a manifest" if lacking else ""
+        print(
+            f"{report.backups} backups, {report.files} files, {size(report.bytes)}: {verdict}{more}"
+        )
         for problem in report.problems:
             print(f"  {problem}")
         for one in report.incomplete:
-            print(f"  {one}: under way or interrupted, counts as no backup")
-    return EXIT_OK if report.ok else EXIT_PROBLEMS
+            print(
+                f"  {one}: no manifest.json, so it counts as no backup and cannot be restored: under way or interrupted, or "
+                "it was complete and its manifest was lost. If `vecdb backups` has listed it before, put its manifest "
+                "back from a copy of the target, or take another backup"
+            )
+        if not report.backups:
+            print("  no backup can be restored from here: is this the right target?")
+    if not report.ok:
+        return EXIT_PROBLEMS
+    # Who asks for one backup asks nothing of the others.
+    all_there = report.backups and (args.backup is not None or not report.incomplete)
+    return EXIT_OK if all_there else EXIT_INCOMPLETE
 
 
 def run_prune(args: argparse.Namespace, _: Target) -> int:

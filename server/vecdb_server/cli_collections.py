@@ -217,12 +217,17 @@ def _print_index(title: str, index: Any) -> None:
 
 def _print_device(device: Any) -> None:
     """One of the devices that all collections share."""
+    if not device.card:
+        print(
+            f"\n{device.name}: {device.state}{f': {device.last_error}' * bool(device.last_error)}"
+        )
+        return
     print(f"\n{device.name}: {device.card}, {device.state}")
     used = f"{size(device.used_bytes)} of {size(device.budget_bytes)} that may be"
     pairs(
         {
             "  memory used": f"{used}, {size(device.total_bytes)} in all",
-            "  placements": device.placements,
+            "  placements": f"{device.placements}, {device.evictions:,} had to go for others",
             "  searches waiting": device.queued,
             "  queries": f"{device.queries:,} in {device.batches:,} batches",
             "  restarts": device.restarts,

@@ -9,7 +9,6 @@ import base64
 import datetime as dt
 import gzip
 import json
-import os
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -223,13 +222,16 @@ def _npz(path: Path, stack: ExitStack, info: Any, named: tuple[str, ...]) -> Ite
 
 @contextmanager
 def _finished_as(path: Path) -> Iterator[IO[bytes]]:
+    # Here: other commands need no engine.
+    from vecdb import disk
+
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+            disk.sync_file(file, part, "export")
+        disk.rename(part, path, "export")
+        disk.sync_folder(path.parent, "export")
     except BaseException:
-        part.unlink(missing_ok=True)
+        disk.remove(part, "export")
         raise

@@ -19,6 +19,7 @@ EXIT_USAGE = 2
 EXIT_FOLDER = 3
 EXIT_PROBLEMS = 4
 EXIT_UNREACHABLE = 5
+EXIT_INCOMPLETE = 6
 EXIT_BROKEN_PIPE = 141
 
 EXIT_CODES = """\
@@ -27,8 +28,9 @@ exit codes:
   1  the database refused or failed; the message says why
   2  wrong usage of the command line
   3  the data folder cannot be used: in use, of another version, missing, or not accessible
-  4  check or verify found problems, or list a collection that cannot be opened
+  4  check or verify found problems, a repair lost something, or list a collection that cannot be opened
   5  the server cannot be reached
+  6  verify found no fault in what is complete, but a backup without a manifest, or no backup at all
   130  interrupted (Ctrl-C)
   141  whoever read the output stopped reading"""
 

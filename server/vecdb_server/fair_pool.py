@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from _thread import allocate_lock
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
@@ -16,8 +18,11 @@ from .fair_queue import FairQueue, Ticket, Who
 
 NOBODY = Who("", "")
 _FIRST_COST_S = 0.001
+_LAST_S = 0.005
 _WEIGHT = 0.05
 """Of the newest piece of work in the mean of what one takes."""
+MOST_LENT = 32
+"""Threads more, at most, that a pool has in the place of those whose work waits for its client."""
 
 
 _Job = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], float]
@@ -26,9 +31,31 @@ _Job = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], float]
 
 class _Here(threading.local):
     waited_s = 0.0
+    pool: FairPool | None = None
+    client = ""
+    aside_s = 0.0
+    """How long the work of this thread has waited for its client."""
+    lent_s = 0.0
+    """How long of that another could have the thread."""
 
 
 _here = _Here()
+
+
+def this_pool() -> FairPool | None:
+    """The pool whose work this thread does; None for a thread of no pool."""
+    return _here.pool
+
+
+class _Aside:
+    """Work that waits for its client: since when, whose it is, and whether it was told to end."""
+
+    __slots__ = ("client", "leaves", "since_s")
+
+    def __init__(self, client: str, since_s: float) -> None:
+        self.client = client
+        self.since_s = since_s
+        self.leaves = False
 
 
 def queued_s() -> float:
@@ -46,10 +73,27 @@ class FairPool(ThreadPoolExecutor):
 
     A ThreadPoolExecutor by name only, because gRPC runs a handler in no pool of another class: nothing of
     that class is used. Threads are made when they are first needed.
+
+    With `relief_s` there is one thread more: where all others have been kept for so long by what they do, it does what
+    waits of clients of whom nothing runs. So calls that last, of a client or some, keep no other from an answer.
+
+    Work that waits for its client steps aside (`step_aside`): for each of up to `most_lent` there is one thread more
+    meanwhile, so that whoever sends nothing, or slowly, keeps no other from a thread.
     """
 
-    def __init__(self, size: int, name: str) -> None:
+    def __init__(
+        self, size: int, name: str, relief_s: float | None = None, most_lent: int = 0
+    ) -> None:
         self.size = size
+        self._most_lent = most_lent
+        self._aside: dict[int, _Aside] = {}
+        """By thread."""
+        self._relief_s = relief_s
+        self._relief: threading.Thread | None = None
+        self._crowded = threading.Event()
+        """Set when work had to wait."""
+        self._begun: dict[int, float] = {}
+        """When each piece of work began that runs, by thread."""
         self.name = name
         self.waits = Tally(SECONDS)
         """Seconds that work has waited for a thread."""
@@ -104,10 +148,12 @@ class FairPool(ThreadPoolExecutor):
             if self._ended:
                 raise RuntimeError("this pool was shut down")
             threads = len(self._pool_threads)
-            if threads < self.size and self.busy >= threads:
+            if threads < self._room and self.busy >= threads:
                 self._add_thread()
             self._queue.put(who, (future, fn, args, time.perf_counter()))
             self.busy += 1
+            if self._relief_s is not None and self.busy > self.size and not self._crowded.is_set():
+                self._call_relief()
         self._bells.put(None)
         return future
 
@@ -121,13 +167,70 @@ class FairPool(ThreadPoolExecutor):
                 self._queue.settle(ticket, 0.0)
                 self.busy -= 1
                 dropped.append(future)
-        for _ in self._pool_threads:
+            own = self._pool_threads.copy()
+        for _ in own:
             self._bells.put(None)
         for future in dropped:
             future.cancel()
             future.set_running_or_notify_cancel()
-        for thread in self._pool_threads if wait else ():
+        self._crowded.set()
+        threads = [*own, *filter(None, [self._relief])]
+        for thread in threads if wait else ():
             thread.join()
+
+    # -- work that waits for its client
+
+    @property
+    def _room(self) -> int:
+        """How many threads there may be. With the guard, or for a first look."""
+        return self.size + min(len(self._aside), self._most_lent)
+
+    def step_aside(self, since_s: float) -> None:
+        """The work of this thread waits for its client, since a moment of `time.perf_counter`: until `step_back`
+        another thread may do what waits."""
+        with self._guard:
+            self._aside[threading.get_ident()] = _Aside(_here.client, since_s)
+            if self._queue.waiting and len(self._pool_threads) < self._room and not self._ended:
+                self._add_thread()
+
+    def step_back(self) -> bool:
+        """What was waited for has come, or will not; whether the work was told meanwhile to end for another."""
+        with self._guard:
+            lent = len(self._aside) <= self._most_lent
+            mine = self._aside.pop(threading.get_ident())
+        waited_s = time.perf_counter() - mine.since_s
+        if self._most_lent:
+            _here.aside_s += waited_s
+        if lent and not mine.leaves:
+            _here.lent_s += waited_s
+        return mine.leaves
+
+    def should_leave(self, after_s: float) -> bool:
+        """Whether the work of this thread, which has stepped aside, should end because other work lacks a thread: only
+        when it has waited for `after_s`, and more wait so than threads are lent; as many as work waits. Those go
+        first whose client has most of them, then those that have waited longest."""
+        with self._guard:
+            mine = self._aside[threading.get_ident()]
+            crowded = self._most_lent and len(self._aside) > self._most_lent
+            if crowded and self._queue.waiting and not mine.leaves:
+                mine.leaves = mine in self._longest(after_s)[: self._queue.waiting]
+            return mine.leaves
+
+    def make_room(self, after_s: float) -> bool:
+        """Has one piece of work end that has waited for its client for `after_s`; False if there is none. Its thread
+        is free some moments later."""
+        with self._guard:
+            for one in self._longest(after_s):
+                if not one.leaves:
+                    one.leaves = True
+                    return True
+            return False
+
+    def _longest(self, after_s: float) -> list[_Aside]:
+        mine = Counter(one.client for one in self._aside.values())
+        before_s = time.perf_counter() - after_s
+        waiting = [one for one in self._aside.values() if one.since_s <= before_s]
+        return sorted(waiting, key=lambda one: (-mine[one.client], one.since_s))
 
     def _add_thread(self) -> None:
         number = len(self._pool_threads)
@@ -155,11 +258,57 @@ class FairPool(ThreadPoolExecutor):
             self._run(job, ticket)
             # Or the arguments of the last call would stay in memory while the thread waits.
             del job, ticket
+            if len(self._pool_threads) > self._room and self._goes():
+                return
+
+    def _goes(self) -> bool:
+        """Whether this thread, which was one more than usual, is needed no longer."""
+        with self._guard:
+            # When the pool has ended, a bell is there for each.
+            if self._ended or len(self._pool_threads) <= self._room:
+                return False
+            self._pool_threads.remove(threading.current_thread())
+            return True
+
+    def _call_relief(self) -> None:
+        if self._relief is None:
+            thread = threading.Thread(
+                target=self._relieve, name=f"vecdb-{self.name}-relief", daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError:  # the system gives no more of them just now
+                return
+            self._relief = thread
+        self._crowded.set()
+
+    def _relieve(self) -> None:
+        assert self._relief_s is not None
+        while True:
+            self._crowded.wait()
+            time.sleep(_LAST_S if self._ended else self._relief_s)
+            found = None
+            with self._guard:
+                if not self._queue.waiting:
+                    if self._ended:
+                        return
+                    self._crowded.clear()
+                    continue
+                newest_s = max([*self._begun.values()], default=math.inf)
+                kept = time.perf_counter() - newest_s >= self._relief_s
+                if kept and self.running >= self.size:
+                    found = self._queue.take_idle(self.cost_s)
+            if found is not None:
+                self._run(*found)
+            del found
 
     def _run(self, job: _Job, ticket: Ticket) -> None:
         future, fn, args, came_s = job
         begun_s = time.perf_counter()
+        self._begun[threading.get_ident()] = begun_s
         _here.waited_s = begun_s - came_s
+        _here.pool, _here.client = self, ticket.client.key
+        _here.aside_s = _here.lent_s = 0.0
         self.waits.add(begun_s - came_s)
         result, failure = None, None
         there = future.set_running_or_notify_cancel()
@@ -171,8 +320,11 @@ class FairPool(ThreadPoolExecutor):
         took_s = time.perf_counter() - begun_s
         with self._guard:
             self.busy -= 1
-            self._queue.settle(ticket, took_s)
-            self.cost_s += _WEIGHT * (took_s - self.cost_s)
+            del self._begun[threading.get_ident()]
+            # Time in which another could have the thread costs nobody anything. Where there was none for another it does:
+            # else who sends nothing would come first again each time.
+            self._queue.settle(ticket, max(took_s - _here.lent_s, 0.0))
+            self.cost_s += _WEIGHT * (max(took_s - _here.aside_s, 0.0) - self.cost_s)
         if there and failure is not None:
             future.set_exception(failure)
         elif there:

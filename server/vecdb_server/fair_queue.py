@@ -80,15 +80,29 @@ class _Turns:
         """The member whose turn it is, charged with what its work will probably take."""
         while True:
             used_s, _, member = heapq.heappop(self._heap)
+            if not member.waiting:
+                continue  # it was passed over the others
             if used_s < member.used_s:
                 self._push(member)  # it was charged since
                 continue
-            member.used_s += cost_s
-            member.waiting -= 1
-            member.running += 1
+            self._begin(member, cost_s)
             if member.waiting:
                 self._push(member)
             return member
+
+    def first_idle(self, cost_s: float) -> _Member | None:
+        """The same of those of whom nothing runs; None where there are none. Looks at all of them."""
+        idle = [one for one in self._members.values() if one.waiting and not one.running]
+        if not idle:
+            return None
+        member = min(idle, key=lambda one: one.used_s)
+        self._begin(member, cost_s)
+        return member
+
+    def _begin(self, member: _Member, cost_s: float) -> None:
+        member.used_s += cost_s
+        member.waiting -= 1
+        member.running += 1
 
     def settle(self, member: _Member, charged_s: float, took_s: float) -> None:
         member.used_s += took_s - charged_s
@@ -153,6 +167,15 @@ class FairQueue(Generic[T]):
     def take(self, cost_s: float) -> tuple[T, Ticket]:
         """The next piece of work, which probably takes `cost_s`; IndexError when nothing waits."""
         client = self._clients.first(cost_s)
+        collection = client.parts.first(cost_s)
+        self.waiting -= 1
+        return collection.jobs.popleft(), Ticket(client, collection, cost_s)
+
+    def take_idle(self, cost_s: float) -> tuple[T, Ticket] | None:
+        """The next piece of work of a client of whom none runs; None where there is none."""
+        client = self._clients.first_idle(cost_s)
+        if client is None:
+            return None
         collection = client.parts.first(cost_s)
         self.waiting -= 1
         return collection.jobs.popleft(), Ticket(client, collection, cost_s)

@@ -19,6 +19,7 @@ from .audit import AuditLines
 from .keys import Key
 from .limits import Limits, Peers
 from .readers.forwarded import origin
+from .slow_calls import named
 from .status import code_of
 
 log = logging.getLogger("vecdb.server")
@@ -36,7 +37,7 @@ class KeyRing:
     """
 
     def __init__(self, path: Path, audit: AuditLines | None) -> None:
-        """InvalidSetting when the file cannot be read. The audit log is told which ids came and went."""
+        """InvalidSetting when the file cannot be read. The audit log is told of every change, by ids."""
         self._path = path
         self._audit = audit
         self._lock = threading.Lock()
@@ -57,14 +58,12 @@ class KeyRing:
             stamp = self._now()
             if stamp == self._stamp:
                 return False
-            before, now_s = self._keys, time.time()
+            before = self._keys
             self._keys, self._stamp = keys.load(self._path), stamp
-            old = {i for i, key in before.items() if key.state(now_s) == "active"}
-            new = {i for i, key in self._keys.items() if key.state(now_s) == "active"}
-        came, went = sorted(new - old), sorted(old - new)
-        log.info("keys were read again", extra={"came": len(came), "went": len(went)})
-        if self._audit is not None:
-            self._audit.write(event="keys changed", came=came, went=went)
+            ids = keys.differences(before, self._keys, time.time())
+        log.info("keys were read again", extra={what: len(which) for what, which in ids.items()})
+        if self._audit is not None and any(ids.values()):
+            self._audit.write(event="keys changed", **ids)
         return True
 
     def _look(self) -> None:
@@ -205,7 +204,7 @@ class Guard:
             certificate=caller.certificate,
             peer=caller.peer,
             method=caller.method,
-            collection=caller.collection or _named(request),
+            collection=caller.collection or named(request),
             **_beside(request),
             count=getattr(answer, "count", 0),
             sequence=getattr(answer, "sequence", 0),
@@ -232,16 +231,6 @@ def _next_as(caller: Caller, answers: Iterator[Any]) -> Any:
 def _only_progress(answer: Any) -> bool:
     """Whether an answer says how far a call is, and not yet what came of it."""
     return "progress" in answer.DESCRIPTOR.fields_by_name and answer.HasField("progress")
-
-
-def _named(request: Any) -> str:
-    """The name that a request gives for the collection it is about."""
-    for field in ("collection", "name", "alias"):
-        found = getattr(request, field, "")
-        found = getattr(found, "name", found)
-        if found:
-            return str(found)[:_NAME_CHARS]
-    return ""
 
 
 def _beside(request: Any) -> dict[str, str]:

@@ -8,104 +8,133 @@
 
 Asking for a collection that is not in memory has it loaded. Where keys are asked for, a collection is
 unknown to those whose key may not read it: its name is not told.
+
+The servicer that comes with grpcio is not used: it sends to watchers under the lock that gRPC's own thread takes
+when a watcher leaves, and to send waits for that thread. One who left at that moment stopped the whole server, and
+so did one who read nothing.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 import vecdb
 from vecdb.errors import CollectionNotFound, VecdbError
+
+from .silence import Brief
 
 log = logging.getLogger("vecdb.server")
 
 COLLECTION = "collection/"
 _LOOK_S = 1.0
 """How often watched collections are looked at."""
+_HELD_UP_S = 0.1
+"""To tell one that reads takes less than a thousandth of it."""
+_LAST_WORD_S = 2.0
+"""How long `close` waits for watchers to be told."""
 
 _Status = health_pb2.HealthCheckResponse
 MayRead = Callable[[Any, str], bool]
+Send = Callable[[Any], None]
 
 
-class _Leaving:
-    """The context of a watcher, who may have left before anybody asked to be told of it.
+class _Watcher:
+    """One open watch. What it was told changes in one thread at a time: its own until it is kept, then the teller's."""
 
-    gRPC then drops the callback, and the base class would keep the watcher for ever.
-    """
-
-    def __init__(self, context: Any) -> None:
-        self.invocation_metadata = context.invocation_metadata
-        self._add_callback = context.add_callback
-
-    def add_callback(self, callback: Callable[[], None]) -> bool:
-        if not self._add_callback(callback):
-            callback()
-        return True
+    def __init__(self, name: str, context: Any, send: Send) -> None:
+        self.name = name
+        self.context = context
+        self.send = send
+        self.host = context.peer().rpartition(":")[0]
+        self.told: int | None = None
+        self.left = False
 
 
-class Health(health.HealthServicer):  # type: ignore[misc,unused-ignore]
-    """See the head of this file. `close` ends its thread."""
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc,unused-ignore]
+    """See the head of this file. Any thread may call; `close` ends its own thread."""
 
     def __init__(self, database: vecdb.Database, may_read: MayRead) -> None:
         """`may_read(metadata, name)` says whether a caller may know of a collection."""
-        super().__init__(experimental_non_blocking=True)
         self._database = database
         self._may_read = may_read
         self._loading: set[str] = set()
-        self._guard = threading.Lock()
         self._closed = threading.Event()
-        self._looks: threading.Thread | None = None
+        self._guard = threading.Lock()
+        """gRPC's own thread waits for it, so nothing is sent, and nothing of the engine is asked, under it."""
+        self._statuses: dict[str, int] = {"": _Status.SERVING}
+        self._watchers: dict[str, set[_Watcher]] = {}
+        self._starting = threading.Lock()
+        self._teller: threading.Thread | None = None
+        self._news = threading.Event()
+        self._unread = Brief()
+        """Watches to which something is being sent."""
+
+    @property
+    def watched(self) -> dict[str, int]:
+        """How many watch each name that somebody watches."""
+        with self._guard:
+            return {name: len(watchers) for name, watchers in self._watchers.items()}
+
+    def set(self, name: str, status: int) -> None:
+        """From now on a part of the server has that status. Its watchers hear of it a moment later."""
+        with self._guard:
+            self._statuses[name] = status
+        self._news.set()
 
     def Check(self, request: Any, context: Any) -> Any:  # noqa: N802
-        name: str = request.service
-        if name.startswith(COLLECTION):
-            status = self._state(name, context)
-            if status == _Status.SERVICE_UNKNOWN:
-                context.set_code(grpc.StatusCode.NOT_FOUND)
-                return _Status()
-            return _Status(status=status)
-        return super().Check(request, context)
+        status = self._asked(request.service, context)
+        if status == _Status.SERVICE_UNKNOWN:
+            context.set_code(grpc.StatusCode.NOT_FOUND)
+            return _Status()
+        return _Status(status=status)
 
-    def Watch(  # noqa: N802
-        self, request: Any, context: Any, send_response_callback: Any = None
-    ) -> Any:
-        name: str = request.service
-        context = _Leaving(context)
-        ours = name.startswith(COLLECTION)
-        if ours and self._may_read(context.invocation_metadata(), name.removeprefix(COLLECTION)):
-            status = self._state(name)
-            # At once, or what is kept for the name could go in between.
-            with self._lock:
-                self.set(name, status)
-                watching = super().Watch(request, context, send_response_callback)
-            self._look_from_now_on()
-            return watching
-        if ours or name not in self._server_status:
-            # As it answers for what it does not know. Such a watcher never hears of a change, and the name
-            # that a stranger has chosen is not kept.
-            request.service = "unknown"
-        return super().Watch(request, context, send_response_callback)
+    def Watch(self, request: Any, context: Any, send: Send) -> None:  # noqa: N802
+        """Tells the status of a name by `send`, and keeps the watcher to tell changes. Ends at once; the call does not.
 
-    def _state(self, service: str, context: Any = None) -> int:
-        name = service.removeprefix(COLLECTION)
-        if context is not None and not self._may_read(context.invocation_metadata(), name):
+        Of a name that the server does not know, or not to this caller, no change is ever told, and nothing is kept:
+        strangers choose names.
+        """
+        watcher = _Watcher(request.service, context, send)
+        # It may have left already; nobody is told then.
+        if context.add_callback(lambda: self._leave(watcher)):
+            status = self._asked(watcher.name, context)
+            self._tell(watcher, status)
+            if watcher.name in self._statuses or (
+                watcher.name.startswith(COLLECTION) and self._may_know(watcher.name, context)
+            ):
+                self._keep(watcher)
+
+    def _may_know(self, name: str, context: Any) -> bool:
+        return self._may_read(context.invocation_metadata(), name.removeprefix(COLLECTION))
+
+    def _asked(self, name: str, context: Any) -> int:
+        if name.startswith(COLLECTION) and not self._may_know(name, context):
             return int(_Status.SERVICE_UNKNOWN)
+        return self._status(name)
+
+    def _status(self, name: str) -> int:
+        if not name.startswith(COLLECTION):
+            status = self._statuses.get(name, _Status.SERVICE_UNKNOWN)
+            known = status != _Status.SERVICE_UNKNOWN
+            return int(_Status.NOT_SERVING if known and self._closed.is_set() else status)
         if self._closed.is_set():
             return int(_Status.NOT_SERVING)
         try:
-            if self._database.is_loaded(name):
+            if self._database.is_loaded(name.removeprefix(COLLECTION)):
                 return int(_Status.SERVING)
         except CollectionNotFound:
             return int(_Status.SERVICE_UNKNOWN)
         except VecdbError:
             return int(_Status.NOT_SERVING)
-        self._load(name)
+        self._load(name.removeprefix(COLLECTION))
         return int(_Status.NOT_SERVING)
 
     def _load(self, name: str) -> None:
@@ -123,36 +152,88 @@ class Health(health.HealthServicer):  # type: ignore[misc,unused-ignore]
             finally:
                 with self._guard:
                     self._loading.discard(name)
+                self._news.set()
 
-        threading.Thread(target=load, name="vecdb-load", daemon=True).start()
+        try:
+            threading.Thread(target=load, name="vecdb-load", daemon=True).start()
+        except RuntimeError as error:
+            # The system gives no more of them; whoever asks next tries again.
+            with self._guard:
+                self._loading.discard(name)
+            log.error("collection %s is not loaded yet: %s", name, error)
 
-    def _look_from_now_on(self) -> None:
+    def _keep(self, watcher: _Watcher) -> None:
         with self._guard:
-            if self._looks is None and not self._closed.is_set():
-                self._looks = threading.Thread(target=self._look, name="vecdb-health", daemon=True)
-                self._looks.start()
+            if watcher.left:
+                return
+            self._watchers.setdefault(watcher.name, set()).add(watcher)
+        self._must_tell()
+        # It may have changed since the watcher was told.
+        self._news.set()
 
-    def _look(self) -> None:
-        told: dict[str, int] = {}
-        while not self._closed.wait(_LOOK_S):
-            watched = self._watched()
-            told = {name: status for name, status in told.items() if name in watched}
-            for name in watched:
-                status = self._state(name)
-                if told.get(name) != status:
-                    told[name] = status
-                    self.set(name, status)
+    def _must_tell(self) -> None:
+        """Starts the thread that tells changes, unless there is one."""
+        with self._starting:
+            if self._teller is None or not self._teller.is_alive():
+                thread = threading.Thread(
+                    target=self._tell_changes, name="vecdb-health", daemon=True
+                )
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    # The system gives no more of them; the next watcher tries again.
+                    log.error("watchers of health are not told of changes yet: %s", error)
+                    return
+                self._teller = thread
 
-    def _watched(self) -> list[str]:
-        """Names of collections that somebody watches. What was kept for others goes: strangers choose names."""
-        with self._lock:
-            for name, watchers in list(self._send_response_callbacks.items()):
-                if name.startswith(COLLECTION) and not watchers:
-                    del self._send_response_callbacks[name]
-                    self._server_status.pop(name, None)
-            return [name for name in self._send_response_callbacks if name.startswith(COLLECTION)]
+    def _leave(self, watcher: _Watcher) -> None:
+        with self._guard:
+            watcher.left = True
+            watchers = self._watchers.get(watcher.name, set())
+            watchers.discard(watcher)
+            if not watchers:
+                self._watchers.pop(watcher.name, None)
+
+    def _tell_changes(self) -> None:
+        last = False
+        while not last:
+            self._news.wait(_LOOK_S)
+            self._news.clear()
+            last = self._closed.is_set()
+            statuses = {name: self._status(name) for name in self.watched}
+            for watcher in self._due(statuses):
+                begun_s = time.monotonic()
+                self._tell(watcher, statuses[watcher.name])
+                if time.monotonic() - begun_s > _HELD_UP_S:
+                    # By one who reads nothing. What has come meanwhile is told before others of that kind.
+                    self._news.set()
+                    last = False
+                    break
+
+    def _due(self, statuses: dict[str, int]) -> list[_Watcher]:
+        """Who is to be told. Those of hosts with few watches first: who reads nothing costs those behind it a second."""
+        with self._guard:
+            watchers = [watcher for name in statuses for watcher in self._watchers.get(name, set())]
+        of_host = Counter(watcher.host for watcher in watchers)
+        due = [watcher for watcher in watchers if watcher.told != statuses[watcher.name]]
+        return sorted(due, key=lambda watcher: of_host[watcher.host])
+
+    def _tell(self, watcher: _Watcher, status: int) -> None:
+        """Returns when gRPC has handed it on, or the watch is over: whoever reads nothing is ended after a while."""
+        watcher.told = status
+        try:
+            with self._unread.brief(watcher.context):
+                watcher.send(_Status(status=status))
+        except Exception:
+            # Others are to be told all the same.
+            log.exception("a watcher of health was not told")
 
     def close(self) -> None:
-        """Tells all watchers that nothing is served any more; later changes are told to nobody."""
+        """Tells all watchers that nothing is served any more, for `_LAST_WORD_S` at most; later changes are told to
+        nobody."""
         self._closed.set()
-        self.enter_graceful_shutdown()
+        self._news.set()
+        with self._starting:
+            teller = self._teller
+        if teller is not None:
+            teller.join(_LAST_WORD_S)

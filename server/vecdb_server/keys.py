@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vecdb import disk
 from vecdb.errors import InvalidArgument, InvalidSetting, NotFound
 
 FORMAT = 1
@@ -127,6 +128,29 @@ def _hashed(secret: str, expires_s: float | None) -> Secret:
     return Secret(hashlib.sha256(secret.encode()).digest(), expires_s)
 
 
+def differences(
+    before: Mapping[str, Key], now: Mapping[str, Key], now_s: float
+) -> dict[str, list[str]]:
+    """What has become of keys: sorted ids of those that `came` into force and `went` out of it, that were
+    `rotated` (have a secret they did not have) and `changed` in any other way, such as their grants."""
+    old = {i for i, key in before.items() if key.state(now_s) == "active"}
+    new = {i for i, key in now.items() if key.state(now_s) == "active"}
+    found = {"came": new - old, "went": old - new, "rotated": set(), "changed": set()}
+    for i in before.keys() & now.keys():
+        secret_before = {secret.sha256 for secret in before[i].secrets}
+        if any(secret.sha256 not in secret_before for secret in now[i].secrets):
+            found["rotated"].add(i)
+        named = any(i in found[what] for what in ("came", "went", "rotated"))
+        if before[i] != now[i] and (not named or _meaning(before[i]) != _meaning(now[i])):
+            found["changed"].add(i)
+    return {what: sorted(ids) for what, ids in found.items()}
+
+
+def _meaning(key: Key) -> Key:
+    """A key but for what comes, goes and is rotated."""
+    return replace(key, secrets=(), revoked_s=None)
+
+
 # --- the file -------------------------------------------------------------------------------------
 
 
@@ -207,16 +231,11 @@ def _changed(path: Path, change: Callable[[dict[str, Key]], None]) -> None:
         text = json.dumps(
             {"format": FORMAT, "keys": [_to_json(k) for k in held.values()]}, indent=1
         )
-        with open(aside, "w", opener=_private) as stream:
-            stream.write(text + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        with open(aside, "wb", opener=_private) as stream:
+            stream.write(text.encode() + b"\n")
+            disk.sync_file(stream, aside, "keys")
+        disk.rename(aside, path, "keys")
+        disk.sync_folder(path.parent, "keys")
 
 
 def _held(keys: Mapping[str, Key], key_id: str) -> Key:

@@ -11,6 +11,7 @@ from vecdb.errors import InvalidFilter, LimitExceeded, ResourceExhausted
 from vecdb.parsed_filters import parsed
 from vecdb.types import MAX_K
 
+from .admission import retry_after_ms
 from .settings import SERVER
 
 _HIGHEST = {row.name: row.high or 0 for row in SERVER}
@@ -37,6 +38,8 @@ class Limits:
                 self._at_most("max_name_chars", len(name), "the name")
         elif hasattr(request, "records"):
             self._records(request.records)
+        elif method in ("Get", "Delete"):
+            self._at_most("max_batch_records", len(request.ids), "ids")
         else:
             for field in _NEW_NAMES:
                 if text := getattr(request, field, ""):
@@ -105,6 +108,7 @@ class Peers:
                     f"{len(ports)} connections of {host} have calls under way, which is all that one host "
                     "may have; share a client between threads, or raise max_connections_per_peer of "
                     "the server",
+                    retry_after_ms=retry_after_ms(1.0),
                     limit=self._limit,
                 )
             ports[port] = ports.get(port, 0) + 1

@@ -30,7 +30,7 @@ from .call_figures import CallFigures, PoolFigures, key, method_and_code, total
 from .fair_pool import FairPool
 from .readers.keeper import Keeper
 
-DEVICE_STATES = ("starting", "up", "down", "closed")
+DEVICE_STATES = ("idle", "starting", "up", "down", "closed")
 
 
 class Row(NamedTuple):
@@ -48,11 +48,12 @@ METRICS = (
     Row("info", "gauge", ("version",), "1, with the version of the server."),
     Row("start_time_seconds", "gauge", (), "When the server began to serve, seconds since 1970."),
     Row("calls_seconds", "histogram", ("method", "code"), "Time of calls by RPC and status, from the thread that took them up to the answer; streams until their end; of QueryStream each query."),
-    Row("calls_running", "gauge", ("pool",), "Calls that a thread works on: pool read, write or long (streams and what may last)."),
+    Row("calls_running", "gauge", ("pool",), "Calls that a thread works on: pool read, write, long (what may last), stream (open streams of queries), reflection or health."),
     Row("calls_waiting", "gauge", ("pool",), "Calls that wait for a thread."),
     Row("calls_wait_seconds", "histogram", ("pool",), "Time that calls have waited for a thread."),
     Row("calls_clients", "gauge", ("pool",), "Clients with calls that run or wait, or had some moments ago."),
-    Row("calls_refused_total", "counter", ("reason",), "Calls refused because of load: concurrent (max_concurrent), wait (max_wait_s), share (places of others), deadline (could not be kept), threads (stream_threads)."),
+    Row("calls_refused_total", "counter", ("reason",), "Calls refused because of load: concurrent (max_concurrent), wait (max_wait_s, or all places of health), share (places of others), deadline (could not be kept), threads (stream_threads, query_streams, those of reflection)."),
+    Row("calls_unsent_total", "counter", ("reason",), "Calls ended because their request had not come: room (request_wait_s, other calls lacked a thread), limit (max_request_s)."),
     Row("slow_queries_total", "counter", (), "Queries that took longer than slow_query_s."),
     Row("search_batch_queries", "histogram", (), "Queries that were searched in one call."),
     Row("search_waiting", "gauge", (), "Searches that wait for a core."),
@@ -86,11 +87,12 @@ METRICS = (
     Row("index_audited_recall", "gauge", ("collection", "vector"), "Recall of live queries that were answered again exactly; only where there were some."),
     Row("index_audited_recall_low", "gauge", ("collection", "vector"), "Lower end of its 95 % interval."),
     Row("index_audited_queries_total", "counter", ("collection", "vector"), "Live queries that were answered again exactly.", lambda i: i.audit.queries),
-    Row("device_state", "gauge", ("device", "state"), "1 for the state that the GPU is in: starting, up, down, closed."),
+    Row("device_state", "gauge", ("device", "state"), "1 for the state that the GPU is in: idle, starting, up, down, closed."),
     Row("device_total_bytes", "gauge", ("device",), "Memory of the GPU.", lambda d: d.total_bytes),
     Row("device_budget_bytes", "gauge", ("device",), "Memory that placements may take.", lambda d: d.budget_bytes),
     Row("device_used_bytes", "gauge", ("device",), "Memory that placements take.", lambda d: d.used_bytes),
     Row("device_placements", "gauge", ("device",), "Indexes and parts of them on the GPU.", lambda d: d.placements),
+    Row("device_evictions_total", "counter", ("device",), "Indexes and parts of them that had to go from the GPU to make room for others.", lambda d: d.evictions),
     Row("device_queued", "gauge", ("device",), "Searches that wait for the GPU.", lambda d: d.queued),
     Row("device_batches_total", "counter", ("device",), "Calls that searched on the GPU.", lambda d: d.batches),
     Row("device_queries_total", "counter", ("device",), "Queries in them.", lambda d: d.queries),
@@ -176,6 +178,7 @@ class Metrics:
             self.slow_queries,
             searches.batch_queries,
             searches.waiting,
+            unsent=self._admission.unsent(),
         )
 
     def _of_calls(self, families: Mapping[str, Any]) -> None:
@@ -193,6 +196,8 @@ class Metrics:
             _histogram(families["calls_wait_seconds"], [name], SECONDS, pool.waits)
         for reason, count in figures.refused.items():
             families["calls_refused_total"].add_metric([reason], count)
+        for reason, count in figures.unsent.items():
+            families["calls_unsent_total"].add_metric([reason], count)
         _histogram(families["search_batch_queries"], [], SIZES, figures.batch_queries)
         families["search_waiting"].add_metric([], figures.search_waiting)
         self._of_readers(families, readers)

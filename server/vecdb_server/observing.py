@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,9 +15,11 @@ from .metrics import Metrics
 from .metrics_port import MetricsPort, host_and_port
 from .pools import Pools
 from .query_watch import QueryWatch
+from .slow_calls import SlowCalls
 from .tracing import Tracing
 
 _NOTHING: AbstractContextManager[None] = nullcontext()
+_NOBODY: AbstractContextManager[Callable[[Exception], None]] = nullcontext(lambda _: None)
 
 
 class Observing:
@@ -37,6 +39,7 @@ class Observing:
         if settings["trace_endpoint"]:
             self._tracing = Tracing(settings["trace_endpoint"], settings["trace_share"])
         self.queries = QueryWatch(settings, self.metrics, self._tracing)
+        self.slow_calls = SlowCalls(settings)
         self._port = None if where is None else MetricsPort(where, self.metrics.registry)
 
     @property
@@ -47,6 +50,14 @@ class Observing:
     def call(self, method: str, context: Any) -> AbstractContextManager[None]:
         """Around a call that is served."""
         return _NOTHING if self._tracing is None else self._tracing.call(method, context)
+
+    def streamed(
+        self, context: Any, came_s: float, count: int
+    ) -> AbstractContextManager[Callable[[Exception], None]]:
+        """Around queries of a stream; see `Tracing.streamed`."""
+        if self._tracing is None:
+            return _NOBODY
+        return self._tracing.streamed(context, came_s, count)
 
     def ended(self, method: str, code: grpc.StatusCode, took_s: float) -> None:
         """Counts a call that is through, or was refused."""

@@ -10,16 +10,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import vecdb
-from vecdb.errors import DeadlineExceeded, InvalidQuery, PermissionDenied
+from vecdb.errors import DeadlineExceeded, InvalidQuery, LimitExceeded, PermissionDenied
 from vecdb.search_lane import CORES
 from vecdb_client import answers, messages, wire
 from vecdb_client.v1 import vecdb_pb2 as pb
 
 from .admission import Admission
 from .fair_pool import waits_no_more
+from .silence import Silences
 from .status import encoded, failure_of, too_large
 
 MOST_QUERIES = 256
@@ -27,8 +30,6 @@ MOST_QUERIES = 256
 MANY_QUERIES = 16
 """So many are searched by all cores where nothing else is under way. With 8, p99 of queries that came by chance was
 a sixth higher (8.2 against 6.9 ms, 3,000 a second), and 8 callers who waited gained a tenth."""
-IDLE_S = 1.0
-"""A stream that was silent for so long may be ended for the sake of another."""
 
 _ENVELOPE_BYTES = 32
 """What an answer takes in its message beside itself, at most."""
@@ -40,6 +41,12 @@ Search = Callable[[Any, Any, dict[str, Any]], Any]
 """Runs a query of a collection: the collection, the request, and the arguments of `Collection.query`."""
 Told = Callable[[int, float, int], None]
 """Is told of answers: the number of their status, the seconds since their message came, how many they are."""
+Traced = Callable[[Any, float, int], AbstractContextManager[Callable[[Exception], None]]]
+"""Around queries that are answered together: the context of their stream, when they came, how many they are. What it gives
+is told of a failure."""
+_Traced = Callable[[float, int], AbstractContextManager[Callable[[Exception], None]]]
+"""The same of a stream that is known."""
+_UNTRACED: AbstractContextManager[Callable[[Exception], None]] = nullcontext(lambda _: None)
 _WEIGHT = 0.05
 """Of the newest message in the mean of what a query costs."""
 
@@ -54,6 +61,8 @@ class QueryStreams:
         self._admission = admission
         self.told: Told = lambda code, took_s, count: None
         """Told of queries that were answered."""
+        self.traced: Traced = lambda context, came_s, count: _UNTRACED
+        """Around queries that are answered."""
         self.under_way: Callable[[], int] = lambda: self._answering
         """How many calls and streams of the server have something to do."""
         self._under_way = 0
@@ -61,8 +70,8 @@ class QueryStreams:
         self._cost_s = 0.0
         """How much longer each of them makes the others last."""
         self._guard = threading.Lock()
-        self._silent_since: dict[Any, float] = {}
-        """Streams, by their contexts, that wait for their next message."""
+        self._silences = Silences()
+        """Streams that wait for their next message."""
         self._answering = 0
         self._closing = False
 
@@ -76,15 +85,9 @@ class QueryStreams:
         self._closing = True
 
     def make_room(self) -> bool:
-        """Ends the stream that was silent longest; False if none was for `IDLE_S`. Its client opens another
+        """Ends the stream that was silent longest; False if none was for a second. Its client opens another
         when it has something to ask."""
-        with self._guard:
-            context = min(self._silent_since, key=self._silent_since.__getitem__, default=None)
-            if context is None or time.monotonic() - self._silent_since[context] < IDLE_S:
-                return False
-            del self._silent_since[context]
-        context.cancel()
-        return True
+        return self._silences.make_room()
 
     def serve(
         self,
@@ -100,11 +103,11 @@ class QueryStreams:
         try:
             while not self._closing and (request := self._next(requests, context)) is not None:
                 yield from self._message(
-                    request.queries, database, answer, max_message_bytes, search
-                )
+                    request.queries, database, answer, max_message_bytes, search,
+                    partial(self.traced, context),
+                )  # fmt: skip
         finally:
-            with self._guard:
-                self._silent_since.pop(context, None)
+            self._silences.over(context)
 
     def _message(
         self,
@@ -113,6 +116,7 @@ class QueryStreams:
         answer: Answer,
         max_message_bytes: int,
         search: Search,
+        traced: _Traced = lambda came_s, count: _UNTRACED,
     ) -> Iterator[Any]:
         begun_s, refusal, unread_s = time.perf_counter(), None, 0.0
         vectors = [max(1, streamed.query.vectors.count) for streamed in queries]
@@ -135,7 +139,7 @@ class QueryStreams:
                     range(len(queries)), [_failed(refusal) for _ in queries], max_message_bytes
                 )
             else:
-                responses = _answers(queries, database, answer, max_message_bytes, search)
+                responses = _answers(queries, database, answer, max_message_bytes, search, traced)
             for response in responses:
                 took_s = time.perf_counter() - begun_s
                 answered = sum([vectors[one.position] for one in response.answers])
@@ -165,17 +169,20 @@ class QueryStreams:
                     self._cost_s += _WEIGHT * (own_s - self._cost_s)
 
     def _next(self, requests: Iterator[Any], context: Any) -> Any:
-        with self._guard:
-            self._silent_since[context] = time.monotonic()
+        self._silences.begin(context)
         try:
             return next(requests, None)
         finally:
-            with self._guard:
-                self._silent_since.pop(context, None)
+            self._silences.over(context)
 
 
 def _answers(
-    queries: Sequence[Any], database: Any, answer: Answer, max_message_bytes: int, search: Search
+    queries: Sequence[Any],
+    database: Any,
+    answer: Answer,
+    max_message_bytes: int,
+    search: Search,
+    traced: _Traced,
 ) -> Iterator[Any]:
     """Messages with the answers to one message."""
     arrived = time.monotonic()
@@ -187,15 +194,21 @@ def _answers(
         if len(positions) > 1:
             try:
                 group = [queries[p] for p in positions]
-                found = _searched(database, group, arrived, max_message_bytes, search)
-            except Exception:
+                with traced(arrived, len(group)) as failed:
+                    try:
+                        found = _searched(database, group, arrived, max_message_bytes, search)
+                    except Exception as error:
+                        if _is_of_all(error):
+                            failed(error)
+                        raise
+            except Exception as error:
                 # One of them may be the reason. Each meets its own failure, or none.
-                found = []
+                found = [_failed(error) for _ in positions] if _is_of_all(error) else []
             if found:
                 yield from _packed(positions, found, max_message_bytes)
                 continue
         for position in positions:
-            outcome = _alone(answer, queries[position], arrived)
+            outcome = _alone(answer, queries[position], arrived, traced)
             yield from _packed([position], [outcome], max_message_bytes)
 
 
@@ -212,7 +225,7 @@ def _together(queries: Sequence[Any]) -> list[list[int]]:
 def _key(query: Any) -> Any:
     """Equal for queries that differ in their one vector only; None where a query goes alone."""
     vectors = query.vectors
-    if vectors.count != 1 or query.min_sequence or _has_rare(query):
+    if vectors.count != 1 or query.min_sequence or len(query.include) > 16 or _has_rare(query):
         return None
     return (
         query.collection, query.k, query.filter, query.exact, query.target_recall,
@@ -225,23 +238,32 @@ def _has_rare(query: Any) -> bool:
     return any(field.name in _RARE for field, _ in query.ListFields())
 
 
-def _alone(answer: Answer, streamed: Any, arrived: float) -> Any:
-    try:
-        if streamed.query.min_sequence:
-            raise InvalidQuery("min_sequence is for Query: on a stream others would wait too")
-        return pb.StreamedAnswer(
-            answer=answer(streamed.query, _left_s(streamed.timeout_s, arrived))
-        )
-    except PermissionDenied:
-        # It ends the stream, so that the audit log has it as it has that of a call.
-        raise
-    except Exception as error:
-        return _failed(error)
+def _alone(answer: Answer, streamed: Any, arrived: float, traced: _Traced) -> Any:
+    with traced(arrived, 1) as failed:
+        try:
+            if streamed.query.min_sequence:
+                raise InvalidQuery("min_sequence is for Query: on a stream others would wait too")
+            return pb.StreamedAnswer(
+                answer=answer(streamed.query, _left_s(streamed.timeout_s, arrived))
+            )
+        except PermissionDenied as error:
+            # It ends the stream, so that the audit log has it as it has that of a call.
+            failed(error)
+            raise
+        except Exception as error:
+            failed(error)
+            return _failed(error)
 
 
 def _failed(error: Exception) -> Any:
     code, known = failure_of("QueryStream", error)
     return pb.StreamedAnswer(error=pb.StreamedError(code=code.value[0], error=encoded(known)))
+
+
+def _is_of_all(error: Exception) -> bool:
+    """Whether queries that agree in all but the vector would all fail so: they have exceeded a limit of the server that
+    has a name, as to how long their filter may take. To have each try alone would take as long for each."""
+    return isinstance(error, LimitExceeded) and "setting" in error.details
 
 
 def _left_s(timeout_s: float, arrived: float) -> float | None:

@@ -1,7 +1,8 @@
 """Queries that took long, told to the log with how they were answered; and the steps of those that are traced.
 
-`explain` costs a query some 70 us, so it is not measured for all of them. A collection that had a slow
-query is looked at: for a minute all its queries are explained, and the slow ones among them are logged so.
+`explain` costs a query some 70 us, so it is not made for all of them: each notes how it is answered (`vecdb/steps.py`, a
+microsecond), and of a slow one that is told. A collection that had one is looked at: for a minute all its queries
+are explained, and the slow ones among them are logged with all of it.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import vecdb
+from vecdb import steps
+from vecdb.explaining import as_noted
 
 from .fair_pool import queued_s
 from .metrics import Metrics
+from .slow_calls import MAX_FILTER_CHARS, MAX_INCLUDES, MAX_NAME_CHARS
 from .tracing import Tracing
 
 log = logging.getLogger("vecdb.server")
 
 _LOOK_S = 60.0
-_MAX_FILTER_CHARS = 1_000
 
 
 class QueryWatch:
@@ -45,21 +48,25 @@ class QueryWatch:
         began_ns = time.time_ns() if traced else 0
         began_s = time.perf_counter()
         result = None
+        slow_s = self._settings["slow_query_s"]
+        noted = steps.begin() if slow_s else None
         try:
             result = collection.query(**given)
         finally:
+            steps.end()
             # The slowest are those that were not done in time.
             took_s = time.perf_counter() - began_s
-            slow_s = self._settings["slow_query_s"]
-            if slow_s and took_s + queued_s() >= slow_s:
-                self._tell(name, request, took_s, result)
+            if noted is not None and took_s + queued_s() >= slow_s:
+                self._tell(name, request, took_s, result, noted)
         if traced and self._tracing is not None and result.explain is not None:
             self._tracing.query(name, began_ns, result.explain.times_us)
         if result.explain is not None and not asked:
             result = dataclasses.replace(result, explain=None)
         return result
 
-    def _tell(self, name: str, request: Any, took_s: float, result: Any) -> None:
+    def _tell(
+        self, name: str, request: Any, took_s: float, result: Any, noted: steps.Steps
+    ) -> None:
         self._metrics.slow_queries += 1
         now = time.monotonic()
         # Made anew, so that names of collections that have gone do not stay.
@@ -73,18 +80,18 @@ class QueryWatch:
                 "queued_ms": round(1_000 * queued_s(), 1),
                 "queries": None if result is None else len(result.ids),
                 "k": request.k,
-                "filter": request.filter[:_MAX_FILTER_CHARS],
-                "vector_name": request.vector_name,
-                "include": list(request.include),
-                "explain": _said(None if result is None else result.explain),
+                "filter": request.filter[:MAX_FILTER_CHARS],
+                "vector_name": request.vector_name[:MAX_NAME_CHARS],
+                "include": list(request.include[:MAX_INCLUDES]),
+                "explain": _said(None if result is None else result.explain, noted),
             },
         )
 
 
-def _said(explain: Any) -> Any:
-    """`explain` as plain values; a sentence where this query was not explained, or failed."""
+def _said(explain: Any, noted: steps.Steps) -> dict[str, Any]:
+    """`explain` as plain values; what was noted where this query was not explained, or failed."""
     if explain is None:
-        return "none yet: from now on queries of this collection are explained for a minute"
+        return as_noted(noted)
     return {
         field.name: dict(value) if isinstance(value, Mapping) else value
         for field in dataclasses.fields(explain)

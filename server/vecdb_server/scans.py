@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import vecdb
+from vecdb.stopping import resting
 from vecdb_client import messages
 from vecdb_client.v1 import vecdb_pb2 as pb
 
-from .admission import give_way
+from .admission import Rests, give_way
 from .status import remaining_s
 
 MESSAGE_BYTES = 4 * 1024 * 1024
@@ -25,7 +26,8 @@ def scan_messages(
     max_message_bytes: int,
     queries_wait: Callable[[], bool],
 ) -> Iterator[Any]:
-    """The messages of one scan. Ends when the client has gone. Between two of them queries go first.
+    """The messages of one scan. Ends when the client has gone. Between two of them, and while its filter is
+    evaluated, queries go first.
 
     How large a batch is shows only once it is read. One that is more than twice too large is read
     again in smaller batches, from the cursor before it, and these stay small.
@@ -40,17 +42,19 @@ def scan_messages(
     begun_s = time.monotonic()
     while again:
         again = False
-        batches = collection.scan(
-            filter=request.filter or None,
-            include=include,
-            batch_size=size,
-            cursor=cursor,
-            slice_index=request.slice,
-            slices=request.slices or 1,
-            min_sequence=request.min_sequence or None,
-            timeout_s=remaining_s(context),
-            raw_metadata=True,
-        )
+        # Here the filter is evaluated, so around this alone: between two messages others use the thread.
+        with resting(Rests(queries_wait, context.is_active)):
+            batches = collection.scan(
+                filter=request.filter or None,
+                include=include,
+                batch_size=size,
+                cursor=cursor,
+                slice_index=request.slice,
+                slices=request.slices or 1,
+                min_sequence=request.min_sequence or None,
+                timeout_s=remaining_s(context),
+                raw_metadata=True,
+            )
         for records in batches:
             batch = messages.encode_records(records)
             batch_bytes = batch.ByteSize()

@@ -19,6 +19,7 @@ from vecdb.errors import InvalidSetting
 from vecdb_client.v1 import vecdb_pb2 as pb
 from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 
+from . import awaited
 from .access import GuardedDatabase
 from .admission import Admission
 from .audit import AuditLines
@@ -105,7 +106,13 @@ class Server:
 
     def _border(self) -> Border:
         limit = self.settings["max_message_bytes"]
-        return Border(self._pools, limit, self._security.guard, self._observing)
+        guard, watching = self._security.guard, self._observing
+        return Border(
+            self._pools, limit, guard, watching, self._filter_s, self._observing.slow_calls
+        )
+
+    def _filter_s(self) -> float:
+        return float(self.settings["max_filter_s"])
 
     @property
     def _shares_port(self) -> bool:
@@ -144,6 +151,10 @@ class Server:
             log.warning(
                 "this version of grpc serves all calls from one pool of %d threads", workers
             )
+        if not _requests_can_end():
+            log.warning(
+                "this version of grpc cannot end calls whose request does not come (request_wait_s)"
+            )
         admission = Admission(settings)
         self._streams = QueryStreams(admission)
         self._pools = Pools(
@@ -156,6 +167,7 @@ class Server:
         )
         self._observing = Observing(settings, database, self._pools, admission)
         self._streams.told = self._observing.metrics.streamed
+        self._streams.traced = self._observing.streamed
         self._streams.under_way = self._pools.running
         try:
             if settings["read_processes"]:
@@ -249,8 +261,8 @@ class Server:
         drained = self._grpc.stop(self.settings["drain_timeout_s"])
         while not drained.wait(0.02):
             if not self._pools.running():
-                # What is left open never ends by itself: watchers of the health service, and streams of
-                # queries that have nothing to answer.
+                # What is left open never ends by itself: watchers of the health service, reflection, and
+                # streams of queries that have nothing to answer.
                 self._grpc.stop(0)
         ended = threading.Event()
 
@@ -291,6 +303,13 @@ def _pools_by_handler() -> bool:
     from grpc import _server
 
     return hasattr(_server, "_select_thread_pool_for_behavior")
+
+
+def _requests_can_end() -> bool:
+    """Whether this grpc has what waiting for a request with an end is made of."""
+    from grpc import _server
+
+    return awaited.can_end(getattr(_server, "_RequestIterator", None))
 
 
 def _address(host: str, port: int) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import vecdb
 from vecdb.backup_types import BackupProgress, Progress
@@ -19,12 +19,17 @@ from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 
 from .access import require_everything
 
+Stage = Literal["copy", "verify", "restore"]
 _KINDS: dict[int, Any] = {
     pb.BACKUP_KIND_UNSPECIFIED: "auto",
     pb.BACKUP_KIND_AUTO: "auto",
     pb.BACKUP_KIND_FULL: "full",
     pb.BACKUP_KIND_INCREMENTAL: "incremental",
 }
+
+
+_SAYS_S = 15.0
+"""After so long without a word the last one is said again: a client ends a stream that is silent (`idle_s`)."""
 
 
 class BackupHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-ignore]
@@ -49,7 +54,8 @@ class BackupHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-
                 verify=not request.skip_verify,
                 limit_bytes_s=request.limit_bytes_s or None,
                 progress=progress,
-            )
+            ),
+            "copy",
         ):
             if isinstance(said, BackupProgress):
                 yield pb.BackupDatabaseResponse(progress=wire.encode_progress(said))
@@ -65,7 +71,8 @@ class BackupHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-
         for said in _watched(
             lambda progress: vecdb.verify_backups(
                 target, backup=request.backup or None, progress=progress
-            )
+            ),
+            "verify",
         ):
             if isinstance(said, BackupProgress):
                 yield pb.VerifyBackupsResponse(progress=wire.encode_progress(said))
@@ -86,7 +93,8 @@ class BackupHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-
                 at=at,
                 sequence=request.sequence if request.HasField("sequence") else None,
                 progress=progress,
-            )
+            ),
+            "restore",
         ):
             if isinstance(said, BackupProgress):
                 yield pb.RestoreBackupResponse(progress=wire.encode_progress(said))
@@ -117,8 +125,9 @@ class BackupHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-
         return f"{self.backup_root.rstrip('/')}/{name}"
 
 
-def _watched(work: Callable[[Progress], Any]) -> Iterator[Any]:
-    """What `work` says of its progress, as it says it, then what it returns; raises what it raises.
+def _watched(work: Callable[[Progress], Any], stage: Stage) -> Iterator[Any]:
+    """What `work` says of its progress, as it says it, then what it returns; raises what it raises. Where it says nothing
+    for long its last word is repeated, of `stage` where there was none.
 
     When nobody listens any more, the next word of `work` ends it.
     """
@@ -140,13 +149,20 @@ def _watched(work: Callable[[Progress], Any]) -> Iterator[Any]:
 
     thread = threading.Thread(target=run, name="vecdb-backup")
     thread.start()
+    last = BackupProgress(stage, "", 0, 0, 0)
     try:
         while True:
-            one, error = said.get()
+            try:
+                one, error = said.get(timeout=_SAYS_S)
+            except queue.Empty:
+                yield last
+                continue
             if error is not None:
                 raise error
             if one is end:
                 return
+            if isinstance(one, BackupProgress):
+                last = one
             yield one
     finally:
         left.set()

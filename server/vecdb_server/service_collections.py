@@ -3,25 +3,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import vecdb
+from vecdb.stopping import resting
 from vecdb_client import messages
+from vecdb_client.transport import REQUEST_ID_KEY
 from vecdb_client.v1 import vecdb_pb2 as pb
 from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 
 from .access import GuardedDatabase, require_everything
+from .admission import Rests
 from .metrics import Metrics
 from .status import remaining_s
+
+
+def _once(context: Any) -> dict[str, Any]:
+    """Keyword arguments of a change that its caller has given an id, in the metadata of its call."""
+    for name, value in context.invocation_metadata():
+        if name == REQUEST_ID_KEY:
+            return {"request_id": value}
+    return {}
 
 
 class CollectionHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-ignore]
     """The part of the service that works on collections as a whole."""
 
     def __init__(
-        self, database: vecdb.Database | GuardedDatabase, max_message_bytes: int, metrics: Metrics
+        self,
+        database: vecdb.Database | GuardedDatabase,
+        max_message_bytes: int,
+        metrics: Metrics,
+        queries_wait: Callable[[], bool],
     ) -> None:
+        """`queries_wait` says whether there are queries that long calls should let go first."""
+        self._queries_wait = queries_wait
         self._database = database
         self._max_message_bytes = max_message_bytes
         self._metrics = metrics
@@ -56,6 +74,7 @@ class CollectionHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unu
             vectors={name: asdict(field) for name, field in info.vectors.items()} or None,
             exist_ok=request.exist_ok,
             device=info.device,
+            **_once(context),
         )
         return pb.CreateCollectionResponse(collection=messages.encode_info(collection.info))
 
@@ -68,19 +87,19 @@ class CollectionHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unu
         return pb.ListCollectionsResponse(collections=map(messages.encode_info, infos))
 
     def DropCollection(self, request: Any, context: Any) -> Any:
-        self._database.drop_collection(request.name)
+        self._database.drop_collection(request.name, **_once(context))
         return pb.DropCollectionResponse()
 
     def RenameCollection(self, request: Any, context: Any) -> Any:
-        self._database.rename_collection(request.name, request.new_name)
+        self._database.rename_collection(request.name, request.new_name, **_once(context))
         return pb.RenameCollectionResponse()
 
     def SetAlias(self, request: Any, context: Any) -> Any:
-        self._database.set_alias(request.alias, request.collection)
+        self._database.set_alias(request.alias, request.collection, **_once(context))
         return pb.SetAliasResponse()
 
     def DropAlias(self, request: Any, context: Any) -> Any:
-        self._database.drop_alias(request.alias)
+        self._database.drop_alias(request.alias, **_once(context))
         return pb.DropAliasResponse()
 
     def ListAliases(self, request: Any, context: Any) -> Any:
@@ -90,7 +109,10 @@ class CollectionHandlers(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unu
         return messages.encode_stats(self._database.get_collection(request.collection).stats())
 
     def Check(self, request: Any, context: Any) -> Any:
-        return messages.encode_check(self._database.get_collection(request.collection).check())
+        collection = self._database.get_collection(request.collection)
+        with resting(Rests(self._queries_wait, context.is_active)):
+            report = collection.check(timeout_s=remaining_s(context))
+        return messages.encode_check(report)
 
     def BuildIndex(self, request: Any, context: Any) -> Any:
         collection = self._database.get_collection(request.collection)

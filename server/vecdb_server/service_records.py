@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import vecdb
-from vecdb.errors import InvalidArgument, InvalidQuery, Unavailable
-from vecdb.types import MAX_K
+from vecdb.errors import InvalidArgument, InvalidBatch, InvalidQuery, Unavailable
+from vecdb.stopping import resting
+from vecdb.types import MAX_BATCH_ROWS, MAX_K
 from vecdb_client import answers, messages, wire
 from vecdb_client.v1 import vecdb_pb2 as pb
 
 from .access import GuardedDatabase
-from .admission import give_way
+from .admission import Rests, give_way, retry_after_ms
 from .ahead import one_ahead
 from .observing import Observing
 from .pools import Pools
@@ -42,6 +43,15 @@ def _columns(batch: Any) -> dict[str, Any]:
             for name, named in columns.named_vectors.items()
         }
     return found
+
+
+def _ids(given: Any) -> list[str] | None:
+    """The ids of a request. InvalidBatch for more than any call takes, before each becomes a text of Python's."""
+    if len(given) > MAX_BATCH_ROWS:
+        raise InvalidBatch(
+            f"{len(given):,} ids are given, at most {MAX_BATCH_ROWS:,} are taken; split the call"
+        )
+    return list(given) or None
 
 
 def _once(request: Any) -> dict[str, Any]:
@@ -91,7 +101,7 @@ class Service(CollectionHandlers, BackupHandlers):
         observing: Observing,
         streams: QueryStreams,
     ) -> None:
-        super().__init__(database, max_message_bytes, observing.metrics)
+        super().__init__(database, max_message_bytes, observing.metrics, pools.queries_wait)
         self._pools = pools
         self._queries = observing.queries
         self._streams = streams
@@ -107,7 +117,8 @@ class Service(CollectionHandlers, BackupHandlers):
         if not self._may_wait.acquire(blocking=False):
             raise Unavailable(
                 f"commit {min_sequence} of collection {collection.name!r} does not exist yet, and "
-                "too many reads are waiting for such commits; try again later"
+                "too many reads are waiting for such commits; try again later",
+                retry_after_ms=retry_after_ms(0.2),
             )
         try:
             yield
@@ -135,11 +146,15 @@ class Service(CollectionHandlers, BackupHandlers):
     def Delete(self, request: Any, context: Any) -> Any:
         collection = self._database.get_collection(request.collection)
         if request.filter:
-            # It keeps the other writers of its collection waiting for as long as it compares rows.
+            # It compares all rows, beside queries.
             give_way(_DELETE_S, self._pools.queries_wait, context.is_active)
-        result = collection.delete(
-            list(request.ids) or None, filter=request.filter or None, **_once(request)
-        )
+        with resting(Rests(self._pools.queries_wait, context.is_active)):
+            result = collection.delete(
+                _ids(request.ids),
+                filter=request.filter or None,
+                timeout_s=remaining_s(context),
+                **_once(request),
+            )
         return pb.DeleteResponse(sequence=result.sequence, count=result.count)
 
     def Ingest(self, requests: Any, context: Any) -> Iterator[Any]:
@@ -170,7 +185,7 @@ class Service(CollectionHandlers, BackupHandlers):
         collection = self._database.get_collection(request.collection)
         with self._room_to_wait(collection, request.min_sequence):
             records = collection.get(
-                list(request.ids) or None,
+                _ids(request.ids),
                 filter=request.filter or None,
                 order_by=request.order_by or None,
                 limit=request.limit or None,
@@ -202,7 +217,7 @@ class Service(CollectionHandlers, BackupHandlers):
         with self._room_to_wait(collection, request.min_sequence):
             given = {
                 "vectors": wire.decode_vectors(request.vectors) if has("vectors") else None,
-                "ids": list(request.ids) or None,
+                "ids": _ids(request.ids),
                 "k": request.k or None,
                 "filter": request.filter or None,
                 "exact": request.exact,

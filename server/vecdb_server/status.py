@@ -21,13 +21,19 @@ from vecdb.stopping import while_wanted
 from vecdb_client.transport import ERROR_KEY, RETRY_AFTER_KEY
 
 from . import arrivals
+from .access import ROLE_OF
+from .admission import retry_after_ms
 from .pools import Pools
+from .slow_calls import SlowCalls, rows_of
+from .untaken import Untaken
 
 log = logging.getLogger("vecdb.server")
 
 PREFIX = "/vecdb.v1.VecdbService/"
+_MOST_UNTAKEN = 8  # answers of the largest size
 _QUERIES = "QueryStream"
 _REFLECTION = "/grpc.reflection."
+_HEALTH = "/grpc.health."
 
 STATUS: dict[type[errors.VecdbError], grpc.StatusCode] = {
     errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
@@ -170,12 +176,23 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
     """Wraps every handler of ours once; gives each call the thread pool it belongs to."""
 
     def __init__(
-        self, pools: Pools, max_message_bytes: int, guard: Guarding, watching: Watching
+        self,
+        pools: Pools,
+        max_message_bytes: int,
+        guard: Guarding,
+        watching: Watching,
+        filter_s: Callable[[], float] = lambda: 0.0,
+        slow: SlowCalls | None = None,
     ) -> None:
+        """`filter_s` says how many seconds of a core evaluating a filter may take, 0 for any; it is asked at each call.
+        `slow` is told of calls that are over; None: nobody is."""
+        self._slow = slow
         self._pools = pools
+        self._filter_s = filter_s
         self._guard = guard
         self._watching = watching
         self._max_message_bytes = max_message_bytes
+        self._untaken = Untaken(_MOST_UNTAKEN * max_message_bytes)
         self._wrapped: dict[str, Any] = {}
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
@@ -185,8 +202,8 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
         if handler is None:
             return None
         metadata = handler_call_details.invocation_metadata
-        ours, client = method.startswith(PREFIX), ""
-        if ours or method.startswith(_REFLECTION):
+        client = ""
+        if not method.startswith(_HEALTH):
             try:
                 client = self._guard.known_as(metadata)
             except errors.Unauthenticated as refusal:
@@ -194,19 +211,21 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
         wrapped = self._wrapped.get(method)
         if wrapped is None:
             wrapped = self._wrapped[method] = self._wrap(method, handler)
-        if ours:
-            arrivals.announce(client, metadata)
+        arrivals.announce(client, metadata)
         return wrapped
 
     def _wrap(self, method: str, handler: Any) -> Any:
         pool = self._pools.of(method, streams=handler.response_streaming)
-        if not method.startswith(PREFIX):
-            return _moved(handler, pool)
         name = method.removeprefix(PREFIX)
+        if method.startswith(_HEALTH):
+            return self._health(name, handler, pool)
         # Registered as taking a stream, whatever it takes: gRPC reads no request before the handler asks
         # for it, so that a call can be refused unread. On the wire there is no difference.
         if handler.response_streaming:
-            behavior = self._guard.stream(name, handler.stream_stream or handler.unary_stream)
+            behavior = handler.stream_stream or handler.unary_stream
+            if method.startswith(_REFLECTION):
+                behavior = self._pools.reflecting.followed(behavior)
+            behavior = self._guard.stream(name, behavior)
             served = self._stream(name, behavior, one=not handler.request_streaming)
             make: Any = grpc.stream_stream_rpc_method_handler
         else:
@@ -219,22 +238,27 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
             response_serializer=bytes,
         )
 
-    def _bytes(self, message: Any) -> bytes:
+    def _bytes(self, message: Any, context: grpc.ServicerContext) -> bytes:
         data: bytes = message.SerializeToString()
         if len(data) > self._max_message_bytes:
             raise too_large(len(data), self._max_message_bytes)
+        self._untaken.sending(context, len(data))
         return data
 
     def _unary(self, name: str, behavior: Any) -> Any:
         def answer(requests: Any, context: grpc.ServicerContext) -> bytes:
-            started_s = time.perf_counter()
+            started_s = begun_s = time.perf_counter()
+            request = message = None
             try:
                 if (refusal := arrivals.refusal()) is not None:
                     raise refusal
-                request = arrivals.only(requests)
+                request = self._pools.awaited.only(requests)
+                begun_s = time.perf_counter()
                 _refuse_late(context)
-                with self._watching.call(name, context), while_wanted(context.is_active):
-                    data = self._bytes(behavior(_checked(request), context))
+                wanted = while_wanted(context.is_active, self._filter_s())
+                with self._watching.call(name, context), wanted:
+                    message = behavior(_checked(request), context)
+                    data = self._bytes(message, context)
             except grpc.RpcError:
                 # The client has gone before its request was read; nobody is left to be told.
                 self._tell(name, grpc.StatusCode.CANCELLED, started_s)
@@ -243,7 +267,9 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
                 failure = error
             else:
                 self._tell(name, grpc.StatusCode.OK, started_s)
+                self._worked(name, request, message, None, time.perf_counter() - begun_s)
                 return data
+            self._worked(name, request, message, failure, time.perf_counter() - begun_s)
             return self._fail(name, context, failure, started_s)
 
         return answer
@@ -252,22 +278,41 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
         def steps(requests: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
             if (refusal := arrivals.refusal()) is not None:
                 raise refusal
-            given = _checked(arrivals.only(requests)) if one else map(_checked, requests)
+            if one:
+                given = _checked(self._pools.awaited.only(requests))
+            else:
+                given = map(_checked, self._all(name, requests))
             _refuse_late(context)
             messages = iter(behavior(given, context))
-            while True:
-                # For each step: between them other calls use the thread.
-                with while_wanted(context.is_active):
-                    message = next(messages, None)
-                if message is None:
-                    return
-                yield self._bytes(message)
+            worked_s, rows = 0.0, 0
+            failure: Exception | None = None
+            try:
+                while True:
+                    begun_s = time.perf_counter()
+                    try:
+                        # For each step: between them other calls use the thread.
+                        with while_wanted(context.is_active, self._filter_s()):
+                            message = next(messages, None)
+                        if message is None:
+                            return
+                        rows += (one and rows_of(message)) or 0
+                        data, message = self._bytes(message, context), None  # one of them is enough
+                    except Exception as error:
+                        failure = error
+                        raise
+                    finally:
+                        # What its client takes to read is no time of the call.
+                        worked_s += time.perf_counter() - begun_s
+                    yield data
+                    self._untaken.taken(context)
+            finally:
+                self._worked(name, given if one else None, rows, failure, worked_s)
 
         def answers(requests: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
             started_s = time.perf_counter()
             try:
                 # A span of days helps nobody.
-                with nullcontext() if name == _QUERIES else self._watching.call(name, context):
+                with nullcontext() if _lasts(name) else self._watching.call(name, context):
                     yield from steps(requests, context)
             except GeneratorExit:
                 self._tell(name, grpc.StatusCode.CANCELLED, started_s)
@@ -285,6 +330,42 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
 
         return answers
 
+    def _all(self, name: str, requests: Any) -> Iterator[Any]:
+        """The messages of a stream. Of streams that may be silent for long, others take care."""
+        return requests if _lasts(name) else self._pools.awaited.all(requests)
+
+    def _health(self, name: str, handler: Any, pool: Any) -> Any:
+        """A handler of the health service. Anybody may call it, so who sends no request keeps no thread."""
+
+        def admitted(requests: Any, context: grpc.ServicerContext) -> Any:
+            started_s = time.perf_counter()
+            try:
+                if (refusal := arrivals.refusal()) is not None:
+                    raise refusal
+                request = _checked(self._pools.asking.only(requests, context))
+                if handler.response_streaming:
+                    self._pools.watches.enter(context)
+            except errors.VecdbError as error:
+                self._fail(name, context, error, started_s)
+            return request
+
+        def check(requests: Any, context: grpc.ServicerContext) -> Any:
+            return handler.unary_unary(admitted(requests, context), context)
+
+        def watch(requests: Any, context: grpc.ServicerContext, send: Any = None) -> Any:
+            return handler.unary_stream(admitted(requests, context), context, send)
+
+        # It takes no thread while it waits for news.
+        watch.experimental_non_blocking = True  # type: ignore[attr-defined]
+        make: Any = grpc.stream_unary_rpc_method_handler
+        if handler.response_streaming:
+            make = grpc.stream_stream_rpc_method_handler
+        return make(
+            in_pool(watch if handler.response_streaming else check, pool),
+            request_deserializer=_lenient(handler.request_deserializer),
+            response_serializer=handler.response_serializer,
+        )
+
     def _refusing(self, method: str, error: errors.VecdbError) -> Any:
         """Answers a call without looking at its request."""
 
@@ -294,10 +375,17 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
 
         return grpc.stream_unary_rpc_method_handler(in_pool(refuse, arrivals.AT_ONCE))
 
+    def _worked(
+        self, name: str, request: Any, answer: Any, failure: Exception | None, took_s: float
+    ) -> None:
+        if self._slow is not None and self._slow.is_slow(name, request, took_s):
+            code = grpc.StatusCode.OK if failure is None else code_of(failure)
+            self._slow.tell(name, request, answer, code or grpc.StatusCode.INTERNAL, took_s)
+
     def _tell(self, name: str, code: grpc.StatusCode, started_s: float) -> None:
         took_s = time.perf_counter() - started_s
-        if name != _QUERIES or code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
-            # A stream of queries lasts as long as its client likes; what is counted are its queries.
+        if not _lasts(name) or code not in (grpc.StatusCode.OK, grpc.StatusCode.CANCELLED):
+            # It lasts as long as its client likes; what is counted of queries is each one.
             self._watching.ended(name, code, took_s)
         if log.isEnabledFor(logging.DEBUG):
             log.debug(
@@ -317,28 +405,17 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
         raise AssertionError("abort raises")
 
 
+def _lasts(name: str) -> bool:
+    """Whether calls stay open for as long as their clients like, with nothing to do for most of the time."""
+    return name == _QUERIES or name.startswith(_REFLECTION)
+
+
 def in_pool(behavior: Any, pool: Any) -> Any:
     # grpc/_server.py (`_select_thread_pool_for_behavior`) runs a handler in the pool of this
     # attribute; grpc's own health service uses it. A grpc that drops it ignores the attribute: calls
     # then share the default pool, which `server.py` makes larger after looking for the function.
     behavior.experimental_thread_pool = pool
     return behavior
-
-
-def _moved(handler: Any, pool: Any) -> Any:
-    """A handler of another service (health, reflection) in `pool`."""
-    if handler.unary_unary is not None:
-        original, make = handler.unary_unary, grpc.unary_unary_rpc_method_handler
-    elif handler.stream_stream is not None:
-        original, make = handler.stream_stream, grpc.stream_stream_rpc_method_handler
-    else:
-        return handler  # Watch of the health service: it takes no thread while it waits
-    behavior = in_pool(lambda request, context: original(request, context), pool)
-    return make(
-        behavior,
-        request_deserializer=handler.request_deserializer,
-        response_serializer=handler.response_serializer,
-    )
 
 
 def too_large(given_bytes: int, limit_bytes: int) -> errors.LimitExceeded:
@@ -354,10 +431,12 @@ def too_large(given_bytes: int, limit_bytes: int) -> errors.LimitExceeded:
 def failure_of(name: str, error: Exception) -> tuple[grpc.StatusCode, Any]:
     """The status of what a handler raised, and the error to tell the client; logs what is our fault."""
     code = code_of(error)
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
         log.error("%s ran out of memory", name, exc_info=error)
         exhausted = "not enough memory for this call; ask for less at once"
-        return grpc.StatusCode.RESOURCE_EXHAUSTED, errors.ResourceExhausted(exhausted)
+        # Of a change nobody knows how far it came, so a client must not repeat it unasked.
+        delay = {"retry_after_ms": retry_after_ms(1.0)} if ROLE_OF.get(name) in ("", "read") else {}
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, errors.ResourceExhausted(exhausted, **delay)
     if code is None:
         number = uuid.uuid4().hex[:8]
         log.error("%s failed unexpectedly, error %s", name, number, exc_info=error)

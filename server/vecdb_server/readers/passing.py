@@ -7,7 +7,7 @@ told whose call it is; what is refused here for want of threads is refused as ev
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +18,7 @@ from vecdb.errors import VecdbError
 from .. import arrivals
 from ..guard import certificate_of
 from ..pools import Pools
+from ..slow_calls import SlowCalls
 from ..status import PREFIX, Border, Guarding, Watching, in_pool, remaining_s
 from . import forwarded
 from .channel import READS
@@ -48,9 +49,11 @@ class PassingBorder(Border):
         max_message_bytes: int,
         guard: Guarding,
         watching: Watching,
+        filter_s: Callable[[], float],
+        slow: SlowCalls,
         writer: grpc.Channel,
     ) -> None:
-        super().__init__(pools, max_message_bytes, guard, watching)
+        super().__init__(pools, max_message_bytes, guard, watching, filter_s, slow)
         self._writer = writer
 
     def _wrap(self, method: str, handler: Any) -> Any:
@@ -110,7 +113,8 @@ class PassingBorder(Border):
         try:
             if (refusal := arrivals.refusal()) is not None:
                 raise refusal
-            return arrivals.only(requests) if one else _quietly(requests)
+            awaited = self._pools.awaited
+            return awaited.only(requests) if one else _quietly(awaited.all(requests, passed=True))
         except VecdbError as error:
             self._fail(name, context, error, started_s)
 

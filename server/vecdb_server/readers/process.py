@@ -82,6 +82,8 @@ class ReadingServer(Server):
             self.settings["max_message_bytes"],
             self._security.guard,
             self._observing,
+            self._filter_s,
+            self._observing.slow_calls,
             self._writer,
         )
 
