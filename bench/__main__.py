@@ -7,7 +7,17 @@ import sys
 
 from .sources.errors import BadDataset
 
-MEASUREMENTS = ("backup", "durability", "gpu", "index", "report", "run", "serving", "vectordbbench")
+MEASUREMENTS = (
+    "backup",
+    "durability",
+    "gpu",
+    "index",
+    "profile",
+    "report",
+    "run",
+    "serving",
+    "vectordbbench",
+)
 """Modules of this package, each with a `main`. Only the chosen one is loaded: `gpu` does with the engine's part that drives a card."""
 
 

@@ -121,10 +121,13 @@ class Child:
         if not self._group:
             self._process.kill()
             return
-        try:
-            os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        # A server may have put its processes into groups of their own, as PostgreSQL does.
+        left = members(self.pid)[1:]
+        for kill, pid in ((os.killpg, self.pid), *((os.kill, one) for one in left)):
+            try:
+                kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
 
 
 class Sampler:
@@ -155,8 +158,23 @@ class Sampler:
         self.peak = {name: max(self.peak[name], now[name]) for name in self.peak}
 
 
+def members(pid: int) -> list[int]:
+    """The process and its descendants."""
+    found, waiting = [], [pid]
+    while waiting:
+        one = waiting.pop()
+        found.append(one)
+        for path in Path(f"/proc/{one}/task").glob("*/children"):
+            try:
+                waiting.extend(int(word) for word in path.read_text().split())
+            except OSError:
+                continue
+    return found
+
+
 def resident(pid: int) -> dict[str, int]:
-    """Resident bytes of a process by the kernel's own count: anonymous, backed by files, and both."""
+    """Resident bytes of a process by the kernel's own count: anonymous, backed by files, and both; of the latter those in
+    memory that processes share by intent, as PostgreSQL's do."""
     found = {"RssAnon": 0, "RssFile": 0, "RssShmem": 0}
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -164,9 +182,14 @@ def resident(pid: int) -> dict[str, int]:
             if name in found:
                 found[name] = int(line.split()[1]) * 1024
     except (FileNotFoundError, ProcessLookupError):
-        return {"anonymous": 0, "file": 0, "total": 0}
+        return {"anonymous": 0, "file": 0, "shared": 0, "total": 0}
     backed = found["RssFile"] + found["RssShmem"]
-    return {"anonymous": found["RssAnon"], "file": backed, "total": found["RssAnon"] + backed}
+    return {
+        "anonymous": found["RssAnon"],
+        "file": backed,
+        "shared": found["RssShmem"],
+        "total": found["RssAnon"] + backed,
+    }
 
 
 def settled(pid: int, wait_s: float) -> dict[str, int]:

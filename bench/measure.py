@@ -32,6 +32,8 @@ PACKAGES = (
     "qdrant-edge-py",
     "zvec",
 )
+_LOOK_S, _QUIET_LOOKS, _BUSY_SHARE = 0.25, 4, 0.1
+"""A process is quiet when it took less than this share of a core in so many looks, one after another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,18 @@ def resident_bytes(pid: int | None = None) -> int:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def quiet(limit_s: float) -> float:
+    """Waits until this process computes nothing behind any more, at most `limit_s`. Seconds it waited."""
+    begun_s = time.perf_counter()
+    looks = 0
+    while looks < _QUIET_LOOKS and time.perf_counter() < begun_s + limit_s:
+        used_s = time.process_time()
+        time.sleep(_LOOK_S)
+        busy = time.process_time() - used_s > _BUSY_SHARE * _LOOK_S
+        looks = 0 if busy else looks + 1
+    return time.perf_counter() - begun_s
 
 
 def machine() -> dict[str, Any]:

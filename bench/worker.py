@@ -17,8 +17,6 @@ from .sources import Condition, Source
 K = 10
 BATCH = 1_000
 QUERY_BATCH = 100
-_LOOK_S, _QUIET_LOOKS, _BUSY_SHARE = 0.25, 4, 0.1
-"""A process is quiet when it took less than this share of a core in so many looks, one after another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +116,7 @@ class Worker:
 
     def quiet(self, limit_s: float) -> float:
         """Waits until nothing is computed behind any more, at most `limit_s`. Seconds it waited."""
-        begun_s = time.perf_counter()
-        quiet = 0
-        while quiet < _QUIET_LOOKS and time.perf_counter() < begun_s + limit_s:
-            used_s = time.process_time()
-            time.sleep(_LOOK_S)
-            busy = time.process_time() - used_s > _BUSY_SHARE * _LOOK_S
-            quiet = 0 if busy else quiet + 1
-        return time.perf_counter() - begun_s
+        return measure.quiet(limit_s)
 
     def answers(self, name: str, case: Case) -> NDArray[np.int64]:
         """(q, k) rows that the system finds, -1 where it finds fewer."""

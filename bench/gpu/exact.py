@@ -9,7 +9,7 @@ from typing import Any
 from . import bounds
 from .answers import Floats, Rows, recall, scores_of
 from .backend import CODES
-from .plan import Context, K
+from .plan import Context, K, Sizes
 from .tables import millis, number, percent, rate, table
 from .timing import timed
 
@@ -21,13 +21,19 @@ _S_A_MILLION_NUMBERS = 1e-2
 """Making, placing twice and checking; with what the cells take, the estimate of a size."""
 
 
-def run(ctx: Context) -> None:
-    sizes, rounds = ctx.sizes, ctx.task.rounds
+def needs(sizes: Sizes, rounds: int) -> list[tuple[str, float]]:
+    """The cases in their order, each with the seconds that it is thought to take."""
     cells_s = 2 * len(CODES) * len(sizes.batches) * rounds * (sizes.cell_s + 0.2)
-    for rows, dimension in sizes.exact:
-        name = f"{rows:,} x {dimension}"
-        needed_s = 0.5 if ctx.task.tiny else cells_s + rows * dimension / 1e6 * _S_A_MILLION_NUMBERS
-        if ctx.fits(name, needed_s):
+    return [
+        (f"{rows:,} x {dimension}", cells_s + rows * dimension / 1e6 * _S_A_MILLION_NUMBERS)
+        for rows, dimension in sizes.exact
+    ]
+
+
+def run(ctx: Context) -> None:
+    needed = needs(ctx.sizes, ctx.task.rounds)
+    for (name, needed_s), (rows, dimension) in zip(needed, ctx.sizes.exact, strict=True):
+        if ctx.fits(name, 0.5 if ctx.task.tiny else needed_s):
             with ctx.attempt(name):
                 _size(ctx, name, rows, dimension)
 

@@ -17,14 +17,14 @@ from .answers import Flags, Floats, Rows, forbidden, overfetch, recall, scores_o
 from .backend import Placed
 from .bounds import first_k
 from .own import Own
-from .plan import Context, K
+from .plan import Context, K, Sizes
 from .tables import millis, number, rate, table
 from .timing import timed
 
 SELECTIVITIES = (0.001, 0.01, 0.1, 0.5, 0.99)
 _SAMPLE = 64
 _ITOPK = 128
-_GRAPH_S = 30.0
+_GRAPH, _GRAPH_S = "bitset, graph", 30.0
 """Building the graph, and all that follows: it comes first, and must not cost the other plans."""
 _SELECTIVITY_S = 9.0
 _MOST_GATHERED = 0.11
@@ -33,6 +33,11 @@ _TINY_S = 0.5
 
 Plan = Callable[[Floats], Rows]
 """Queries (q, d) to the rows of their k nearest allowed (q, k), -1 for none."""
+
+
+def needs(sizes: Sizes, rounds: int) -> list[tuple[str, float]]:
+    """The cases in their order, each with the seconds that it is thought to take; the first needs cuVS."""
+    return [(_GRAPH, _GRAPH_S), *((f"{one:.1%}", _SELECTIVITY_S) for one in SELECTIVITIES)]
 
 
 def run(ctx: Context) -> None:
@@ -88,7 +93,7 @@ def _masked(engine: Own, mask: int, queries: Floats) -> Rows:
 def _graph(ctx: Context, vectors: Floats) -> Placed | None:
     if not ctx.backend.graphs:
         return None
-    if not ctx.fits("bitset, graph", _TINY_S if ctx.task.tiny else _GRAPH_S):
+    if not ctx.fits(_GRAPH, _TINY_S if ctx.task.tiny else _GRAPH_S):
         return None
     with ctx.attempt("graph"):
         return ctx.backend.graph(vectors)
@@ -122,7 +127,7 @@ def _plans(
     if bits is not None:
         plans["bitset, flat"] = lambda q: bits.search(q, K, 0, backend.selector(flags))[1]
     if graph is not None:
-        plans["bitset, graph"] = lambda q: graph.search(q, K, _ITOPK, backend.selector(flags))[1]
+        plans[_GRAPH] = lambda q: graph.search(q, K, _ITOPK, backend.selector(flags))[1]
     return plans
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from . import engine
 from .answers import Floats
 from .backend import Placed
-from .plan import Context, K
+from .plan import Context, K, Sizes
 from .tables import millis, table
 from .timing import figures
 
@@ -20,20 +20,31 @@ _TIMES = 20
 _S_A_MILLION_NUMBERS = 2e-3
 _TAIL = "beside it, in a small index"
 _ENGINE = "through the engine, durable"
-_ENGINE_S = 25.0
+_ENGINE_S = 18.0
+"""A million rows at 100,000 a second, placing them, and twenty inserts."""
+
+
+def needs(sizes: Sizes, rounds: int) -> list[tuple[str, float]]:
+    """The cases in their order, each with the seconds that it is thought to take; the last is through the engine."""
+    flat = [
+        (f"{rows:,} x {dimension} {code}", 3 + rows * dimension / 1e6 * _S_A_MILLION_NUMBERS)
+        for rows, dimension, code in sizes.insert
+    ]
+    rows, dimension = sizes.engine
+    return [*flat, (f"{rows:,} x {dimension} float32, {_ENGINE}", _ENGINE_S)]
 
 
 def run(ctx: Context) -> None:
-    for rows, dimension, code in ctx.sizes.insert:
-        name = f"{rows:,} x {dimension} {code}"
-        if ctx.fits(
-            name, 0.5 if ctx.task.tiny else 3 + rows * dimension / 1e6 * _S_A_MILLION_NUMBERS
-        ):
+    needed = [(name, 0.5 if ctx.task.tiny else s) for name, s in needs(ctx.sizes, ctx.task.rounds)]
+    for (name, needed_s), (rows, dimension, code) in zip(
+        needed[:-1], ctx.sizes.insert, strict=True
+    ):
+        if ctx.fits(name, needed_s):
             with ctx.attempt(name):
                 _case(ctx, name, rows, dimension, code)
     rows, dimension = ctx.sizes.engine
-    name = f"{rows:,} x {dimension} float32, {_ENGINE}"
-    if ctx.fits(name, 0.5 if ctx.task.tiny else _ENGINE_S):
+    name, needed_s = needed[-1]
+    if ctx.fits(name, needed_s):
         with ctx.attempt(name):
             count = 4 if ctx.task.tiny else _TIMES
             arrays = ctx.backend.arrays

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import data
 from .answers import Floats, Rows, recall, scores_of
-from .plan import Context, K
+from .plan import Context, K, Sizes
 from .tables import millis, number, rate, table
 from .timing import timed
 
@@ -41,6 +41,11 @@ class Set:
     queries: Floats
     bound: Floats
     maker: Maker
+
+
+def needs(sizes: Sizes, rounds: int) -> list[tuple[str, float]]:
+    """The cases in their order, each with the seconds that it is thought to take; CAGRA and joining need cuVS."""
+    return list(_NEEDED_S.items())
 
 
 def run(ctx: Context) -> None:

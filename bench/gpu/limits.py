@@ -23,9 +23,9 @@ def run(ctx: Context) -> None:
         return
     arrays = backend.arrays
     with ctx.attempt("memory"):
-        names = {"copy": "bandwidth", "read": "bandwidth", "upload": "upload"}
+        names = {"copy": "bandwidth", "read": "bandwidth"}
         for name, rate in arrays.rates(sizes.copy_bytes).items():
-            ctx.put(case=name, limit=names[name], rate=rate, bytes=sizes.copy_bytes)
+            ctx.put(case=name, limit=names.get(name, "upload"), rate=rate, bytes=sizes.copy_bytes)
     side = sizes.product
     for kind in KINDS:
         with ctx.attempt(f"products {kind}"):

@@ -24,6 +24,7 @@ class Sizes:
     exact: tuple[tuple[int, int], ...]
     insert: tuple[tuple[int, int, str], ...]
     engine: tuple[int, int]
+    tiled: tuple[int, int]
     kmeans: tuple[tuple[int, int, int], ...]  # rows, lists, rounds
     clustered: int
     queries: int
@@ -37,6 +38,7 @@ FULL = Sizes(
     exact=((1_000_000, 384), (1_000_000, 1536), (10_000_000, 384)),
     insert=((1_000_000, 384, "float16"), (1_000_000, 384, "float32"), (10_000_000, 384, "float16")),
     engine=(1_000_000, 384),
+    tiled=(100_000, 384),
     kmeans=((262_144, 4_096, 10), (1_000_000, 16_384, 3)),
     clustered=1_000_000,
     queries=1_024,
@@ -49,6 +51,7 @@ TINY = Sizes(
     exact=((2_000, 32), (4_000, 64)),
     insert=((2_000, 32, "float16"), (3_000, 32, "float32")),
     engine=(2_000, 32),
+    tiled=(2_000, 32),
     kmeans=((2_000, 16, 3), (3_000, 32, 2)),
     clustered=3_000,
     queries=32,

@@ -16,7 +16,20 @@ from typing import Any
 from .. import measure
 from ..clusters import DIMENSION
 from ..sources import DATASETS, WordNet, prepare
-from . import beside, building, codes, dead, filters, indexed, insert, kinds, memory, space, speed
+from . import (
+    beside,
+    building,
+    codes,
+    dead,
+    filters,
+    indexed,
+    insert,
+    kinds,
+    memory,
+    selective,
+    space,
+    speed,
+)
 from .plan import Plan
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
@@ -32,6 +45,7 @@ PARTS: dict[str, tuple[Run, Page]] = {
     "kinds": (kinds.run, kinds.page),
     "codes": (codes.run, codes.page),
     "filters": (filters.run, filters.page),
+    "selective": (selective.run, selective.page),
     "open": (space.run_open, space.page_open),
     "disk": (space.run_disk, space.page_disk),
     "building": (building.run, building.page),

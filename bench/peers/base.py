@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from ..datasets import Vectors
-from ..sources import Condition, Part
+from ..sources import Condition, Part, Source
 
 NAME = "bench"
 
@@ -30,10 +30,14 @@ class Adapter:
     outside: ClassVar[bool] = False
     """True for a server that runs already: its memory, CPU and disk are not measured."""
     durability: ClassVar[str] = "none: in memory"
+    durable: ClassVar[dict[str, str]] = {}
+    """What `durability` rests on, where the system can be asked whether it is in force: see `in_force`."""
     chosen: ClassVar[dict[str, Any]] = {}
     """Settings that were chosen, for the reader."""
+    apart: ClassVar[bool] = False
+    """True for a server: several callers can have a process each, which connects by `joined`."""
     callers: ClassVar[str] = "threads"
-    """Who asks when several do: "threads", or "asyncio" where the system has `ask`."""
+    """Who asks when several do in one process: "threads", or "asyncio" where the system has `ask`."""
     many_in_one: ClassVar[bool] = True
     """False where each collection has a folder and a handle of its own."""
     names_rows: ClassVar[bool] = True
@@ -70,9 +74,22 @@ class Adapter:
         """Live rows by the system's own count."""
         raise Unsupported("it does not count its rows")
 
+    def in_force(self) -> dict[str, str]:
+        """The settings of `durable` as the open system has them."""
+        return {}
+
     def another(self, name: str) -> Self:
         """A new collection beside this one, in the same database."""
         raise Unsupported("it has no collections")
+
+    def link(self) -> Any:
+        """What another process connects by, as it is now; plain values, which differ where one has to connect anew."""
+        raise Unsupported("it is in this process")
+
+    @classmethod
+    def joined(cls, source: Source, link: Any) -> Self:
+        """The same collection from another process: queries and writes. Its `close` ends the connection alone."""
+        raise Unsupported("it is in another process")
 
     async def ask(self, vector: Any, k: int, where: Any, setting: float) -> tuple[Any, Any]:
         """As `query`, for asyncio."""

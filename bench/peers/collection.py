@@ -26,7 +26,8 @@ class System(Adapter):
 
     settings: Sequence[float] = TARGETS
     durability: ClassVar = "every call: fsync before it returns"
-    chosen: ClassVar = {"index": "auto", "quantization": "auto"}
+    durable: ClassVar = {"durability": "commit"}
+    chosen: ClassVar = {"index": "auto", "quantization": "auto", "audit_share": 0}
     collection: Any
 
     def __init__(self, source: Source) -> None:
@@ -97,6 +98,9 @@ class System(Adapter):
 
     def stats(self) -> Any:
         return self.collection.stats()
+
+    def in_force(self) -> dict[str, str]:
+        return {"durability": self.stats().durability}
 
     def another(self, name: str) -> Self:
         made = copy.copy(self)

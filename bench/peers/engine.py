@@ -17,8 +17,7 @@ _OPEN = vecdb.open
 
 
 class System(collection.System):
-    """The knob is `target_recall`. `audit_share`: without audits, for what is compared with an index alone; None is
-    vecdb as it is shipped."""
+    """The knob is `target_recall`. `audit_share`: without audits of live queries, which are for running systems."""
 
     packages: ClassVar = ("vecdb",)
     transport: ClassVar = "embedded"
@@ -31,13 +30,11 @@ class System(collection.System):
         create: bool,
         index: Any = "auto",
         quantization: Any = "auto",
-        audit_share: float | None = 0.0,
+        audit_share: float = 0.0,
         **settings: Any,
     ) -> None:
         super().__init__(source)
-        if audit_share is not None:
-            settings["audit_share"] = audit_share
-        self.database = _OPEN(folder, **settings)
+        self.database = _OPEN(folder, audit_share=audit_share, **settings)
         if create:
             self.collection = self.database.create_collection(
                 NAME, dimension=source.dimension, index=index, quantization=quantization

@@ -1,6 +1,7 @@
-"""PostgreSQL with pgvector, a server that runs already: `BENCH_PGVECTOR` holds the words to connect to it.
+"""PostgreSQL with pgvector: a cluster of our own in the folder that is measured, or a server that runs already.
 
-Its tables are made in a schema of their own, `vecdb_bench`, which is dropped first.
+`BENCH_PGVECTOR` holds the words to connect to the latter, as libpq takes them; its tables are made in a schema of
+their own, `vecdb_bench`, which is dropped first. Vectors travel in pgvector's binary form.
 """
 
 from __future__ import annotations
@@ -17,12 +18,24 @@ import numpy as np
 
 from ..datasets import Vectors
 from ..sources import Condition, Part, Source
-from . import EF_CONSTRUCTION, EF_SEARCH, M
+from . import EF_CONSTRUCTION, EF_SEARCH, M, postgres
 from .base import NAME, Adapter, Unsupported
 from .fields import ID, TEXT, VECTOR, Fields
 
 VARIABLE = "BENCH_PGVECTOR"
 _SCHEMA = "vecdb_bench"
+_ITERATIVE = (0, 8)
+"""Since this version a filter that leaves too few of what a walk found has it go on."""
+_TYPES = {str: "text", int: "int8", float: "float8", bool: "bool"}
+
+
+class _Packed(bytes):
+    """A vector as pgvector receives it: dimension, nothing, numbers; all with the most significant byte first."""
+
+    @classmethod
+    def of(cls, vector: Any) -> _Packed:
+        numbers = np.asarray(vector)
+        return cls(np.array([len(numbers), 0], ">i2").tobytes() + numbers.astype(">f4").tobytes())
 
 
 class System(Adapter):
@@ -31,48 +44,93 @@ class System(Adapter):
     settings: Sequence[float] = EF_SEARCH
     packages: ClassVar = ("psycopg",)
     transport: ClassVar = "postgres"
-    outside: ClassVar = True
-    durability: ClassVar = "every call a transaction; what synchronous_commit of the server says"
-    chosen: ClassVar = {
-        "index": "HNSW, float32",
+    apart: ClassVar = True
+    chosen: ClassVar[dict[str, Any]] = {
+        "index": "HNSW, float32, built after the load",
         "m": M,
         "ef_construction": EF_CONSTRUCTION,
-        "hnsw.iterative_scan": "strict_order",
-        "indexes": "the fields of filters",
+        "hnsw.iterative_scan": "strict_order, from pgvector 0.8 on",
+        "indexes": "B-trees of the fields of filters",
+        "plan_cache_mode": "force_custom_plan",
+        "writes": "COPY for loads, INSERT ON CONFLICT for upserts",
+        "shared_buffers": "4 x the raw vectors, 128 MiB at least, a quarter of the memory at most",
+        "maintenance_work_mem": "3 x the raw vectors, 64 MiB at least, an eighth of the memory at most",
+        "jit": "off",
     }
+    _cluster: postgres.Cluster | None = None
 
     @classmethod
     def look(cls) -> None:
-        if VARIABLE not in os.environ:
-            raise Unsupported(f"{VARIABLE} names no server")
+        cls.outside = VARIABLE in os.environ
+        if not cls.outside:
+            postgres.look()
+        else:
+            cls.chosen = {
+                name: value
+                for name, value in cls.chosen.items()
+                if name not in ("shared_buffers", "maintenance_work_mem", "jit")
+            }
+        cls.durable = cls._durable_outside() if cls.outside else postgres.DURABLE
+        held = ", ".join(f"{name} {value}" for name, value in cls.durable.items())
+        cls.durability = f"every call a transaction; {held}"
+
+    @classmethod
+    def _durable_outside(cls) -> dict[str, str]:
+        with _connected(os.environ[VARIABLE]) as connection:
+            return _durable(connection)
 
     @classmethod
     def version(cls) -> str:
-        with importlib.import_module("psycopg").connect(os.environ[VARIABLE]) as connection:
+        vector, server = cls._version_outside() if cls.outside else postgres.versions()
+        return f"{vector}, PostgreSQL {server}"
+
+    @classmethod
+    def _version_outside(cls) -> tuple[str, str]:
+        with _connected(os.environ[VARIABLE]) as connection:
             server = connection.info.parameter_status("server_version")
             there = "SELECT default_version FROM pg_available_extensions WHERE name = 'vector'"
             found = connection.execute(there).fetchone()
         if found is None:
             raise Unsupported(f"PostgreSQL {server} there has no pgvector")
-        return f"{found[0]}, PostgreSQL {server}"
+        return found[0], server
 
     def __init__(self, source: Source, folder: Path, *, create: bool, **options: Any) -> None:
         self._source = source
         self._fields = Fields.of(source)
-        self._psycopg: Any = importlib.import_module("psycopg")
         self._free: list[Any] = []
-        self._set = "SET hnsw.iterative_scan = strict_order"
+        self._set = "SET plan_cache_mode = force_custom_plan"
         self._table = f"{_SCHEMA}.{NAME}"
-        folder.mkdir(parents=True, exist_ok=True)
+        if VARIABLE in os.environ:
+            self._words = os.environ[VARIABLE]
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            self._cluster = postgres.Cluster(folder, source.raw_bytes, create=create)
+        try:
+            self._begin(create=create)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, *, create: bool) -> None:
+        if self._cluster is not None:
+            self._words = self._cluster.words
+            self._cluster.reached(lambda: _connected(self._words)).close()
+        with _connected(self._words) as plain:
+            if create:
+                plain.execute(f"DROP SCHEMA IF EXISTS {_SCHEMA} CASCADE")
+                plain.execute("CREATE EXTENSION IF NOT EXISTS vector")
+                plain.execute(f"CREATE SCHEMA {_SCHEMA}")
+            if self._cluster is not None and (there := _durable(plain)) != postgres.DURABLE:
+                raise RuntimeError(f"the server is not durable: {there}")
+            asked = "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
+            number = plain.execute(asked).fetchone()[0]
+        if tuple(map(int, number.split(".")[:2])) >= _ITERATIVE:
+            self._set += "; SET hnsw.iterative_scan = strict_order"
         if create:
-            self._run(f"DROP SCHEMA IF EXISTS {_SCHEMA} CASCADE")
-            self._run("CREATE EXTENSION IF NOT EXISTS vector")
-            self._run(f"CREATE SCHEMA {_SCHEMA}")
             self._create()
 
     def _create(self) -> None:
-        of = {str: "text", int: "bigint", float: "double precision", bool: "boolean"}
-        fields = "".join(f'"{name}" {of[kind]}, ' for name, kind in self._fields.kinds.items())
+        fields = "".join(f'"{name}" {_TYPES[kind]}, ' for name, kind in self._fields.kinds.items())
         self._run(
             f"CREATE TABLE {self._table} ({ID} text PRIMARY KEY, {VECTOR} vector({self._source.dimension}), "
             f"{fields}{TEXT} text)"
@@ -87,7 +145,7 @@ class System(Adapter):
         try:
             held = self._free.pop()
         except IndexError:
-            held = self._psycopg.connect(os.environ[VARIABLE], autocommit=True)
+            held = _connected(self._words, packed=True)
             held.execute(self._set)
         try:
             yield held
@@ -99,19 +157,24 @@ class System(Adapter):
             return connection.execute(statement, values)
 
     def tune(self, setting: float) -> None:
-        self._set = f"SET hnsw.iterative_scan = strict_order; SET hnsw.ef_search = {int(setting)}"
+        self._set = (
+            f"{self._set.partition('; SET hnsw.ef_search')[0]}; SET hnsw.ef_search = {int(setting)}"
+        )
         for connection in self._free:
             connection.execute(self._set)
 
     def insert(self, start: int, part: Part) -> None:
         columns = f"({ID}, {', '.join(self._columns())})"
+        types = ["text", "vector", *(_TYPES[kind] for kind in self._fields.kinds.values()), "text"]
+        words = f"COPY {self._table} {columns} FROM STDIN (FORMAT BINARY)"
         with (
             self._connection() as connection,
             connection.transaction(),
-            connection.cursor().copy(f"COPY {self._table} {columns} FROM STDIN") as copy,
+            connection.cursor().copy(words) as copied,
         ):
+            copied.set_types(types)
             for record in self._records(part):
-                copy.write_row(record)
+                copied.write_row(record)
 
     def upsert(self, numbers: Sequence[int], part: Part) -> None:
         names = self._columns()
@@ -128,7 +191,7 @@ class System(Adapter):
         return [
             (
                 part.ids[i],
-                _text(part.vectors[i]),
+                _Packed.of(part.vectors[i]),
                 *self._fields.values(one).values(),
                 part.documents[i],
             )
@@ -152,7 +215,7 @@ class System(Adapter):
         self._run(f"ANALYZE {table}")
 
     def prepare(self, queries: Vectors) -> Sequence[Any]:
-        return [_text(one) for one in queries]
+        return [_Packed.of(one) for one in queries]
 
     def where(self, condition: Condition) -> Any:
         return f'WHERE "{condition.field}" {condition.op} %s', condition.value
@@ -160,17 +223,31 @@ class System(Adapter):
     def query(self, vector: Any, k: int, where: Any, setting: float) -> tuple[Any, Any]:
         text, values = ("", ()) if where is None else (where[0], (where[1],))
         found = self._run(
-            f"SELECT {ID}, {VECTOR} <=> %s::vector AS distance FROM {self._table} {text} "
+            f"SELECT {ID}, {VECTOR} <=> %s AS distance FROM {self._table} {text} "
             f"ORDER BY distance LIMIT {k}",
             (vector, *values),
         ).fetchall()
         return [one[0] for one in found], [one[1] for one in found]
 
     def batch(self, queries: Vectors, k: int, setting: float) -> Sequence[Any]:
-        return [self.query(_text(one), k, None, setting)[0] for one in queries]
+        return [self.query(_Packed.of(one), k, None, setting)[0] for one in queries]
 
     def rows(self, ids: Any) -> Sequence[int]:
         return self._source.rows_of(ids)
+
+    def in_force(self) -> dict[str, str]:
+        with self._connection() as connection:
+            return _durable(connection)
+
+    def link(self) -> Any:
+        return self._words, self._set, self._table
+
+    @classmethod
+    def joined(cls, source: Source, link: Any) -> Self:
+        made = cls.__new__(cls)
+        made._source, made._fields, made._free = source, Fields.of(source), []
+        made._words, made._set, made._table = link
+        return made
 
     def another(self, name: str) -> Self:
         made = copy.copy(self)
@@ -181,7 +258,28 @@ class System(Adapter):
     def close(self) -> None:
         for connection in self._free:
             connection.close()
+        if self._cluster is not None:
+            self._cluster.stop()
 
 
-def _text(vector: Any) -> str:
-    return "[" + ",".join(map(str, np.asarray(vector).tolist())) + "]"
+def _connected(words: str, *, packed: bool = False) -> Any:
+    """A connection that commits by itself. `packed`: vectors can be sent in their binary form, for which pgvector has to
+    be there already."""
+    psycopg: Any = importlib.import_module("psycopg")
+    held = psycopg.connect(words, autocommit=True)
+    if packed:
+        kind = importlib.import_module("psycopg.types").TypeInfo.fetch(held, "vector")
+        kind.register(held)
+        held.adapters.register_dumper(_Packed, _dumper(kind.oid))
+    return held
+
+
+def _dumper(number: int) -> Any:
+    """What sends vectors as they are packed; `number` is the type's in that database."""
+    plain: Any = importlib.import_module("psycopg.types.string").BytesBinaryDumper
+    return type("PackedDumper", (plain,), {"oid": number})
+
+
+def _durable(connection: Any) -> dict[str, str]:
+    """The settings that decide it, as they are in force."""
+    return {name: connection.execute(f"SHOW {name}").fetchone()[0] for name in postgres.DURABLE}

@@ -31,6 +31,7 @@ class System(Adapter):
     distribution: ClassVar = "qdrant-edge-py"
     transport: ClassVar = "embedded"
     durability: ClassVar = "flush() after every call; it was not seen to call fsync"
+    durable: ClassVar = {"flush": "after every call"}
     many_in_one: ClassVar = False
     names_rows: ClassVar = False
     chosen: ClassVar = {
@@ -99,6 +100,9 @@ class System(Adapter):
 
     def count(self) -> int:
         return int(self._shard.count(self._edge.CountRequest(exact=True)))
+
+    def in_force(self) -> dict[str, str]:
+        return {"flush": "after every call" if self._flushed else "when asked"}
 
     def another(self, name: str) -> Self:
         made = copy.copy(self)

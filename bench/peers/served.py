@@ -1,6 +1,6 @@
 """vecdb over gRPC: its server in a process of its own, and its client here.
 
-Several callers are tasks of the asyncio client, which the manual's figures for many in flight are of.
+Several callers in one process are tasks of the asyncio client.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -25,20 +25,18 @@ class System(collection.System):
 
     packages: ClassVar = ("vecdb_client", "vecdb_client.aio")
     transport: ClassVar = "grpc"
+    apart: ClassVar = True
     callers: ClassVar = "asyncio"
-    chosen: ClassVar = {
-        **collection.System.chosen,
-        "client": "blocking for one caller and for writes, asyncio for several callers",
-    }
+    _server: Server | None = None
 
     def __init__(self, source: Source, folder: Path, *, create: bool, **options: Any) -> None:
         super().__init__(source)
         words = ["-m", "vecdb_server", "serve", "--data", str(folder), "--port", "0"]
+        words += ["--audit-share", "0"]
         self._server = Server([sys.executable, *words], heard=True)
         try:
             self._target = self._server.first_line().split()[-1]
-            client = importlib.import_module("vecdb_client")
-            self._client = client.connect(self._target, timeout_s=TIMEOUT_S)
+            self._client = _connected(self._target)
             if create:
                 self.collection = self._client.create_collection(NAME, dimension=source.dimension)
             else:
@@ -46,6 +44,17 @@ class System(collection.System):
         except BaseException:
             self._server.stop()
             raise
+
+    def link(self) -> Any:
+        return self._target
+
+    @classmethod
+    def joined(cls, source: Source, link: Any) -> Self:
+        made = cls.__new__(cls)
+        collection.System.__init__(made, source)
+        made._client = _connected(link)
+        made.collection = made._client.get_collection(NAME)
+        return made
 
     def _made(self, name: str) -> Any:
         return self._client.create_collection(name, dimension=self._source.dimension)
@@ -64,4 +73,9 @@ class System(collection.System):
 
     def close(self) -> None:
         self._client.close()
-        self._server.stop()
+        if self._server is not None:
+            self._server.stop()
+
+
+def _connected(target: str) -> Any:
+    return importlib.import_module("vecdb_client").connect(target, timeout_s=TIMEOUT_S)

@@ -28,6 +28,7 @@ class System(Adapter):
     distribution: ClassVar = "zvec"
     transport: ClassVar = "embedded"
     durability: ClassVar = "flush() after every call; it was not seen to call fsync"
+    durable: ClassVar = {"flush": "after every call"}
     many_in_one: ClassVar = False
     chosen: ClassVar = {
         "index": "HNSW, float32, contiguous memory",
@@ -98,7 +99,10 @@ class System(Adapter):
         self._written(self._collection.upsert(self._records(part)))
 
     def delete(self, numbers: Sequence[int], ids: Sequence[str]) -> None:
-        self._written(self._collection.delete(list(ids)))
+        # Others take the deletion of what is not there any more as done; zvec says that it was not there.
+        gone = self._zvec.StatusCode.NOT_FOUND
+        statuses = self._collection.delete(list(ids))
+        self._written([status for status in statuses if status.code() != gone])
 
     def _records(self, part: Part) -> list[Any]:
         return [
@@ -119,6 +123,9 @@ class System(Adapter):
 
     def count(self) -> int:
         return int(self._collection.stats.doc_count)
+
+    def in_force(self) -> dict[str, str]:
+        return {"flush": "after every call" if self._flushed else "when asked"}
 
     def another(self, name: str) -> Self:
         made = copy.copy(self)

@@ -33,6 +33,23 @@ def upsert() -> Column:
     return Column("upsert rows/s", "update", "upsert", "rows_per_s")
 
 
+def deletes() -> Column:
+    return Column("delete rows/s", "update", "delete", "rows_per_s")
+
+
+def changed(run: Run) -> Column:
+    """Single queries right after a tenth of the rows was written again and a tenth deleted."""
+    return rate(run, "QPS after changes", "update", "query")
+
+
+def mixed(run: Run) -> list[Column]:
+    """Operations a second of the mix of queries and writes, by each number of callers."""
+    cases = sorted(run.cases("rag"), key=lambda case: int(case.rpartition("=")[2]))
+    return [
+        rate(run, case.replace("callers=", "RAG mix callers ", 1), "rag", case) for case in cases
+    ]
+
+
 def opened() -> Column:
     return Column("open to answer s", "open", "", "seconds", higher=False)
 
@@ -92,6 +109,9 @@ def usual(run: Run) -> list[Column]:
         *sorted(batches, key=lambda one: one.title),
         *filters(run),
         upsert(),
+        deletes(),
+        changed(run),
+        *mixed(run),
         memory(),
         disk(),
         opened(),

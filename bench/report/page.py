@@ -19,6 +19,7 @@ _KEYS = {
     "open_s": ("open alone s", 1.0),
     "cpu_s": ("CPU s", 1.0),
     "cpu_server_s": ("of it server", 1.0),
+    "cpu_callers_s": ("of it callers", 1.0),
     "memory_bytes": ("memory MiB", measures.MIB),
     "memory_server_bytes": ("of it server", measures.MIB),
     "memory_peak_bytes": ("peak MiB", measures.MIB),
@@ -80,11 +81,24 @@ def described(run: Run) -> list[str]:
         f"{dataset['name']}: {dataset['rows']:,} rows of {dataset['dimension']} dimensions,"
         f" {dataset['queries']:,} queries, {dataset['metric']}, k = {run.about['k']}, seed"
         f" {dataset['seed']}. {dataset['structure']}. Systems in turn, {rounds}"
-        f" round{'s' if rounds > 1 else ''}; medians, lowest and highest in brackets.\n",
+        f" round{'s' if rounds > 1 else ''}{_of_writes(run)}; medians, lowest and highest in brackets.\n",
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB{disk},"
         f" {machine['system']}, Python {machine['python']}; {packages}; commit {commit}; load at start"
         f" {machine['load_at_start']}.\n",
+        *_left_out(run),
     ]
+
+
+def _of_writes(run: Run) -> str:
+    loads = run.about.get("loads")
+    return "" if loads is None else f" of queries and {loads} of what writes"
+
+
+def _left_out(run: Run) -> list[str]:
+    """Workloads that the run had no time for, and why."""
+    left = run.about.get("left_out", {})
+    listed = "; ".join(f"{_TITLES.get(name, name)} ({why})" for name, why in left.items())
+    return [f"Left out: {listed}.\n"] if listed else []
 
 
 def _legend(run: Run) -> str:

@@ -15,7 +15,10 @@ from ..sources import Condition
 from .plan import K
 
 QUERY_BATCH = 100
-_WARM_SHARE, _WARM_CALLS = 0.1, 3
+BATCH = 1_000
+"""Rows of a call that loads."""
+WARM_CALLS = 3
+_WARM_SHARE = 0.1
 _LONGEST = 8.0
 """A pass ends after so many budgets, however few calls it made."""
 
@@ -43,9 +46,15 @@ class Asked:
 
 def figures(taken_s: Sequence[float], took_s: float, weight: int = 1) -> dict[str, Any]:
     """Queries a second, percentiles and the whole distribution of the calls, in ms."""
+    return {"qps": len(taken_s) * weight / took_s, **latencies(taken_s)}
+
+
+def latencies(taken_s: Sequence[float]) -> dict[str, Any]:
+    """Percentiles and the whole distribution of calls, in ms; nothing of none."""
+    if not len(taken_s):
+        return {}
     quantiles = np.percentile(np.asarray(taken_s) * 1e3, np.arange(101)).round(4).tolist()
     return {
-        "qps": len(taken_s) * weight / took_s,
         "p50_ms": quantiles[50],
         "p95_ms": quantiles[95],
         "p99_ms": quantiles[99],
@@ -63,11 +72,11 @@ class Pass:
 
     def blocking(self, call: Callable[[int], Any]) -> Asked:
         """From threads; from this one alone where there is one caller."""
-        for number in range(min(_WARM_CALLS, self._count)):
+        for number in range(min(WARM_CALLS, self._count)):
             call(number)
         begun_s = time.perf_counter()
         if self._case.callers == 1:
-            self._ask(call, 0, begun_s)
+            self.ask(call, 0, begun_s)
         else:
             self._threads(call, begun_s)
         self.asked.took_s = time.perf_counter() - begun_s
@@ -78,7 +87,7 @@ class Pass:
 
         def work(first: int) -> None:
             try:
-                self._ask(call, first, begun_s)
+                self.ask(call, first, begun_s)
             except BaseException as error:
                 failed.append(error)
 
@@ -90,7 +99,8 @@ class Pass:
         if failed:
             raise failed[0]
 
-    def _ask(self, call: Callable[[int], Any], first: int, begun_s: float) -> None:
+    def ask(self, call: Callable[[int], Any], first: int, begun_s: float) -> None:
+        """What one caller does, from a moment on."""
         number, answers, taken_s = first, self.asked.answers, []
         while self._goes_on(number, (started_s := time.perf_counter()) - begun_s):
             found = call(number % self._count)

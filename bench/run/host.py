@@ -16,13 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..peers.base import Unsupported
-from ..sources import Condition, Source
+from ..sources import Source
 from . import asking, mixture
-from .asking import Case
+from .asking import BATCH, Case
 from .changes import renewed
 from .plan import K
 
-BATCH = 1_000
 _SETTLING, _SETTLING_S = 200, 1.0
 
 
@@ -48,6 +47,8 @@ class Host:
             "settings": dict(self._adapter.chosen),
             "role": self._adapter.role,
             "outside": self._adapter.outside,
+            "apart": self._adapter.apart,
+            "callers": self._adapter.callers,
             "import_s": round(time.perf_counter() - begun_s, 3),
         }
 
@@ -79,15 +80,16 @@ class Host:
     def settings(self) -> list[float]:
         return list(self._adapter.settings)
 
-    def load(self, start: int, stop: int, budget_s: float) -> tuple[int, float]:
-        """Inserts rows in batches until the budget is spent; rows inserted and the seconds of the calls alone."""
-        taken_s, done = 0.0, start
-        while done < stop and taken_s < budget_s:
+    def load(self, start: int, stop: int, budget_s: float) -> tuple[int, list[float]]:
+        """Inserts rows in batches until the budget is spent; rows inserted and the seconds of each call."""
+        taken_s: list[float] = []
+        done = start
+        while done < stop and sum(taken_s) < budget_s:
             end = min(done + BATCH, stop)
             part = self._source.part(done, end)
             begun_s = time.perf_counter()
             self._system.insert(done, part)
-            taken_s += time.perf_counter() - begun_s
+            taken_s.append(time.perf_counter() - begun_s)
             done = end
         return done - start, taken_s
 
@@ -115,13 +117,13 @@ class Host:
         begun_s = time.perf_counter()
         caller.start()
         try:
-            done, seconds = self.load(first, self._source.rows, budget_s)
+            done, calls_s = self.load(first, self._source.rows, budget_s)
         finally:
             over.set()
             caller.join()
         took_s = time.perf_counter() - begun_s
         asked = asking.figures(taken_s, took_s) if taken_s else {}
-        return {**asked, "rows_per_s": done / max(seconds, 1e-9), "rows": done}
+        return {**asked, "rows_per_s": done / max(sum(calls_s), 1e-9), "rows": first + done}
 
     def count(self) -> int | None:
         """None where the system does not count."""
@@ -142,53 +144,50 @@ class Host:
         found = asking.as_rows(self._system, asked, batched=case.batched)
         return asking.figures(asked.taken_s, asked.took_s, weight), found
 
-    def upsert(self, numbers: list[int], budget_s: float) -> tuple[dict[int, int], float]:
-        """Moves these rows; what has become of them and the seconds of the calls."""
-        taken_s, versions = 0.0, {}
+    def upsert(self, numbers: list[int], budget_s: float) -> tuple[dict[int, int], list[float]]:
+        """Moves these rows; what has become of them and the seconds of each call."""
+        taken_s: list[float] = []
+        versions: dict[int, int] = {}
         for start in range(0, len(numbers), BATCH):
             part = numbers[start : start + BATCH]
             rows = renewed(self._source, part, [1] * len(part))
             begun_s = time.perf_counter()
             self._system.upsert(part, rows)
-            taken_s += time.perf_counter() - begun_s
+            taken_s.append(time.perf_counter() - begun_s)
             versions.update(dict.fromkeys(part, 1))
-            if taken_s > budget_s:
+            if sum(taken_s) > budget_s:
                 break
         return versions, taken_s
 
-    def delete(self, numbers: list[int], budget_s: float) -> tuple[list[int], float]:
-        """Deletes these rows; those that are gone and the seconds of the calls."""
-        taken_s, gone = 0.0, []
+    def delete(self, numbers: list[int], budget_s: float) -> tuple[list[int], list[float]]:
+        """Deletes these rows; those that are gone and the seconds of each call."""
+        taken_s: list[float] = []
+        gone: list[int] = []
         for start in range(0, len(numbers), BATCH):
             part = numbers[start : start + BATCH]
             ids = [self._source.records(row, row + 1)[0][0] for row in part]
             begun_s = time.perf_counter()
             self._system.delete(part, ids)
-            taken_s += time.perf_counter() - begun_s
+            taken_s.append(time.perf_counter() - begun_s)
             gone += part
-            if taken_s > budget_s:
+            if sum(taken_s) > budget_s:
                 break
         return gone, taken_s
 
     def mix(
-        self,
-        setting: float,
-        callers: int,
-        budget_s: float,
-        versions: dict[int, int],
-        tenants: list[tuple[Condition, NDArray[np.int64]]],
+        self, asked: mixture.Mix, callers: int, budget_s: float
     ) -> tuple[dict[str, Any], dict[int, int]]:
         """The mix of a retrieval application; see `mixture`."""
-        return mixture.mix(
-            self._system,
-            self._source,
-            self._prepared(),
-            setting,
-            callers,
-            budget_s,
-            versions,
-            tenants,
-        )
+        natives = self._prepared()
+        return mixture.mix(self._system, self._source, natives, asked, callers, budget_s)
+
+    def link(self) -> Any:
+        """What callers in other processes connect by."""
+        return self._system.link()
+
+    def rows(self, answers: dict[int, Any]) -> NDArray[np.int64]:
+        """Rows of what callers in other processes were answered, by the number of the query."""
+        return asking.as_rows(self._system, asking.Asked(answers), batched=False)
 
     def many(self, collections: int, rows: int, budget_s: float) -> dict[str, Any]:
         """So many collections of so many rows each; see `mixture`."""

@@ -39,6 +39,7 @@ NEEDED: dict[str, dict[str, tuple[type, ...]]] = {
     "sample": _ABOUT,
 }
 ALLOWED: dict[str, dict[str, tuple[type, ...]]] = {
+    "run": {"loads": _COUNT, "left_out": _MAP},
     "system": {"memory_base_bytes": _COUNT, "import_s": _NUMBER},
     "skipped": {"workload": _TEXT},
     "sample": {
@@ -60,6 +61,7 @@ ALLOWED: dict[str, dict[str, tuple[type, ...]]] = {
         "disk_to_raw": _NUMBER,
         "cpu_s": _NUMBER,
         "cpu_server_s": _NUMBER,
+        "cpu_callers_s": _NUMBER,
         "calls": _COUNT,
         "at_rows": _COUNT,
         "rows": _COUNT,

@@ -14,11 +14,13 @@ from typing import Any
 
 from .. import measure
 from ..sources import CACHE, prepare
+from . import duration
 from .lines import SCHEMA, Lines
-from .plan import PATIENCE, SYSTEMS, TARGETS, USUAL, WORKLOADS, K, Plan
+from .plan import PATIENCE, SYSTEMS, TARGETS, WORKLOADS, K, Plan
 from .turns import Turns
 
 _INTERRUPTED = 130
+_MINUTES = 120.0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
         tempfile.TemporaryDirectory(prefix="vecdb-bench-", dir=args.work) as work,
         Lines(args.out / name) as lines,
     ):
+        plan, left_out = _fitting(args, _plan(args, Path(work)), source.rows)
         machine = measure.machine()
         lines.write(
             "run",
@@ -41,10 +44,11 @@ def main(argv: Sequence[str]) -> int:
             machine={**machine, "disk": _filesystem(Path(work))},
             dataset=source.described(),
             k=K,
-            rounds=args.rounds,
+            rounds=plan.rounds,
+            loads=plan.loads,
             target_recall=list(TARGETS),
+            left_out=left_out,
         )
-        plan = _plan(args, Path(work))
         before = signal.signal(signal.SIGTERM, _stop)
         try:
             Turns(plan, source, lines).run()
@@ -57,6 +61,21 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _fitting(args: argparse.Namespace, plan: Plan, rows: int) -> tuple[Plan, dict[str, str]]:
+    """The plan with the workloads that fit into the time, unless some were named; what is left out, and why."""
+    if args.workloads:
+        seconds = duration.total_s(plan, args.workloads, rows, len(plan.systems))
+        print(f"about {seconds / 60:.0f} min", file=sys.stderr)
+        return plan, {}
+    choice = duration.chosen(plan, rows, len(plan.systems), args.minutes * 60)
+    print(f"about {choice.seconds / 60:.0f} min: {', '.join(choice.workloads)}", file=sys.stderr)
+    for name, why in choice.left_out.items():
+        print(
+            f"left out: {name}, {why} (--minutes, or --workload {name} by itself)", file=sys.stderr
+        )
+    return choice.plan, choice.left_out
+
+
 def _stop(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -64,11 +83,13 @@ def _stop(*_: object) -> None:
 def _plan(args: argparse.Namespace, work: Path) -> Plan:
     return Plan(
         systems=tuple(args.systems),
-        workloads=frozenset(args.workloads),
+        workloads=frozenset(args.workloads or WORKLOADS),
         folder=work,
         rounds=args.rounds,
         loads=args.loads,
+        long_rounds=args.long_rounds,
         callers=tuple(args.callers),
+        apart=args.callers_in == "processes",
         seconds=args.seconds,
         load_seconds=args.load_seconds,
         write_seconds=args.write_seconds,
@@ -95,14 +116,20 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         default="wordnet",
         help="wordnet, clusters, or a .npy, HDF5, Parquet or fvecs file",
     )
-    add("--workloads", type=_names(WORKLOADS), default=list(USUAL), metavar="NAME,…",
-        help=f"of {', '.join(WORKLOADS)}; default: all but many and growth")  # fmt: skip
+    add("--workloads", "--workload", type=_names(WORKLOADS), metavar="NAME,…",
+        help=f"of {', '.join(WORKLOADS)}, or all; default: those that fit into --minutes")  # fmt: skip
+    add(
+        "--minutes", type=float, default=_MINUTES, help="that the default workloads may take, about"
+    )
     add("--rows", type=int, help="at most so many; default: all")
     add("--queries", type=int, default=1_000)
     add("--seed", type=int, default=1)
     add("--rounds", type=int, default=usual.rounds, help="of queries")
-    add("--loads", type=int, default=usual.loads, help="rounds of loads")
+    add("--loads", type=int, default=usual.loads, help="rounds of what writes")
+    add("--long-rounds", type=int, default=usual.long_rounds, help="of many and growth")
     add("--callers", type=_numbers, default=list(usual.callers), metavar="N,…")
+    add("--callers-in", choices=("processes", "one"), default="processes",
+        help="several callers of a server: a process each, or all in one")  # fmt: skip
     add("--seconds", type=float, default=usual.seconds, help="of one pass of queries")
     add("--load-seconds", type=float, default=usual.load_seconds, help="a load may take at most")
     add(
@@ -131,6 +158,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 def _names(known: Any) -> Any:
     def names(text: str) -> list[str]:
         found = [one.strip() for one in text.split(",") if one.strip()]
+        if found == ["all"]:
+            return list(known)
         unknown = [one for one in found if one not in known]
         if unknown or not found:
             raise argparse.ArgumentTypeError(

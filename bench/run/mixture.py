@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,62 +23,72 @@ _ASKED = 200
 _SEED = 20
 
 
-def mix(
-    system: Any,
-    source: Source,
-    natives: Any,
-    setting: float,
-    callers: int,
-    budget_s: float,
-    versions: dict[int, int],
-    tenants: list[tuple[Condition, NDArray[np.int64]]],
-) -> tuple[dict[str, Any], dict[int, int]]:
-    """Callers (threads) each ask with a tenant's filter, upsert one row or delete one, until the budget is spent.
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What is played: the setting of queries, what is live by row before it, and each tenant with its rows."""
+
+    setting: float
+    versions: dict[int, int]
+    tenants: list[tuple[Condition, NDArray[np.int64]]]
+
+
+@dataclass(slots=True)
+class Played:
+    """What one caller did: how long its queries took, how often it wrote, and what has become of the rows."""
+
+    queried_s: list[float] = field(default_factory=list)
+    upserts: int = 0
+    deletes: int = 0
+    changed: dict[int, int] = field(default_factory=dict)
+
+
+def play(
+    system: Any, source: Source, natives: Any, mix: Mix, caller: int, callers: int, end_s: float
+) -> Played:
+    """One of several callers asks with a tenant's filter, upserts one row or deletes one, until a moment.
 
     The r-th tenant is drawn with a weight of 1 / r. A row is changed by one caller only, so that what is live at the
-    end is known: `versions` after it.
+    end is known.
     """
+    tenants = mix.tenants
     shares = 1 / np.arange(1, len(tenants) + 1) ** _ZIPF
     shares /= shares.sum()
     wheres = [system.where(condition) for condition, _ in tenants]
-    queried_s: list[float] = []
-    counts = {"upserts": 0, "deletes": 0}
-    changed: dict[int, int] = {}
-    failed: list[BaseException] = []
+    rng = np.random.default_rng([_SEED, caller])
+    own = [rows[rows % callers == caller] for _, rows in tenants]
+    played = Played()
+    while time.perf_counter() < end_s:
+        tenant = int(rng.choice(len(tenants), p=shares))
+        what = rng.random()
+        if what < QUERIES or not len(own[tenant]):
+            number = int(rng.integers(len(natives)))
+            begun_s = time.perf_counter()
+            system.query(natives[number], K, wheres[tenant], mix.setting)
+            played.queried_s.append(time.perf_counter() - begun_s)
+            continue
+        row = int(rng.choice(own[tenant]))
+        if what < QUERIES + UPSERTS:
+            version = max(played.changed.get(row, mix.versions.get(row, 0)), 0) + 1
+            system.upsert([row], renewed(source, [row], [version]))
+            played.changed[row] = version
+            played.upserts += 1
+        else:
+            system.delete([row], source.records(row, row + 1)[0])
+            played.changed[row] = DELETED
+            played.deletes += 1
+    return played
 
-    def play(caller: int, end_s: float) -> None:
-        rng = np.random.default_rng([_SEED, caller])
-        own = [rows[rows % callers == caller] for _, rows in tenants]
-        made: dict[int, int] = {}
-        taken_s: list[float] = []
-        upserts = deletes = 0
-        while time.perf_counter() < end_s:
-            tenant = int(rng.choice(len(tenants), p=shares))
-            what = rng.random()
-            if what < QUERIES or not len(own[tenant]):
-                number = int(rng.integers(len(natives)))
-                begun_s = time.perf_counter()
-                system.query(natives[number], K, wheres[tenant], setting)
-                taken_s.append(time.perf_counter() - begun_s)
-                continue
-            row = int(rng.choice(own[tenant]))
-            if what < QUERIES + UPSERTS:
-                version = max(made.get(row, versions.get(row, 0)), 0) + 1
-                system.upsert([row], renewed(source, [row], [version]))
-                made[row] = version
-                upserts += 1
-            else:
-                system.delete([row], source.records(row, row + 1)[0])
-                made[row] = DELETED
-                deletes += 1
-        queried_s.extend(taken_s)
-        changed.update(made)
-        counts["upserts"] += upserts
-        counts["deletes"] += deletes
+
+def mix(
+    system: Any, source: Source, natives: Any, asked: Mix, callers: int, budget_s: float
+) -> tuple[dict[str, Any], dict[int, int]]:
+    """The mix from threads: its figures, and the versions of the rows that were changed."""
+    done: list[Played] = []
+    failed: list[BaseException] = []
 
     def work(caller: int, end_s: float) -> None:
         try:
-            play(caller, end_s)
+            done.append(play(system, source, natives, asked, caller, callers, end_s))
         except BaseException as error:
             failed.append(error)
 
@@ -89,9 +101,19 @@ def mix(
     took_s = time.perf_counter() - begun_s
     if failed:
         raise failed[0]
-    operations = len(queried_s) + counts["upserts"] + counts["deletes"]
+    return together(done, took_s)
+
+
+def together(done: Sequence[Played], took_s: float) -> tuple[dict[str, Any], dict[int, int]]:
+    """Figures of all callers, and the versions of the rows that they changed."""
+    queried_s = [taken_s for one in done for taken_s in one.queried_s]
+    upserts, deletes = sum(one.upserts for one in done), sum(one.deletes for one in done)
+    changed = {row: version for one in done for row, version in one.changed.items()}
+    operations = len(queried_s) + upserts + deletes
     found = figures(queried_s, took_s) if queried_s else {}
-    note = f"{operations} operations: {len(queried_s)} queries, {counts['upserts']} upserts, {counts['deletes']} deletes"
+    note = (
+        f"{operations} operations: {len(queried_s)} queries, {upserts} upserts, {deletes} deletes"
+    )
     return {
         **found,
         "qps": operations / took_s,

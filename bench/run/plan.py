@@ -20,7 +20,7 @@ class Entry:
 
 
 SYSTEMS: dict[str, Entry] = {
-    "vecdb": Entry("bench.peers.engine", (("audit_share", None),)),
+    "vecdb": Entry("bench.peers.engine"),
     "vecdb-grpc": Entry("bench.peers.served"),
     "chroma": Entry("bench.peers.chroma"),
     "chroma-server": Entry("bench.peers.chroma_server"),
@@ -35,12 +35,14 @@ SYSTEMS: dict[str, Entry] = {
     "usearch": Entry("bench.peers.usearch"),
 }
 WORKLOADS = (
-    "load", "load_query", "single", "batch", "filter", "open", "update", "rag", "many", "growth",
+    "load", "single", "batch", "filter", "open", "update", "rag", "load_query", "many", "growth",
 )  # fmt: skip
-USUAL = ("load", "load_query", "single", "batch", "filter", "open", "update", "rag")
-"""Without the two that take long."""
-LOADED = {"load", "single", "batch", "filter", "open", "update", "rag"}
-"""Workloads over the whole set, which is loaded once for all of them."""
+"""In the order in which they are taken into a run that may last only so long."""
+CHANGING = {"update", "rag"}
+WRITING = {"load", *CHANGING}
+ASKING = {"single", "batch", "filter", "open"}
+LOADED = {*WRITING, *ASKING}
+"""Workloads over the whole set, which is loaded for all of them together."""
 PATIENCE = (120.0, 900.0)
 """Seconds after which a call that asks, and one that loads or indexes, are given up, with their process."""
 
@@ -52,10 +54,16 @@ class Plan:
     systems: tuple[str, ...]
     workloads: frozenset[str]
     folder: Path
-    rounds: int = 2
-    loads: int = 1
+    rounds: int = 3
+    """Of queries, over what the first load has left."""
+    loads: int = 3
+    """Rounds of what writes: each loads anew, and changes what it has loaded."""
+    long_rounds: int = 1
+    """Of many collections and of growth."""
     callers: tuple[int, ...] = CALLERS
-    seconds: float = 1.5
+    apart: bool = True
+    """Several callers of a server have a process each, where the system is one."""
+    seconds: float = 1.0
     """Of one pass of queries."""
     load_seconds: float = 600.0
     """Of one load. What is not loaded by then is a failure."""
@@ -63,7 +71,8 @@ class Plan:
     """Of upserts, and of deletes."""
     mix_seconds: float = 4.0
     patience: tuple[float, float] = PATIENCE
-    load_query_rows: int = 20_000
+    load_query_rows: int = 50_000
+    """More than any engine here compares one by one for ever, so that indexes are built meanwhile."""
     many: tuple[int, int] = (1_000, 1_000)
-    many_seconds: float = 300.0
+    many_seconds: float = 60.0
     growth: tuple[int, ...] = (10_000, 30_000, 100_000, 300_000, 1_000_000)

@@ -15,7 +15,7 @@ from .. import measure
 from ..children import Child, ChildFailed, Ended
 from ..peers.base import Unsupported
 from ..sources import Condition, Source, State
-from .asking import Case
+from .asking import Case, figures
 from .lines import Lines
 from .plan import PATIENCE, Entry, K
 from .tree import Watch
@@ -24,6 +24,13 @@ _LONG = {"load", "ready", "load_and_ask", "upsert", "delete", "mix", "many", "cl
 
 
 _UNSUPPORTED = f"{Unsupported.__module__}.{Unsupported.__qualname__}: "
+
+
+_CALLERS = {
+    "processes": "a process each, with a blocking client and a connection of its own",
+    "threads": "threads of one process",
+    "asyncio": "tasks of asyncio in one process",
+}
 
 
 class Recorded(Exception):
@@ -41,20 +48,30 @@ class Session:
         lines: Lines,
         turn: int,
         patience: tuple[float, float] = PATIENCE,
+        apart: bool = True,
     ) -> None:
         self.name, self.source, self.lines, self.turn = name, source, lines, turn
         self._child = Child(
             "bench.run.host:Host", source, entry.module, dict(entry.options), group=True
         )
         self._patience = patience
+        self._module, self._wishes_apart = entry.module, apart
+        self._callers: Child | None = None
         self.about: dict[str, Any] = {}
         self.outside = False
         """Its processes and files are not ours: neither is measured."""
+        self.apart = False
+        """Several callers have a process each."""
+        self._folder: Path | None = None
 
     def __enter__(self) -> Self:
         try:
             self.about = self.call("describe")
             self.outside = bool(self.about.pop("outside"))
+            self.apart = bool(self.about.pop("apart")) and self._wishes_apart
+            words = _CALLERS["processes" if self.apart else self.about.pop("callers")]
+            self.about.pop("callers", None)
+            self.about["settings"] = {**self.about["settings"], "several callers": words}
         except BaseException:
             self._child.close()
             raise
@@ -66,6 +83,18 @@ class Session:
                 self.call("close")
         finally:
             self._child.close()
+            if self._callers is not None:
+                self._callers.close()
+
+    def open(self, folder: Path) -> None:
+        """Makes the system anew in a folder, whose bytes are told from then on."""
+        self._folder = folder
+        self.call("open", folder, True)
+
+    def reopen(self, folder: Path, setting: float) -> tuple[Any, dict[str, Any]]:
+        """Opens what is there, to the first answer; as `watched`."""
+        self._folder = folder
+        return self.watched("reopen", folder, setting)
 
     def call(self, method: str, *arguments: Any) -> Any:
         self._child.limit_s = self._patience[method in _LONG]
@@ -82,9 +111,11 @@ class Session:
             result = self.call(method, *arguments)
         return result, {} if self.outside else watch.figures
 
-    def disk(self, folder: Path, raw_bytes: int | None = None) -> dict[str, Any]:
-        """Bytes on disk, and their ratio to the float32 vectors alone, by default of all rows."""
-        if self.outside:
+    def disk(self, folder: Path | None = None, raw_bytes: int | None = None) -> dict[str, Any]:
+        """Bytes on disk, by default of what is open, and their ratio to the float32 vectors alone, by default of all
+        rows."""
+        folder = folder or self._folder
+        if self.outside or folder is None:
             return {}
         size = measure.folder_bytes(folder)
         return {"disk_bytes": size, "disk_to_raw": size / (raw_bytes or self.source.raw_bytes)}
@@ -125,10 +156,47 @@ class Session:
     ) -> dict[str, Any]:
         """One pass: its figures, what the process took, and recall of what was found."""
         self.call("tune", case.setting)  # a change of it may start a server anew
-        (figures, found), took = self.watched("ask", case)
+        if case.callers > 1 and self.apart:
+            figures, found, took = self._from_processes(case)
+        else:
+            (figures, found), took = self.watched("ask", case)
         truth = self.source.truth(K, condition, state)
         recall = self.source.recall(_within(found, self.source.rows), truth)
-        return {**figures, **took, "recall": recall, "setting": case.setting}
+        return {**figures, **took, **self.disk(), "recall": recall, "setting": case.setting}
+
+    def _from_processes(
+        self, case: Case
+    ) -> tuple[dict[str, Any], NDArray[np.int64], dict[str, Any]]:
+        self.begin_callers(case.callers, case)
+        with self.watch() as watch:
+            asked, used_s = self.callers("ask", case)
+        found = self.call("rows", asked.answers)
+        return figures(asked.taken_s, asked.took_s), found, self.took(watch, used_s)
+
+    def begin_callers(self, count: int, case: Case) -> None:
+        """So many callers in processes of their own are connected to what is open now."""
+        if self._callers is None:
+            self._callers = Child(
+                "bench.run.callers:Callers", self.source, self._module, group=True
+            )
+        self.callers("begin", count, self.call("link"), case)
+
+    def callers(self, method: str, *arguments: Any) -> Any:
+        """As `call`, of the process that the callers belong to."""
+        assert self._callers is not None
+        self._callers.limit_s = self._patience[method in _LONG]
+        return self._callers.call(method, *arguments)
+
+    def took(self, watch: Watch, callers_s: float) -> dict[str, Any]:
+        """What the system took, and the CPU seconds of callers in processes of their own, which are in neither its memory
+        nor its CPU seconds otherwise."""
+        if self.outside:
+            return {}
+        whole_s = round(watch.figures["cpu_s"] + callers_s, 3)
+        return {**watch.figures, "cpu_s": whole_s, "cpu_callers_s": round(callers_s, 3)}
+
+    def watch(self) -> Watch:
+        return Watch(self._child.pid)
 
 
 def reason(error: ChildFailed) -> str:

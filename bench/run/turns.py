@@ -11,9 +11,10 @@ from typing import Any
 from ..children import ChildFailed, Missing
 from ..sources import Source
 from . import queries, writes
+from .asking import Case
 from .changes import Changes
 from .lines import Lines
-from .plan import LOADED, SYSTEMS, Plan
+from .plan import ASKING, CHANGING, LOADED, SYSTEMS, WRITING, Plan
 from .queries import Chosen
 from .session import Recorded, Session, drop_cache, reason
 
@@ -28,30 +29,36 @@ class Turns:
 
     def run(self) -> None:
         self._systems = self._described()
-        wanted = self._plan.workloads
-        if wanted & LOADED:
-            for turn in range(self._plan.loads):
-                self._each(self._systems, turn, "load", self._load)
-            if wanted & (LOADED - {"load"}):
-                for turn in range(self._plan.rounds):
-                    self._each(self._ready, turn, "single", self._ask)
-            if wanted & {"update", "rag"}:
-                self._each(self._ready, 0, "update", self._change)
+        plan, wanted = self._plan, self._plan.workloads
+        # What is only asked needs one load.
+        for turn in range((plan.loads if wanted & WRITING else 1) if wanted & LOADED else 0):
+            self._each(self._systems, turn, "load", self._load)
+            if turn == 0 and wanted & ASKING:
+                for asked in range(plan.rounds):
+                    self._each(self._ready, asked, "single", self._ask)
+            if wanted & CHANGING:
+                self._each(self._ready, turn, "update", self._change)
         for name in self._ready:
-            shutil.rmtree(self._plan.folder / name, ignore_errors=True)
+            shutil.rmtree(plan.folder / name, ignore_errors=True)
         if "load_query" in wanted:
-            source = self._source.first(min(self._plan.load_query_rows, self._source.rows))
-            self._each(self._systems, 0, "load_query", self._aside(writes.load_query), source)
-        if "many" in wanted:
-            self._each(self._systems, 0, "many", self._aside(writes.many))
-        if "growth" in wanted:
-            self._each(self._systems, 0, "growth", self._aside(writes.growth))
+            source = self._source.first(min(plan.load_query_rows, self._source.rows))
+            for turn in range(plan.loads):
+                self._each(
+                    self._systems, turn, "load_query", self._aside(writes.load_query), source
+                )
+        for name, what in (("many", writes.many), ("growth", writes.growth)):
+            for turn in range(plan.long_rounds if name in wanted else 0):
+                self._each(self._systems, turn, name, self._aside(what))
+
+    def _session(self, name: str, source: Source, turn: int) -> Session:
+        plan = self._plan
+        return Session(name, SYSTEMS[name], source, self._lines, turn, plan.patience, plan.apart)
 
     def _described(self) -> list[str]:
         there = []
         for name in self._plan.systems:
             try:
-                with Session(name, SYSTEMS[name], self._source, self._lines, 0) as session:
+                with self._session(name, self._source, 0) as session:
                     about = session.about
                     self._lines.write(
                         "system", system=name, memory_base_bytes=session.memory(), **about
@@ -81,15 +88,7 @@ class Turns:
         for name in list(names):
             begun_s = time.perf_counter()
             try:
-                session = Session(
-                    name,
-                    SYSTEMS[name],
-                    source or self._source,
-                    self._lines,
-                    turn,
-                    self._plan.patience,
-                )
-                with session:
+                with self._session(name, source or self._source, turn) as session:
                     what(session)
             except Missing as error:
                 self._skip(name, str(error).strip())
@@ -130,17 +129,21 @@ class Turns:
         size = session.disk(folder)
         dropped = drop_cache(folder)
         setting = queries.usual(session, self._chosen[session.name])
-        (opened_s, first_s), took = session.watched("reopen", folder, setting)
+        (opened_s, first_s), took = session.reopen(folder, setting)
         if sampled and session.outside:
             session.lines.skip(session.name, "open", "its server runs already")
         elif sampled:
             settled = session.watched("settle", setting)[1]
             took |= {name: value for name, value in settled.items() if "memory" in name}
+            # After memory was looked at: to judge answers takes some of it.
+            case = Case(setting, budget_s=self._plan.seconds / 2, least=100)
+            recall = session.asked(case)["recall"]
             session.sample(
                 "open",
                 "",
                 seconds=opened_s + first_s,
                 open_s=opened_s,
+                recall=recall,
                 note="page cache dropped"
                 if dropped
                 else "page cache kept: it cannot be dropped here",

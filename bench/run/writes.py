@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..sources import Condition, Source
-from .asking import Case
+from .asking import BATCH, Case, figures, latencies
 from .changes import DELETED, Changes
+from .mixture import Mix, together
 from .plan import TARGETS, Plan
 from .queries import Chosen, usual
 from .session import Session
@@ -27,10 +30,13 @@ _SEED = 7
 def load(session: Session, plan: Plan, folder: Path) -> bool:
     """Loads everything and waits until it is indexed; False where rows are missing at the end."""
     rows, kept = session.source.rows, "load" in plan.workloads
-    session.call("open", folder, True)
-    (done, seconds), took = session.watched("load", 0, rows, plan.load_seconds)
+    session.open(folder)
+    (done, calls_s), took = session.watched("load", 0, rows, plan.load_seconds)
+    seconds = sum(calls_s)
     if kept:
-        session.sample("load", "", rows_per_s=done / seconds, seconds=seconds, rows=done, **took)
+        session.sample(
+            "load", "", **_rate(done, calls_s), seconds=seconds, **took, **session.disk(folder)
+        )
     if done < rows:
         session.failed("load", "", f"{done} of {rows} rows were loaded in {seconds:.0f} s")
         return False
@@ -45,16 +51,49 @@ def load(session: Session, plan: Plan, folder: Path) -> bool:
     return True
 
 
+def _rate(rows: int, calls_s: list[float]) -> dict[str, Any]:
+    """Rows a second of calls that write, and how long each took."""
+    return {"rows_per_s": rows / max(sum(calls_s), 1e-9), "rows": rows, **latencies(calls_s)}
+
+
 def load_query(session: Session, plan: Plan, folder: Path) -> None:
-    """Queries from one caller while rows are inserted, over a part of the set."""
+    """Queries from one caller while rows are inserted, over a part of the set. Recall is that of the same setting at once
+    after the last row: what was there at each moment before is not known."""
     if session.about["role"] == "limit":
         reason = "it has no locks: what is found while rows are added may be anything"
         session.lines.skip(session.name, "load_query", reason)
         return
-    session.call("open", folder, True)
+    session.open(folder)
     settings = session.call("settings")
-    found, took = session.watched("load_and_ask", settings[len(settings) // 2], plan.load_seconds)
+    setting = settings[len(settings) // 2]
+    if session.apart:
+        found, took = _loaded_and_asked(session, setting, plan.load_seconds)
+    else:
+        found, took = session.watched("load_and_ask", setting, plan.load_seconds)
+    took |= session.disk(folder)
+    if found["rows"] == session.source.rows:
+        found["recall"] = session.asked(Case(setting, budget_s=plan.seconds, least=50))["recall"]
     session.sample("load_query", "", **found, **took)
+
+
+def _loaded_and_asked(
+    session: Session, setting: float, budget_s: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As `load_and_ask` of the child, with the caller in a process of its own."""
+    rows, case = session.source.rows, Case(setting)
+    session.call("tune", setting)
+    first, _ = session.call("load", 0, min(BATCH, rows), budget_s)
+    session.begin_callers(1, case)
+    with session.watch() as watch:
+        session.callers("start", case)
+        begun_s = time.perf_counter()
+        done, calls_s = session.call("load", first, rows, budget_s)
+        taken_s, used_s = session.callers("stop")
+        # What is asked until they stop is counted too.
+        took_s = time.perf_counter() - begun_s
+    asked = figures(taken_s, took_s) if taken_s else {}
+    found = {**asked, "rows_per_s": done / max(sum(calls_s), 1e-9), "rows": first + done}
+    return found, session.took(watch, used_s)
 
 
 def update(session: Session, plan: Plan, chosen: Chosen, changes: Changes) -> None:
@@ -63,15 +102,15 @@ def update(session: Session, plan: Plan, chosen: Chosen, changes: Changes) -> No
     count = max(min(int(source.rows * _SHARE), _AT_MOST), 1)
     order = np.random.default_rng(_SEED).permutation(source.rows)[: 2 * count].tolist()
     with session.attempt("update", "upsert"):
-        (versions, seconds), took = session.watched("upsert", order[:count], plan.write_seconds)
+        (versions, calls_s), took = session.watched("upsert", order[:count], plan.write_seconds)
         changes.add(versions)
         session.sample(
-            "update", "upsert", rows_per_s=len(versions) / seconds, rows=len(versions), **took
+            "update", "upsert", **_rate(len(versions), calls_s), **took, **session.disk()
         )
     with session.attempt("update", "delete"):
-        (gone, seconds), took = session.watched("delete", order[count:], plan.write_seconds)
+        (gone, calls_s), took = session.watched("delete", order[count:], plan.write_seconds)
         changes.add(dict.fromkeys(gone, DELETED))
-        session.sample("update", "delete", rows_per_s=len(gone) / seconds, rows=len(gone), **took)
+        session.sample("update", "delete", **_rate(len(gone), calls_s), **took, **session.disk())
     if not changes.versions:
         return
     with session.attempt("update", "query"):
@@ -85,16 +124,22 @@ def update(session: Session, plan: Plan, chosen: Chosen, changes: Changes) -> No
 def rag(session: Session, plan: Plan, chosen: Chosen, changes: Changes) -> None:
     """The mix; recall is of queries with a tenant's filter over what is live at its end."""
     source = session.source
-    tenants = _tenants(source)
+    tenants = tenants_of(source)
     if not tenants:
         session.lines.skip(session.name, "rag", "the set has no tenants")
         return
     setting = chosen.get(("filter", source.case(source.conditions()[0])), usual(session, chosen))
     for callers in _MIXED:
         with session.attempt("rag", f"callers={callers}"):
-            arguments = (setting, callers, plan.mix_seconds, changes.versions, tenants)
+            asked = Mix(setting, changes.versions, tenants)
             session.call("tune", setting)
-            (found, versions), took = session.watched("mix", *arguments)
+            if callers > 1 and session.apart:
+                session.begin_callers(callers, Case(setting))
+                with session.watch() as watch:
+                    *played, used_s = session.callers("mix", asked, callers, plan.mix_seconds)
+                (found, versions), took = together(*played), session.took(watch, used_s)
+            else:
+                (found, versions), took = session.watched("mix", asked, callers, plan.mix_seconds)
             changes.add(versions)
             state = changes.state(source)
             recalls = []
@@ -104,11 +149,17 @@ def rag(session: Session, plan: Plan, chosen: Chosen, changes: Changes) -> None:
             session.sample(
                 "rag",
                 f"callers={callers}",
-                **{**found, **took, "recall": float(np.mean(recalls)), "setting": setting},
+                **{
+                    **found,
+                    **took,
+                    **session.disk(),
+                    "recall": float(np.mean(recalls)),
+                    "setting": setting,
+                },
             )
 
 
-def _tenants(source: Source) -> list[tuple[Condition, NDArray[np.int64]]]:
+def tenants_of(source: Source) -> list[tuple[Condition, NDArray[np.int64]]]:
     """Values of the field of text that most filters are on, each a tenant with its rows; in a seeded order."""
     named = [one.field for one in source.conditions() if isinstance(one.value, str)]
     if not named:
@@ -122,7 +173,7 @@ def _tenants(source: Source) -> list[tuple[Condition, NDArray[np.int64]]]:
 
 
 def many(session: Session, plan: Plan, folder: Path) -> None:
-    session.call("open", folder, True)
+    session.open(folder)
     found, took = session.watched("many", *plan.many, plan.many_seconds)
     session.call("close")
     case = f"{plan.many[0]} x {plan.many[1]}"
@@ -133,15 +184,16 @@ def many(session: Session, plan: Plan, folder: Path) -> None:
 
 def growth(session: Session, plan: Plan, folder: Path) -> None:
     """Loads on and on; at each size the rate of the last rows, and queries at the first target."""
-    session.call("open", folder, True)
+    session.open(folder)
     whole, start = session.source, 0
     for at in (one for one in plan.growth if one <= whole.rows):
-        (done, seconds), took = session.watched("load", start, at, plan.load_seconds)
+        (done, calls_s), took = session.watched("load", start, at, plan.load_seconds)
         case = f"{at}"
         if done < at - start:
             session.failed("growth", case, f"{start + done} rows were reached")
             return
-        session.sample("growth", case, at_rows=at, rows_per_s=done / seconds, **took)
+        size = session.disk(folder, at * whole.dimension * 4)
+        session.sample("growth", case, at_rows=at, **_rate(done, calls_s), **took, **size)
         ready_s = session.call("ready")
         session.source = whole.first(at)
         try:
