@@ -2,366 +2,253 @@
 
     make fuzz MINUTES=30            prints the seed of each round; SEED=n replays from there
 
-`rounds` is what `test_fuzz.py` runs for a moment in every test run. Requests are made three ways: random bytes,
-random values in every field of a message, and real requests with some bytes or fields changed. A server must answer
-each with a status that a client's mistake can have, log nothing unexpected, and go on answering.
+A round is a server in a process of its own, which is sent right requests of every RPC, as they are and changed
+(`fuzz_seeds.py`, `fuzz_changes.py`, `fuzz_wire.py`): first by one caller, then by several at once, of which one takes
+away, renames and makes again what the others use. What reached something new (a verb, a code, a reason) is changed
+further. Between them random filters are asked of an engine and of a plain evaluator (`fuzz_filters.py`). Found is:
+a status that no mistake of a client has, an error in the log, a call that hangs, calls that do not end, a process that
+dies or grows, answers that contradict themselves, and whatever a check says, of a server and of its folder afterwards.
+
+`one_round` is what `test_fuzz.py` runs for a moment in every test run.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import random
+import signal
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
-from google.protobuf.descriptor import FieldDescriptor
+from fuzz_filters import Compared
+from fuzz_wire import METHODS, Caller, Found, furnish
+from server_process import environment, resident_bytes
 
-from vecdb.errors import InvalidFilter
-from vecdb.filters import parse
-from vecdb_client.v1 import vecdb_pb2 as pb
-
-SERVICE = pb.DESCRIPTOR.services_by_name["VecdbService"]
-MISTAKES = {
-    grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.ALREADY_EXISTS,
-    grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-}  # fmt: skip
-TEXTS = ["", "docs", "a", "n", "id", "$document", "x.y", "-n", "\0", "ä" * 200, "../x", "\u202e", "{}", "[]", "null", "{",
-         '{"n": 1}', '{"n": {"$gt": 0}}', '{"$not": {"t": {"$regex": "(a+)+$"}}}', '{"$and": []}', "9" * 400]  # fmt: skip
-NUMBERS = [
-    0,
-    1,
-    2,
-    3,
-    10,
-    255,
-    256,
-    65_535,
-    65_536,
-    2**31 - 1,
-    2**31,
-    2**32 - 1,
-    2**63 - 1,
-    2**63,
-    2**64 - 1,
-]
-_LIVE_S = 1.0
+INPUTS = 24_000
+"""Calls of a round, as many whatever the machine does, so that a seed replays it; and half as many filters."""
+_PART = 600
+"""After so many calls what was dropped is made again, and another kind of input has its turn."""
+_CALLERS = 4
+_MOST_BYTES = 900 << 20
+"""What the server may take more than at its start. One batch of the largest may take a third of it."""
+_END_S = 60.0
+FLAGS = ["--max-collections", "40", "--device", "cpu", "--log-format", "json", "--log-level", "warning", "--history-s", "5",
+         "--exact-max-scalars", "2000", "--max-open-collections", "8", "--map-initial-bytes", str(1 << 20)]  # fmt: skip
+"""Small, so that indexes are built, files closed and maps enlarged while the server is asked."""
 
 
-def _hold(promise: bool, given: Any) -> None:
-    if not promise:
-        raise AssertionError(given)
+class Served:
+    """A server in a process of its own, with a folder for backups and a file for its log."""
 
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True)
+        self.log = folder / "log"
+        with self.log.open("wb") as log:
+            self.process: subprocess.Popen[str] = subprocess.Popen(
+                [sys.executable, "-X", "faulthandler", "-m", "vecdb_server", "serve", "--data", str(folder / "db"), "--port", "0",
+                 "--backup-root", str(folder / "backups"), *FLAGS],
+                stdout=subprocess.PIPE, stderr=log, text=True, env=environment(),
+            )  # fmt: skip
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().split()[-1]
+        self.began_bytes = 0
 
-def random_text(rng: random.Random) -> str:
-    if rng.random() < 0.7:
-        return rng.choice(TEXTS)
-    if rng.random() < 0.5:
-        return random_filter(rng)
-    return "".join(
-        chr(rng.choice([rng.randrange(128), rng.randrange(0xD800)]))
-        for _ in range(rng.randrange(40))
-    )
+    def judge(self) -> None:
+        """Found when the process is gone, has grown or has told of an error."""
+        if self.process.poll() is not None:
+            raise Found(f"the server ended with {self.process.returncode}: {self._tail()}")
+        grown = resident_bytes(self.process) - (self.began_bytes or resident_bytes(self.process))
+        self.began_bytes = self.began_bytes or resident_bytes(self.process)
+        if grown > _MOST_BYTES:
+            raise Found(f"the server has grown by {grown >> 20} MiB")
+        for line in self.log.read_text(errors="replace").splitlines():
+            if "Traceback" in line or '"level": "error"' in line or '"level": "critical"' in line:
+                raise Found(f"the server's log says: {line[:6000]}")
 
+    def _tail(self) -> str:
+        return self.log.read_text(errors="replace")[-6000:]
 
-def random_value(field: Any, rng: random.Random, depth: int) -> Any:
-    kind = field.type
-    if kind == FieldDescriptor.TYPE_STRING:
-        return random_text(rng)
-    if kind == FieldDescriptor.TYPE_BYTES:
-        if rng.random() < 0.5:
-            return rng.choice(
-                [
-                    b"",
-                    b"{}",
-                    b'{"n": 1}',
-                    b"\0\0\x80\x3f" * rng.randrange(1, 9),
-                    b"\xff" * 8,
-                    b"null",
-                ]
-            )
-        return rng.randbytes(rng.randrange(64))
-    if kind == FieldDescriptor.TYPE_BOOL:
-        return rng.random() < 0.5
-    if kind in (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT):
-        return rng.choice(
-            [0.0, -1.0, 0.5, 0.95, 1.0, 1e308, -1e308, float("nan"), float("inf"), -0.0, 1e-320]
-        )
-    if kind == FieldDescriptor.TYPE_ENUM:
-        return rng.choice([0, 1, 2, 3, 4, 5, 6, 7, 99, -1])
-    if kind == FieldDescriptor.TYPE_MESSAGE:
-        return random_message(field.message_type, rng, depth + 1)
-    unsigned = kind in (FieldDescriptor.TYPE_UINT32, FieldDescriptor.TYPE_UINT64)
-    wide = kind in (FieldDescriptor.TYPE_UINT64, FieldDescriptor.TYPE_INT64)
-    top = 2 ** ((64 if wide else 32) - (0 if unsigned else 1)) - 1
-    return min(rng.choice(NUMBERS), top)
+    def settle(self, caller: Caller) -> None:
+        """Waits until no call is under way; Found when one never ends."""
+        end_s = time.monotonic() + _END_S
+        while (left := _running(caller)) and time.monotonic() < end_s:
+            time.sleep(0.2)
+        if left:
+            raise Found(f"calls go on that nobody waits for: {left}")
 
+    def stop(self) -> None:
+        """Ends the server as an operator does, and checks what it leaves."""
+        import vecdb
 
-def random_message(descriptor: Any, rng: random.Random, depth: int = 0) -> Any:
-    """A message with random values in some of its fields."""
-    from google.protobuf import message_factory
-
-    made: Any = message_factory.GetMessageClass(descriptor)()
-    for field in descriptor.fields:
-        if rng.random() < 0.4 or depth > 3:
-            continue
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            for _ in range(rng.randrange(3)):
-                key = random_text(rng)
-                held = getattr(made, field.name)
-                value = field.message_type.fields_by_name["value"]
-                if value.type == FieldDescriptor.TYPE_STRING:
-                    held[key] = random_text(rng)
-            continue
-        values = [
-            random_value(field, rng, depth)
-            for _ in range(rng.randrange(4) if field.is_repeated else 1)
-        ]
-        if field.is_repeated:
-            getattr(made, field.name).extend(values)
-        elif field.type == FieldDescriptor.TYPE_MESSAGE:
-            getattr(made, field.name).CopyFrom(values[0])
-        else:
-            setattr(made, field.name, values[0])
-    return made
-
-
-def random_operand(rng: random.Random, depth: int) -> Any:
-    plain = [None, True, False, 0, 1, -1, 2**63, 2**64, 1e308, float("nan"), "", "a", "\0", "ä", [], {}, [1], ["a", 1],
-             {"$date": "2026-01-01T00:00:00Z"}, {"$date": "x"}, {"$date": 5}, {"a": 1}]  # fmt: skip
-    if depth < 4 and rng.random() < 0.3:
-        return [random_operand(rng, depth + 1) for _ in range(rng.randrange(4))]
-    return rng.choice(plain)
-
-
-def random_tree(rng: random.Random, depth: int = 0) -> Any:
-    """Something like a filter: mostly right, often wrong somewhere."""
-    operators = ["$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$exists", "$contains", "$not_contains", "$regex",
-                 "$and", "$or", "$not", "$document", "$what", "$"]  # fmt: skip
-    found: dict[str, Any] = {}
-    for _ in range(rng.randrange(3) + (depth == 0)):
-        name = rng.choice(
-            [
-                "n",
-                "t",
-                "tags",
-                "x.y",
-                "id",
-                "$document",
-                "$and",
-                "$or",
-                "$not",
-                "",
-                ".",
-                "a..b",
-                "$eq",
-            ]
-        )
-        if name in ("$and", "$or"):
-            found[name] = (
-                [random_tree(rng, depth + 1) for _ in range(rng.randrange(3))] if depth < 40 else []
-            )
-        elif name == "$not":
-            found[name] = random_tree(rng, depth + 1) if depth < 40 else {}
-        elif rng.random() < 0.5:
-            found[name] = random_operand(rng, 0)
-        else:
-            pattern = rng.choice(
-                [
-                    "a",
-                    "(a+)+",
-                    "[",
-                    "a{1,1000}",
-                    "(?i)x",
-                    "\\p{L}*",
-                    "(((((a)*)*)*)*)*",
-                    "\\C",
-                    "(?P<a>b)",
-                ]
-            )
-            operator = rng.choice(operators)
-            found[name] = {operator: pattern if operator == "$regex" else random_operand(rng, 0)}
-    return found
-
-
-def random_filter(rng: random.Random) -> str:
-    """A filter as text, sometimes with its bytes changed."""
-    text = json.dumps(random_tree(rng), ensure_ascii=rng.random() < 0.5)
-    if rng.random() < 0.3:
-        raw = bytearray(text.encode(errors="replace"))
-        for _ in range(rng.randrange(1, 4)):
-            raw[rng.randrange(len(raw))] = rng.randrange(256)
-        return raw.decode(errors="replace")
-    return text
-
-
-def fuzz_filters(rng: random.Random, docs: Any, seen: Counter[str], end_s: float) -> None:
-    """Filters parse or are InvalidFilter with a path; what parses answers, and `$not` of it answers the rest."""
-    from vecdb.errors import VecdbError
-
-    total = docs.count()
-    while time.monotonic() < end_s:
-        text = random_filter(rng)
-        began_s = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
         try:
-            found = parse(text)
-        except InvalidFilter as error:
-            _hold(error.details["path"].startswith("$"), text)
-            seen["filter refused"] += 1
-        else:
-            seen["filter taken"] += 1
-            assert parse(found.text).text == found.text, text
-            try:
-                matching, others = docs.count(text), docs.count(f'{{"$not": {found.text}}}')
-            except VecdbError as error:
-                _hold(isinstance(error, InvalidFilter), (text, error))
-            else:
-                assert matching + others == total, text
-        assert time.monotonic() - began_s < 5, f"slow: {text}"
+            code = self.process.wait(90)
+        except subprocess.TimeoutExpired:
+            raise Found("the server does not stop when it is told to") from None
+        if code:
+            raise Found(f"the server ended with {code}: {self._tail()}")
+        with vecdb.open(self.folder / "db", device="cpu", auto_build=False) as database:
+            for info in database.list_collections():
+                report = database.get_collection(info.name).check()
+                if not report.ok:
+                    raise Found(f"opened again, {info.name}: {report.problems}")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
 
 
-def mutated(raw: bytes, rng: random.Random) -> bytes:
-    data = bytearray(raw)
-    for _ in range(rng.randrange(1, 5)):
-        at = rng.randrange(len(data) + 1)
-        what = rng.randrange(4)
-        if what == 0:
-            data[at:at] = rng.randbytes(rng.randrange(1, 9))
-        elif what == 1:
-            del data[at : at + rng.randrange(1, 9)]
-        elif what == 2 and at < len(data):
-            data[at] ^= 1 << rng.randrange(8)
-        else:
-            data[at:at] = data[rng.randrange(len(data) + 1) :][:32]
-    return bytes(data)
+def _running(caller: Caller) -> list[str]:
+    text = caller.metrics()
+    lines = [one for one in text.splitlines() if one.startswith("vecdb_calls_running{")]
+    # The call that asks is one of them.
+    return [one for one in lines if float(one.split()[-1]) > ('"read"' in one)]
 
 
-def random_request(method: Any, rng: random.Random) -> bytes:
-    if rng.random() < 0.1:
-        return rng.randbytes(rng.randrange(200))
-    made = random_message(method.input_type, rng)
-    for name in ("collection", "name"):
-        field = method.input_type.fields_by_name.get(name)
-        # Mostly the collection that is there: else nearly all would end at its name.
-        if field is not None and field.type == FieldDescriptor.TYPE_STRING and rng.random() < 0.8:
-            setattr(made, name, "docs")
-    raw: bytes = made.SerializeToString()
-    return mutated(raw, rng) if rng.random() < 0.4 else raw
+def _together(served: Served, rng: random.Random, seen: Counter[str], calls: int) -> None:
+    """Several callers at once. What each sends follows from the seed, their order does not."""
+    callers = [Caller(random.Random(rng.random()), served.address, Counter()) for _ in range(_CALLERS)]  # fmt: skip
+    # One of them does mostly what the others must bear.
+    callers[0].prefer(["DropCollection", "RenameCollection", "CreateCollection", "SetAlias", "DropAlias", "BuildIndex", "Compact",
+                       "RestoreBackup", "Upsert", "Delete"])  # fmt: skip
+    failed: list[tuple[Caller, BaseException]] = []
+
+    def work(caller: Caller) -> None:
+        try:
+            for _ in range(calls // _CALLERS):
+                if failed:
+                    return
+                caller.strange()
+        except BaseException as error:
+            failed.append((caller, error))
+
+    threads = [threading.Thread(target=work, args=(one,)) for one in callers]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    for caller in callers:
+        seen.update(caller.seen)
+        caller.close()
+    if failed:
+        caller, error = failed[0]
+        raise Found(f"{error}; several callers, of which this one sent last:\n{_inputs(caller)}")
 
 
-def fuzz_wire(rng: random.Random, address: str, seen: Counter[str], end_s: float) -> None:
-    """Requests of every RPC, as raw bytes over one connection."""
-    with grpc.insecure_channel(address) as channel:
-        while time.monotonic() < end_s:
-            method = rng.choice(SERVICE.methods)
-            if method.name in ("DropCollection", "RenameCollection") and rng.random() < 0.95:
-                continue
-            raw, path = random_request(method, rng), f"/{SERVICE.full_name}/{method.name}"
-            try:
-                if method.client_streaming:
-                    list(channel.stream_stream(path)(iter([raw]), timeout=_LIVE_S))
-                elif method.server_streaming:
-                    list(channel.unary_stream(path)(raw, timeout=_LIVE_S))
-                else:
-                    channel.unary_unary(path)(raw, timeout=_LIVE_S)
-                code = grpc.StatusCode.OK
-            except grpc.RpcError as error:
-                code = error.code()
-                _hold(code in MISTAKES, (method.name, raw, error))
-            seen[f"{method.name} {code.name}"] += 1
+def _inputs(caller: Caller) -> str:
+    return "\n".join(one.shown() for one in [*caller.last][-3:])
 
 
-class Complaints(logging.Handler):
-    """Errors that the server logs: an unexpected failure is one, whatever the client was told."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.found: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.found.append(record.getMessage())
-
-
-def one_round(seed: int, seconds: float, folder: Path) -> Counter[str]:
-    """A server in this process, fuzzed for some time; what was seen. AssertionError names the input."""
-    import numpy as np
-
-    from vecdb_client import connect
-    from vecdb_server.server import Server
-
+def one_round(seed: int, inputs: int, seconds: float, folder: Path) -> Counter[str]:
+    """A round of so many calls, or of so many seconds if these are over sooner; what was seen. Found, which names the
+    last inputs."""
     rng, seen = random.Random(seed), Counter[str]()
-    complaints = Complaints()
-    logger = logging.getLogger("vecdb")
-    logger.addHandler(complaints)
-    server = Server({"data": str(folder), "port": 0, "device": "cpu", "max_collections": 20})
-    server.start()
+    served = Served(folder)
+    caller = Caller(random.Random(rng.random()), served.address, seen)
+    compared = Compared(random.Random(rng.random()), folder / "beside")
     try:
-        with connect(server.address, timeout_s=60) as db:
-            end_s = time.monotonic() + seconds
-            while time.monotonic() < end_s:
-                docs = (
-                    db.create_collection("docs", dimension=2, exist_ok=False)
-                    if not _there(db)
-                    else db.get_collection("docs")
-                )
-                ids = [f"r{i}" for i in range(40)]
-                made = [
-                    {"n": i, "t": "ab" * i, "tags": ["a", i], "x": {"y": i / 2}} if i % 3 else None
-                    for i in range(40)
-                ]
-                docs.upsert(ids, np.ones((40, docs.info.dimension)), metadata=made, documents=ids)
-                fuzz_filters(
-                    rng,
-                    server._database.get_collection("docs"),
-                    seen,
-                    min(end_s, time.monotonic() + seconds / 6),
-                )
-                fuzz_wire(rng, server.address, seen, min(end_s, time.monotonic() + seconds / 6))
-            assert db.server_info().version
-            assert all(db.get_collection(one.name).check().ok for one in db.list_collections())
+        furnish(caller)
+        served.judge()
+        end_s = time.monotonic() + seconds
+        part = min(_PART, max(4, inputs // 40))
+        for turn in range(inputs // part):
+            if turn % 4 == 3:
+                _together(served, rng, seen, part)
+            else:
+                for _ in range(part):
+                    caller.strange()
+                    if time.monotonic() > end_s:
+                        break
+            served.judge()
+            for _ in range(part // 2):
+                compared.ask(seen)
+                if time.monotonic() > end_s:
+                    break
+            if time.monotonic() > end_s:
+                break
+            furnish(caller)
+        served.settle(caller)
+        _check_all(caller)
+        served.judge()
+        compared.close()
+        served.stop()
+    except (Found, AssertionError) as error:
+        time.sleep(0.5)  # A process that dies tells of it a moment later.
+        died = served.process.poll()
+        found = Found(
+            f"seed {seed}: {str(error)[:6000]}\nserver: {'serves' if died is None else f'ended with {died}'}\n"
+            f"{served.log.read_text(errors='replace')[-6000:]}\nlast inputs, the newest last:\n{_inputs(caller)}"
+        )
+        found.seen = seen
+        raise found from error
     finally:
-        logger.removeHandler(complaints)
-        assert server.stop()
-    assert not complaints.found, complaints.found
+        caller.close()
+        served.kill()
     return seen
 
 
-def _there(db: Any) -> bool:
-    infos = {one.name: one for one in db.list_collections()}
-    if "docs" in infos and infos["docs"].dimension != 2:
-        db.drop_collection("docs")
-        return False
-    return "docs" in infos or "docs" in db.list_aliases()
+def _check_all(caller: Caller) -> None:
+    for name, problems in caller.check_all():
+        if problems:
+            raise Found(f"check of {name}: {problems}")
 
 
 def rounds(minutes: float, first_seed: int) -> Iterator[tuple[int, Counter[str]]]:
-    """Rounds of at most a minute, each with a seed and a folder of its own."""
+    """Rounds, each with a seed and a folder of its own."""
     end_s, seed = time.monotonic() + 60 * minutes, first_seed
-    while (left_s := end_s - time.monotonic()) > 0:
+    while (left_s := end_s - time.monotonic()) > 1:
         with tempfile.TemporaryDirectory() as folder:
-            yield seed, one_round(seed, min(60.0, left_s), Path(folder) / "db")
+            yield seed, one_round(seed, INPUTS, left_s, Path(folder) / "round")
         seed += 1
 
 
-def main() -> None:
+def table(seen: Counter[str], took_s: float) -> str:
+    """What was answered, as a page: inputs a second, codes by verb, errors by reason, filters."""
+    codes = [one.name for one in grpc.StatusCode if any(key.endswith(f" {one.name}") for key in seen)]  # fmt: skip
+    verbs = [*METHODS, "QueryStream, a query", "other"]
+    calls = sum(count for key, count in seen.items() if key.split(" ")[0] in (*METHODS, "other"))
+    filters = sum(seen[f"filter {how}"] for how in ("taken", "refused"))
+    lines = [f"{calls:,} calls and {filters:,} filters in {took_s:,.0f} s: {(calls + filters) / took_s:,.0f} inputs a second.", ""]  # fmt: skip
+    lines += ["| verb | " + " | ".join(codes) + " |", "| --- |" + " ---: |" * len(codes)]
+    for verb in verbs:
+        counts = [seen[f"{verb} {code}"] for code in codes]
+        lines.append(f"| {verb} | " + " | ".join(f"{one:,}" if one else "" for one in counts) + " |")  # fmt: skip
+    lines += ["", "| reason | answers |", "| --- | ---: |"]
+    for key, count in sorted(seen.items()):
+        if key.startswith("reason "):
+            lines.append(f"| {key[7:]} | {count:,} |")
+    lines += ["", "| filters | |", "| --- | ---: |"]
+    for key, count in sorted(seen.items()):
+        if key.startswith("filter "):
+            lines.append(f"| {key[7:]} | {count:,} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
     minutes = float(os.environ.get("MINUTES") or "5")
     seed = int(os.environ.get("SEED") or str(int.from_bytes(os.urandom(3), "little")))
-    total = Counter[str]()
+    total, began_s = Counter[str](), time.monotonic()
     print(f"fuzzing for {minutes:g} minutes from seed {seed}", flush=True)
-    for used, seen in rounds(minutes, seed):
-        total += seen
-        print(f"seed {used}: {sum(seen.values()):,} inputs, nothing found", flush=True)
-    print(f"{sum(total.values()):,} inputs")
-    for what, count in sorted(total.items()):
-        print(f"  {count:9,}  {what}")
+    failed = ""
+    try:
+        for used, seen in rounds(minutes, seed):
+            total.update(seen)
+            print(f"seed {used}: nothing found; {sum(seen.values()):,} counted", flush=True)
+    except Found as found:
+        failed = str(found)
+        total.update(found.seen)
+    print(table(total, time.monotonic() - began_s))
+    if failed:
+        print(f"\nFOUND {failed}", flush=True)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

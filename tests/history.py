@@ -2,7 +2,8 @@
 
 Each thread calls through a `Recorder` of its own. Afterwards `check` replays the acknowledged writes
 in the order of their commits and holds every answer against what the collection held at the commit that
-the answer names; an answer that names none must agree with some commit between call and return.
+the answer names; answers that name none must agree with commits between call and return, in one order with
+all others (`history_order.py` says what is known of it).
 
 Writes that share a commit have no order that an acknowledgement could tell. Every order that explains
 their counts is carried along, until a later answer rules it out.
@@ -12,132 +13,23 @@ Plain Python and numpy: it knows nothing of the engine but the names of its verb
 
 from __future__ import annotations
 
-import threading
-import time
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
-from history_order import Newest, Window, apart
+from history_calls import Call, Recorder
+from history_order import WRITES, Window, apart, changes, windows
 from history_state import Space, State, Versions, Wrong, judge, judge_refusal
 
-WRITES = ("insert", "upsert", "update", "delete")
 _MOST_STATES = 256
 _SHOWN_WRITES = 12
 
 
 class Violation(AssertionError):
     """A history that no collection could have. The message says why, and what happened nearby."""
-
-
-@dataclass
-class Call:
-    """One call: what was asked of which verb, when, and what came back."""
-
-    thread: str
-    verb: str
-    asked: dict[str, Any]
-    start: float
-    end: float
-    answer: Any
-    sequence: int | None
-    """The commit that the answer names."""
-    refusal: str = ""
-    """Name of the error's class; then `answer` holds its details."""
-    number: int = -1
-    """Place among all calls, by start; set by `check`."""
-
-    def __str__(self) -> str:
-        answer = f"refused: {self.refusal} {_short(self.answer)}" if self.refusal else self.shown
-        asked = ", ".join(
-            f"{k}={_short(v, 2 if k == 'metadata' else 8)}"
-            for k, v in self.asked.items()
-            if k not in ("documents", "named_vectors")
-        )
-        return (
-            f"call {self.number} of {self.thread}, {self.start:.6f} to {self.end:.6f}: "
-            f"{self.verb}({asked}) -> {answer}"
-        )
-
-    @property
-    def shown(self) -> str:
-        if self.verb in WRITES:
-            return f"commit {self.sequence}, count {self.answer.count}"
-        held = self.answer if isinstance(self.answer, int) else _ids_of(self.answer)
-        return f"commit {self.sequence}: {_short(held)}"
-
-
-class Recorder:
-    """The verbs of a collection for one thread. `calls` may be shared: appending is atomic.
-
-    `refusals` names the classes of errors that are answers too, as when an id exists already.
-    """
-
-    def __init__(
-        self, collection: Any, calls: list[Call], thread: str = "", refusals: Sequence[str] = ()
-    ) -> None:
-        self.collection = collection
-        self.calls = calls
-        self.thread = thread or threading.current_thread().name
-        self.refusals = refusals
-        self.last: Call | None = None
-        """The newest call of this recorder."""
-
-    def call(self, verb: str, **asked: Any) -> Any:
-        """Calls a verb with these keywords and records it; the answer, None where it was refused.
-
-        `pages` is `get` page by page to the end; `scan` gives a list of all its batches.
-        """
-        run = _RUNS.get(verb, _one)
-        start = time.monotonic()
-        try:
-            answer, sequence = run(self.collection, verb, asked)
-            refusal = ""
-        except Exception as error:
-            refusal = type(error).__name__
-            if refusal not in self.refusals:
-                raise
-            answer, sequence = dict(getattr(error, "details", {})), None
-        end = time.monotonic()
-        self.last = Call(self.thread, verb, asked, start, end, answer, sequence, refusal=refusal)
-        self.calls.append(self.last)
-        return None if refusal else answer
-
-
-def _one(collection: Any, verb: str, asked: Mapping[str, Any]) -> tuple[Any, int]:
-    answer = getattr(collection, verb)(**asked)
-    return answer, answer.sequence
-
-
-def _count(collection: Any, _: str, asked: Mapping[str, Any]) -> tuple[int, int | None]:
-    if hasattr(collection, "count_at"):
-        counted: tuple[int, int] = collection.count_at(**asked)
-        return counted
-    return collection.count(**asked), None
-
-
-def _stats(collection: Any, _: str, asked: Mapping[str, Any]) -> tuple[int, int]:
-    stats = collection.stats(**asked)
-    return stats.count, stats.sequence
-
-
-def _scan(collection: Any, _: str, asked: Mapping[str, Any]) -> tuple[list[Any], int]:
-    batches = list(collection.scan(**asked))
-    return batches, batches[0].sequence
-
-
-def _pages(collection: Any, _: str, asked: Mapping[str, Any]) -> tuple[list[Any], int]:
-    pages = [collection.get(**asked)]
-    while pages[-1].cursor is not None:
-        pages.append(collection.get(**asked, cursor=pages[-1].cursor))
-    return pages, pages[0].sequence
-
-
-_RUNS: dict[str, Callable[..., tuple[Any, int | None]]] = {
-    "count": _count, "stats": _stats, "scan": _scan, "pages": _pages,
-}  # fmt: skip
 
 
 @dataclass
@@ -158,91 +50,96 @@ class Report:
         return float(np.mean(self.recalls[name])) if self.recalls[name] else 1.0
 
 
-def check(calls: Sequence[Call], spaces: Mapping[str, Space], seed: object = "") -> Report:
+def check(
+    calls: Sequence[Call], spaces: Mapping[str, Space], seed: object = "", *, purges: bool = False
+) -> Report:
     """Raises Violation unless a collection could have answered so; `spaces[""]` is the own vector.
 
-    The collection was empty before the first call, and nobody else wrote to it.
+    The collection was empty before the first call, and nobody else wrote to it. `purges`: dead records may
+    lose their content meanwhile, so that a scan may come too late for it.
     """
-    return _Judge(calls, spaces, seed).run()
+    return _Judge(calls, spaces, seed, purges).run()
 
 
 class _Judge:
-    def __init__(self, calls: Sequence[Call], spaces: Mapping[str, Space], seed: object) -> None:
+    def __init__(
+        self, calls: Sequence[Call], spaces: Mapping[str, Space], seed: object, purges: bool
+    ) -> None:
         self.calls = sorted(calls, key=lambda call: call.start)
         for number, call in enumerate(self.calls):
             call.number = number
-        self.seed = seed
+        self.seed, self.purges = seed, purges
         self.versions = Versions(spaces)
         self.report = Report()
         self._made: dict[Any, int] = {}
         self._writes: dict[int, list[Call]] = defaultdict(list)
         self._idle: dict[int, list[Call]] = defaultdict(list)
         """Deletes that found nothing; they name the commit that they saw."""
+        self._behind: set[int] = set()
+        """Those of them that came when that commit had been made."""
         self._named: dict[int, list[Call]] = defaultdict(list)
         self._unnamed: dict[int, list[Window]] = defaultdict(list)
         """By the earliest commit they may have seen."""
-        done = [call for call in self.calls if call.verb in WRITES and not call.refusal]
-        for call in done:
-            (self._writes if call.answer.count else self._idle)[call.sequence].append(call)
-        self._ended = Newest((call.end, call.sequence) for call in done)
-        self._begun = Newest((call.start, call.sequence) for call in done if call.answer.count)
+        for call in self.calls:
+            if call.verb in WRITES and not call.refusal:
+                (self._writes if changes(call) else self._idle)[call.sequence].append(call)
 
     def run(self) -> Report:
         self._order()
         states = [State(self.versions, {})]
         waiting: list[Window] = []
         for commit in range(max(self._writes, default=0) + 1):
+            inside: list[State] = []
             if commit:
-                states = self._commit(commit, states)
+                refused = any(w.call.refusal and w.call.verb in WRITES for w in waiting)
+                states, inside = self._commit(commit, states, refused)
             for call in self._named[commit]:
                 states = self._answered(call, states)
-            waiting = [
-                window
-                for window in waiting + self._unnamed[commit]
-                if not self._could_be(window, states, commit)
-            ]
+            waiting = self._later(waiting, self._unnamed[commit], states, inside, commit)
         return self.report
 
     # -- which commits an answer may be of
 
     def _order(self) -> None:
-        seen: dict[str, int] = defaultdict(int)
-        for call in self.calls:
-            acknowledged, newest = self._ended.before(call.start), self._begun.until(call.end)
-            oldest = max(acknowledged, seen[call.thread], call.asked.get("min_sequence") or 0)
+        for window in windows(self.calls):
+            call, first, last, why = window
             if call.sequence is None:
-                self._unnamed[oldest].append(Window(call, oldest, newest))
+                if first > last:
+                    self._fail(
+                        f"can be of no commit after {last}, though {why} commit {first}", call
+                    )
+                self._unnamed[first].append(window)
                 self.report.refusals += bool(call.refusal)
                 self.report.reads += not call.refusal
                 continue
-            changes = call.verb in WRITES and call.answer.count > 0
-            if call.sequence > newest:
+            if call.sequence > last:
                 self._fail(f"names commit {call.sequence}, which no write had begun by then", call)
-            if call.sequence < oldest + changes:
-                why = "had been acknowledged before it began"
-                if oldest > acknowledged:
-                    why = (
-                        "its own thread had seen" if oldest == seen[call.thread] else "it asked for"
-                    )
-                self._fail(f"names commit {call.sequence}, though {why} commit {oldest}", call)
-            seen[call.thread] = call.sequence
+            if call.sequence < first + changes(call):
+                self._fail(f"names commit {call.sequence}, though {why} commit {first}", call)
             if call.verb not in WRITES:
                 self._named[call.sequence].append(call)
+            elif call.sequence == first:
+                # The commit is one moment for all, and it was there: only what followed it can have been seen.
+                self._behind.add(call.number)
 
     # -- writes
 
-    def _commit(self, commit: int, states: list[State]) -> list[State]:
+    def _commit(
+        self, commit: int, states: list[State], refused: bool
+    ) -> tuple[list[State], list[State]]:
+        """The states after a commit, and, where a refused write may have met them, those between its writes."""
         group, idle = self._writes[commit], self._idle[commit]
         if not group:
             self._fail(f"no write was told commit {commit}, though there are later ones", at=commit)
         self.report.commits += 1
         self.report.writes += len(group) + len(idle)
         found: list[State] = []
+        inside: list[State] = []
         wrong: list[Wrong] = []
         for state in states:
             # Whoever shares nothing with the others can stand anywhere.
-            fixed = not idle and apart(group)
-            for of in self._orders(state.of, group, idle, wrong, fixed=fixed):
+            fixed = not idle and not refused and apart(group)
+            for of in self._orders(state.of, group, idle, wrong, inside, fixed=fixed):
                 if all(of != other.of for other in found):
                     found.append(State(self.versions, of))
         if not found:
@@ -251,7 +148,7 @@ class _Judge:
             raise RuntimeError("too many orders to follow: reads must tell more of what is written")
         self.report.most_orders = max(self.report.most_orders, len(found))
         self.report.most_shared = max(self.report.most_shared, len(group) + len(idle))
-        return found
+        return found, inside if refused else []
 
     def _orders(
         self,
@@ -259,21 +156,25 @@ class _Judge:
         group: list[Call],
         idle: list[Call],
         wrong: list[Wrong],
+        inside: list[State],
         *,
         fixed: bool,
     ) -> list[dict[str, int]]:
         """What the collection may hold after the writes of a commit, in every order that explains their counts.
 
-        Step by step: after some of the writes, in whatever order, only the different outcomes are kept.
+        Step by step: after some of the writes, in whatever order, only the different outcomes are kept; `inside`
+        gets those after some but not all.
         """
-        nothing = {call.number: call for call in idle}
-        """Deletes that found nothing: such a moment must come for each."""
+        nothing = {call.number: call for call in idle if call.number not in self._behind}
+        """Deletes that found nothing: such a moment must come for each, or be the last for those that came behind."""
 
         def unexplained(numbers: Iterable[int], held: dict[str, int]) -> tuple[int, ...]:
             return tuple(n for n in numbers if self._doomed(nothing[n], held))
 
         layer = {frozenset[int](): [(of, unexplained(nothing, of))]}
         for step in range(len(group)):
+            if step:
+                inside += [State(self.versions, held) for o in layer.values() for held, _ in o]
             after: dict[frozenset[int], list[tuple[dict[str, int], tuple[int, ...]]]] = defaultdict(
                 list
             )
@@ -291,9 +192,10 @@ class _Judge:
             layer = after
         found = []
         for new, left in [outcome for outcomes in layer.values() for outcome in outcomes]:
-            if left:
+            behind = (c.number for c in idle if c.number in self._behind and self._doomed(c, new))
+            if bad := [*left, *behind]:
                 wrong.append(
-                    Wrong(f"call {left[0]} deleted nothing, though what it names was stored")
+                    Wrong(f"call {bad[0]} deleted nothing, though what it names was stored")
                 )
             else:
                 found.append(new)
@@ -371,22 +273,54 @@ class _Judge:
         self.report.recalls[call.asked.get("vector_name") or ""] += recalls[0]
         return fits
 
-    def _could_be(self, window: Window, states: list[State], commit: int) -> bool:
-        """Whether an answer that names no commit can be of this one; Violation if it was the last."""
+    def _later(
+        self,
+        waiting: list[Window],
+        new: list[Window],
+        states: list[State],
+        inside: list[State],
+        commit: int,
+    ) -> list[Window]:
+        """The answers that name no commit and are of a later one than this; Violation if one cannot be.
+
+        Each is given the first commit that explains it, and that is not before those of the answers that had ended when
+        it began. Whatever commits the answers are truly of, none is before the one that it is given here: so where
+        these are too late, all are.
+        """
+        met = min((window.call.end for window in waiting), default=math.inf)
+        ended = math.inf
+        later = []
+        for window in sorted([*waiting, *new], key=lambda window: window.call.number):
+            call, wrong = window.call, Wrong("only later ones fit an answer that ended before it")
+            if call.start <= ended:
+                # A refused write may stand between the writes of a commit. That is one moment, in which all calls last
+                # that stand there, and what had ended before is of an earlier commit. Reads never see it.
+                between = call.verb in WRITES and window.first < commit and call.start <= met
+                fit = self._unfit(window, [*states, *(inside if between else ())], commit)
+                if fit is None:
+                    continue
+                wrong = fit
+            if commit >= window.last:
+                why = f"fits no commit that it may have seen; of commit {commit}: {wrong}"
+                self._fail(why, call)
+            later.append(window)
+            ended = min(ended, call.end)
+        return later
+
+    def _unfit(self, window: Window, states: list[State], commit: int) -> Wrong | None:
+        """Why no state explains an answer."""
         call, wrong = window.call, None
-        beside = self._writes[commit] if commit > window.first else []
         for state in states:
             try:
                 if call.refusal:
-                    judge_refusal(call, state, beside)
+                    # What goes on from an earlier moment can come too late for it once there is another.
+                    judge_refusal(call, state, purged=self.purges and commit > window.first)
                 else:
                     judge(call, state)
-                return True
+                return None
             except Wrong as error:
                 wrong = error
-        if commit >= window.last:
-            self._fail(f"fits no commit that it may have seen; of commit {commit}: {wrong}", call)
-        return False
+        return wrong
 
     def _fail(self, why: str, *calls: Call, at: int | None = None) -> NoReturn:
         begin = min((call.start for call in calls), default=0.0)
@@ -412,21 +346,4 @@ class _Judge:
         )
 
 
-def _ids_of(answer: Any) -> Any:
-    parts = answer if isinstance(answer, list) else [answer]
-    return [i for part in parts for i in part.ids]
-
-
-def _short(value: Any, most: int = 8) -> str:
-    """A value for people: long ones cut, arrays by their shape."""
-    if isinstance(value, np.ndarray):
-        return f"array{value.shape}"
-    if isinstance(value, list) and len(value) > most:
-        return f"[{', '.join(_short(v) for v in value[:most])}, ... {len(value)} in all]"
-    if isinstance(value, list):
-        return f"[{', '.join(_short(v) for v in value)}]"
-    text = repr(value)
-    return text if len(text) <= 120 else text[:120] + "..."
-
-
-__all__ = ["Call", "Recorder", "Report", "Space", "Violation", "check"]
+__all__ = ["WRITES", "Call", "Recorder", "Report", "Space", "Violation", "check"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -165,21 +165,28 @@ def judge(call: Any, state: State) -> list[float]:
     return []
 
 
-def judge_refusal(call: Any, state: State, beside: Sequence[Any]) -> None:
-    """Raises Wrong unless the state gives a reason to refuse, or a write that shared its commit."""
-    ids = call.asked.get("ids") or ()
-    if any(i in (write.asked.get("ids") or ids) for write in beside for i in ids):
-        return
+def judge_refusal(call: Any, state: State, *, purged: bool = False) -> None:
+    """Raises Wrong unless the state gives the reason to refuse. `purged`: what an earlier moment shows may be gone.
+
+    The details of a refusal name the records that are the reason, or some of them, and how many these are.
+    """
+    verb, ids, of = call.verb, call.asked.get("ids") or (), state.of
     present = state.versions.present[call.asked.get("vector_name") or ""]
-    reasons = {
-        "RecordExists": lambda: any(i in state.of for i in ids),
-        "RecordNotFound": lambda: any(i not in state.of for i in ids),
-        "InvalidQuery": lambda: any(i in state.of and not present[state.of[i]] for i in ids),
-        # Only what goes on from an earlier moment can come too late for it.
-        "InvalidCursor": lambda: call.verb in ("scan", "pages"),
+    reasons: dict[str, Callable[[], list[str]]] = {
+        "RecordExists": lambda: [i for i in ids if verb == "insert" and i in of],
+        "RecordNotFound": lambda: [i for i in ids if verb in ("update", "query") and i not in of],
+        "InvalidQuery": lambda: [
+            i for i in ids if verb == "query" and i in of and not present[of[i]]
+        ],
+        "InvalidCursor": lambda: [verb] if purged and verb in ("scan", "pages") else [],
     }
-    if not reasons[call.refusal]():
+    found = reasons[call.refusal]()
+    if not found:
         raise Wrong(f"there is no reason for {call.refusal}")
+    if others := set(call.answer.get("ids", ())) - set(found):
+        raise Wrong(f"{call.refusal} names {min(others)!r}, which is no reason for it")
+    if call.answer.get("count", len(found)) != len(found):
+        raise Wrong(f"{call.refusal} is told for {call.answer['count']} records, not {len(found)}")
 
 
 def _same_ids(got: Sequence[str], wanted: Sequence[str], state: State) -> None:

@@ -201,7 +201,7 @@ class Run:
         recorder.call("count")
 
     def judge(self) -> Report:
-        report = check(self.calls, self.plan.spaces, self.seed)
+        report = check(self.calls, self.plan.spaces, self.seed, purges=self.plan.compacts)
         for name in self.plan.spaces:
             judged = len(report.recalls[name])
             assert judged >= ENOUGH, f"seed {self.seed}: {judged} queries of {name!r} in 20 s"

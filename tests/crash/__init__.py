@@ -1,6 +1,7 @@
 """The crash campaign: a writer of every verb is killed, and what is found afterwards is compared with a journal.
 
-`model.py` is what was acknowledged, `records.py` what a record holds, `work.py` the writer, `verify.py` the
-comparison, `cut.py` what a power cut leaves of the files, `campaign.py` the killing, `__main__.py` the
-command: `make crash`.
+`model.py` is what was acknowledged, `records.py` what a record holds. `work.py` is the writer, `closed.py` what it does with
+databases that nobody serves: `damage.py` is what it damages there, `old.py` the database of the first format. `verify.py` is the
+comparison, `answers.py` that of queries. `campaign.py` is the killing, of processes that `child.py` forks, by `striking.py`; `cut.py`
+what a power cut leaves of the files; `tally.py` what was seen; `__main__.py` the command: `make crash`.
 """

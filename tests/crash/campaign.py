@@ -10,25 +10,21 @@ from __future__ import annotations
 import json
 import os
 import random
-import select
 import shutil
-import signal
-import sys
-import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import vecdb
 import vecdb_server.server  # noqa: F401  loaded before the forks
-from crash import cut, records, work
-from crash.model import Held, Model
+from crash import child as children
+from crash import cut, damage, old, records, striking, work
+from crash.child import Child, Failed
+from crash.model import Held, Model, Old
+from crash.tally import ANY_MOMENT, Case, Tally
 from crash.verify import verify
-from vecdb import failpoints
 from vecdb.store import sync_point
 from vecdb_client import connect
 from vecdb_server.__main__ import main
@@ -38,130 +34,34 @@ SETTINGS: dict[str, Any] = {
     "map_initial_bytes": 1 << 20, "history_s": 0.0, "compact_dead_share": 0.1, "device": "cpu",
     "build_threads": 1,
 }  # fmt: skip
+COUNTED: dict[str, Any] = {"auto_build": False, "compact_dead_share": 1.0}
+"""Settings with which nothing is done but what the writer asks for."""
+STEPS = 30
+"""Operations of a counted case, at most."""
 WAYS = ("embedded", "server")
-PATIENCE_S = 60.0
 FIRST = ("database.", "catalog.mkdir", "catalog.r", "catalog.sync-folder")
 """Points that are reached when a database is made: for these it is made anew."""
+NOT_SERVED = (
+    "repair.", "keep.", "upgrade.", "downgrade.", "restore.mkdir", "restore.touch", "restore.rename",
+)  # fmt: skip
+"""Points that no server reaches."""
+COPIER_S = 8.0
+"""A process that copies is there after half a second, unless the machine is busy."""
 LIVES = 60
 """Kills after which the database is made anew, so that its first steps are met too."""
-
-
-@dataclass
-class Case:
-    """One kill: how, when, and what came of it."""
-
-    way: str
-    seed: int
-    point: str = ""
-    """The failpoint it was aimed at; "" for a random moment."""
-    hit: int = 1
-    power_cut: bool = False
-    died_at: str = ""
-    """The failpoint at which it died, "" when the clock ran out first."""
-    acknowledged: int = 0
-
-
-@dataclass
-class Tally:
-    """What a campaign has seen."""
-
-    kills: Counter[str] = field(default_factory=Counter)
-    """By way, and `power cut`."""
-    points: Counter[str] = field(default_factory=Counter)
-    """Kills at each failpoint."""
-    hits: Counter[str] = field(default_factory=Counter)
-    """How often each failpoint was reached."""
-    cut_points: Counter[str] = field(default_factory=Counter)
-    acknowledged: int = 0
-    compared: int = 0
-    left_out_pages: int = 0
-    left_out_names: int = 0
-    cuts_that_cost: int = 0
-    """Comparisons that found acknowledged writes missing which `interval` may lose."""
-    failures: list[dict[str, Any]] = field(default_factory=list)
-
-
-class Failed(Exception):
-    """A child has found the database wrong, or broke."""
-
-
-class Child:
-    """A forked process with a pipe of JSON lines to us."""
-
-    def __init__(self, run: Callable[[Callable[[Any], None]], None]) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        reading, writing = os.pipe()
-        self.pid = os.fork()
-        if not self.pid:
-            os.close(reading)
-            code = 1
-            try:
-                run(lambda line: _send(writing, line))
-                code = 0
-            except BaseException:
-                _send(writing, ["failed", traceback.format_exc()])
-            finally:
-                os._exit(code)
-        os.close(writing)
-        self._pipe = reading
-        # `select` knows no file beyond the 1,023rd, and a process of tests may have more open.
-        self._told = select.poll()
-        self._told.register(reading, select.POLLIN)
-        self._rest = b""
-        self._ended = False
-
-    def lines(self, until: float, stop: Callable[[Any], bool] = lambda _: False) -> list[Any]:
-        """Lines that come before the moment `until` or the end of the process, up to one that stops."""
-        found: list[Any] = []
-        while True:
-            while b"\n" in self._rest:
-                line, _, self._rest = self._rest.partition(b"\n")
-                found.append(json.loads(line))
-                if stop(found[-1]):
-                    return found
-            left = until - time.monotonic()
-            if left <= 0 or not self._told.poll(1000 * left):
-                return found
-            data = os.read(self._pipe, 1 << 20)
-            if not data:
-                self._ended = True
-                return found
-            self._rest += data
-
-    def until(self, *verbs: str) -> list[Any]:
-        """Lines up to one of these verbs, or to the end of the process. Raises Failed where neither comes."""
-        found = self.lines(time.monotonic() + PATIENCE_S, lambda line: line[0] in verbs)
-        if not self._ended and not (found and found[-1][0] in verbs):
-            self.kill()
-            self.close()
-            raise Failed(f"a child hung for {PATIENCE_S} s; it told {found[-4:]}")
-        return found
-
-    def kill(self) -> int:
-        """Kills it, unless it has ended; the wait status."""
-        os.kill(self.pid, signal.SIGKILL)
-        return os.waitpid(self.pid, 0)[1]
-
-    def close(self) -> None:
-        os.close(self._pipe)
-
-
-_sending = threading.Lock()
-
-
-def _send(pipe: int, line: Any) -> None:
-    data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
-    with _sending:
-        while data:
-            data = data[os.write(pipe, data) :]
 
 
 class Campaign:
     """One database in `folder`, killed again and again; the model goes from child to child.
 
     `aim` is the share of kills that are aimed at a failpoint, the one with the fewest so far; `cuts` the
-    share of the embedded ones that are power cuts. `points` are those to aim at; none: all that were reached.
+    share of the embedded ones that are power cuts, `copiers` the share of others in which backups are copied by processes of their
+    own, five times that where it is aimed at a backup. `points` are those to aim at; none: all that were reached.
+
+    `counted` aims every kill at a point and says at which passing of it, has the writer do one thing at a time, and ends after so
+    many operations, not after so much time: then the same seed kills at the same steps, with the same writes
+    acknowledged. Power cuts, processes that copy, and writers that meet are not among these. Without it a seed repeats
+    what is done, but not the moments at which the clock strikes.
     """
 
     def __init__(
@@ -171,12 +71,20 @@ class Campaign:
         aim: float,
         cuts: float,
         points: tuple[str, ...] = (),
+        *,
+        copiers: float = 0.1,
+        counted: bool = False,
     ) -> None:
         self.folder = folder
         self.tally = Tally()
+        self.journal: list[str] = []
+        """What was begun, acknowledged and reached, in words that are the same in each run that did the same."""
         self._ways = ways
-        self._aim = aim
-        self._cuts = cuts
+        self._aim = 1.0 if counted else aim
+        self._cuts = 0.0 if counted else cuts
+        self._copiers = copiers
+        self._counted = counted
+        self._settings = SETTINGS | (COUNTED if counted else {})
         self._model = Model()
         self._life = 0
         self._points = points
@@ -186,29 +94,69 @@ class Campaign:
     def run(self, number: int, seed: int) -> None:
         """Kill `number` of the campaign with this seed. Raises Failed."""
         rng = random.Random(f"{seed} {number}")
-        case = Case(rng.choice(self._ways), rng.randrange(1 << 30))
-        case.power_cut = case.way == "embedded" and rng.random() < self._cuts
-        if rng.random() < self._aim and (self._points or self.tally.hits):
-            tried = self._tried
-            case.point = min(
-                sorted(self._points or self.tally.hits),
-                key=lambda name: (tried[name, case.power_cut], rng.random()),
-            )
-            tried[case.point, case.power_cut] += 1
-            case.hit = 1 if case.point.startswith(FIRST) else rng.choice([1, 1, 1, 2, 3, 5])
+        case = self._drawn(rng)
         first = case.point.startswith(FIRST) and self._life
         if self._life >= LIVES or first:
             self.finish()
             self._life, self._model = 0, Model()
-            shutil.rmtree(self.folder)
-            shutil.rmtree(self.folder.with_name(records.BACKUPS), ignore_errors=True)
+            for folder in (self.folder, self._beside(), self._backups()):
+                # A process that copied may still be about to end.
+                shutil.rmtree(folder, ignore_errors=folder != self.folder)
         self._life += 1
+        self._tidy()
         (self._embedded if case.way == "embedded" else self._server)(case, rng)
-        self.tally.kills["power cut" if case.power_cut else case.way] += 1
-        points = self.tally.cut_points if case.power_cut else self.tally.points
-        if case.died_at:
-            points[case.died_at] += 1
-        self.tally.acknowledged += case.acknowledged
+        self.tally.killed(case)
+        self._note("killed", [case.way, case.point, case.hit, case.died_at, case.verb])
+
+    def _drawn(self, rng: random.Random) -> Case:
+        """The next kill."""
+        case = Case(rng.choice(self._ways), rng.randrange(1 << 30))
+        case.power_cut = case.way == "embedded" and rng.random() < self._cuts
+        if rng.random() < self._aim and (self._points or self.tally.hits):
+            among = [
+                name
+                for name in self._points or self.tally.hits
+                if case.way == "embedded" or not name.startswith(NOT_SERVED)
+            ]
+            case.point = self._fewest(among, case.power_cut, rng) if among else ""
+            case.hit = 1 if case.point.startswith(FIRST) else rng.choice([1, 1, 1, 2, 3, 5])
+        if self._counted:
+            case.steps = rng.randrange(4, STEPS)
+        elif not case.power_cut and SETTINGS.get("durability") != "interval":
+            # What another process syncs, no simulated disk would know; nor would it know of boots that `_boot` pretends.
+            case.copiers = rng.random() < self._copiers * (
+                5 if case.point.startswith("backup") else 1
+            )
+        if case.copiers and rng.random() < 0.7:
+            case.copier_point = self._fewest([*striking.COPYING, ""], True, rng)
+            case.copier_hit = rng.choice([1, 1, 1, 2])
+            case.copier_after_s = 0.0 if case.copier_point else rng.uniform(0.1, 0.9)
+        return case
+
+    def _fewest(self, among: list[str], power_cut: bool, rng: random.Random) -> str:
+        tried = self._tried
+        found = min(sorted(among), key=lambda name: (tried[name, power_cut], rng.random()))
+        tried[found, power_cut] += 1
+        return found
+
+    def _beside(self) -> Path:
+        return self.folder.with_name(records.BESIDE)
+
+    def _backups(self) -> Path:
+        return self.folder.with_name(records.BACKUPS)
+
+    def _tidy(self) -> None:
+        """Removes what was restored beside and has been compared; the old database is put there."""
+        self._beside().mkdir(exist_ok=True, parents=True)
+        old.unpack(self._beside())
+        pending = [part["name"] for part in self._model.pending if part["do"] == "beside"]
+        for path in self._beside().iterdir():
+            # What an interrupted restore has left is the next one's to remove.
+            if (
+                path.name not in (records.OLD, *self._model.beside, *pending)
+                and "." not in path.name
+            ):
+                shutil.rmtree(path)
 
     def finish(self) -> None:
         """A comparison now, in a child that nobody kills. Raises Failed."""
@@ -218,18 +166,28 @@ class Campaign:
 
     def _embedded(self, case: Case, rng: random.Random) -> None:
         model, folder = self._model, self.folder
-        backups = folder.with_name(records.BACKUPS)
-        # The database comes last: where it is, both have been written.
-        cuts = [(one, one.with_name(one.name + "-cut")) for one in (backups, folder)]
+        # The database comes last: where it is, all have been written.
+        roots = (self._backups(), self._beside(), folder)
+        cuts = [(one, one.with_name(one.name + "-cut")) for one in roots]
 
         def child(send: Callable[[Any], None]) -> None:
-            lazy = SETTINGS.get("durability") == "interval"
-            simulated = [(cut.Disk(root, case.seed, lazy=lazy), aside) for root, aside in cuts]
-            _arm(send, case, simulated if case.power_cut else [])
-            database = vecdb.open(folder, **SETTINGS)
+            disks = []
+            if case.power_cut:
+                lazy = SETTINGS.get("durability") == "interval"
+                disks = [
+                    (cut.Disk(root, case.seed, lazy=lazy and root == folder), aside)
+                    for root, aside in cuts
+                ]
+            striking.arm(send, case, disks)
+            database, took_s = self._opened(model)
             found = verify(database, model)
-            send(["whole", _told(found)])
-            work.run(work.Writer(database, found, case.seed, send, case.point, str(backups)))
+            send(["whole", _told(found), took_s])
+            writer = work.Writer(
+                database, found, case.seed, send, case.wanted,
+                str(self._backups()), folder=folder, settings=self._settings, counted=self._counted,
+            )  # fmt: skip
+            work.run(writer, case.steps)
+            striking.end(send)
 
         process = Child(child)
         lines = []
@@ -240,12 +198,22 @@ class Campaign:
         if case.power_cut:
             if cuts[-1][1].exists():
                 for root, aside in cuts:
-                    shutil.rmtree(root, ignore_errors=True)
-                    aside.rename(root)
+                    _put_in_place(root, aside)
                 self._boot()
             else:
                 # The clock ran out first: a plain kill.
                 case.power_cut = False
+
+    def _opened(self, model: Model) -> tuple[vecdb.Database, float]:
+        """The database, and how long it took to open and to count each collection. A repair that was cut short is
+        done again before."""
+        if damage.is_pending(model):
+            damage.mend(self.folder)
+        started = time.perf_counter()
+        database = vecdb.open(self.folder, **self._settings)
+        for info in database.list_collections():
+            database.get_collection(info.name).count()
+        return database, time.perf_counter() - started
 
     def _boot(self) -> None:
         """The machine is started again; what was not on the disk may be lost."""
@@ -257,7 +225,7 @@ class Campaign:
     # -- through a server
 
     def _server(self, case: Case, rng: random.Random) -> None:
-        if rng.random() < 0.8:
+        if rng.random() < 0.8 or damage.is_pending(self._model):
             self._take(self._compare(), None)
         # Where a server opens it before anyone has compared, what is there is not known: nobody writes.
         self._serve(case, rng, None if self._model.pending else self._model)
@@ -266,7 +234,7 @@ class Campaign:
         folder = self.folder
 
         def server(send: Callable[[Any], None]) -> None:
-            _arm(send, case, [])
+            striking.arm(send, case, [])
             reading, writing = os.pipe()
             os.dup2(writing, 1)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -277,7 +245,9 @@ class Campaign:
                 line = os.fdopen(reading).readline()
                 send(["address", line.split()[-1]] if line else ["silent"])
                 os._exit(0)
-            flags = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+            flags = [
+                f"--{name.replace('_', '-')}={value}" for name, value in self._settings.items()
+            ]
             flags += [f"--data={folder}", f"--backup-root={folder.parent}", "--log-level=error"]
             code = main(["serve", "--port=0", *flags])
             raise AssertionError(f"the server ended by itself, with code {code}")
@@ -290,26 +260,29 @@ class Campaign:
             return
 
         def client(send: Callable[[Any], None]) -> None:
-            with connect(address, timeout_s=PATIENCE_S, retry_s=0) as database:
+            with connect(address, timeout_s=children.PATIENCE_S, retry_s=0) as database:
                 writer = work.Writer(
-                    database, model.copy(), case.seed, send, case.point, records.BACKUPS
-                )
-                work.run(writer)
+                    database, model.copy(), case.seed, send, case.wanted,
+                    records.BACKUPS, backups=self._backups(), counted=self._counted,
+                )  # fmt: skip
+                work.run(writer, case.steps)
 
         writing = Child(client)
+        told = writing.until() if case.steps else self._until_copier_dies(writing, case)
         self._let_run(serving, lines, case, rng)
-        told = writing.until()
+        told += writing.until()
         os.waitpid(writing.pid, 0)
         writing.close()
         self._take(told, case)
 
     def _compare(self) -> list[Any]:
         """Opens, compares and closes in a child that nobody kills."""
-        model, folder = self._model, self.folder
+        model = self._model
 
         def child(send: Callable[[Any], None]) -> None:
-            with vecdb.open(folder, **SETTINGS) as database:
-                send(["whole", _told(verify(database, model))])
+            database, took_s = self._opened(model)
+            with database:
+                send(["whole", _told(verify(database, model)), took_s])
 
         process = Child(child)
         lines = process.until()
@@ -326,7 +299,14 @@ class Campaign:
         limit_s = rng.uniform(0.6, 1.4) if case.point else rng.uniform(0.0, 0.3)
         if not case.point and case.power_cut:
             limit_s = 1.5
-        if not (lines and lines[-1][0] == "dying"):
+        if case.copiers:
+            # Which begins with the start of a process.
+            limit_s += rng.uniform(0.5, 2.5)
+        if case.way == "embedded":
+            lines += self._until_copier_dies(process, case)
+        if case.steps and case.way == "embedded":
+            lines += process.until("dying")
+        elif not case.steps and not (lines and lines[-1][0] == "dying"):
             lines += process.lines(time.monotonic() + limit_s, lambda line: line[0] == "dying")
         if case.power_cut and lines and lines[-1][0] == "dying":
             # It writes down what the cut leaves, and then kills itself.
@@ -336,71 +316,63 @@ class Campaign:
         process.close()
         self._take(lines, case)
 
+    @staticmethod
+    def _until_copier_dies(process: Child, case: Case) -> list[Any]:
+        """What a writer tells until a process that copies was killed, or it is clear that none will be."""
+        if not (case.copier_point or case.copier_after_s):
+            return []
+        end = time.monotonic() + COPIER_S
+        return process.lines(end, lambda line: line[0] in ("copier killed", "dying", "failed"))
+
     def _take(self, lines: list[Any], case: Case | None) -> None:
         """Follows the journal of a child."""
         for verb, *told in lines:
             if verb == "failed":
                 raise Failed(told[0])
             if verb == "whole":
-                self._model = _model_of(told[0])
+                self._model = _model_of(told[0], self._model)
                 self.tally.compared += 1
+                self.tally.opened_s.append(told[1])
                 self.tally.cuts_that_cost += bool(told[0]["lost_parts"])
             elif verb == "begin":
                 self._model.begin(told[0], in_order=told[1], at_s=told[2])
+                self._note(verb, told[0])
             elif verb == "done":
                 self._model.acknowledge(told[0], told[1])
+                self._note(verb, told[0])
                 if case is not None:
                     case.acknowledged += 1
             elif verb == "backed up":
-                self._model.backup = told[0]
+                self._model.backed_up(told[0])
             elif verb == "hit":
                 self.tally.hits[told[0]] += 1
-            elif verb == "dying" and case is not None:
-                case.died_at = told[0]
+                self._note(verb, told[0])
             elif verb == "left out":
                 self.tally.left_out_pages += told[0]
                 self.tally.left_out_names += told[1]
+            elif case is not None:
+                self._take_of(case, verb, *told)
+
+    def _take_of(self, case: Case, verb: str, *told: Any) -> None:
+        """What a child tells of itself."""
+        if verb == "verb":
+            case.verb = told[0]
+            self.tally.done[told[0]] += 1
+            self._note(verb, told[0])
+        elif verb == "copier killed":
+            self.tally.copier_points[case.copier_point or ANY_MOMENT] += 1
+        elif verb == "dying":
+            case.died_at = told[0]
+
+    def _note(self, verb: str, what: Any) -> None:
+        self.journal.append(json.dumps([verb, _without_ids(what)]))
 
 
-def _arm(send: Callable[[Any], None], case: Case, disks: list[tuple[cut.Disk, Path]]) -> None:
-    """Tells of each failpoint that is reached, and dies at the one that the case is aimed at.
-
-    With `disks` by a power cut: what it leaves of each goes to the folder beside it here.
-    """
-    left = [case.hit]
-    # A cut at a random moment falls at a point too: only there it is known what is durable.
-    drawn = random.Random(case.seed)
-    any_point = [drawn.randrange(1, 60) if disks and not case.point else 1 << 60]
-    # Half of these fall inside a commit, where most is at stake.
-    in_commit = drawn.random() < 0.5
-    inside: list[Path] = []
-    lock = threading.Lock()
-
-    def reached(name: str, path: Path) -> None:
-        with lock:  # by whoever dies here it is never given back
-            send(["hit", name])
-            any_point[0] -= 1
-            left[0] -= name == case.point
-            at_random = any_point[0] <= 0 and (not in_commit or name.endswith(".commit.before"))
-            struck = (at_random and not inside) or (name == case.point and left[0] == 0)
-            if struck:
-                send(["dying", name])
-            if not disks:
-                if struck:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return
-            if struck and name.endswith(".commit.before"):
-                inside.append(path)
-                return
-            ended = inside and name.endswith(".commit.after") and path == inside[0]
-            for disk, _ in disks if not ended else ():
-                disk.reached(name, path)
-            if struck or ended:
-                for disk, aside in disks:
-                    send(["left out", *disk.cut(aside)])
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    failpoints.install(reached)
+def _without_ids(what: Any) -> Any:
+    """The same without ids of backups, which differ from run to run."""
+    if isinstance(what, list):
+        return [_without_ids(one) for one in what]
+    return what | {"from": ""} if isinstance(what, dict) and "from" in what else what
 
 
 def _told(model: Model) -> Any:
@@ -413,18 +385,40 @@ def _told(model: Model) -> Any:
         "aliases": model.aliases,
         "version": model.version,
         "backup": model.backup,
+        "backups": [*model.backups],
+        "old": [model.old.formats, model.old.written],
         "lost_parts": model.lost_parts,
     }
 
 
-def _model_of(told: Any) -> Model:
+def _model_of(told: Any, before: Model) -> Model:
+    """The model that a comparison tells, which was made of `before`. What backups hold is known here."""
+    taken = before.snapshot()
     return Model(
         {
-            token: Held(shape, {n: (v, m) for n, v, m in rows})
+            token: Held(shape, {n: (v, t, d, m) for n, v, t, d, m in rows})
             for token, (shape, rows) in told["collections"].items()
         },
         told["names"],
         told["aliases"],
         version=told["version"],
         backup=told["backup"],
+        backups={one: before.backups.get(one, taken) for one in told["backups"]},
+        old=Old(*told["old"]),
+        old_touched=False,
     )
+
+
+def _put_in_place(root: Path, aside: Path) -> None:
+    """`aside` becomes `root`. A process that copied for a backup of a case before, whose writer was killed, may be on
+    its way to its end still, and have its lock file put into a folder that is being removed."""
+    end_s = time.monotonic() + children.PATIENCE_S
+    while True:
+        shutil.rmtree(root, ignore_errors=True)
+        try:
+            aside.rename(root)
+            return
+        except OSError:
+            if time.monotonic() > end_s:
+                raise
+            time.sleep(0.02)

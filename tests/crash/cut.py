@@ -194,7 +194,10 @@ class Disk:
                 # (TEST_SEED=3081515: the name of a collection's file was gone before the new file had come).
                 continue
             for key in [key for key, held in names.items() if held == number]:
-                del names[key]
+                # Nor does the one under which another file has taken its place (TEST_SEED=12336368: a file that had
+                # got a second name lost its first before the other was there).
+                if now.get(key) in (None, number):
+                    del names[key]
             names.update(dict.fromkeys(keys, number))
         return names
 

@@ -21,19 +21,28 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 TITLE_DIMENSION = 4
 
-BACKUPS = "backups"
-"""Name of the folder, beside that of the database, that the writer takes backups into."""
+BACKUPS, BESIDE = "backups", "beside"
+"""Names of the folders, beside that of the database, that the writer takes backups into, and that hold what else it
+works on: databases restored from backups, and one of an older format, `old`."""
+OLD = "old"
 
 
 def vectors(ids: NDArray[Any], versions: NDArray[Any], dimension: int) -> NDArray[Any]:
-    """float32 (n, dimension) in steps of 1/64, which float16 holds exactly."""
+    """float32 (n, dimension) in steps of 1/64, which float16 holds exactly, from -1 to 1 as if drawn at random: so hardly two
+    are the same, among which no graph finds its way."""
     phase = ids[:, None] * 12.9898 + versions[:, None] * 78.233 + np.arange(dimension) * 37.719
-    return np.round(np.sin(phase) * 64).astype(np.float32) / np.float32(64)
+    share = np.modf(np.abs(np.sin(phase)) * 43_758.5453)[0]
+    return np.round(share * 128 - 64).astype(np.float32) / np.float32(64)
 
 
 def has_title(ids: NDArray[Any], versions: NDArray[Any]) -> NDArray[np.bool_]:
     """Which records bear a vector `title` in these versions."""
     return np.asarray((ids + versions) % 3 != 0)
+
+
+def is_titled(number: int, version: int) -> bool:
+    """The same of one record."""
+    return (number + version) % 3 != 0
 
 
 def document(number: int, version: int) -> str:
@@ -56,6 +65,22 @@ def columns(numbers: list[int], version: int, shape: str) -> dict[str, Any]:
         given["named_vectors"] = {
             "title": [title[n] if present[n] else None for n in range(len(numbers))]
         }
+    return given
+
+
+def changed(numbers: list[int], version: int, shape: str, what: list[str]) -> dict[str, Any]:
+    """The columns of an update of these parts of records, as `update` takes them; metadata is merged."""
+    whole = columns(numbers, version, shape)
+    given: dict[str, Any] = {"ids": whole["ids"]}
+    for name, column in (
+        ("vectors", "vectors"),
+        ("titles", "named_vectors"),
+        ("documents", "documents"),
+    ):
+        if name in what:
+            given[column] = whole[column]
+    if "metadata" in what:
+        given["metadata"] = [{"v": version}] * len(numbers)
     return given
 
 

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import vecdb
-from crash import records
-from crash.model import Held, Model, Part, after
+from crash import answers, old, records
+from crash.model import OF_NAMES, Held, Model, Part, Records, State, after
+from crash.wrong import Wrong
 from vecdb import layout
 
 PATIENCE_S = 20.0
-QUERIES = 12
-LEAST_RECALL = 0.85
-"""Of the mean over some queries at target 0.95, where the index holds hundreds of rows."""
-
-_ABSENT = (-1, -1)
-
-
-class Wrong(Exception):
-    """The database does not hold what it must."""
+_ABSENT = (-1, -1, -1, -1)
 
 
 def verify(database: Any, model: Model) -> Model:
@@ -35,23 +29,29 @@ def verify(database: Any, model: Model) -> Model:
     found = _named(database, model)
     for name, token in found.names.items():
         docs = database.get_collection(name)
-        report = docs.check()
-        if not report.ok:
-            raise Wrong(f"check of {name}: {report.problems}")
+        _must_be_sound(name, docs)
         held = found.collections[token]
-        held.records = _resolved(name, model, token, _scan(docs, held.shape), found)
-        _compare_answers(name, docs, held)
+        there = _scan(docs, held, lambda n, token=token: _possible(model, token, n))  # type: ignore[misc]
+        held.records = _resolved(name, model, token, there, found)
+        answers.compare(name, docs, held)
     _compare_folders(database, found)
-    found.backup = _backed_up(database.path.with_name(records.BACKUPS), model.backup)
+    _backed_up(database.path.with_name(records.BACKUPS), model, found)
+    _compare_beside(database.path.with_name(records.BESIDE), model, found)
     found.pending, found.in_order, found.recent = [], False, {}
     return found
+
+
+def _must_be_sound(name: str, docs: Any) -> None:
+    report = docs.check()
+    if not report.ok:
+        raise Wrong(f"check of {name}: {report.problems}")
 
 
 def _named(database: Any, model: Model) -> Model:
     """The model, with or without the change of names that was under way, as the database says."""
     names = {info.name for info in database.list_collections()}
     aliases = database.list_aliases()
-    changes = [part for part in model.pending if part["do"] not in ("put", "tag", "gone")]
+    changes = [part for part in model.pending if part["do"] in OF_NAMES]
     for applied in itertools.product([False, True], repeat=len(changes)):
         candidate = model.copy()
         for part in itertools.compress(changes, applied):
@@ -64,40 +64,73 @@ def _named(database: Any, model: Model) -> Model:
     )
 
 
-def _scan(docs: Any, shape: str) -> dict[int, tuple[int, int]]:
-    """Versions of each record and of its metadata; Wrong if a record holds anything else."""
-    found: dict[int, tuple[int, int]] = {}
-    dimension = records.SHAPES[shape]["dimension"]
-    for page in docs.scan(include=["vector", "metadata", "document"]):
+def _scan(docs: Any, held: Held, possible: Callable[[int], list[State]]) -> Records:
+    """The state of each record; Wrong if one holds anything else than some version of its parts. `held` is what is expected,
+    `possible` else may be there."""
+    found: Records = {}
+    dimension = records.SHAPES[held.shape]["dimension"]
+    for page in docs.scan(include=["vector", "named_vectors", "metadata", "document"]):
         numbers = np.array([int(i[1:]) for i in page.ids])
-        versions = np.array([int(text.split()[1]) for text in page.documents])
-        if not np.array_equal(page.vectors, records.vectors(numbers, versions, dimension)):
-            raise Wrong(f"vectors of {page.ids} are not of their versions")
+        expected = [held.records.get(n, _ABSENT) for n in numbers.tolist()]
+        versions = _versions(page.vectors, numbers, 0, expected, possible, dimension)
+        titles = np.zeros(len(numbers), np.int64)
         if page.named_vectors:
-            present = records.has_title(numbers, versions)
-            title = records.vectors(numbers, versions, records.TITLE_DIMENSION)
             there = np.array(page.named_present["title"])
-            if not np.array_equal(there, present) or not np.array_equal(
-                np.asarray(page.named_vectors["title"])[present], title[present]
-            ):
-                raise Wrong(f"vectors `title` of {page.ids} are not of their versions")
-        for n, version, tags, text in zip(
-            numbers.tolist(), versions.tolist(), page.metadata, page.documents, strict=True
+            given = np.asarray(page.named_vectors["title"])[there]
+            titled = [state for state, one in zip(expected, there, strict=True) if one]
+            titles[there] = _versions(
+                given, numbers[there], 1, titled, possible, records.TITLE_DIMENSION
+            )
+        for n, version, title, tags, text in zip(
+            numbers.tolist(), versions, titles.tolist(), page.metadata, page.documents, strict=True
         ):
             if n in found:
                 raise Wrong(f"record {n} comes twice")
-            if text != records.document(n, version) or tags["n"] != n % 7:
+            document = int(text.split()[1])
+            if text != records.document(n, document) or tags != {"v": tags["v"], "n": n % 7}:
                 raise Wrong(f"record {n} holds {text[:40]!r}, {tags}")
-            found[n] = version, tags["v"]
+            found[n] = version, title, document, tags["v"]
     return found
 
 
-def _resolved(
-    name: str, model: Model, token: str, found: dict[int, Any], told: Model
-) -> dict[int, Any]:
+def _versions(
+    vectors: Any, numbers: Any, part: int, expected: list[State],
+    possible: Callable[[int], list[State]], dimension: int,
+) -> list[int]:  # fmt: skip
+    """Of which version each vector is, bit by bit; Wrong where it is of none that may be there."""
+    versions = np.array([state[part] for state in expected], np.int64)
+    wanted = records.vectors(numbers, versions, dimension).reshape(vectors.shape)
+    for at in np.flatnonzero((vectors != wanted).any(axis=1)).tolist():
+        n = int(numbers[at])
+        others = sorted({state[part] for state in possible(n)} - {0})
+        given = records.vectors(np.full(len(others), n), np.array(others, np.int64), dimension)
+        (same,) = np.flatnonzero((given == vectors[at]).all(axis=1))[:1].tolist() or [None]
+        if same is None:
+            raise Wrong(
+                f"record {n} holds {vectors[at]}, of no version of {versions[at]}, {others}"
+            )
+        versions[at] = others[same]
+    found: list[int] = versions.tolist()
+    return found
+
+
+def _possible(model: Model, token: str, number: int) -> list[State]:
+    """What a record may hold but for what is expected: each part that was under way, and what was there before those
+    that a power cut may take."""
+    held = model.collections[token].records if token in model.collections else {}
+    states = [
+        after(held, part | {"ids": [number]})[number]
+        for part in model.pending
+        if part.get("in") == token and part["do"] in ("put", "change") and number in part["ids"]
+    ]
+    before = (one.before.get(number) for one in model.recent.get(token, []))
+    return [*states, *(state for state in before if state is not None)]
+
+
+def _resolved(name: str, model: Model, token: str, found: Records, told: Model) -> Records:
     """The records that are there, where a power cut may have left them so; Wrong if it may not."""
     try:
-        return _whole(name, model, token, found)
+        return _whole(name, model, told.collections[token].records, token, found)
     except Wrong:
         for state in model.without_newest(token) if token in model.collections else ():
             if state == found:
@@ -106,13 +139,12 @@ def _resolved(
         raise
 
 
-def _whole(name: str, model: Model, token: str, found: dict[int, Any]) -> dict[int, Any]:
+def _whole(name: str, model: Model, held: Records, token: str, found: Records) -> Records:
     """The acknowledged records and each pending part that is there; Wrong if that is not what is found."""
-    held = model.collections[token].records if token in model.collections else {}
     expected = dict(held)
     missing = False
     for part in model.pending:
-        if part.get("in") != token or part["do"] == "create":
+        if part.get("in") != token or part["do"] in OF_NAMES:
             continue
         new = after(held, part)
         then = {n: new.get(n, _ABSENT) for n in part["ids"]}
@@ -146,85 +178,56 @@ def _some(found: dict[int, Any], expected: dict[int, Any]) -> str:
     return f"{len(differ)} differ: {'; '.join(differ[:4])}"
 
 
-def _compare_answers(name: str, docs: Any, held: Held) -> None:
-    """Counts and nearest records, by a filter too, against the model."""
-    numbers = np.array(sorted(held.records), np.int64)
-    versions = np.array([held.records[n][0] for n in numbers.tolist()], np.int64)
-    stats = docs.stats()
-    if docs.count() != len(numbers) or stats.count != len(numbers):
-        raise Wrong(f"{name}: count {docs.count()}, stats {stats.count}, there are {len(numbers)}")
-    three = numbers[numbers % 7 == 3]
-    if docs.count({"n": 3}) != len(three):
-        raise Wrong(f"{name}: a filter counts {docs.count({'n': 3})}, {len(three)} match")
-    settings = records.SHAPES[held.shape]
-    fields = [(None, settings["dimension"], settings["metric"], numbers >= 0)]
-    if "vectors" in settings:
-        fields.append(
-            ("title", records.TITLE_DIMENSION, "l2", records.has_title(numbers, versions))
-        )
-    for field, dimension, metric, present in fields:
-        queries = records.vectors(np.arange(QUERIES) + 10_000, np.full(QUERIES, 1), dimension)
-        stored = records.vectors(numbers, versions, dimension)
-        distances = _distances(queries, stored, metric)
-        distances[:, ~present] = np.inf
-        _compare_queries(f"{name} {field or ''}", docs, queries, distances, numbers, field, None)
-        filtered = np.where(numbers % 7 == 3, distances, np.inf)
-        _compare_queries(
-            f"{name} {field or ''} filtered", docs, queries, filtered, numbers, field, {"n": 3}
-        )
-
-
-def _distances(queries: Any, stored: Any, metric: str) -> Any:
-    if metric == "cosine":
-        queries = queries / np.linalg.norm(queries, axis=1, keepdims=True)
-        stored = stored / np.maximum(np.linalg.norm(stored, axis=1, keepdims=True), 1e-30)
-        return 1 - queries @ stored.T
-    return ((queries[:, None, :] - stored[None, :, :]) ** 2).sum(-1)
-
-
-def _compare_queries(
-    what: str, docs: Any, queries: Any, distances: Any, numbers: Any, field: Any, where: Any
-) -> None:
-    k = 10
-    best = np.sort(distances, axis=1)[:, :k]
-    wanted = [int(np.isfinite(row).sum()) for row in best]
-    place = {f"r{n}": i for i, n in enumerate(numbers.tolist())}
-    for exact in (True, False):
-        answer = docs.query(queries, k=k, exact=exact, filter=where, vector_name=field)
-        hits = 0
-        for q, ids in enumerate(answer.ids):
-            if len(ids) != wanted[q] or len({*ids}) != len(ids) or not {*ids} <= {*place}:
-                raise Wrong(f"{what}: query {q} (exact={exact}) gives {ids}, {wanted[q]} are there")
-            if not ids:
-                continue
-            true = distances[q, [place[i] for i in ids]]
-            if not np.allclose(answer.distances[q, : len(ids)], true, rtol=1e-3, atol=2e-3):
-                raise Wrong(f"{what}: query {q} (exact={exact}) gives distances of other vectors")
-            near = true <= best[q, len(ids) - 1] + 1e-3
-            if exact and not near.all():
-                raise Wrong(f"{what}: the exact answer {ids} to query {q} misses nearer records")
-            hits += int(near.sum())
-        total = sum(wanted)
-        if total and hits < LEAST_RECALL * total:
-            raise Wrong(f"{what}: recall {hits / total:.3f}")
-
-
-def _backed_up(target: Path, newest: str) -> str:
-    """The newest backup; Wrong if one cannot be restored, or the `newest` acknowledged is not there.
+def _backed_up(target: Path, model: Model, found: Model) -> None:
+    """The backups that are there; Wrong if one cannot be restored, or the newest acknowledged is not there.
 
     Where that is the last, all but its chain are removed: whoever is killed in the middle leaves it.
     """
+    newest = model.backup
     if not newest and not target.exists():
-        return ""
+        return
     report = vecdb.verify_backups(target)
     if not report.ok:
         raise Wrong(f"backups: {report.problems}")
-    found = [info.id for info in vecdb.list_backups(target)]
-    if newest and newest not in found:
-        raise Wrong(f"backup {newest} was acknowledged; there are {found}")
-    if newest and newest == found[-1]:
+    there = [info.id for info in vecdb.list_backups(target)]
+    if newest and newest not in there:
+        raise Wrong(f"backup {newest} was acknowledged; there are {there}")
+    unknown = [one for one in there if one not in model.backups]
+    if len(unknown) > any(part["do"] == "backup" for part in model.pending):
+        raise Wrong(f"backups {unknown} are there, which nobody was told of")
+    if newest and newest == there[-1]:
         vecdb.prune_backups(target, keep=1, incomplete_older_than_s=0)
-    return found[-1] if found else ""
+        there = [info.id for info in vecdb.list_backups(target)]
+    found.backup = there[-1] if there else ""
+    found.backups = {one: model.backups[one] for one in there if one in model.backups}
+    # One that was under way has ended: it is of what was acknowledged when it began.
+    found.backups |= {one: model.snapshot() for one in unknown}
+
+
+def _compare_beside(beside: Path, model: Model, found: Model) -> None:
+    """What was restored beside is there, as the backup was taken, and the old database is what it was."""
+    wanted = dict(model.beside)
+    for part in model.pending:
+        if part["do"] == "beside" and (beside / part["name"]).exists():
+            wanted[part["name"]] = part["from"]
+    for name, backup in wanted.items():
+        if not (beside / name).exists():
+            raise Wrong(f"{name} was restored from {backup}, and is not there")
+        with vecdb.open(beside / name, **old.SETTINGS) as database:
+            held = model.backups[backup]
+            names = {info.name for info in database.list_collections()}
+            if names != held.keys():
+                raise Wrong(f"{name} of {backup} holds {names}, expected {held.keys()}")
+            for one in names:
+                docs = database.get_collection(one)
+                _must_be_sound(f"{one} in {name}", docs)
+                there = _scan(docs, held[one], lambda _: [])
+                if there != held[one].records:
+                    raise Wrong(f"{one} in {name}: {_some(there, held[one].records)}")
+    found.beside = {}
+    if model.old_touched and (beside / records.OLD).exists():
+        found.old = old.compare(beside / records.OLD, model)
+    found.old_touched = False
 
 
 def _compare_folders(database: Any, found: Model) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import vecdb
 import vecdb_client
 from crash import records
-from crash.model import Model, Part
+from crash.closed import CLOSED, ClosedVerbs
+from crash.model import PARTS, Model, Part
 
 NAMES = ("a", "b", "c")
 ALIASES = ("x", "y")
@@ -23,25 +26,31 @@ INDEXED = 1_300
 """Records that are enough for an index."""
 
 VERBS = {
-    "upsert": 6, "insert": 3, "tag": 3, "delete": 3, "filter": 2, "burst": 3, "stream": 3, "build": 2,
-    "compact": 2, "backup": 1, "create": 1, "drop": 0.5, "rename": 1, "alias": 1, "unalias": 0.5,
+    "upsert": 6, "insert": 3, "change": 4, "delete": 3, "filter": 2, "burst": 3, "stream": 3, "build": 2,
+    "compact": 2, "backup": 1, "restore": 1, "create": 1, "drop": 0.5, "rename": 1, "alias": 1, "unalias": 0.5,
 }  # fmt: skip
-"""Verb to its share."""
+"""Verb to its share. Where no server stands between, those of `CLOSED` too."""
 
 REACHED_BY = {
     "rows": ("upsert", "burst", "filter"), "index": ("build",), "purge": ("compact",),
-    "vacuum": ("compact",), "create": ("create", "drop"), "drop": ("drop", "create"),
-    "catalog": ("rename", "alias"), "sweep": ("build",), "backup": ("backup",),
+    "vacuum": ("compact", "repair"), "create": ("create", "drop", "restore"), "drop": ("drop", "create"),
+    "catalog": ("rename", "alias"), "sweep": ("build",), "backup": ("backup", "prune"),
+    "restore": ("backup", "restore", "beside"), "repair": ("repair",), "keep": ("upgrade", "downgrade"),
+    "upgrade": ("upgrade", "downgrade"), "downgrade": ("upgrade", "downgrade"),
+    "tables": ("reopen", "create"),
 }  # fmt: skip
 """Which verbs reach the failpoints whose names begin so."""
 
 
-class Writer:
+class Writer(ClosedVerbs):
     """Does operations on `database`, a `vecdb.Database` or a client, and tells `journal` of each.
 
     The journal is told before an operation begins and after each part that is acknowledged: it gets
-    ("begin", parts, in_order, moment) and ("done", part, moment), of a backup ("backed up", id). `wanted` names the failpoint
-    that is to be reached, `target` where backups go.
+    ("verb", name), ("begin", parts, in_order, moment) and ("done", part, moment), of a backup ("backed up", id), and
+    ("copier killed",) where it failed of that. `wanted` names the failpoint
+    that is to be reached, `target` where backups go, `backups` the same as a folder. `folder` and `settings` are those of an
+    embedded database, which is closed and opened again at times. `counted`: one thing at a time, so that the same
+    failpoints are reached in the same order whatever the machine does.
     """
 
     def __init__(
@@ -52,28 +61,42 @@ class Writer:
         journal: Callable[[Any], None],
         wanted: str,
         target: str,
+        *,
+        backups: Path | None = None,
+        folder: Path | None = None,
+        settings: dict[str, Any] | None = None,
+        counted: bool = False,
     ) -> None:
         self._database = database
         self._target = target
+        self._backups = backups or Path(target)
+        self._folder = folder
+        self._settings = settings or {}
+        self._counted = counted
         self._model = model
         self._rng = random.Random(seed)
         self._journal = journal
         self._lock = threading.Lock()
-        self._shares = dict(VERBS)
+        self._shares = VERBS | (CLOSED if folder else {})
         for verb in REACHED_BY.get(wanted.partition(".")[0], ()):
-            self._shares[verb] += 25
+            if verb in self._shares:
+                self._shares[verb] += 25
 
     def step(self) -> None:
         """One operation."""
         model, rng = self._model, self._rng
         if not model.names:
+            self._journal(("verb", "create"))
             self._create()
             return
         (verb,) = rng.choices([*self._shares], [*self._shares.values()])
         name = rng.choice(sorted(model.names))
+        self._journal(("verb", verb))
         {
-            "create": self._create, "drop": self._drop, "rename": self._rename,
-            "alias": self._alias, "unalias": self._unalias, "backup": self._backup,
+            "create": self._create, "drop": self._drop, "rename": self._rename, "alias": self._alias,
+            "unalias": self._unalias, "backup": self._backup, "restore": self._restore, "prune": self._prune,
+            "reopen": self._reopen, "repair": self._repair, "beside": self._restore_beside,
+            "upgrade": self._upgrade, "downgrade": self._downgrade,
         }.get(verb, lambda: self._on_records(verb, name))()  # fmt: skip
 
     # -- names
@@ -118,9 +141,46 @@ class Writer:
             self._one({"do": "unalias", "name": alias}, lambda: self._database.drop_alias(alias))
 
     def _backup(self) -> None:
-        self._begin([])
-        info = self._database.backup(self._target, kind=self._rng.choice(["auto", "full"]))
+        part = {"do": "backup"}
+        self._begin([part])
+        try:
+            info = self._database.backup(self._target, kind=self._rng.choice(["auto", "full"]))
+        except (vecdb.errors.Unavailable, vecdb_client.errors.Unavailable) as error:
+            if "exit code -9" not in str(error):
+                raise
+            # The process that copied was killed, as the case wanted; this one goes on.
+            self._journal(("copier killed",))
+            return
+        self._model.backed_up(info.id)
         self._journal(("backed up", info.id))
+        self._done(part)
+
+    def _restore(self) -> None:
+        """A collection from a backup, under a name that is free."""
+        found = [one for one in self._there() if self._model.backups[one]]
+        if not found:
+            self._backup()
+            return
+        free = sorted({*NAMES} - {*self._model.names})
+        if not free:
+            self._drop()
+            free = sorted({*NAMES} - {*self._model.names})
+        backup, name = self._rng.choice(found), self._rng.choice(free)
+        source = self._rng.choice(sorted(self._model.backups[backup]))
+        self._model.version += 1
+        token = f"c{self._model.version}"
+        part = {"do": "restore", "in": token, "name": name, "from": backup, "of": source}
+        self._one(
+            part | {"v": self._model.version},
+            lambda: self._database.restore(self._target, backup=backup, collections={source: name}),
+        )
+
+    def _there(self) -> list[str]:
+        """Backups that are there and whose content is known, the newest last."""
+        if not self._backups.is_dir():
+            return []
+        there = [info.id for info in vecdb.list_backups(self._backups)]
+        return [one for one in there if one in self._model.backups]
 
     # -- records
 
@@ -135,7 +195,7 @@ class Writer:
         if verb in ("build", "compact"):
             self._begin([])
             # Beside a later write: without waiting, most of the time.
-            wait = rng.random() < 0.4
+            wait = rng.random() < 0.4 or self._counted
             (docs.build_index if verb == "build" else docs.compact)(wait=wait)
         elif verb in ("upsert", "insert"):
             ids = self._numbers(range(NUMBERS) if verb == "upsert" else {*range(NUMBERS)} - {*held})
@@ -146,12 +206,8 @@ class Writer:
         elif verb == "stream":
             ids = self._numbers(range(NUMBERS), least=8)
             self._stream(docs, [self._part("put", token, ids[n::6]) for n in range(6)])
-        elif verb == "tag":
-            part = self._part("tag", token, self._numbers(held))
-            tags = [{"v": part["v"]}] * len(part["ids"])
-            if part["ids"]:
-                ids = records.names(part["ids"])
-                self._one(part, lambda: docs.update(ids, metadata=tags))
+        elif verb == "change":
+            self._change(docs, token)
         elif verb == "delete":
             ids = self._numbers(range(NUMBERS), most=200)
             self._delete(part_of(token, ids), lambda: docs.delete(records.names(ids)))
@@ -160,6 +216,19 @@ class Writer:
             ids = [n for n in held if n % 7 == least]
             self._delete(part_of(token, ids), lambda: docs.delete(filter={"n": least}))
 
+    def _change(self, docs: Any, token: str) -> None:
+        """Some parts of some records; all but these stay."""
+        held = self._model.collections[token]
+        parts = [one for one in PARTS if one != "titles" or self._titled(token)]
+        what = sorted(self._rng.sample(parts, self._rng.randrange(1, len(parts) + 1)))
+        part = self._part("change", token, self._numbers(held.records)) | {"what": what}
+        if part["ids"]:
+            given = records.changed(part["ids"], part["v"], held.shape, what)
+            self._one(part, lambda: docs.update(**given))
+
+    def _titled(self, token: str) -> bool:
+        return "vectors" in records.SHAPES[self._model.collections[token].shape]
+
     def _numbers(self, among: Any, least: int = 1, most: int = 500) -> list[int]:
         among = sorted(among)
         wanted = self._rng.choice([least, 8, 60, most])
@@ -167,7 +236,8 @@ class Writer:
 
     def _part(self, verb: str, token: str, ids: list[int]) -> Part:
         self._model.version += 1
-        return {"do": verb, "in": token, "ids": ids, "v": self._model.version}
+        part: Part = {"do": verb, "in": token, "ids": ids, "v": self._model.version}
+        return part | {"titled": self._titled(token)} if verb == "put" else part
 
     def _columns(self, part: Part) -> dict[str, Any]:
         shape = self._model.collections[part["in"]].shape
@@ -194,13 +264,13 @@ class Writer:
             docs.upsert(**self._columns(part))
             self._done(part)
 
-        with ThreadPoolExecutor(len(parts)) as threads:
+        with ThreadPoolExecutor(1 if self._counted else len(parts)) as threads:
             list(threads.map(put, parts))
 
     def _stream(self, docs: Any, parts: list[Part]) -> None:
         """Many batches under way; without a server, one after the other."""
         self._begin(parts, in_order=True)
-        if hasattr(docs, "ingest"):
+        if hasattr(docs, "ingest") and not self._counted:
             batches = [self._columns(part) for part in parts]
             for part, _ in zip(parts, docs.ingest(batches, upsert=True), strict=True):
                 self._done(part)
@@ -226,9 +296,9 @@ def part_of(token: str, ids: list[int]) -> Part:
     return {"do": "gone", "in": token, "ids": ids}
 
 
-def run(writer: Writer) -> None:
-    """Operations without end; of a client, until the server is gone."""
-    while True:
+def run(writer: Writer, steps: int = 0) -> None:
+    """So many operations, 0: without end; of a client, until the server is gone."""
+    for _ in range(steps) if steps else itertools.count():
         try:
             writer.step()
         except (vecdb.errors.VecdbError, vecdb_client.errors.VecdbError) as error:

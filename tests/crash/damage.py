@@ -1,0 +1,116 @@
+"""Damage to what can be made again from the rows, and the repair after which nothing may be missing."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import lmdb
+import numpy as np
+
+import vecdb
+from crash.model import Model
+from crash.wrong import Wrong
+from vecdb.layout import DATA_FILE, META_STATE, STATE
+from vecdb.store.pages import MAIN, PageFile
+
+PAGE = 4_096
+
+
+def plant(collection: Path, rng: random.Random) -> None:
+    """Damages the files of a collection, in its folder, that nobody has open."""
+    kinds: list[Callable[[Path, random.Random], bool]] = [_a_page_of_ids, _an_index_file, _a_bit]
+    if not rng.choice(kinds)(collection, rng):
+        _the_count(collection)
+
+
+def is_pending(model: Model) -> bool:
+    """Whether a repair was under way: nobody may open the database before it is done."""
+    return any(part["do"] == "repair" for part in model.pending)
+
+
+def mend(folder: Path) -> None:
+    """Repairs a database. Wrong if anything was lost, or is not mended."""
+    for one in vecdb.check(folder, repair=True):
+        done = one.repair
+        if done is not None and (
+            done.lost or done.lost_unknown or done.lost_versions or done.lost_commits
+            or done.unverified or done.undecided
+            or [said for said in done.doubts if "was put right" not in said]
+        ):  # fmt: skip
+            raise Wrong(f"a repair of {one.collection!r} has lost something: {done}")
+        if one.problems and not one.repaired:
+            raise Wrong(f"a repair of {one.collection!r} has left {one.problems}: {one.done}")
+
+
+def _a_page_of_ids(collection: Path, rng: random.Random) -> bool:
+    """A page of the table that says which row an id has."""
+    path = collection / DATA_FILE
+    return _on_a_page(path, "keys", lambda file, at: _overwrite(file, at, bytes(PAGE)), rng)
+
+
+def _a_bit(collection: Path, rng: random.Random) -> bool:
+    """A bit of a vector: the checksum of its row tells which."""
+
+    def flip(file: int, at: int) -> None:
+        # Behind the head of the page and what it says of its entries.
+        place = at + rng.randrange(PAGE // 2, PAGE)
+        (byte,) = os.pread(file, 1, place)
+        _overwrite(file, place, bytes([byte ^ 1 << rng.randrange(8)]))
+
+    return _on_a_page(collection / DATA_FILE, "vectors", flip, rng)
+
+
+def _on_a_page(
+    path: Path, table: str, work: Callable[[int, int], None], rng: random.Random
+) -> bool:
+    """Whether there was one; `work` gets the open file and where the page begins."""
+    held = PageFile(path)
+    tables = held.subtrees(held.walk(held.metas()[0].main, MAIN).entries)
+    before = held.seen.copy()
+    held.walk(tables[table], table)
+    pages = np.flatnonzero(held.seen & ~before).tolist()
+    if not pages:
+        return False
+    file = os.open(path, os.O_RDWR)
+    try:
+        work(file, PAGE * rng.choice(pages))
+    finally:
+        os.close(file)
+    return True
+
+
+def _an_index_file(collection: Path, rng: random.Random) -> bool:
+    found = sorted(collection.glob("index-*"))
+    if not found:
+        return False
+    path, how = rng.choice(found), rng.randrange(3)
+    if how == 0:
+        path.unlink()
+    elif how == 1:
+        os.truncate(path, rng.randrange(path.stat().st_size))
+    else:
+        file = os.open(path, os.O_RDWR)
+        try:
+            place = rng.randrange(path.stat().st_size)
+            _overwrite(file, place, bytes([os.pread(file, 1, place)[0] ^ 1]))
+        finally:
+            os.close(file)
+    return True
+
+
+def _the_count(collection: Path) -> None:
+    """One record more than there are."""
+    environment = lmdb.open(str(collection), max_dbs=1, map_size=1 << 30)
+    with environment, environment.begin(write=True) as transaction:
+        meta = environment.open_db(b"meta", txn=transaction, create=False)
+        # A collection that has had no commit has none.
+        raw = transaction.get(META_STATE, db=meta) or bytes(STATE.size)
+        sequence, next_row, live = STATE.unpack(raw)
+        transaction.put(META_STATE, STATE.pack(sequence, next_row, live + 1), db=meta)
+
+
+def _overwrite(file: int, at: int, data: bytes) -> None:
+    os.pwrite(file, data, at)

@@ -1,0 +1,7 @@
+"""What a comparison raises."""
+
+from __future__ import annotations
+
+
+class Wrong(Exception):
+    """The database does not hold what it must."""
