@@ -30,8 +30,8 @@ from seeds import pytest_sessionstart  # noqa: F401  a hook: names the seeds of 
 CLI_DIMENSION = 8
 _through_reader = False
 BACKENDS = ("embedded", "client", "aio")
-ALL_BACKENDS = (*BACKENDS, pytest.param("gpu", marks=pytest.mark.gpu))
-"""The embedded database once more, every collection on a GPU; `--device=stand-in` pretends that one."""
+ALL_BACKENDS = (*BACKENDS, "stand-in", pytest.param("gpu", marks=pytest.mark.gpu))
+"""The embedded database twice more, every collection on a GPU of numpy or a real one; `--device=stand-in` pretends that."""
 WORDNET = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "wordnet"
 
 # Random examples on every run: each failure prints a blob that replays it. HYPOTHESIS_PROFILE=many
@@ -215,7 +215,7 @@ def open_backend(name: str, folder: Path, **engine_settings: Any) -> Iterator[Ba
                 stack.enter_context(shared_device.shared(name))
                 engine_settings = {**shared_device.SETTINGS, **engine_settings}
             db: Any = stack.enter_context(vecdb.open(folder, **engine_settings))
-            yield Backend(name, db, errors, types, folder)
+            yield Backend("embedded" if name == "embedded" else "gpu", db, errors, types, folder)
             return
         import vecdb_client
         from vecdb_client import aio
@@ -304,7 +304,7 @@ def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 60.0) 
 def backend(request: pytest.FixtureRequest, data_folder: Path) -> Iterator[Backend]:
     """Each test that takes it runs embedded, through the client, through the asyncio client, and on a GPU."""
     reason = request.node.get_closest_marker("host_only")
-    if request.param == "gpu" and reason is not None:
+    if request.param in ("gpu", "stand-in") and reason is not None:
         pytest.skip(reason.args[0])
     with open_backend(request.param, data_folder) as opened:
         yield opened

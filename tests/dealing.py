@@ -13,6 +13,7 @@ LONGEST = (
     "test_cut_off.py",
     "test_bench.py",
     "test_bench_run.py",
+    "test_adapters.py",
     "test_index_life.py",
     "test_device_main_life.py",
     "test_sums.py",
@@ -26,11 +27,14 @@ LONGEST = (
     "test_repair.py",
     "test_histories.py",
     "test_crash_campaign.py",
+    "test_crash_campaign_parts.py",
     "test_index_concurrent.py",
     "test_device_graph.py",
     "test_repair_pages.py",
     "test_behind.py",
     "test_device_life.py",
+    "test_device_graph_beneath.py",
+    "test_device_served.py",
     "test_index_files.py",
     "test_joined.py",
     "test_device_kernels.py",
@@ -51,6 +55,7 @@ LONGEST = (
     "test_power_cuts.py",
     "test_store_model.py",
     "test_backup_model.py",
+    "test_index_borders.py",
 )
 """The files that take more than one part in a hundred of `make test` or of `make test-long`, the longest of either first.
 

@@ -55,8 +55,8 @@ def free(disk: Path) -> None:
 
 
 @contextmanager
-def no_more_files() -> Iterator[None]:
-    """This process can open no more files."""
+def no_more_files(but: int = 0) -> Iterator[None]:
+    """This process can open no more files, or only so many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     held = []
     try:
@@ -64,6 +64,8 @@ def no_more_files() -> Iterator[None]:
         with contextlib.suppress(OSError):
             while True:
                 held.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(but):
+            os.close(held.pop())
         yield
     finally:
         for descriptor in held:

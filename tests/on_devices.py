@@ -40,7 +40,7 @@ def using(kind, monkeypatch):
     return use
 
 
-def wait_for(what, timeout_s=30.0):
+def wait_for(what, timeout_s=60.0):
     end = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < end, "not in time"

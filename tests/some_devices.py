@@ -6,10 +6,11 @@ from vecdb.types import DeviceStats
 
 STATS = (
     DeviceStats(
-        "gpu:0", "NVIDIA H200", "up", 150 << 30, 135 << 30, 7 << 30, 3, 5, 100, 3_000, 1, "SIGKILL"
+        "gpu:0", "NVIDIA H200", "up", 150 << 30, 135 << 30, 7 << 30, 3, 5, 100, 3_000, 1, "SIGKILL",
+        evictions=17,
     ),
     DeviceStats("gpu:1", "NVIDIA H200", "starting", 150 << 30, 135 << 30, 0, 0, 0, 0, 0, 0),
-)
+)  # fmt: skip
 
 
 class SomeDevices:

@@ -8,8 +8,10 @@ import textwrap
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from vecdb.store import CollectionStore, EncodedRows, FieldShape, Shape, checksums, problems
+from vecdb import errors
+from vecdb.store import CollectionStore, EncodedRows, FieldShape, Shape, checksums, problems, vacuum
 
 OPTIONS = {
     "map_initial_bytes": 1 << 26,
@@ -193,3 +195,16 @@ def ask(process, *ids):
     process.stdin.write(" ".join(ids) + "\n")
     process.stdin.flush()
     return process.stdout.readline().strip().split(maxsplit=3)
+
+
+def close_between(store, monkeypatch):
+    """Compacts a store whose new file cannot be put in its place, and closes it, as a crash at that moment leaves it."""
+
+    def refuse(*_):
+        raise OSError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vacuum, "move_in", refuse)
+        with pytest.raises(errors.ReadOnly):
+            store.vacuum()
+        store.close()

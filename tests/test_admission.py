@@ -192,15 +192,16 @@ def test_a_client_alone_gets_half_of_the_places() -> None:
 
 
 def test_calls_that_would_wait_too_long_are_refused() -> None:
-    """Where all places are taken a call is refused with a delay; one of a client that has none gets a second chance."""
+    """Where all places are taken a call is refused with a delay; a newcomer's enters as long as its turn comes soon."""
     admission = Admission(LIMITS)
     with Held(a=100, b=66, c=34) as pool:
-        refused = admission.refusal(pool, Who("c", ""), None, 0)
-        assert refused is not None
+        assert (refused := admission.refusal(pool, Who("c", ""), None, 0)) is not None
         assert refused.details["refused"] == "wait"
         assert 750 <= int(str(refused.details["retry_after_ms"])) <= 1_500
         assert admission.refusal(pool, Who("new", ""), None, 0) is None
     with Held(a=100, b=100, c=100, d=100) as pool:
+        assert admission.refusal(pool, Who("new", ""), None, 0) is None
+    with Held(**{f"c{n}": 2 for n in range(210)}) as pool:
         assert admission.refusal(pool, Who("new", ""), None, 0) is not None
 
 
@@ -210,8 +211,7 @@ def test_a_call_that_cannot_be_in_time_is_refused_at_once() -> None:
     admission = Admission(LIMITS)
     with Held(a=50) as pool:
         assert admission.refusal(pool, Who("a", ""), 0.3, 0) is None
-        refused = admission.refusal(pool, Who("a", ""), 0.2, 0)
-        assert refused is not None
+        assert (refused := admission.refusal(pool, Who("a", ""), 0.2, 0)) is not None
         assert refused.details["refused"] == "deadline"
         assert admission.refusal(pool, Who("b", ""), 0.2, 0) is None
         assert admission.refusal(pool, Who("b", ""), 0.005, 0) is not None

@@ -7,6 +7,8 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,65 @@ def test_the_audit_log(start: StartServer, add: AddKey, keys_file: Path, tmp_pat
     assert all("127.0.0.1" in e["peer"] and e["time"].endswith("+00:00") for e in lines)
     assert lines[4]["reason"] == "RECORD_EXISTS"
     assert lines[5]["alias"] == "live"
+
+
+def test_every_change_of_keys_is_told(
+    start: StartServer, add: AddKey, keys_file: Path, tmp_path: Path
+) -> None:
+    """Ids of keys that came, went, were rotated, and changed in another way, such as their grants; a file that was
+    only written again is no change."""
+    first, log = keys.parsed(add("read"))[0], tmp_path / "audit.jsonl"  # type: ignore[index]
+    server = start(keys_file=str(keys_file), audit_log=str(log))
+
+    def told(change: Callable[[], Any]) -> dict[str, list[str]]:
+        before = len(log.read_text().splitlines())
+        change()
+        assert server.reload() == ["keys"]
+        lines = [json.loads(line) for line in log.read_text().splitlines()[before:]]
+        assert len(lines) <= 1
+        for line in lines:
+            assert line.pop("event") == "keys changed"
+            assert line.pop("time")
+        return {what: ids for line in lines for what, ids in line.items() if ids}
+
+    def edit(old: str, new: str) -> None:
+        text = keys_file.read_text()
+        assert old in text
+        keys_file.write_text(text.replace(old, new) + " ")
+
+    now_s, others = time.time(), list[str]()
+    assert told(lambda: others.append(add("write"))) == {
+        "came": [second := keys.parsed(others[0])[0]]  # type: ignore[index]
+    }
+    assert told(lambda: keys.rotate(keys_file, first, now_s, 3_600, None)) == {"rotated": [first]}
+    assert told(lambda: edit('"write"', '"admin"')) == {"changed": [second]}
+    assert told(lambda: edit('"note": ""', '"note": "theirs"')) == {
+        "changed": sorted([first, second])
+    }
+    assert told(lambda: keys.revoke(keys_file, second, now_s)) == {"went": [second]}
+    assert told(lambda: edit("\n", "\n\n")) == {}
+    # By hand everything may be changed at once.
+    assert told(lambda: edit('"read"', '"admin"')) == {"changed": [first]}
+
+
+def test_keys_that_change_in_several_ways_are_told_of_each() -> None:
+    """More rights are never hidden behind a rotation, or behind a key that comes back into force."""
+    read, admin = keys.Grant("read", "*"), keys.Grant("admin", "*")
+    old, new = keys.Secret(b"a" * 32, 50.0), keys.Secret(b"b" * 32)
+    before = keys.Key("k", (read,), (old,))
+    for after, now_s, wanted in (
+        (replace(before, secrets=(old, new)), 10.0, {"rotated"}),
+        (replace(before, secrets=(old, new)), 60.0, {"came", "rotated"}),
+        (replace(before, secrets=(new,), grants=(admin,)), 10.0, {"rotated", "changed"}),
+        (replace(before, secrets=(new,), grants=(admin,)), 60.0, {"came", "rotated", "changed"}),
+        (replace(before, revoked_s=5.0), 10.0, {"went"}),
+        (replace(before, revoked_s=5.0, grants=()), 10.0, {"went", "changed"}),
+        (replace(before, secrets=(replace(old, expires_s=None),)), 10.0, {"changed"}),
+        (replace(before, secrets=(replace(old, expires_s=None),)), 60.0, {"came"}),
+        (before, 60.0, set()),
+    ):
+        found = keys.differences({"k": before}, {"k": after}, now_s)
+        assert {what for what, ids in found.items() if ids} == wanted
 
 
 def test_a_stranger_cannot_fill_the_audit_log(

@@ -29,8 +29,9 @@ def db(data_folder):
 def place(request, monkeypatch):
     """In this process, in one of its own as large collections are copied, and by two as larger ones are."""
     if request.param == "shared":
-        monkeypatch.setattr(side_by_side, "SHARE_BYTES", 1)
-        monkeypatch.setattr(side_by_side, "_most", lambda: 2)
+        monkeypatch.setattr(side_by_side, "LARGE_BYTES", 1)
+        monkeypatch.setattr(side_by_side, "FILE_BYTES", 1)
+        monkeypatch.setattr(side_by_side, "_places", lambda: (2, 0))
     monkeypatch.setattr(taking, "SMALL_BYTES", 1 << 40 if request.param == "here" else -1)
     return request.param
 
@@ -181,6 +182,7 @@ def test_a_folder_that_was_set_back_is_not_continued(data_folder, tmp_path):
         assert everything(db.get_collection("again")) == everything(docs)
 
 
+@pytest.mark.long
 def test_writers_queries_and_compaction_beside_backups(db, tmp_path, place):
     """Each backup that is taken beside writers is one moment of what they wrote: whole commits, up to its own."""
     print(f"seed {RUN_SEED}")
@@ -328,13 +330,15 @@ def test_object_stores(db, tmp_path, kind):
 def test_passwords_in_a_url_are_in_no_message(tmp_path):
     """What says which target it is about leaves out what stands before the host, and the query."""
     pytest.importorskip("obstore")
-    with pytest.raises(errors.BackupNotFound, match="memory:///a") as missing:
+    with pytest.raises(errors.InvalidArgument, match="memory:///a") as missing:
         vecdb.restore("memory:///a?token=secret", tmp_path / "new")
     with pytest.raises(errors.InvalidArgument, match="nonsense://host/a") as refused:
         vecdb.list_backups("nonsense://user:secret@host/a")
+    with pytest.raises(errors.InvalidArgument, match="file://host/a") as elsewhere:
+        vecdb.list_backups("file://user:secret@host/a")
     opened = open_target("s3://user:secret@bucket/a?token=secret")
     assert opened.name == "s3://bucket/a"
-    assert "secret" not in f"{missing.value}{refused.value}"
+    assert "secret" not in f"{missing.value}{refused.value}{elsewhere.value}"
 
 
 def test_targets_that_are_none(db, tmp_path):
@@ -350,6 +354,62 @@ def test_targets_that_are_none(db, tmp_path):
     assert len(vecdb.list_backups(tmp_path / "with space")) == 1
 
 
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ("file://host{}/x", "another machine"),
+        ("file://localhost:80{}/x", "another machine"),
+        ("file://{}/x?y", "no query"),
+        ("file://{}/x?", "no query"),
+        ("file://{}/x#y", "fragment"),
+        ("file://{}/x\ny", "line end"),
+        ("file://{}/x%00y", "no folder"),
+        ("file://{}/x%ff", "no folder"),
+        ("file://localhost", "no folder"),
+        ("file://[x", "folder or a URL"),
+        ("memory:///x", "MemoryStore"),
+    ],
+)
+def test_urls_that_would_lead_elsewhere(db, tmp_path, given, why):
+    """A URL that names another folder than it seems to, or memory that nobody can find again, is refused before
+    anything is written."""
+    filled(db, rows=1)
+    with pytest.raises(errors.InvalidArgument, match=why):
+        db.backup(given.format(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_urls_of_folders_on_this_machine(db, tmp_path):
+    """`localhost` is this machine, and marks of a URL can be part of a name where they are written as such."""
+    filled(db, rows=1)
+    db.backup(f"file://localhost{tmp_path}/b")
+    db.backup(f"FILE://{tmp_path}/b%3Fc%23d")
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "b", "b?c#d"}
+
+
+def test_a_local_store_is_synced_as_its_folder_is(db, tmp_path, monkeypatch):
+    """What goes to a LocalStore is as durable as what goes to its folder; one without a folder is refused."""
+    store = pytest.importorskip("obstore.store")
+    filled(db, rows=1)
+    (tmp_path / "b").mkdir()
+    synced = set()
+    monkeypatch.setattr("vecdb.failpoints.hook", lambda name, path: synced.add((name, str(path))))
+    made = db.backup(store.LocalStore(tmp_path / "b"))
+    assert ("backup.sync-folder.after", str(tmp_path / "b" / made.id)) in synced
+    assert vecdb.list_backups(tmp_path / "b") == [made]
+    with pytest.raises(errors.InvalidArgument, match="give the path"):
+        db.backup(store.LocalStore())
+
+
+@pytest.mark.parametrize("limit", ["x", True, [1], 10**400, 0, -1.0, float("nan")])
+def test_limits_that_are_none(db, tmp_path, limit):
+    """A rate that is no number above 0 is refused by name."""
+    filled(db, rows=1)
+    with pytest.raises(errors.InvalidArgument, match="limit_bytes_s"):
+        db.backup(tmp_path / "b", limit_bytes_s=limit)
+    db.backup(tmp_path / "b", limit_bytes_s=np.float32(1e9))
+
+
 def test_a_rate_limit_is_kept(db, tmp_path, monkeypatch):
     """`limit_bytes_s` makes a backup take as long as its bytes take at that rate."""
     monkeypatch.setattr("vecdb.backup.sink.FILE_BYTES", 4_000)
@@ -358,6 +418,23 @@ def test_a_rate_limit_is_kept(db, tmp_path, monkeypatch):
     began = time.monotonic()
     info = db.backup(tmp_path / "b", limit_bytes_s=60_000)
     assert time.monotonic() - began > info.bytes / 60_000
+
+
+@pytest.mark.parametrize("limit", [1.0, 1e-300, 5e-324])
+def test_a_backup_that_rests_can_be_ended(db, tmp_path, place, limit):
+    """However low a limit is, a backup goes on saying how far it is, so that it ends when nobody wants it any more."""
+    filled(db, "a", 100)
+    said = []
+
+    def progress(one):
+        said.append(one)
+        if len(said) > 1:
+            raise errors.Cancelled("nobody waits")
+
+    with pytest.raises(errors.Cancelled):
+        db.backup(tmp_path / "b", limit_bytes_s=limit, progress=progress)
+    assert len(said) == 2
+    assert vecdb.list_backups(tmp_path / "b") == []
 
 
 def test_the_process_that_copies_may_die(db, tmp_path, monkeypatch):

@@ -111,6 +111,7 @@ def test_killed_while_restoring_a_database(made, tmp_path):
         assert not list(tmp_path.glob("*.restoring-*"))
 
 
+@pytest.mark.long
 def test_killed_while_restoring_into_a_database(made, tmp_path):
     """Killed at any durable step, either all restored collections are there or none; what was there stays."""
     print(f"seed {RUN_SEED}")

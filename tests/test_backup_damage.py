@@ -131,6 +131,13 @@ def settings_with(**changes):
     return change_it
 
 
+def sequence_of(manifest, sequence):
+    """A collection without history, as of that commit."""
+    part = collection(manifest)
+    part.update(sequence=sequence, base_sequence=sequence, base_row=part["next_row"], history=[])
+    part["live"] = part["next_row"]
+
+
 NESTED = "[" * 100_000 + "]" * 100_000
 HOSTILE = {
     "path": lambda m: collection(m)["rows"][0].update(name="../../../etc/passwd"),
@@ -152,6 +159,9 @@ HOSTILE = {
     "rows beyond all": lambda m: collection(m).update(next_row=1 << 70),
     "sequence": lambda m: collection(m).update(sequence=-5),
     "sequence too high": lambda m: collection(m).update(sequence=10**6),
+    "a sequence that leaves no room": lambda m: sequence_of(m, (1 << 63) - 1),
+    "a sequence beyond all": lambda m: sequence_of(m, (1 << 53) + 1),
+    "time of a commit": lambda m: collection(m).update(time_us=1 << 62),
     "live": lambda m: collection(m).update(live=collection(m)["live"] + 1),
     "since": lambda m: collection(m).update(since=1),
     "gap of rows": lambda m: collection(m)["rows"][0].update(first=1),
@@ -170,6 +180,11 @@ HOSTILE = {
     "metric": settings_with(metric="none"),
     "fields": settings_with(vectors={f"f{n}": {"dimension": 65_535} for n in range(99)}),
     "settings": lambda m: collection(m).update(settings="{}"),
+    "made at no place": settings_with(created_at="2026-01-01T00:00:00"),
+    "made before all": settings_with(created_at="0001-01-01T00:00:00+14:00"),
+    "made before 1970": settings_with(created_at="1969-12-31T23:59:59.999999Z"),
+    "made after all": settings_with(created_at="9999-12-31T23:59:59-14:00"),
+    "made in the last year": settings_with(created_at="9999-01-01T00:00:00Z"),
     "deep settings": lambda m: collection(m).update(settings='{"x":' + NESTED + "}"),
 }
 
@@ -195,6 +210,50 @@ def test_a_hostile_manifest_is_refused(target, tmp_path, name):
         assert not vecdb.verify_backups(target).ok
     except errors.FormatMismatch:
         assert name in ("format", "format 0")
+
+
+def test_a_collection_at_the_last_number(target, tmp_path):
+    """At the highest commit that a manifest may name a collection takes writes and is compacted, and a backup of what
+    is beyond is refused before anybody could miss the others in its target."""
+    first = ids_of(target)[0]
+    for later in ids_of(target)[1:]:
+        shutil.rmtree(target / later)
+    forge(target, rows_with())
+    rewrite(target, first, lambda m: sequence_of(m, 1 << 53))
+    vecdb.restore(target, tmp_path / "new")
+    with vecdb.open(tmp_path / "new", history_s=0.0) as db:
+        docs = db.get_collection("docs")
+        db.backup(tmp_path / "own")
+        docs.insert(["z"], np.ones((1, 4)))
+        assert docs.delete(["z"]).sequence == (1 << 53) + 2
+        docs.compact()
+        with pytest.raises(errors.BackupDamaged, match="leave that collection out"):
+            db.backup(tmp_path / "own")
+        db.create_collection("other", dimension=2)
+        db.backup(tmp_path / "own", collections=["other"])
+        assert docs.check().ok
+    assert len(vecdb.list_backups(tmp_path / "own")) == 2
+
+
+def test_names_of_the_last_year(target, tmp_path):
+    """A folder that is called like a backup of the year 9999 is none, and behind one of the end of 9998 nothing has a
+    place: that is told by a backup, and the rest of the target can be read."""
+    first = ids_of(target)[0]
+    with vecdb.open(tmp_path / "db") as db:
+        db.create_collection("docs", dimension=4)
+        kept = vecdb.list_backups(target)
+        (target / "99991231T235959.999999Z-00000000").mkdir()
+        (target / "99991231T235959.999999Z-00000000" / "manifest.json").write_text("x")
+        assert vecdb.list_backups(target) == kept
+        assert vecdb.verify_backups(target).ok
+        made = db.backup(target, kind="full")
+        assert made.id > first
+        last = target / "99981231T235959.999999Z-00000000"
+        shutil.copytree(target / made.id, last)
+        with pytest.raises(errors.BackupDamaged, match="9998"):
+            db.backup(target, kind="full")
+        shutil.rmtree(last)
+        db.backup(target)
 
 
 def test_a_manifest_of_more_than_its_files_account_for(target, tmp_path):

@@ -40,6 +40,7 @@ ALIKE = st.lists(KEYS, min_size=1, max_size=4, unique=True).flatmap(
 UNLIKE = st.lists(st.none() | st.dictionaries(KEYS, VALUES, max_size=4), min_size=1, max_size=6)
 
 
+@pytest.mark.long
 @given(ALIKE | UNLIKE)
 def test_metadata_of_a_batch_is_encoded_as_record_by_record(entries):
     """Texts and values are the same, whether all records have the same keys or not."""

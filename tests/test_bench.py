@@ -283,6 +283,7 @@ def test_the_index_is_measured_in_one_run(tmp_path: Path, monkeypatch: pytest.Mo
     """Every part gives numbers and stands on the page; the stages that are timed exist in the engine."""
     monkeypatch.setattr(kinds, "QUANTIZATIONS", ("none", "sq8"))
     monkeypatch.setattr(building, "_QUIET_S", 0.1)
+    monkeypatch.setattr(building, "_WARM_S", 0.1)
     monkeypatch.setattr(speed, "_CLOSE_ROUNDS", 2)
     monkeypatch.setattr(speed, "_QUIET_S", 0.1)
     words = ["--dataset", "clusters", "--rows", "3000", "--queries", "50", "--rounds", "1"]
@@ -318,6 +319,17 @@ def test_the_index_is_measured_in_one_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert parts["memory"]["collections"]["auto"]["building"]["anonymous"] > 0
     assert parts["disk"]["loaded"]["store_bytes"] > results["dataset"]["raw_bytes"]
     assert parts["building"]["phases"]["during the build"]["calls"] > 0
+    selected = parts["selective"]["cases"]
+    # A lemma has 100 rows: of 3,000 rows no smaller share can be told apart.
+    assert {"10.00% of the rows", "50.00% of the rows", "one category"} < set(selected)
+    for case in selected.values():
+        for target, at in case["at"].items():
+            assert at["recall"] >= float(target) - 0.03
+    assert 0 < selected["every second category"]["barred"] < 50
+    first = parts["building"]["first"]
+    assert first["phases"]["during the first build"]["calls"] >= building._FEWEST_CALLS
+    assert first["phases"]["quiet with the index"]["p99_ms"] > 0
+    assert "/" in first["index"]
     page = path.with_suffix(".md").read_text()
     for title in (
         "Insert",
@@ -334,6 +346,7 @@ def test_the_index_is_measured_in_one_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert (len(drawn) == 2) == (find_spec("matplotlib") is not None)
 
 
+@pytest.mark.long
 def test_dead_rows_are_measured_beside_an_index_built_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,6 +389,7 @@ def test_peers_that_are_not_installed_are_left_out_with_a_word(tmp_path: Path) -
     assert all(f"{name} was left out" in page for name in skipped)
 
 
+@pytest.mark.long
 def test_codes_are_swept_to_a_recall(tmp_path: Path) -> None:
     """Every code has its size, and points that reach 0.99 once enough candidates are ranked again."""
     words = ["--dataset", "clusters", "--rows", "3000", "--queries", "20", "--rounds", "1"]

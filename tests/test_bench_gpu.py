@@ -27,6 +27,8 @@ from bench.gpu import (
     timing,
 )
 
+pytestmark = pytest.mark.long
+
 LIMITS = {"bandwidth": 4e12, "float32": 50e12, "float16": 800e12}
 
 
@@ -81,6 +83,7 @@ def test_every_part_measures_and_stands_on_the_page(dry: Dry) -> None:
         "## Limits",
         "## Exact search",
         "## Insert to visible",
+        "## Search of what the card does not hold",
         "## Filtered search",
         "## k-means",
         "## Lists and graphs",
@@ -143,6 +146,22 @@ def test_what_is_inserted_is_visible(dry: Dry) -> None:
     for one in cases:
         assert one["visible"] == one["times"] > 0
         assert one["p99_ms"] >= one["p50_ms"] > 0
+
+
+def test_what_does_not_fit_is_streamed_and_measured_against_the_bus(dry: Dry) -> None:
+    """Batches go through the device tile by tile, from the store and from memory, with right answers and shares of the
+    upload that the same run measured."""
+    cases = dry.results["tiled"]
+    assert [one["how"] for one in cases] == ["from the store", "from memory"]
+    for one in cases:
+        assert one["batch"] == max(plan.TINY.batches)
+        of_engine = one["how"] == "from the store"
+        assert one["plans"] == ["tiled"] * of_engine
+        assert isinstance(one["chosen"], bool) == of_engine
+        assert one["first"] == 1.0
+        moved = one["rows"] * one["dimension"] * 4 * one["queries_per_s"] / one["batch"]
+        assert one["bytes_per_s"] == pytest.approx(moved)
+        assert one["of_bus"] == pytest.approx(moved / dry.results["limits"]["upload"])
 
 
 def test_kmeans_on_both_sides_comes_to_the_same(dry: Dry) -> None:
@@ -270,27 +289,6 @@ def given_task(folder: Path, seconds: float = 60.0) -> plan.Context:
         "exact", exact.__name__, "cpu", "numpy", True, 1, 1, seconds, str(folder), lines
     )
     return plan.Context(task)
-
-
-def test_the_budget_is_dealt_out_by_weight_and_what_is_left_goes_on() -> None:
-    """Each part has its share of what is left; a part may overrun by the grace, the whole by no more."""
-    now = [100.0]
-    dealt = budget.Budget(90, {"a": 1, "b": 1, "c": 1}, lambda: now[0])
-    assert dealt.grant("a") == pytest.approx(30)
-    now[0] += 10  # 20 s fewer than it had
-    assert dealt.grant("b") == pytest.approx(40)
-    assert dealt.kill_after(40) == pytest.approx(40 + budget.GRACE_S)
-    now[0] += 75
-    assert dealt.grant("c") == pytest.approx(5)
-    assert dealt.kill_after(40) == pytest.approx(5 + budget.GRACE_S)
-    now[0] += 100
-    assert dealt.left_s == 0
-    assert dealt.kill_after(40) == 1  # a hung part after the end costs no further 20 s
-
-
-def test_the_defaults_end_within_eight_minutes() -> None:
-    """450 s for the parts, and the grace of the last of them, leave time to write the page."""
-    assert run._parser().parse_args([]).seconds + budget.GRACE_S <= 475
 
 
 def test_formulas() -> None:

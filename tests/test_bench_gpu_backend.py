@@ -27,6 +27,7 @@ from bench.gpu import (
     own,
     plan,
     probe,
+    tiled,
 )
 
 CARD_K = 2048
@@ -217,7 +218,7 @@ def test_every_part_calls_the_card_as_faiss_spells_it(
     monkeypatch.setenv("VECDB_STAND_IN_DEVICES", "1")
     monkeypatch.setattr(plan, "TINY", small())
     lines = tmp_path / "lines.jsonl"
-    for part in (probe, limits, exact, insert, filters, kmeans, kinds):
+    for part in (probe, limits, exact, insert, tiled, filters, kmeans, kinds):
         name = part.__name__.rpartition(".")[2]
         path, folder = str(lines), str(tmp_path)
         task = plan.Task(name, part.__name__, "gpu", "numpy", True, 1, 1, 60.0, folder, path)
@@ -242,6 +243,7 @@ def small() -> plan.Sizes:
         exact=((1_000, 32),),
         insert=((1_000, 32, "float16"),),
         engine=(1_000, 32),
+        tiled=(1_000, 32),
         kmeans=((1_000, 8, 2),),
         clustered=2_000,
         queries=16,

@@ -26,7 +26,7 @@ from bench.sources import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = [
-    "--dataset", "clusters", "--rows", "1500", "--queries", "60", "--rounds", "1", "--seconds", "0.05",
+    "--dataset", "clusters", "--rows", "1500", "--queries", "60", "--rounds", "1", "--loads", "1", "--seconds", "0.05",
     "--callers", "1,4", "--mix-seconds", "0.3", "--load-query-rows", "1200", "--many", "3x100",
     "--growth", "500,1500", "--seed", str(RUN_SEED),
 ]  # fmt: skip
@@ -80,6 +80,8 @@ def test_every_workload_of_every_system_is_recorded(tmp_path: Path, cache: Path)
             # 1,500 rows are compared one by one: whatever is asked is right.
             assert all(one.get("recall", 1.0) > 0.999 for one in samples), (name, workload)
             assert all(one["cpu_s"] >= 0 and one["memory_bytes"] > 0 for one in samples)
+        (beside,) = of(lines, "sample", system=name, workload="load_query")
+        assert (beside["rows"], beside["recall"] > 0.999) == (1200, True)
         cases = {one["case"] for one in of(lines, "sample", system=name, workload="single")}
         assert cases == {"callers=1"} | {
             f"callers={callers} recall={target}" for callers in (1, 4) for target in plan.TARGETS
@@ -131,6 +133,7 @@ def test_faults_of_a_system_show(
     assert "no answer for 5 s" in hung["reason"]
 
 
+@pytest.mark.long
 def test_a_failure_stands_once_and_where_it_happened(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +158,7 @@ def test_a_failure_stands_once_and_where_it_happened(
         assert of(lines, "sample", system=name, workload="single")
 
 
+@pytest.mark.long
 def test_what_runs_outside_is_not_weighed(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

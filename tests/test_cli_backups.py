@@ -78,3 +78,45 @@ def test_a_server_backs_up_below_its_root(call, folder, tmp_path):
         assert (code, text) == (0, "again: 2 records at commit 1, from docs\n")
         assert call("prune", "nightly", "--keep", 1, *at) == (0, "")
         assert call("backup", "../out", *at)[0] == 1
+
+
+def test_a_backup_whose_manifest_was_lost(call, folder, tmp_path):
+    """Verification says in words what a backup without a manifest may be; one that another continues is a problem."""
+    target = tmp_path / "b"
+    for _ in range(2):
+        assert call("backup", target, "--data", folder)[0] == 0
+    first, last = (info.id for info in vecdb.list_backups(target))
+    kept = (target / last / "manifest.json").read_bytes()
+    (target / last / "manifest.json").unlink()
+    code, text = call("verify", target)
+    assert code == 6
+    assert call("verify", target, "--json")[0] == 6
+    # Asked for a backup that is there, the others are of no account.
+    assert call("verify", target, "--backup", first)[0] == 0
+    assert "ok; 1 more without a manifest" in text.splitlines()[0]
+    assert f"{last}: no manifest.json" in text
+    assert "its manifest was lost" in text
+    (target / last / "manifest.json").write_bytes(kept)
+    code, text = call("verify", target)
+    assert (code, text.endswith(": ok\n")) == (0, True)
+    (target / first / "manifest.json").unlink()
+    assert call("verify", target)[0] == 4
+
+
+def test_a_target_without_any_backup_is_not_verified(call, folder, tmp_path):
+    """A name that leads nowhere, and a target of which only files without manifests are left, are no good news: so says
+    the exit code, for scripts that look at nothing else."""
+    code, text = call("verify", tmp_path / "typo")
+    assert code == 6
+    assert "0 backups" in text.splitlines()[0]
+    assert "is this the right target?" in text
+    target = tmp_path / "b"
+    assert call("backup", target, "--data", folder)[0] == 0
+    assert call("verify", target)[0] == 0
+    for manifest in target.glob("*/manifest.json"):
+        manifest.unlink()
+    code, text = call("verify", target)
+    assert code == 6
+    assert "no manifest.json" in text
+    with serving(folder, backup_root=str(tmp_path / "root")) as address:
+        assert call("verify", "nightly", "--server", address)[0] == 6

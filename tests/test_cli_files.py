@@ -18,6 +18,7 @@ from conftest import CLI_DIMENSION as DIMENSION
 from conftest import Run, rows_file
 
 import vecdb
+from vecdb import failpoints
 from vecdb_server import __main__ as command_line
 
 
@@ -215,3 +216,21 @@ def test_dates_are_exported_in_utc() -> None:
 
     zone = dt.timezone(dt.timedelta(hours=2))
     assert jsonable(dt.datetime(2025, 1, 1, 1, tzinfo=zone)) == {"$date": "2024-12-31T23:00:00Z"}
+
+
+def test_a_finished_export_is_durable_with_its_name(run: Run, tmp_path: Path) -> None:
+    """The file is synced, renamed, and its folder synced, in this order; an error before leaves nothing."""
+    rows = rows_file(tmp_path, 5)
+    assert run("import", "a", str(rows), "--create").code == 0
+    names: list[str] = []
+    before = failpoints.install(lambda name, _: names.append(name))
+    try:
+        assert run("export", "a", str(tmp_path / "out.jsonl")).code == 0
+        steps = ("sync", "rename", "sync-folder")
+        expected = [f"export.{step}.{when}" for step in steps for when in ("before", "after")]
+        assert [name for name in names if name.startswith("export.")] == expected
+        failpoints.arm("export.sync.after=error:ENOSPC")
+        assert run("export", "a", str(tmp_path / "more.jsonl")).code != 0
+    finally:
+        failpoints.install(before)
+    assert not list(tmp_path.glob("more*"))

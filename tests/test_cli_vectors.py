@@ -262,6 +262,7 @@ def test_devices_on_the_command_line(
     for words in (
         "memory of GPUs  ", "3.0 MiB", "gpu:1 was lost; answered by the CPU", "gpu:0: NVIDIA H200, up",
         "7.0 GiB of 135.0 GiB that may be, 150.0 GiB in all", "3,000 in 100 batches", "SIGKILL",
+        "3, 17 had to go for others",
     ):  # fmt: skip
         assert words in people
     (line,) = run("stats", "docs", "--json").lines

@@ -59,7 +59,7 @@ def forgetful(monkeypatch: pytest.MonkeyPatch, start: StartServer) -> tuple[Forg
 
 
 def test_a_write_whose_answer_is_lost_is_done_once(forgetful: Any) -> None:
-    """Inserts, upserts, updates and deletes succeed through lost answers, each as one commit."""
+    """Inserts, upserts, updates and deletes succeed through lost answers, each as one commit, and so does a drop."""
     lost, address = forgetful
     with connect(address) as db:
         docs = db.create_collection("docs", dimension=2)
@@ -77,8 +77,8 @@ def test_a_write_whose_answer_is_lost_is_done_once(forgetful: Any) -> None:
         assert (done.count, done.sequence) == (50, 10)
         assert docs.count() == 50
         lost.losses = 1
-        with pytest.raises(errors.Unavailable):
-            db.drop_collection("docs")  # not repeated: it has no id
+        db.drop_collection("docs")
+        assert lost.losses == 0
         assert db.list_collections() == []
 
 
@@ -114,6 +114,9 @@ class Busy(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-ignore]
         self.refusals = 0
         self.delay: str | None = None
         self.at_s: list[float] = []
+        self.taken = 0
+        """Messages of a stream that are taken, or given, before it is refused."""
+        self.came: list[list[str]] = []
 
     def _refuse(self, context: Any) -> None:
         self.at_s.append(time.monotonic())
@@ -126,6 +129,20 @@ class Busy(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-ignore]
     def Count(self, request: Any, context: Any) -> Any:  # noqa: N802
         self._refuse(context)
         return pb.CountResponse(count=5)
+
+    def Ingest(self, requests: Any, context: Any) -> Any:  # noqa: N802
+        for number, request in enumerate(requests):
+            if number == self.taken:
+                self._refuse(context)
+            self.came.append(list(request.records.ids))
+            yield pb.IngestResponse(sequence=number, count=len(request.records.ids))
+
+    def BackupDatabase(self, request: Any, context: Any) -> Any:  # noqa: N802
+        for number in range(2):
+            if number == self.taken:
+                self._refuse(context)
+            yield pb.BackupDatabaseResponse(progress=pb.BackupProgress(stage="copying"))
+        yield pb.BackupDatabaseResponse(backup=pb.BackupInfo(id="b1"))
 
     def GetCollection(self, request: Any, context: Any) -> Any:  # noqa: N802
         return pb.GetCollectionResponse(collection=pb.Collection(name="docs", dimension=4))
@@ -183,6 +200,89 @@ def test_a_delay_that_the_server_names_is_honoured(busy: Any) -> None:
             assert await found.count() == 5
 
     asyncio.run(asynchronous())
+
+
+def rows_of(count: int) -> list[Any]:
+    return [([f"r{i}"], [[1, 2, 3, 4]]) for i in range(count)]
+
+
+async def ingested(docs: Any, count: int) -> int:
+    return sum([ack.count async for ack in docs.ingest(rows_of(count))])
+
+
+def test_a_stream_that_was_not_begun_is_sent_again(busy: Any) -> None:
+    """An ingest that is refused with a delay comes again with all that was sent, and a backup too; where something
+    was acknowledged or answered before, or no delay is named, neither does."""
+    servicer, address = busy
+    reports: list[CallReport] = []
+    wanted = [[f"r{i}"] for i in range(6)]
+
+    async def asynchronous() -> None:
+        async with aio.connect(address, on_call=reports.append) as db:
+            docs = await db.get_collection("docs")
+            servicer.refusals, servicer.came = 2, []
+            assert await ingested(docs, 6) == 6
+            assert servicer.came == wanted
+            servicer.refusals = 2
+            assert (await db.backup()).id == "b1"
+            for servicer.taken, servicer.delay in ((1, "20"), (0, None)):
+                servicer.refusals = 1
+                with pytest.raises(errors.ResourceExhausted) as caught:
+                    await ingested(docs, 6)
+                assert caught.value.details["acknowledged"] == servicer.taken
+                servicer.refusals = 1
+                with pytest.raises(errors.ResourceExhausted):
+                    await db.backup()
+
+    servicer.delay = "20"
+    with connect(address, on_call=reports.append) as db:
+        docs = db.get_collection("docs")
+        servicer.refusals = 2
+        assert sum(ack.count for ack in docs.ingest(rows_of(6))) == 6
+        assert servicer.came == wanted
+        servicer.refusals = 2
+        assert db.backup().id == "b1"
+        for servicer.taken, servicer.delay in ((1, "20"), (0, None)):
+            servicer.refusals = 1
+            with pytest.raises(errors.ResourceExhausted) as caught:
+                list(docs.ingest(rows_of(6)))
+            assert caught.value.details["acknowledged"] == servicer.taken
+            servicer.refusals = 1
+            with pytest.raises(errors.ResourceExhausted):
+                db.backup()
+    servicer.taken, servicer.delay = 0, "20"
+    asyncio.run(asynchronous())
+    ended = "RESOURCE_EXHAUSTED"
+    assert [(r.method, r.code, r.attempts) for r in reports] == 2 * [
+        ("GetCollection", "OK", 1), ("Ingest", "OK", 3), ("BackupDatabase", "OK", 3),
+        *2 * [("Ingest", ended, 1), ("BackupDatabase", ended, 1)],
+    ]  # fmt: skip
+    assert all(r.received_bytes > 0 for r in reports if r.code == "OK")
+
+
+def test_a_stream_is_not_sent_again_beyond_its_time(busy: Any) -> None:
+    """`timeout_s` and `retry_s` bound all attempts of an ingest and of a backup together."""
+    servicer, address = busy
+    servicer.refusals, servicer.delay = 1_000, "20000"
+
+    async def asynchronous(retry_s: float, timeout_s: float | None) -> None:
+        async with aio.connect(address, retry_s=retry_s) as db:
+            docs = await db.get_collection("docs")
+            with pytest.raises(errors.ResourceExhausted):
+                await anext(docs.ingest(rows_of(1), timeout_s=timeout_s))
+            with pytest.raises(errors.ResourceExhausted):
+                await db.backup(timeout_s=timeout_s)
+
+    for retry_s, timeout_s in ((0.0, None), (3.0, 15.0)):
+        servicer.at_s.clear()
+        with connect(address, retry_s=retry_s) as db:
+            docs = db.get_collection("docs")
+            with pytest.raises(errors.ResourceExhausted):
+                list(docs.ingest(rows_of(1), timeout_s=timeout_s))
+            with pytest.raises(errors.ResourceExhausted):
+                db.backup(timeout_s=timeout_s)
+        asyncio.run(asynchronous(retry_s, timeout_s))
+        assert len(servicer.at_s) == 4
 
 
 def test_pauses_are_random_and_bounded() -> None:

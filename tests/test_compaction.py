@@ -198,6 +198,7 @@ def test_few_dead_records_stay(data_folder):
         same_answers(docs, vectors, list(range(100, 1_000)))
 
 
+@pytest.mark.long
 def test_reads_and_writes_go_on_during_compactions(data_folder):
     """Whatever runs beside a compaction sees whole records of one moment, and loses no write."""
     with vecdb.open(data_folder, **AT_ONCE) as db:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+import shutil
 
 import grpc
 import pytest
@@ -11,6 +12,7 @@ from backup_rows import NAMED, change, everything
 from conftest import BACKENDS, open_backend, serving
 from seeds import RUN_SEED
 
+from vecdb.backup.manifest import MANIFEST_FILE
 from vecdb_client.v1 import vecdb_pb2 as pb
 from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 
@@ -160,6 +162,21 @@ def test_a_caller_who_leaves_leaves_nothing(backups):
         assert one.kind == "full"
     assert backups.call("verify_backups", "left").ok
     assert not backups.embedded or not any((backups.root / "left").iterdir())
+
+
+@pytest.mark.parametrize("seconds", [1e11, 1e300, float("inf")])
+def test_what_is_older_than_any_calendar_is_nothing(backups, seconds):
+    """An interrupted backup stays when only those that are older than all times are to go."""
+    backups.db.create_collection("docs", dimension=2)
+    old = backups.call("backup", "a", kind="full").id
+    backups.call("backup", "a", kind="full")
+    left = backups.root / "a" / "20260101T000000.000000Z-00000000"
+    shutil.copytree(left.with_name(old), left)
+    (left / MANIFEST_FILE).unlink()
+    removed = backups.call("prune_backups", "a", keep=1, incomplete_older_than_s=seconds)
+    assert removed == [old]
+    assert left.exists()
+    assert backups.call("prune_backups", "a", keep=1) == [left.name]
 
 
 @pytest.mark.parametrize("moment", [2**63 - 1, -(2**63)])

@@ -175,7 +175,7 @@ def test_explain_says_which_device_answered(backend, monkeypatch):
     told = docs.query([[0, 0]], explain=True).explain
     assert (told.device, told.device_note) == ("gpu:0,1", "")
     traced[:] = [("gpu:0,1", ""), ("cpu", lost)]
-    told = docs.query(np.zeros((600, 2)), explain=True).explain
+    told = docs.query(np.zeros((1_100, 2)), explain=True).explain  # more than a device gets at once
     assert (told.device, told.device_note) == ("cpu", lost)
 
 

@@ -187,6 +187,40 @@ def test_answers_by_tiles_are_those_of_the_definition(
             on_device.drop_collection(model.name)
 
 
+@pytest.mark.parametrize("index", ["auto", "exact", "ivf", "hnsw"])
+def test_the_first_query_of_a_contract_test_is_the_devices(on_device, index):
+    """What a contract test writes lies on the device when it asks: it is the device that keeps the contract."""
+    rng = np.random.default_rng(3)
+    name = f"first-{index}"
+    docs = on_device.create_collection(name, dimension=8, metric="l2", index=index)
+    rows = rng.standard_normal((1_200, 8)).astype(np.float32)
+    docs.insert([f"r{i}" for i in range(1_200)], rows)
+    if index in ("ivf", "hnsw"):
+        docs.build_index()
+    told = docs.query(rows[:2], k=5, explain=True).explain
+    assert (told.device, told.device_note) == ("gpu:0", "")
+    on_device.drop_collection(name)
+
+
+@pytest.mark.parametrize("placed", [True, False])
+def test_a_contract_that_only_the_cpu_keeps_fails(tmp_path, monkeypatch, placed):
+    """A database whose searches the CPU answers, although a device could, does not pass for one on a device."""
+    if not placed:
+        monkeypatch.setattr("vecdb.index.Index.wants_placing", lambda index: False)
+
+    def ask():
+        with open_backend("stand-in", tmp_path / "data", **SETTINGS) as opened:
+            docs = opened.db.create_collection("docs", dimension=2)
+            docs.insert(["a"], [[1, 2]])
+            assert docs.query(np.array([[1, 2]], np.float32), k=1).ids == [["a"]]
+
+    if placed:
+        ask()
+    else:
+        with pytest.raises(AssertionError, match="not placed on gpu:0 yet"):
+            ask()
+
+
 def test_a_collection_that_is_emptied(on_device):
     """Nothing is found when all that lies on the device is dead, and what is written then is."""
     model = Model(on_device, np.random.default_rng(7), 8, "l2", "float32")

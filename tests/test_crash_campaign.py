@@ -54,14 +54,15 @@ def in_a_process(folder, *arguments):
     return done
 
 
-@pytest.mark.parametrize("durability", ["commit", "interval"])
+@pytest.mark.parametrize("durability", ["commit", pytest.param("interval", marks=pytest.mark.long)])
 def test_a_short_campaign(tmp_path, durability):
     """Killed at random moments, at named points and by power cuts, embedded and through a server, a database
     keeps everything that was acknowledged and has nothing in part; with `interval` a power cut takes no more than the
     newest writes of one interval."""
     kills = KILLS if durability == "commit" else KILLS // 2
     arguments = ["--kills", str(kills), "--seed", str(RUN_SEED), "--folder", str(tmp_path)]
-    arguments += ["--durability", durability]
+    # A process that copies takes half a second to start.
+    arguments += ["--durability", durability, "--copiers", "0.03"]
     done = in_a_process(tmp_path, "-m", "crash", *arguments)
     assert done.returncode == 0
     assert "| failures | 0 |" in done.stdout
@@ -102,10 +103,10 @@ def test_a_server_that_does_not_serve_is_found(tmp_path, server, said):
     code = f"""
         import random, sys, time
         from pathlib import Path
-        from crash import campaign
+        from crash import campaign, child
         def main(arguments):
             {server}
-        campaign.main, campaign.PATIENCE_S = main, 1.0
+        campaign.main, child.PATIENCE_S = main, 1.0
         try:
             campaign.Campaign(Path(sys.argv[1]), ("server",), 0.0, 0.0).run(0, 5)
         except campaign.Failed as error:
@@ -153,22 +154,24 @@ def test_a_comparison_finds_each_difference(data_folder):
     rng = random.Random(1)
     with database:
         verify(database, model)
-        token = max(model.collections, key=lambda t: len(model.collections[t].records))
-        number = rng.choice(sorted(model.collections[token].records))
+        titled = {t: held for t, held in model.collections.items() if held.shape == "named"}
+        token = max(titled, key=lambda t: len(titled[t].records))
+        states = titled[token].records
+        number = rng.choice([n for n in sorted(states) if states[n][1] > 0])
 
         def without(m):
             del m.collections[token].records[number]
 
         def more(m):
-            m.collections[token].records[99_999] = (1, 1)
+            m.collections[token].records[99_999] = (1, 1, 1, 1)
 
-        def older(m):
-            version, tags = m.collections[token].records[number]
-            m.collections[token].records[number] = (version - 1, tags)
+        def other(part):
+            def change(m):
+                state = [*m.collections[token].records[number]]
+                state[part] += 1
+                m.collections[token].records[number] = tuple(state)
 
-        def other_tags(m):
-            version, tags = m.collections[token].records[number]
-            m.collections[token].records[number] = (version, tags + 1)
+            return change
 
         def renamed(m):
             m.names["other"] = m.names.pop(m.name_of(token))
@@ -179,8 +182,11 @@ def test_a_comparison_finds_each_difference(data_folder):
         def another_backup(m):
             m.backup = "20260101T000000.000000Z-00000000"
 
-        changes = (without, more, older, other_tags, renamed, another_alias, another_backup)
-        for change in changes:
+        def another_restore(m):
+            m.beside["r9"] = "a backup"
+
+        changes = (without, more, renamed, another_alias, another_backup, another_restore)
+        for change in (*changes, *map(other, range(4))):
             changed = model.copy()
             change(changed)
             with pytest.raises(Wrong):
@@ -196,10 +202,12 @@ def test_half_of_what_was_under_way_is_found(data_folder):
         model.apply({"do": "create", "in": "t", "name": "a", "shape": "graph"})
 
         def part(*ids):
-            return {"do": "put", "in": "t", "ids": [*ids], "v": 1}
+            return {"do": "put", "in": "t", "ids": [*ids], "v": 1, "titled": False}
 
         model.begin([part(1, 2)])
-        assert verify(database, model).collections["t"].records == {1: (1, 1), 2: (1, 1)}
+        assert verify(database, model).collections["t"].records == dict.fromkeys(
+            [1, 2], (1, 0, 1, 1)
+        )
         model.begin([part(1, 2, 3)])
         with pytest.raises(Wrong, match="in part"):
             verify(database, model)

@@ -101,6 +101,7 @@ def test_a_server_whose_file_is_cut_off(tmp_path, durability, left):
         assert db.get_collection("hurt").check().ok
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["removed", "replaced"])
 def test_a_server_whose_file_is_gone(tmp_path, how):
     """What is open can still be read and exported; a write, which nobody would find again, is Corrupted, and

@@ -169,41 +169,6 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path, reading):
     assert reading.ask(tmp_path / "db") == before
 
 
-@pytest.mark.parametrize("part", ["vector", "metadata", "document", "content", "title"])
-def test_a_scan_names_the_damaged_record(data_folder, part):
-    """A flipped bit in any part of a record: check and scan name it, other records can still be read."""
-    title = np.array([[1.5, 2.5], [3.25, 4.75]], np.float32)
-    vectors = np.array([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]], np.float32)
-    with vecdb.open(data_folder) as db:
-        docs = db.create_collection(
-            "docs", dimension=4, metric="l2", vectors={"title": {"dimension": 2, "metric": "l2"}}
-        )
-        docs.insert(
-            ["whole", "hurt"], vectors, metadata=[{"n": "first"}, {"n": "second"}],
-            documents=["one text", "another text"], contents=[b"some bytes", b"more bytes"],
-            named_vectors={"title": title},
-        )  # fmt: skip
-    stored = {"vector": vectors[1].tobytes(), "metadata": b"second", "document": b"another text",
-              "content": b"more bytes", "title": title[1].tobytes()}[part]  # fmt: skip
-    path = data_file(data_folder)
-    raw = path.read_bytes()
-    places = [at for at in range(len(raw)) if raw.startswith(stored, at)]
-    assert places
-    for at in places:  # pages that are not in use any more hold it too
-        flip(path, 8 * at + 3)
-    with vecdb.open(data_folder) as db:
-        docs = db.get_collection("docs")
-        (problem,) = docs.check().problems
-        assert "'hurt' (row 1) fails its checksum" in problem
-        with pytest.raises(Corrupted, match="'hurt'") as raised:
-            list(docs.scan(include=["vector", "metadata", "document", "content", "named_vectors"]))
-        assert raised.value.details["ids"] == ["hurt"]
-        assert docs.get(["whole"], include=["document"]).documents == ["one text"]
-        docs.delete(["hurt"])
-        (batch,) = docs.scan(include=["content"])
-        assert batch.ids == ["whole"]
-
-
 @pytest.mark.parametrize("kind", ["faiss", "rows", "missing", "pipe", "link"])
 def test_a_damaged_index_file_is_named_and_made_again(data_folder, kind):
     """A changed or missing index file, or what is no file: check names it, answers stay right, and it is built again."""

@@ -10,7 +10,7 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
-from cards_here import KINDS, MEMORY, D, assert_nearest, some_card, vectors
+from cards_here import KINDS, MEMORY, D, assert_nearest, plain, some_card, vectors
 from paper_gpu import PaperCuda, PaperFaiss
 
 from vecdb.device import CardFull, CardRefused, Limits, StandInCard
@@ -127,6 +127,7 @@ def test_lists_answer_as_on_the_cpu(card: Any, spec: str, metric: int) -> None:
             card.search(1, x, 10, nprobe)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "spec", ["IVF16,PQ12x4fs", "IVF16,PQ12x4", "IVF16,SQ6", "IVF16,PQ6x8np", "IVF16_HNSW8,Flat"]
 )
@@ -199,6 +200,40 @@ def test_a_graph_finds_what_is_near(card: Any, metric: str, code: str) -> None:
     near = faiss.knn(y[:50], y, 9, metric=faiss.METRIC_L2 if metric == "l2" else 0)[1]
     found = [len(set(a) & set(b[b >= 0])) for a, b in zip(near, links[:50], strict=True)]
     assert np.mean(found) > 3
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_the_vectors_beneath_a_graph_are_compared(card: Any, metric: str) -> None:
+    """Asked without itopk a graph compares all of its vectors, at any k and under masks; not while there are newer ones."""
+    y, x = vectors(2_000), vectors(12, 3)
+    card.flat(1, D, metric, "float32", len(y) + 10)
+    card.add(1, y)
+    graphs_or_skip(card)
+    card.graph(2, 1, 32)
+    card.add(1, vectors(10, 4))
+    with pytest.raises(CardRefused, match="after graph 2"):
+        card.search(2, x, 10, 0)
+    y = np.concatenate([y, vectors(10, 4)])
+    card.graph(3, 1, 32)
+    card.drop(1)
+    for k in (1, 10, 1_500):
+        scores, positions = card.search(3, x, k, 0)
+        best, every = plain(x, y, k, metric)
+        np.testing.assert_allclose(scores, best, atol=1e-3)
+        np.testing.assert_allclose(np.take_along_axis(every, positions, 1), best, atol=1e-3)
+    if not card.info().masks:
+        with pytest.raises(CardRefused, match="masks"):
+            card.mask(3, 5, np.zeros(252, np.uint8))
+        return
+    allowed = np.arange(len(y)) % 7 == 0
+    card.mask(3, 5, np.packbits(allowed, bitorder="little"))
+    positions = card.search(3, x, 20, 0, 5)[1]
+    assert allowed[positions].all()
+    with pytest.raises(CardRefused, match="flat vectors"):
+        card.search(3, x, 10, 64, 5)
+    card.unmask(3, 5)
+    with pytest.raises(CardRefused, match="not known"):
+        card.search(3, x, 20, 0, 5)
 
 
 def test_a_stand_in_without_cuvs_refuses_graphs() -> None:

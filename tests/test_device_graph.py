@@ -136,8 +136,28 @@ def test_a_device_walks_as_the_host_does(tmp_path, devices, metric, storage, qua
         assert made.check().ok
 
 
-def test_more_than_a_walk_gives_is_the_hosts(tmp_path, devices):
-    """k and itopk beyond 1,024 are answered by the CPU, and the explanation says so."""
+@pytest.mark.long
+@pytest.mark.parametrize("quantization", ["none", "sq8"])
+def test_a_walk_on_a_device_gives_back_no_row_that_a_filter_excludes(
+    tmp_path, devices, quantization
+):
+    """A card knows no filters: what they exclude, and what died, is sifted out, however much that is. (The long tests do
+    this for all kinds of vectors.)"""
+    devices(graphs=True)
+    with opened(tmp_path) as database:
+        made, vectors = graphed(database, "cosine", "float32", quantization)
+        live = np.ones(ROWS, np.bool_)
+        for part in (99, 60, 20):
+            check(made, vectors, "cosine", live, part)
+        gone = np.random.default_rng(SEED).choice(ROWS, 400, replace=False)
+        live[gone] = False
+        made.delete([f"r{i}" for i in gone])
+        check(made, vectors, "cosine", live)
+        check(made, vectors, "cosine", live, 60)
+
+
+def test_more_than_a_walk_gives_is_not_asked_of_it(tmp_path, devices):
+    """k and itopk beyond 1,024 are refused before the card is asked; the vectors beneath the graph give them."""
     devices(graphs=True)
     with opened(tmp_path) as database:
         made, vectors = graphed(database)
@@ -147,7 +167,7 @@ def test_more_than_a_walk_gives_is_the_hosts(tmp_path, devices):
             with pytest.raises(Unanswered, match="more than gpu:0"):
                 copy.search(queries, k, itopk)
         assert (copy.search(queries, 1_024, 32)[1] >= 0).all()
-        check(made, vectors, "l2", k=1_500, on="cpu")
+        assert check(made, vectors, "l2", k=1_500).plan == "exact"
 
 
 @pytest.mark.parametrize("quantization", ["none", "sq8"])
@@ -171,13 +191,13 @@ def test_a_graph_that_falls_short_of_the_target_is_not_asked(tmp_path, devices, 
         assert found.explain.device == "gpu:0"
 
 
-def test_exact_answers_are_the_hosts(tmp_path, devices):
-    """A walk is never taken for exact."""
+def test_exact_answers_are_not_of_a_walk(tmp_path, devices):
+    """All vectors are compared, where they lie."""
     devices(graphs=True)
     with opened(tmp_path) as database:
         made, vectors = graphed(database)
         found = made.query(queries_of(vectors), k=10, exact=True, explain=True)
-        assert (found.explain.device, found.explain.device_note) == ("cpu", "")
+        assert (found.explain.device, found.explain.device_note) == ("gpu:0", "")
         assert found.explain.plan == "exact"
 
 
@@ -207,6 +227,7 @@ def test_the_curve_of_the_device_is_measured_on_rows_that_its_graph_did_not_know
         assert database.devices.stats()[0].used_bytes == sizes[1]
 
 
+@pytest.mark.long
 def test_queries_of_users_have_both_curves_measured_again(tmp_path, devices):
     """Recalibration gives the graph on the device a curve on the same queries, and copies nothing."""
     devices(graphs=True)
@@ -224,6 +245,7 @@ def test_queries_of_users_have_both_curves_measured_again(tmp_path, devices):
         check(made, vectors, "cosine")
 
 
+@pytest.mark.long
 def test_a_killed_worker_costs_no_answer(tmp_path, devices):
     """Queries go on, answered by the CPU and marked so, and later by the device again."""
     devices(graphs=True)

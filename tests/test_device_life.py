@@ -21,6 +21,8 @@ import vecdb
 from vecdb.device import Device
 from vecdb.errors import Closed, DeviceLost, FailedPrecondition, LimitExceeded, Unavailable
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(vecdb.__file__).resolve().parent.parent
 
 

@@ -155,6 +155,7 @@ def test_a_full_queue_refuses() -> None:
     refused = [r for r in results if isinstance(r, LimitExceeded)]
     assert len(refused) == 3
     assert refused[0].details["setting"] == "device_queue"
+    assert refused[0].details["retry_after_ms"] == 100
     assert sum(isinstance(r, tuple) for r in results) == 3
 
 

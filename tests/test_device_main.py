@@ -21,6 +21,8 @@ from on_devices import DIMENSION, SEED, filled, opened, placed, wait_for
 
 from vecdb.index import plan
 
+pytestmark = pytest.mark.long
+
 __all__ = ["devices_are_asked"]
 
 

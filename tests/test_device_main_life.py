@@ -17,6 +17,8 @@ from vecdb.device import Device
 from vecdb.errors import LimitExceeded
 from vecdb.index import device_main
 
+pytestmark = pytest.mark.long
+
 __all__ = ["devices_are_asked"]
 
 
@@ -97,6 +99,7 @@ def test_what_had_to_go_comes_back_when_it_is_asked(tmp_path, devices):
             assert device_main.GONE in explain.device_note
         wait_for(lambda: recall(first, queries, 10, on=None)[1].device == "gpu:0")
         assert recall(second, queries, 10, on=None)[0] >= 0.93
+        assert first.stats().devices[0].evictions >= 2
 
 
 @pytest.mark.long

@@ -96,6 +96,7 @@ def test_what_was_searched_longest_ago_goes(two: list[Device]) -> None:
     assert placements.get("b") is None
     assert all(placements.get(one) for one in "acde")
     assert placements.evictions == 1
+    assert sum(one.stats().evictions for one in two) == 1
     assert sum(one.used_bytes for one in two) == 180 * ROW
 
 
@@ -143,6 +144,19 @@ def test_what_fits_no_device_is_divided(two: list[Device]) -> None:
     assert figures["large"].devices == ("gpu:0", "gpu:1")
     assert (figures["large"].rows, figures["large"].bytes) == (150, 150 * ROW)
     assert figures["large"].searches == 2
+
+
+def test_one_without_room_keeps_no_others_from_their_shares(two: list[Device]) -> None:
+    """What each has to hold leaves none on one of three, which gets no rows."""
+    third = device(name="gpu:2", size=200 * ROW, budget_bytes=100 * ROW)
+    placements = Placements([*two, third])
+    put(placements, "crowd", Vectors(95, 1), among=["gpu:1"])
+    large = Vectors(150, 9)
+    with placements.using("crowd"):
+        put(placements, "large", large, each=10 * ROW)
+    assert [name for name, _, _ in large.made] == ["gpu:0", "gpu:2"]
+    check(placements, "large", large)
+    third.close()
 
 
 def test_dividing_evicts_what_it_must(two: list[Device]) -> None:

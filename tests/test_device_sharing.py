@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import pytest
 import test_on_device
 from on_devices import DIMENSION, QUERIES, ROWS, SETTINGS, check, filled, placed, wait_for
 
 import vecdb
+from vecdb.types import DeviceStats
 
 devices = test_on_device.devices
 few_are_fewer = test_on_device._few_are_fewer
 LIVE = np.ones(ROWS, np.bool_)
+IDLE = DeviceStats("gpu:0", "", "idle", 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def pids(database):
@@ -27,11 +31,11 @@ def test_nothing_is_started_before_it_is_needed(tmp_path, devices):
         small.insert(["a", "b"], QUERIES[:2])
         small.query(QUERIES, k=1)
         assert database.devices.names == database.devices.found == ("gpu:0",)
-        assert small.stats().devices == ()
+        assert small.stats().devices == (IDLE,)
         made, vectors = filled(database)
         placed(made)
         check(made, QUERIES, LIVE, vectors, "l2")
-        assert [one.name for one in small.stats().devices] == ["gpu:0"]
+        assert [(one.name, one.state) for one in small.stats().devices] == [("gpu:0", "up")]
 
 
 def test_a_gpu_that_is_asked_for_is_started_at_once(tmp_path, devices):
@@ -39,6 +43,25 @@ def test_a_gpu_that_is_asked_for_is_started_at_once(tmp_path, devices):
     devices()
     with vecdb.open(tmp_path / "db", device="gpu") as database:
         assert [one.state for one in database.devices.stats()] == ["up"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "count", "line"),
+    [
+        ("auto", 2, "device is auto: gpu:0, gpu:1"),
+        ("gpu:1", 2, "device is gpu:1: gpu:1"),
+        ("auto", 0, "device is auto, and no GPU is used: the CPU searches"),
+        ("cpu", 2, None),
+    ],
+)
+def test_the_log_says_what_searches(tmp_path, monkeypatch, caplog, setting, count, line):
+    """A line with each opening, as of the server; none where nothing is looked for."""
+    monkeypatch.setenv("VECDB_STAND_IN_DEVICES", str(count))
+    logging.getLogger("vecdb").propagate = True
+    caplog.set_level(logging.INFO, "vecdb")
+    with vecdb.open(tmp_path / "db", device=setting):
+        told = [record.getMessage() for record in caplog.records]
+    assert [one for one in told if one.startswith("device is")] == ([line] if line else [])
 
 
 def test_a_gpu_that_does_not_start_fails_the_opening(tmp_path, devices):
@@ -52,7 +75,9 @@ def test_a_gpu_that_does_not_start_fails_the_opening(tmp_path, devices):
         wait_for(lambda: database.devices.placements.started)
         assert made.build_index().indexed_rows == ROWS
         check(made, QUERIES, LIVE, vectors, "l2", on="cpu", exact=True)
-        assert made.stats().devices == ()
+        (told,) = made.stats().devices
+        assert (told.name, told.state, told.total_bytes) == ("gpu:0", "down", 0)
+        assert "gpu:0 did not start" in told.last_error
 
 
 def test_who_only_reads_starts_nothing_before_a_query(tmp_path, devices):
@@ -63,7 +88,7 @@ def test_who_only_reads_starts_nothing_before_a_query(tmp_path, devices):
     with vecdb.open(tmp_path / "db", read_only=True, **SETTINGS) as database:
         made = database.get_collection("docs")
         assert made.count() == ROWS
-        assert made.stats().devices == ()
+        assert made.stats().devices == (IDLE,)
         assert not database.devices.placements.started
         check(made, QUERIES, LIVE, vectors, "l2", on=None)
         placed(made)

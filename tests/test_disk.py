@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
 
+import vecdb
 from vecdb import disk, errors, failpoints
+from vecdb.store import sync_point
 
 
 @pytest.fixture(autouse=True)
@@ -123,3 +126,39 @@ def test_armed_by_the_environment(tmp_path):
     assert names[-1] == "catalog.commit.after"
     assert names.count("catalog.commit.after") == 3
     assert {"create.mkdir.before", "create.touch.after", "create.commit.before"} <= set(names)
+
+
+def test_a_write_at_a_place_is_whole(tmp_path, monkeypatch):
+    """What the system writes in parts is written to its end, between two points, and nothing else is changed."""
+    names, write = recorded(), os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, data, at: write(file, bytes(data)[:3], at))
+    (tmp_path / "a").write_bytes(b"0123456789abc")
+    with open(tmp_path / "a", "r+b") as file:
+        disk.write_at(file.fileno(), b"ABCDEFGH", 2, tmp_path / "a", "x")
+    assert (tmp_path / "a").read_bytes() == b"01ABCDEFGHabc"
+    assert names == ["x.write.before", "x.write.after"]
+
+
+@pytest.mark.parametrize("step", ["write.before", "write.after"])
+@pytest.mark.parametrize("time", [1, 2])
+def test_going_back_to_a_synced_commit_is_repeated_when_it_is_cut_short(
+    tmp_path, monkeypatch, step, time
+):
+    """At durability `interval`, after the machine went down: an error at either of the two pages that are put back keeps
+    the database from opening, and the next opening puts them back as a whole."""
+    with vecdb.open(
+        tmp_path / "db", durability="interval", durability_interval_ms=60_000.0, device="cpu"
+    ) as db:
+        docs = db.create_collection("docs", dimension=2)
+        docs.insert(["a"], [[1, 2]])
+        docs.flush()
+        docs.insert(["b"], [[3, 4]])
+        shutil.copytree(tmp_path / "db", tmp_path / "left")
+    monkeypatch.setattr(sync_point, "boot_id", lambda: b"another")
+    failpoints.arm(f"recover.{step}=error:EIO@{time}")
+    with vecdb.open(tmp_path / "left", device="cpu") as db:
+        with pytest.raises((OSError, errors.VecdbError)):
+            db.get_collection("docs")
+        failpoints.arm("")
+        assert db.get_collection("docs").check().ok
+        assert db.get_collection("docs").get(["a"]).ids == ["a"]

@@ -66,7 +66,7 @@ def writing(store, rng, model, seconds):
     return log
 
 
-@pytest.mark.parametrize("interval_ms", [2.0, 30.0])
+@pytest.mark.parametrize("interval_ms", [2.0, pytest.param(30.0, marks=pytest.mark.long)])
 def test_after_a_power_cut_the_file_is_whole_and_lacks_one_interval_at_most(
     tmp_path, monkeypatch, boots, interval_ms
 ):

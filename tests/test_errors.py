@@ -148,6 +148,7 @@ class Raising:
     """A database that answers each call with the error whose reason stands as collection name."""
 
     devices = None
+    own_name = staticmethod(str)
 
     def get_collection(self, name: str) -> Any:
         if name == "bug":

@@ -409,6 +409,7 @@ def test_limits_are_the_last_that_passes() -> None:
         ({"a": {"$regex": r"(a)\1"}}, "$.a.$regex"),
         ({"a": {"$regex": "((a{100}){100}){100}"}}, "$.a.$regex"),
         ({"a": {"$date": "today"}}, "$.a"),
+        ('{"a": {"$date": "\\ud800"}}', "$.a"),
         ({"a": {"$gt": {"$date": "2024-01-31"}}}, "$.a.$gt"),
         ({"a": dt.datetime(2024, 1, 1)}, "$.a"),
         ({"a": b"bytes"}, "$.a"),

@@ -20,7 +20,7 @@ from tools import save_database
 from vecdb import failpoints, layout
 from vecdb.backup import manifest
 from vecdb.index.files import FORMAT
-from vecdb.store import Shape, collection_store
+from vecdb.store import Shape, upgrading
 from vecdb_server import __main__ as command_line
 
 DATA = Path(__file__).parent / "data"
@@ -150,7 +150,7 @@ def test_making_the_present_format_is_one_commit(tmp_path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(collection_store, "KEYED", type("Broken", (), {"pack": refuse}))
+        patch.setattr(upgrading, "KEYED", type("Broken", (), {"pack": refuse}))
         with pytest.raises(vecdb.errors.Internal, match="Input"), vecdb.open(folder) as db:
             db.get_collection("docs")
     assert formats(folder) == {1}

@@ -63,6 +63,7 @@ def embedded(plan: Plan, seed: str, folder: Path, around: Any) -> Run:
     return run
 
 
+@pytest.mark.long
 def test_answers_while_graphs_are_built_and_named_vectors_come_and_go(data_folder, seed):
     """Every answer, by own and named vectors, is that of one moment between call and return."""
     plan = Plan({"metric": "l2", "index": "hnsw"}, named=True)
@@ -75,6 +76,7 @@ def test_answers_while_threads_switch_all_the_time(data_folder, seed):
     embedded(plan, seed, data_folder, hasty_switches())
 
 
+@pytest.mark.long
 def test_answers_while_threads_pause_anywhere(data_folder, seed, monkeypatch):
     """The same with vectors of small integers, searches that wait for one core, and are made together,
     and threads that give way at any call."""
@@ -83,6 +85,7 @@ def test_answers_while_threads_pause_anywhere(data_folder, seed, monkeypatch):
     embedded(plan, seed, data_folder, random_pauses(seed))
 
 
+@pytest.mark.long
 def test_answers_while_dead_records_are_purged(data_folder, seed):
     """The same while compactions take away all that no read can still see."""
     plan = Plan({"metric": "l2", "index": "hnsw"}, compacts=True, settings={"history_s": 0.0})

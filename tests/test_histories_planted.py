@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -133,6 +134,30 @@ def reordered_acknowledgements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Lane, "submit", submit)
 
 
+def shown_to_some_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a write is acknowledged some threads see it, while others are given the moment before: each of them
+    by itself sees one moment after another."""
+    real_view, real = Core.view.fget, Core._publish
+    assert real_view is not None
+    before: list[Any] = []
+    threads: dict[int, int] = {}
+
+    def publish(core: Core, *arguments: Any) -> None:
+        held = real_view(core)
+        real(core, *arguments)
+        before.append(held)
+        time.sleep(0.002)
+        before.clear()
+
+    def view(core: Core) -> Any:
+        newest, held = real_view(core), before[:]
+        late = threads.setdefault(threading.get_ident(), len(threads)) % 2
+        return held[0] if held and late else newest
+
+    monkeypatch.setattr(Core, "_publish", publish)
+    monkeypatch.setattr(Core, "view", property(view))
+
+
 def test_without_a_fault_nothing_is_found(tmp_path):
     """The traffic that finds the faults below finds none in the engine as it is."""
     judged(tmp_path, f"{RUN_SEED}/sound")
@@ -146,6 +171,7 @@ def test_without_a_fault_nothing_is_found(tmp_path):
         half_visible_batch,
         acknowledged_too_soon,
         reordered_acknowledgements,
+        shown_to_some_first,
     ],
 )
 def test_a_planted_fault_is_found(plant, tmp_path, monkeypatch):

@@ -65,6 +65,7 @@ def test_counts_that_begin_anew_are_no_load():
         assert not seen.note(busy, i % 5, 100 * (i % 5))
 
 
+@pytest.mark.long
 def test_auto_builds_an_index_under_load(tmp_path, devices, monkeypatch):
     """Its answers come from the device until the index is there, and the vectors leave the device then."""
     monkeypatch.setattr(load, "WINDOW_S", 0.5)

@@ -161,6 +161,7 @@ def test_links_of_other_rows_are_not_believed(tmp_path, devices, monkeypatch, ca
         check(collection, vectors, "l2")
 
 
+@pytest.mark.long
 def test_a_graph_grows_by_the_cpu_until_much_is_new(tmp_path, devices, graphs):
     """A device joins all rows anew where a quarter of them or more is fresh."""
     devices(graphs=True)
@@ -247,6 +248,7 @@ def test_a_joined_graph_is_one_of_faiss_that_any_version_reads(tmp_path, devices
         assert graph.init_level0
 
 
+@pytest.mark.long
 def test_joining_that_kills_workers_is_given_up(tmp_path, devices):
     """After two workers in a row the CPU builds all graphs of the collection."""
     devices(graphs=True, faults="die_at_graph=1")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from seeds import RUN_SEED
 
+from vecdb import failpoints
 from vecdb.errors import InvalidArgument, InvalidSetting, NotFound
 from vecdb_server import __main__ as command_line
 from vecdb_server import keys
@@ -161,3 +162,23 @@ def test_the_command_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (("add", "--days", "-1"), 2),
     ):
         assert run(*words)[0] == expected, words
+
+
+def test_a_change_that_fails_leaves_the_keys_there_were(tmp_path: Path) -> None:
+    """A key is acknowledged when file and name are durable; an error before the rename leaves the old file, whole."""
+    path, names = tmp_path / "keys.json", []
+    before = failpoints.install(lambda name, _: names.append(name))
+    try:
+        first = added(path, "read")[0]
+        steps = ["sync.before", "sync.after", "rename.before", "rename.after"]
+        steps += ["sync-folder.before", "sync-folder.after"]
+        assert names == [f"keys.{step}" for step in steps]
+        for step in steps[:3]:
+            failpoints.arm(f"keys.{step}=error:ENOSPC")
+            with pytest.raises(OSError, match="No space"):
+                added(path, "write")
+            assert list(keys.load(path)) == [first.id]
+    finally:
+        failpoints.install(before)
+    added(path, "write")
+    assert len(keys.load(path)) == 2

@@ -39,7 +39,9 @@ class Given:
         assert seconds == 0, "the lane waits for nobody"
         came = self.coming[self.times] if self.times < len(self.coming) else 0
         self.times += 1
-        self.lane._waiting += [SimpleNamespace(write=SimpleNamespace(alone=False))] * came
+        self.lane._waiting += [
+            SimpleNamespace(write=SimpleNamespace(frees=False, looks=False, adds=0))
+        ] * came
 
 
 @pytest.mark.parametrize(
@@ -56,11 +58,11 @@ def test_the_lane_lets_in_who_comes_and_stops_where_nobody_does(
     docs, monkeypatch, let_go, coming, times, size
 ):
     """As often as writers were let go at most, and no longer than each time somebody comes."""
-    lane = Lane(docs._core.store, lambda *_: None, SimpleNamespace())
+    lane = Lane(docs._core.store, lambda *_: None, lambda _: None, SimpleNamespace())
     given = Given(lane, coming)
     monkeypatch.setattr(lane_module, "time", given)
     lane._let_go = let_go
-    lane._waiting.append(SimpleNamespace(write=SimpleNamespace(alone=False)))
+    lane._waiting.append(SimpleNamespace(write=SimpleNamespace(frees=False, looks=False, adds=0)))
     assert (len(lane._take_group()), given.times) == (size, times)
     assert lane._let_go == size - 1
 

@@ -169,6 +169,7 @@ def test_writes_and_deletes_during_builds(data_folder):
         assert docs.check().ok
 
 
+@pytest.mark.long
 def test_a_build_is_cancelled_by_close_and_by_drop(data_folder):
     """Closing or dropping in the middle of a build returns soon and leaves nothing broken."""
     vectors = clustered(30_000)
@@ -273,7 +274,7 @@ def test_a_write_that_waits_does_not_hold_up_the_end(data_folder, monkeypatch):
 
         monkeypatch.setattr(core.store, "close", closing)
         monkeypatch.setattr(Lane, "_finish", finish)
-        write = Delete([b"a"], None, lambda rows: [])
+        write = Delete([b"a"], None)
         end = threading.Thread(target=core.close, args=("closed",), daemon=True)
         end.start()
         assert reached.wait(10)

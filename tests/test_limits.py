@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -15,7 +16,10 @@ import grpc
 import numpy as np
 import pytest
 from conftest import StartServer, wait_until
+from timing import once_below, seconds
 
+from vecdb.errors import InvalidFilter
+from vecdb.parsed_filters import parsed
 from vecdb_client import connect, errors
 from vecdb_client.transport import read_error
 from vecdb_client.v1 import vecdb_pb2 as pb
@@ -37,12 +41,17 @@ def test_each_limit_is_kept(start: StartServer) -> None:
         docs = db.create_collection("sixsix", dimension=2)
         docs.insert(["a", "b", "c"], np.ones((3, 2)), metadata=[{"k": "x" * 10}] * 3)
         docs.query([1, 1], k=5, filter=deep)
+        docs.query(np.ones((4, 2)), k=5)
+        assert docs.get(list("abc")).ids == ["a", "b", "c"]
+        assert docs.delete(list("xyz")).count == 0
         docs.query([1, 1], k=5, max_distance=3.0)
         docs.count({"k": {"$regex": "x" * 8}})
         db.create_collection("second", dimension=2)
         refused = [
             ("max_batch_records", lambda: docs.upsert(list("abcd"), np.ones((4, 2)))),
             ("max_batch_records", lambda: list(docs.ingest([(list("abcd"), np.ones((4, 2)))]))),
+            ("max_batch_records", lambda: docs.get(list("abcd"))),
+            ("max_batch_records", lambda: docs.delete(list("abcd"))),
             ("max_metadata_bytes", lambda: docs.upsert(["a"], [[1, 2]], metadata=[{"k": "x" * 14}])),
             ("max_metadata_bytes", lambda: docs.update(["a"], metadata=[{"k": "x" * 14}])),
             ("max_k", lambda: docs.query([1, 1], k=6)),
@@ -95,6 +104,62 @@ def test_a_pattern_that_backtracks_elsewhere_costs_little(start: StartServer) ->
         began_s = time.monotonic()
         assert docs.count({"$document": {"$regex": "^(a+)+(a*)*$b|(a|aa)+$c"}}) == 0
         assert time.monotonic() - began_s < 10
+
+
+def test_a_name_given_twice_among_very_many_is_found_at_once() -> None:
+    """A filter of as many names as it can hold, of which the last comes twice, takes no longer than another."""
+    text = "{" + ",".join(f'"{i:x}":1' for i in range(90_000)) + ',"15f8f":1}'
+
+    def parse_it() -> None:
+        with pytest.raises(InvalidFilter, match="given twice"):
+            parsed(text)
+
+    # Minutes while each name was counted among all, and no other thread went on meanwhile.
+    once_below(5.0, lambda: seconds(parse_it), tries=2)
+
+
+def test_a_request_that_repeats_itself_is_refused_before_it_is_spread(start: StartServer) -> None:
+    """Parts of a record named a hundred thousand times, and more ids than any call takes, are refused at once."""
+    with grpc.insecure_channel(start().address) as channel:
+        stub: Any = pb_grpc.VecdbServiceStub(channel)
+        made = pb.Collection(name="docs", dimension=2)
+        stub.CreateCollection(pb.CreateCollectionRequest(collection=made), timeout=10)
+        one = pb.Vectors(data=b"\0\0\x80\x3f" * 2, count=1, dimension=2)
+        much, many = [pb.INCLUDE_URI] * 100_000, ["x"] * 100_001
+        query = pb.QueryRequest(collection="docs", vectors=one, include=much)
+        for call, request, reason in (
+            (stub.Query, query, "INVALID_QUERY"),
+            (stub.Get, pb.GetRequest(collection="docs", include=much), "INVALID_QUERY"),
+            (stub.Query, pb.QueryRequest(collection="docs", ids=many), "INVALID_BATCH"),
+            (stub.Get, pb.GetRequest(collection="docs", ids=many), "INVALID_BATCH"),
+            (stub.Delete, pb.DeleteRequest(collection="docs", ids=many), "INVALID_BATCH"),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(request, timeout=20)
+            refused = read_error(caught.value, "")
+            assert refused.reason == reason, refused
+        alike = pb.StreamedQuery(query=query)
+        streamed = stub.QueryStream(iter([pb.QueryStreamRequest(queries=[alike] * 2)]), timeout=20)
+        assert b"INVALID_QUERY" in next(streamed).answers[0].error.error
+
+
+def test_a_client_does_not_fill_the_log(
+    start: StartServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A slow query is told in a line of bounded length, whatever its texts and lists are."""
+    with grpc.insecure_channel(start(slow_query_s=1e-6).address) as channel:
+        stub: Any = pb_grpc.VecdbServiceStub(channel)
+        made = pb.Collection(name="docs", dimension=2)
+        stub.CreateCollection(pb.CreateCollectionRequest(collection=made), timeout=10)
+        request = pb.QueryRequest(
+            collection="docs", ids=["x"], include=[pb.INCLUDE_URI] * 60, vector_name="n" * 100_000,
+            filter=json.dumps({"t": "x" * 100_000}),
+        )  # fmt: skip
+        with pytest.raises(grpc.RpcError):
+            stub.Query(request, timeout=20)
+    (told,) = [one for one in caplog.records if one.message == "slow query"]
+    held: Any = told.__dict__
+    assert len(held["vector_name"]) + len(held["filter"]) + len(held["include"]) < 2_000
 
 
 def test_connections_of_one_host_are_bounded(start: StartServer) -> None:

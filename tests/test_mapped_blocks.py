@@ -175,6 +175,7 @@ def test_what_was_forgotten_while_it_was_read_does_not_count():
     assert blocks.take(rows, 9, lambda number: (block, 1))[1].tolist() == [0, 1], "not whole"
 
 
+@pytest.mark.long
 def test_readers_beside_a_writer_that_moves_everything(store):
     """Random rows read by threads while rows are added, purged and the file is rewritten."""
     append(store, 0, 40 * PER_BLOCK)

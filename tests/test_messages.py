@@ -100,9 +100,9 @@ def test_unknown_enums_are_refused() -> None:
         info = replace(CollectionInfo("c", 3), **wrong)
         with pytest.raises(InvalidSetting):
             messages.encode_info(info)
-    for number in (0, 77):
+    for numbers in ([0], [77], [1] * 65):
         with pytest.raises(InvalidQuery):
-            messages.decode_includes([number])
+            messages.decode_includes(numbers)
     with pytest.raises(InvalidQuery):
         messages.encode_includes(["vectors"])
     assert messages.decode_includes(messages.encode_includes("uri")) == ("uri",)

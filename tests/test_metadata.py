@@ -279,7 +279,7 @@ def test_schema_is_kept() -> None:
 
 @pytest.mark.parametrize(
     "schema",
-    [{"a": "text"}, {"a": "int[][]"}, {"a": 1}, {"": "int"}, {"$a": "int"}, {"id": "string"}, {1: "int"}, []],
+    [{f"a{i}": "int" for i in range(65_536)}, {"a": "text"}, {"a": "int[][]"}, {"a": 1}, {"": "int"}, {"$a": "int"}, {"id": "string"}, {1: "int"}, []],
 )  # fmt: skip
 def test_bad_schema_is_refused(schema: Any) -> None:
     """Unknown types and impossible paths are refused as a setting."""

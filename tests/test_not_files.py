@@ -285,3 +285,35 @@ def test_sockets_and_devices_are_told_apart(data: Path):
     assert not disk.must_be_file(data / "vecdb.lock" / "below a file", "do so")
     assert disk.must_be_file(data / "vecdb.lock", "do so")
     assert disk.must_be_folder(data, "do so")
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("kind", ["folder", "file", "second name"])
+def test_two_collections_never_share_a_file(data: Path, kind: str, read_only: bool) -> None:
+    """Where a link leads one to the file of the other, it is refused in words that name both, whichever is opened first;
+    where both are the same name of the file, both are. Check says so too, and links that lead elsewhere harm nobody."""
+    with vecdb.open(data) as db:
+        own, other = (db.get_collection(n)._core.store.folder for n in ("docs", "other"))
+    os.link(own / "data.mdb", data.parent / "kept")
+    if kind == "folder":
+        shutil.move(other, data.parent / "moved")
+        other.symlink_to(own.name)
+    else:
+        (other / "data.mdb").unlink()
+        link = os.symlink if kind == "file" else os.link
+        link(own / "data.mdb", other / "data.mdb")
+    with vecdb.open(data, read_only=read_only, auto_build=False) as db:
+        for _ in range(2):
+            with pytest.raises(Corrupted, match="share it") as refused:
+                db.get_collection("other")
+            assert refused.value.details["other"] == "docs"
+            if kind == "second name":
+                with pytest.raises(Corrupted, match="share it"):
+                    db.get_collection("docs")
+            else:
+                assert db.get_collection("docs").count() == 2_000
+    found = {one.collection: one for one in check(data)}
+    assert "share it" in found["other"].problems[0]
+    (other if kind == "folder" else other / "data.mdb").unlink()
+    with vecdb.open(data, auto_build=False) as db:
+        assert db.get_collection("docs").count() == 2_000

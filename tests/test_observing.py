@@ -5,27 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import socket
-import threading
 import urllib.request
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from conftest import AddKey, StartServer, wait_until
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from conftest import AddKey, StartServer
+from some_devices import SomeDevices
 from test_server_life import lines_of
 
 import vecdb
 from vecdb.errors import InvalidSetting
 from vecdb_client import connect, errors
 from vecdb_client.v1 import vecdb_pb2 as pb
-from vecdb_server import observing, tracing
+from vecdb_server import metrics, observing, tracing
+from vecdb_server.admission import Admission
 from vecdb_server.metrics import METRICS, PREFIX
 from vecdb_server.samples import Sample
-
-SERVING = health_pb2.HealthCheckResponse.SERVING
-NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def fill(client: Any, rows: int = 50) -> Any:
@@ -92,6 +90,39 @@ def _sample(row: Any) -> str:
     return PREFIX + row.name + "_count" * (row.kind == "histogram")
 
 
+def test_metrics_of_devices_are_those_of_the_devices() -> None:
+    """Each value that is known of a GPU comes under the metric that is named for it, of each GPU."""
+    database = SimpleNamespace(figures=lambda: (), devices=SomeDevices())
+    shown = Sample.read(metrics.Metrics(database, {}, Admission({})).text())  # type: ignore[arg-type]
+    found = {
+        (name.removeprefix("vecdb_device_"), of["device"], of.get("state", "")): value
+        for name in shown.values
+        if name.startswith("vecdb_device_")
+        for of, value in shown.of(name)
+    }
+    wanted = {
+        "total_bytes": (150 << 30, 150 << 30),
+        "budget_bytes": (135 << 30, 135 << 30),
+        "used_bytes": (7 << 30, 0),
+        "placements": (3, 0),
+        "queued": (5, 0),
+        "batches_total": (100, 0),
+        "queries_total": (3_000, 0),
+        "restarts_total": (1, 0),
+        "evictions_total": (17, 0),
+    }
+    states = {
+        ("state", f"gpu:{n}", state): float(state == is_state)
+        for n, is_state in enumerate(("up", "starting"))
+        for state in ("idle", "starting", "up", "down", "closed")
+    }
+    assert found == states | {
+        (name, f"gpu:{n}", ""): float(value)
+        for name, values in wanted.items()
+        for n, value in enumerate(values)
+    }
+
+
 def test_metrics_load_no_collection(start: StartServer, tmp_path: Any) -> None:
     """A collection that nobody has asked for is not loaded because of metrics."""
     with vecdb.open(tmp_path / "db") as database:
@@ -128,7 +159,7 @@ def test_a_metrics_port_that_is_taken(start: StartServer, tmp_path: Any) -> None
 
 
 def test_slow_queries_are_logged_with_their_explanation(start: StartServer) -> None:
-    """The first slow query of a collection is told at once, those after it with `explain`; answers have none."""
+    """The first slow query of a collection is told with its plan, those after it with all of `explain`; answers have none."""
     server = start(slow_query_s=1e-6)
 
     def use(_: logging.Logger) -> None:
@@ -142,8 +173,10 @@ def test_slow_queries_are_logged_with_their_explanation(start: StartServer) -> N
 
     lines = [json.loads(line) for line in lines_of("json", use).splitlines()]
     first, second, third = [line for line in lines if line["message"] == "slow query"]
-    assert first["explain"].startswith("none yet")
-    for line in (second, third):
+    assert first["explain"]["allowed_rows"] == 48
+    assert "candidates" not in first["explain"]
+    assert "candidates" in second["explain"]
+    for line in (first, second, third):
         assert line["explain"]["plan"] == "exact"
         assert line["explain"]["times_us"]["total"] > 0
     assert second["collection"] == "docs"
@@ -285,107 +318,6 @@ def test_an_endpoint_that_is_none_does_not_start(start: StartServer) -> None:
     """A trace_endpoint is a URL."""
     with pytest.raises(InvalidSetting, match="trace_endpoint"):
         start(trace_endpoint="here:4317")
-
-
-# --- health
-
-
-def asked(address: str, name: str, metadata: Any = None) -> Any:
-    with grpc.insecure_channel(address) as channel:
-        stub: Any = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call,unused-ignore]
-        request = health_pb2.HealthCheckRequest(service=name)
-        return stub.Check(request, timeout=10, metadata=metadata).status
-
-
-def test_a_collection_serves_once_it_is_loaded(start: StartServer, tmp_path: Any) -> None:
-    """Health of a collection says NOT_SERVING until it is in memory, which asking brings about; unknown ones are
-    NOT_FOUND."""
-    with vecdb.open(tmp_path / "db") as database:
-        database.create_collection("docs", dimension=2).insert(["a"], [[1, 2]])
-    server = start()
-    assert asked(server.address, "") == SERVING
-    assert asked(server.address, "collection/docs") == NOT_SERVING
-    wait_until(lambda: asked(server.address, "collection/docs") == SERVING, "it is loaded")
-    with pytest.raises(grpc.RpcError) as caught:
-        asked(server.address, "collection/none")
-    assert caught.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
-
-
-def test_a_watcher_hears_of_a_collection(start: StartServer) -> None:
-    """Watching a collection tells when it comes and when the server stops."""
-    server = start()
-    with grpc.insecure_channel(server.address) as channel:
-        stub: Any = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call,unused-ignore]
-        watch = stub.Watch(health_pb2.HealthCheckRequest(service="collection/docs"), timeout=30)
-        assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-        with connect(server.address) as client:
-            client.create_collection("docs", dimension=2)
-        assert next(watch).status == SERVING
-        threading.Thread(target=server._health.close).start()
-        assert next(watch).status == NOT_SERVING
-        watch.cancel()
-
-
-def test_nothing_stays_of_watchers_that_have_gone(start: StartServer) -> None:
-    """Strangers choose the names that they watch; a name that nobody watches any more is forgotten."""
-    server = start()
-    names = {f"collection/none-{i}" for i in range(20)}
-    with grpc.insecure_channel(server.address) as channel:
-        stub: Any = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call,unused-ignore]
-        watches = [
-            stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=600) for name in names
-        ]
-        for watch in watches:
-            next(watch)
-        assert names <= set(server._health._server_status)
-    wait_until(lambda: not names & set(server._health._server_status), "they are forgotten")
-    assert not names & set(server._health._send_response_callbacks)
-
-
-def test_a_watcher_who_has_left_already_is_not_kept(start: StartServer) -> None:
-    """Who hangs up before the server asks to be told of it is forgotten like the others."""
-
-    class Left:
-        """gRPC's context once the call is over."""
-
-        def invocation_metadata(self) -> tuple[()]:
-            return ()
-
-        def add_callback(self, callback: Any) -> bool:
-            return False
-
-    health, told = start()._health, []
-    for name in ("", "collection/none", "unknown"):
-        health.Watch(health_pb2.HealthCheckRequest(service=name), Left(), told.append)
-    assert told[-1] is None
-    assert not any(health._send_response_callbacks.values())
-
-
-def test_names_that_are_unknown_are_not_kept(start: StartServer) -> None:
-    """Who watches what this server does not know is told so, and the name is not kept, however long it is."""
-    server = start()
-    name = "x" * 100_000
-    with grpc.insecure_channel(server.address) as channel:
-        stub: Any = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call,unused-ignore]
-        watch = stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=30)
-        assert next(watch).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-        assert name not in server._health._send_response_callbacks
-        watch.cancel()
-
-
-def test_health_tells_strangers_no_names(start: StartServer, add: AddKey, keys_file: Any) -> None:
-    """Where keys are asked for, a collection is unknown to whoever may not read it."""
-    reader, stranger = add("read:docs"), add("read:other")
-    server = start(keys_file=str(keys_file))
-    assert server._database is not None
-    server._database.create_collection("docs", dimension=2)
-    assert asked(server.address, "") == SERVING
-    header = [("authorization", f"Bearer {reader}")]
-    assert asked(server.address, "collection/docs", header) == SERVING
-    for metadata in (None, [("authorization", f"Bearer {stranger}")]):
-        with pytest.raises(grpc.RpcError) as caught:
-            asked(server.address, "collection/docs", metadata)
-        assert caught.value.code() is grpc.StatusCode.NOT_FOUND  # type: ignore[attr-defined]
 
 
 def test_metrics_are_for_admins_of_everything(

@@ -22,6 +22,7 @@ from on_devices import (
 )
 
 from vecdb.index import chosen
+from vecdb.selection import Selection
 
 
 @pytest.fixture(params=["stand-in", "no masks", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -124,7 +125,7 @@ def test_a_collection_that_asks_for_the_cpu_stays_there(tmp_path, devices):
         found = check(made, QUERIES, np.ones(ROWS, np.bool_), vectors, "l2", on="cpu", exact=True)
         assert found.device_note == ""
         assert database.devices.names == ("gpu:0",)
-        assert database.devices.stats() == ()
+        assert [one.state for one in database.devices.stats()] == ["idle"]
 
 
 def test_what_was_placed_is_placed_again_when_opened(tmp_path, devices):
@@ -158,3 +159,30 @@ def test_a_device_without_masks_for_so_many_dimensions(tmp_path, devices, monkey
         live = np.ones(ROWS, np.bool_)
         assert check(made, QUERIES, live, vectors, "l2", part=10).plan == "overfetch"
         check(made, QUERIES, live, vectors, "l2", k=2_900, on="cpu")
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+def test_ten_thousand_answers_are_the_devices(tmp_path, devices, storage):
+    """The largest k, with and without a filter that is met by asking for more or by a mask: answered by the device, and
+    as the CPU answers."""
+    if not devices():
+        pytest.skip("without masks k ends at 2,048")
+    n, k = 21_000, 10_000
+    with opened(tmp_path) as database:
+        made, _ = filled(database, "l2", storage, n)
+        placed(made)
+        index = made._core.field(None).index
+        assert index.view.served.code == storage
+        host = index._changed(index.view, served=None, tiled=None)
+        for part, plan in ((100, "exact"), (90, "overfetch"), (48, "exact")):
+            filter_ = None if part == 100 else {"part": {"$lt": part}}
+            found = made.query(QUERIES[:2], k=k, filter=filter_, explain=True)
+            told = found.explain
+            assert (told.device, told.plan, told.device_note) == ("gpu:0", plan, "")
+            allowed = np.arange(n) % 100 < part
+            theirs = host.search(QUERIES[:2], k, allowed=Selection(n, mask=allowed))
+            mine = np.array([[int(one[1:]) for one in ids] for ids in found.ids])
+            assert mine.shape == (2, k)
+            assert allowed[mine].all()
+            assert np.mean(mine == theirs.rows) > 0.999
+            np.testing.assert_allclose(found.distances, theirs.distances, rtol=1e-5, atol=1e-4)

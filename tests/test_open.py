@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ from conftest import wait_until
 from timing import once_below, seconds
 
 import vecdb
-from vecdb import errors, layout
+from vecdb import database, errors, layout
 
 
 def child(code, *arguments):
@@ -74,6 +75,24 @@ def test_one_process_opens_a_folder_once(data_folder):
         for again in (data_folder, str(data_folder) + "/.", os.path.relpath(data_folder)):
             with pytest.raises(errors.DatabaseLocked, match="this process"):
                 vecdb.open(again, read_only=True)
+    vecdb.open(data_folder).close()
+
+
+@pytest.mark.parametrize("step", ["sweep_folders", "Builder"])
+def test_an_opening_that_fails_lets_go_of_the_folder(data_folder, monkeypatch, step):
+    """Whatever fails behind the lock is told in our words, and the next try finds the folder free."""
+    vecdb.open(data_folder).close()
+
+    def denied(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "lost+found")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(database, step, denied)
+        for _ in range(2):
+            with pytest.raises(errors.ReadOnly, match=r"lost\+found"):
+                vecdb.open(data_folder)
+    with Writer(data_folder):  # another process too
+        pass
     vecdb.open(data_folder).close()
 
 

@@ -154,6 +154,7 @@ def test_collections_that_are_restored(made, tmp_path):
             assert "d" not in names or everything(db.get_collection("d")) == held["docs"], where
 
 
+@pytest.mark.long
 def test_an_upgrade_and_the_way_back(tmp_path):
     """An older database that was being upgraded, or set back, is there with all that it held, and can go both ways."""
     old, root = unpacked(SAVED[0], tmp_path / "saved"), tmp_path / "root"

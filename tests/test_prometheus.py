@@ -176,6 +176,7 @@ def written(expression: str) -> str:
     return filled.replace("$instance", ".*").replace("$collection", ".*")
 
 
+@pytest.mark.long
 def test_the_dashboard_has_data(start: StartServer, tmp_path: Path) -> None:
     """Each expression of the dashboard that is not about GPUs, reading processes or a running build has figures from a server
     that is used, its variables have values, and the alerts are evaluated without a fault."""

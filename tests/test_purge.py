@@ -173,6 +173,7 @@ def test_large_contents_are_purged_in_several_steps(folder):
     store.close()
 
 
+@pytest.mark.long
 def test_steady_updates_keep_the_file_bounded(folder):
     """Updates without end, purged now and then: LMDB uses the pages again, the file stops growing."""
     shape = Shape(384, "float32")

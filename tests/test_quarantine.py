@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
+import os
 import random
 
 import numpy as np
@@ -14,7 +16,14 @@ from test_damage import data_file, flip
 from test_repair import problems, records
 
 import vecdb
-from vecdb.layout import ROW, pack_content
+from vecdb.layout import (
+    DATA_FILE,
+    QUARANTINE_FOLDER,
+    QUARANTINED_ROWS,
+    QUARANTINED_TOLD,
+    ROW,
+    pack_content,
+)
 from vecdb.store import quarantine
 from vecdb.store.salvage import looks_right
 
@@ -207,3 +216,83 @@ def test_a_text_with_a_slash_is_no_content(text):
         packed = memoryview(pack_content(media_type.encode(), text.encode()))
         assert not looks_right("documents", ROW.pack(7), packed)
         assert looks_right("contents", ROW.pack(7), packed)
+
+
+def _spoiled(folder):
+    """A database with a record that is lost; the data file, and its bytes."""
+    path = make(folder)
+    change(path, bytes_of("document", 2, 7, path), 3)
+    return path, path.read_bytes()
+
+
+def _kept(folder):
+    """The data file in quarantine, after a repair that has lost one record."""
+    (row,) = repaired(folder)
+    assert row["id"] == "r7"
+    (kept,) = (folder / QUARANTINE_FOLDER).rglob(DATA_FILE)
+    return kept
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.ENOTSUP])
+def test_a_file_that_gets_no_second_name_is_copied(data_folder, monkeypatch, number):
+    """As on another disk than the database, and on one without hard links."""
+    _, old = _spoiled(data_folder)
+
+    def refuse(*_, **__):
+        raise OSError(number, "no such links")
+
+    monkeypatch.setattr("os.link", refuse)
+    kept = _kept(data_folder)
+    assert kept.read_bytes() == old
+    assert {path.name for path in kept.parent.iterdir()} == {
+        DATA_FILE, QUARANTINED_ROWS, QUARANTINED_TOLD,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_file_that_cannot_be_copied_either(data_folder, monkeypatch, number):
+    """Then a repair changes nothing and leaves nothing, and says so in the entry of the collection."""
+    path, old = _spoiled(data_folder)
+
+    def refuse(*_, **__):
+        raise OSError(errno.EXDEV, "another disk")
+
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.link", refuse)
+        patch.setattr("shutil.copyfileobj", fail)
+        _, docs = vecdb.check(data_folder, repair=True)
+    assert ("no space left" if number == errno.ENOSPC else os.strerror(number)) in docs.done[0]
+    assert path.read_bytes() == old
+    assert not [*(data_folder / QUARANTINE_FOLDER).iterdir()]
+    assert _kept(data_folder).read_bytes() == old
+
+
+def test_of_a_link_the_file_is_kept(data_folder, tmp_path):
+    """A link, of which a second name would lead nowhere: what it led to is kept, and stays where it is."""
+    path, old = _spoiled(data_folder)
+    (tmp_path / "elsewhere").mkdir()
+    moved = tmp_path / "elsewhere" / "of docs.mdb"
+    path.rename(moved)
+    path.symlink_to(os.path.relpath(moved, path.parent))
+    kept = _kept(data_folder)
+    assert kept.read_bytes() == old
+    assert not kept.is_symlink()
+    assert moved.read_bytes() == old
+
+
+@pytest.mark.parametrize("kind", ["a file", "a link that leads nowhere"])
+def test_what_is_no_folder_in_place_of_the_quarantine(data_folder, kind):
+    """It is named, nothing is changed, and a repair works once it was moved away."""
+    path, old = _spoiled(data_folder)
+    place = data_folder / QUARANTINE_FOLDER
+    place.write_text("theirs") if kind == "a file" else place.symlink_to("/nowhere/at/all")
+    _, docs = vecdb.check(data_folder, repair=True)
+    assert not docs.repaired
+    assert f"{place} is {kind}, where a folder belongs; move it away" in docs.done[0]
+    assert path.read_bytes() == old
+    assert {p.name for p in path.parent.iterdir()} == {DATA_FILE, "lock.mdb"}
+    place.unlink()
+    _kept(data_folder)

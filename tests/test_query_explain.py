@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import vecdb
+from vecdb import searching
 from vecdb.search_lane import LANE
 
 N, D = 4_000, 32
@@ -202,3 +203,22 @@ def test_compact_and_cancel_build(data_folder):
         found = docs.query(vectors[4_000], k=3)
         assert found.ids[0][0] == "r4000"
         assert docs.check().ok
+
+
+def test_an_index_that_came_since_is_not_told_of(data_folder, monkeypatch):
+    """An index that is built between answer and explanation has no part in either."""
+    vectors = np.random.default_rng(3).standard_normal((2_000, 8)).astype(np.float32)
+    explained = searching.explained
+    with vecdb.open(data_folder, auto_build=False) as db:
+        made = db.create_collection("docs", dimension=8, index="hnsw")
+        made.insert([f"r{i}" for i in range(2_000)], vectors)
+
+        def late(*given, **options):
+            made.build_index()
+            return explained(*given, **options)
+
+        monkeypatch.setattr(searching, "explained", late)
+        told = made.query(vectors[0], explain=True).explain
+        assert made.stats().index.built_at_sequence == 1
+    assert (told.kind, told.indexed_rows, told.tail_rows) == ("exact", 0, 2_000)
+    assert (told.index_sequence, told.index_age_s, told.rows_since_index) == (0, 0.0, 0)

@@ -38,7 +38,7 @@ class Lines:
     def until(self, message: str) -> dict[str, Any]:
         """The next line with this message."""
         while True:
-            line: dict[str, Any] = self._lines.get(timeout=20)
+            line: dict[str, Any] = self._lines.get(timeout=60)
             if line["message"].startswith(message):
                 return line
 
@@ -214,7 +214,7 @@ def test_many_signals_in_a_row_are_all_taken(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         lines.until("read again")
         lines.until("stopped")
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()

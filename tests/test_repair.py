@@ -396,6 +396,7 @@ def test_a_repair_that_is_killed_can_be_run_again(tmp_path, copy, sound, repair)
         assert not list(data_file(trial).parent.glob("compact*")), name
 
 
+@pytest.mark.long
 def test_a_catalog_whose_repair_is_killed_keeps_its_names(tmp_path, copy, sound, repair):
     """Killed at each named point of it, the names are there after the next repair."""
     flip(copy / CATALOG_FOLDER / DATA_FILE, 8 * (4_096 + 16) + 3)

@@ -214,3 +214,34 @@ def test_an_id_is_told_of_one_lost_record(data_folder):
     assert not sure & {row["id"] for row in rows if not row["id_certain"]}
     assert made.lost_unknown
     assert len(lost) <= len(made.lost) + made.lost_unknown
+
+
+@pytest.mark.parametrize("left", [0, 5])
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_a_damaged_index_of_few_rows(data_folder, kind, left):
+    """Where so few rows are left that a build makes none, the damaged index is forgotten, which is said; it was named by
+    each later check, and each repair said that it was built again."""
+    count = 1_100
+    named = {"title": vecdb.VectorSettings(dimension=4, index=kind)}
+    with vecdb.open(data_folder, auto_build=False) as db:
+        docs = db.create_collection("docs", dimension=4, index=kind, vectors=named)
+        there = np.random.default_rng(5).random((count, 4), np.float32)
+        ids = [f"r{n}" for n in range(count)]
+        docs.insert(ids, there, named_vectors={"title": there})
+        docs.build_index()
+        docs.delete(ids[left:])
+    folder = data_file(data_folder).parent
+    files = list(folder.glob("*.faiss"))
+    assert len(files) == 2
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-1])
+    assert problems(vecdb.check(data_folder))
+    done = vecdb.check(data_folder, repair=True)[1]
+    assert done.repaired
+    assert ["gone" in one for one in done.done] == [True]
+    assert not problems(vecdb.check(data_folder))
+    assert not list(folder.glob("index*"))
+    with vecdb.open(data_folder) as db:
+        docs = db.get_collection("docs")
+        assert docs.count() == left
+        assert len(docs.query(there[0], k=9).ids[0]) == left

@@ -16,7 +16,16 @@ from test_format import SAVED, unpacked
 from test_repair import problems, records
 
 import vecdb
-from vecdb.layout import COLLECTION_TABLES, DATA_FILE, META_FORMAT, META_SETTINGS, META_SUMS, SUMMED
+from vecdb import errors
+from vecdb.layout import (
+    CATALOG_FOLDER,
+    COLLECTION_TABLES,
+    DATA_FILE,
+    META_FORMAT,
+    META_SETTINGS,
+    META_SUMS,
+    SUMMED,
+)
 from vecdb.store.meta_sums import Sums, value_sum
 from vecdb.store.pages import MAIN, PageFile
 from vecdb_server.__main__ import main
@@ -217,3 +226,31 @@ def test_both_meta_pages_are_gone(tmp_path, sound, how):
                 assert now == sound[1], where
                 assert not made.lost, where
         shutil.rmtree(copy)
+
+
+@pytest.mark.parametrize("what", ["collection", "catalog"])
+def test_a_format_of_too_many_digits(tmp_path, what):
+    """More digits than any number of a format has are damage as any other: told by opening, checking and going back,
+    and put right by a repair."""
+    folder = tmp_path / "d"
+    with vecdb.open(folder, auto_build=False) as db:
+        db.create_collection("docs", dimension=2).insert(["a"], [[1, 1]])
+        held = db.get_collection("docs")._core.store.folder
+    env = lmdb.open(str(held if what == "collection" else folder / CATALOG_FOLDER), max_dbs=20)
+    with env, env.begin(write=True) as txn:
+        txn.put(META_FORMAT, b"9" * 5_000, db=env.open_db(b"meta", txn=txn))
+
+    def read():
+        with vecdb.open(folder, read_only=True) as db:
+            db.get_collection("docs")
+
+    for call in (read, lambda: vecdb.downgrade(folder)):
+        with pytest.raises(errors.Corrupted, match="its format is b'999") as caught:
+            call()
+        assert len(caught.value.message) < 1_000
+    problems = [one for part in vecdb.check(folder) for one in part.problems]
+    assert any("format" in one for one in problems)
+    assert max(map(len, problems)) < 1_000
+    vecdb.check(folder, repair=True)
+    with vecdb.open(folder, read_only=True) as db:
+        assert db.get_collection("docs").get(["a"]).ids == ["a"]

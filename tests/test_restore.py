@@ -93,6 +93,128 @@ def test_a_time_beside_a_backup_of_a_clock_that_was_ahead(db, tmp_path, monkeypa
     assert sorted(everything(db.get_collection("then-2"))) == ["late", "r0"]
 
 
+def now():
+    """A moment between what was done and what is done next."""
+    time.sleep(0.002)
+    made = dt.datetime.now(dt.UTC)
+    time.sleep(0.002)
+    return made
+
+
+def restored(target, path, **asked):
+    """Names of what a restore makes, with the ids of each."""
+    vecdb.restore(target, path, **asked)
+    with vecdb.open(path, read_only=True) as made:
+        names = [info.name for info in made.list_collections()]
+        return {name: sorted(everything(made.get_collection(name))) for name in names}
+
+
+def test_a_time_within_a_named_backup(db, tmp_path):
+    """Of a backup that is named a time beyond it is refused, and so is one of which it does not know what was there then:
+    neither gives another moment. Times that it knows come back."""
+    docs = filled(db, rows=2)
+    first = db.backup(tmp_path / "b")
+    between = now()
+    docs.insert(["after"], np.ones((1, 4)))
+    docs.delete(["r0"])
+    docs.compact()
+    compacted = db.backup(tmp_path / "b")
+    assert compacted.collections[0].oldest_sequence == compacted.collections[0].sequence
+    then = now()
+    docs.insert(["later"], np.ones((1, 4)))
+    last = db.backup(tmp_path / "b")
+    for backup in (compacted.id, last.id, None):
+        with pytest.raises(errors.BackupNotFound, match="compacted away"):
+            vecdb.restore(tmp_path / "b", tmp_path / "new", backup=backup, at=between)
+    for backup in (first.id, compacted.id):
+        with pytest.raises(errors.BackupNotFound, match="does not know"):
+            vecdb.restore(tmp_path / "b", tmp_path / "new", backup=backup, at=then)
+    assert restored(tmp_path / "b", tmp_path / "n", backup=last.id, at=last.taken_at) == {
+        "docs": ["after", "later", "r1"]
+    }
+    assert restored(tmp_path / "b", tmp_path / "m", backup=last.id, at=then) == {
+        "docs": ["after", "r1"]
+    }
+
+
+def test_a_time_before_backups_of_some_collections(db, tmp_path):
+    """Each collection comes from the first backup since that holds it, with its aliases; one that none holds was
+    dropped."""
+    target = tmp_path / "b"
+    for name in ("a", "b", "c"):
+        filled(db, name, 1)
+    db.set_alias("live", "b")
+    whole = db.backup(target)
+    at = now()
+    some = db.backup(target, collections=["a"])
+    db.get_collection("b").insert(["late"], np.ones((1, 4)))
+    db.drop_collection("c")
+    db.create_collection("young", dimension=4)
+    every = db.backup(target)
+    assert restored(target, tmp_path / "new", at=at) == {"a": ["r0"], "b": ["r0"]}
+    made = db.restore(target, collections={"b": "b-then"}, at=at)
+    assert made.backup == every.id
+    assert sorted(everything(db.get_collection("b-then"))) == ["r0"]
+    assert db.restore(target, collections={"a": "a-then"}, at=at).backup == some.id
+    made = vecdb.restore(target, tmp_path / "again", at=at)
+    assert (made.backup, made.aliases) == (every.id, {"live": "b"})
+    for name, why in (("c", "was dropped"), ("young", "made after")):
+        with pytest.raises(errors.BackupNotFound, match=why):
+            db.restore(target, collections={name: "x"}, at=at)
+    assert sorted(restored(target, tmp_path / "named", backup=whole.id, at=whole.taken_at)) == [
+        *"abc"
+    ]
+
+
+def test_a_time_before_a_copy_was_restored(db, tmp_path):
+    """A collection that was restored since bears the age of the first one. It was not there at that time, and does not
+    keep the others from coming back; one that was backed up before is never left out."""
+    target = tmp_path / "b"
+    filled(db, "a", 1)
+    docs = filled(db, "docs", 1)
+    first = db.backup(target)
+    at = now()
+    db.backup(target, collections=["a"])
+    db.restore(target, backup=first.id, collections={"docs": "copy"})
+    db.get_collection("copy").insert(["mine"], np.ones((1, 4)))
+    db.backup(target)
+    assert restored(target, tmp_path / "new", at=at) == {"a": ["r0"], "docs": ["r0"]}
+    with pytest.raises(errors.BackupNotFound, match="compacted away"):
+        db.restore(target, collections={"copy": "x"}, at=at)
+    docs.insert(["late"], np.ones((1, 4)))
+    docs.delete(["late"])
+    docs.compact()
+    db.backup(tmp_path / "other", collections=["a", "docs"])
+    at = now()
+    db.backup(tmp_path / "other", collections=["a"])
+    docs.delete(["r0"])
+    docs.compact()
+    db.backup(tmp_path / "other", kind="full")
+    with pytest.raises(errors.BackupNotFound, match="compacted away"):
+        vecdb.restore(tmp_path / "other", tmp_path / "none", at=at)
+
+
+def test_a_time_when_two_collections_had_what_is_now_one_name(db, tmp_path):
+    """Of two collections that bear one name in two backups neither is left out without a word; each can be had."""
+    target = tmp_path / "b"
+    filled(db, "docs", 1)
+    filled(db, "old", 2)
+    first = db.backup(target)
+    at = now()
+    db.backup(target, collections=["docs"])
+    db.drop_collection("docs")
+    db.rename_collection("old", "docs")
+    last = db.backup(target)
+    with pytest.raises(errors.BackupNotFound, match="are two") as caught:
+        vecdb.restore(target, tmp_path / "new", at=at)
+    assert caught.value.details["collection"] == "docs"
+    for backup, ids in ((None, ["r0"]), (last.id, ["r0", "r1"])):
+        name = f"from-{backup}"
+        db.restore(target, collections={"docs": name}, backup=backup, at=at)
+        assert sorted(everything(db.get_collection(name))) == ids
+    assert sorted(restored(target, tmp_path / "new", at=first.taken_at)) == ["docs", "old"]
+
+
 def test_a_restore_keeps_to_the_number_of_collections(data_folder, tmp_path):
     """A restore makes no more collections than `max_collections` allows, and says so before it reads them."""
     with vecdb.open(data_folder, max_collections=3) as db:
@@ -215,3 +337,50 @@ def test_more_fields_than_the_setting_allows(db, tmp_path):
     with pytest.raises(errors.LimitExceeded, match="max_fields"):
         vecdb.restore(tmp_path / "b", tmp_path / "new", max_fields=20)
     vecdb.restore(tmp_path / "b", tmp_path / "new", max_fields=51)
+
+
+def test_folders_that_are_named_as_a_restore_names_its_own(db, tmp_path):
+    """A restore removes what an interrupted one to the same name has left, of earlier versions too, and no folder of
+    the user's, whatever its name: one that is called nearly so, that holds other files, or a database that is complete
+    and bears no mark. Characters of patterns in the name stand for themselves."""
+    filled(db, rows=20)
+    db.backup(tmp_path / "b")
+    here = tmp_path / "here"
+    left = [here / f"d?.restoring-0000000{n}" for n in range(3)]
+    mine = [
+        here / name
+        for name in ("d?.restoring-notes", "d?.restoring-0123abcd0", "dx.restoring-01234567")
+    ]
+    mine += [here / f"d?.restoring-1111111{n}" for n in range(2)]
+    for folder in (*left, *mine):
+        folder.mkdir(parents=True)
+    for folder in (left[0], mine[-1], mine[2]):
+        with vecdb.open(folder) as other:
+            filled(other, rows=5)
+    (left[0] / "restoring").touch()
+    vecdb.open(left[1]).close()  # as earlier versions left one
+    for folder in mine[:2] + mine[3:4]:
+        (folder / "notes.txt").write_text("mine")
+    for name in ("d?", "d"):
+        vecdb.restore(tmp_path / "b", here / name)
+    assert sorted(here.iterdir()) == sorted([here / "d?", here / "d", *mine])
+    assert all(list(folder.iterdir()) for folder in mine)
+    assert not (here / "d" / "restoring").exists()
+
+
+def test_a_restore_that_is_killed_leaves_its_mark(db, tmp_path, monkeypatch):
+    """What an interrupted restore leaves says so from the first file on, and until it has its name."""
+    filled(db, rows=20)
+    db.backup(tmp_path / "b")
+    seen = {}
+
+    def reached(name, path):
+        for aside in tmp_path.glob("new.restoring-*"):
+            holds = {inner.name for inner in aside.iterdir()}
+            seen[name] = "restoring" in holds or holds <= {"vecdb.lock"}
+
+    monkeypatch.setattr("vecdb.failpoints.hook", reached)
+    vecdb.restore(tmp_path / "b", tmp_path / "new")
+    assert seen
+    assert "restore.rename.before" in seen
+    assert all(seen.values()), seen

@@ -132,6 +132,40 @@ def test_roles_and_patterns(start: StartServer, add: AddKey, keys_file: Path) ->
         assert admin.get_collection("secret").count() == 1
 
 
+def test_who_may_not_read_a_collection_is_told_nothing_of_it(
+    start: StartServer, add: AddKey, keys_file: Path, tmp_path: Path
+) -> None:
+    """Whether a name is free, a collection's, an alias of one or of one that cannot be opened: a key without rights
+    hears the same, with the name that it gave; and nothing is opened for it."""
+    root, other = add("admin"), add("admin:docs*")
+    server = start(keys_file=str(keys_file), data=str(tmp_path / "db"))
+    with connect(server.address, api_key=root) as admin:
+        for name in ("secret", "broken", "docs"):
+            admin.create_collection(name, dimension=2)
+        admin.set_alias("pub", "secret")
+        admin.set_alias("docs-al", "secret")
+    server.stop()
+    with vecdb.open(tmp_path / "db") as database:
+        broken = database.get_collection("broken")._core.store.folder
+    (broken / "data.mdb").write_bytes(b"no database")
+    server = start(keys_file=str(keys_file), data=str(tmp_path / "db"))
+    with connect(server.address, api_key=other) as mine:
+
+        def said(call: Any, name: str) -> str:
+            with pytest.raises(errors.PermissionDenied) as caught:
+                call(name)
+            return str(caught.value).replace(name, "?")
+
+        names = ("nothing", "secret", "pub", "broken")
+        assert len({said(mine.get_collection, name) for name in names}) == 1
+        assert "secret" not in said(mine.get_collection, "docs-al")
+        assert "secret" not in said(lambda name: mine.set_alias(name, "docs"), "docs-al")
+        assert "secret" not in said(mine.drop_alias, "docs-al")
+        database = server._database
+        assert database is not None
+        assert not any(database.is_loaded(name) for name in ("secret", "broken"))
+
+
 def test_an_alias_is_taken_from_nobody(start: StartServer, add: AddKey, keys_file: Path) -> None:
     """Whoever administers some collections can neither move nor drop an alias of others."""
     root, team = add("admin"), add("admin:team-*", "admin:shared")

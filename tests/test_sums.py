@@ -134,6 +134,7 @@ def test_a_flipped_bit_in_an_entry_of_meta(sound, tmp_path, key):
         shutil.rmtree(copy)
 
 
+@pytest.mark.long
 def test_a_flipped_bit_in_the_log(sound, tmp_path):
     """Whichever bit of the time or the rows of a commit is flipped, check says among which commits, and repair
     puts it right: no moment is lost."""
