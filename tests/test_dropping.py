@@ -106,6 +106,20 @@ def test_an_opening_before_the_folder_goes(data_folder, monkeypatch):
     assert answers == [CollectionNotFound]
 
 
+def test_an_opening_where_the_folder_cannot_go_whole(data_folder, monkeypatch):
+    """What a drop could not remove is opened by nobody, also where its data file is left."""
+    with vecdb.open(data_folder, device="cpu") as db:
+        db.create_collection("docs", dimension=2).insert(["a"], [[1, 2]])
+        token = db._catalog.names().collections["docs"]
+        monkeypatch.setattr(db, "_remove", lambda *given: None)
+        db.drop_collection("docs")
+        assert (db._folder(token) / layout.DATA_FILE).is_file()
+        for call in (lambda: db._collection("docs", token), lambda: db._info("docs", token)):
+            with pytest.raises(CollectionNotFound):
+                call()
+        assert (db._folder(token) / layout.UNNAMED_FILE).is_file()
+
+
 @pytest.mark.parametrize("point", ["drop.sync-folder.before", "catalog.commit.before"])
 def test_a_drop_that_is_refused_leaves_no_mark(data_folder, point):
     """The collection lives on, and its folder does not bear the mark of what is litter: a repair that finds no catalog

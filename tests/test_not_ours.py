@@ -61,7 +61,8 @@ def test_what_others_have_put_there_stays(
     root = data_folder / layout.COLLECTIONS_FOLDER
     (root / "mydir").mkdir()
     (root / "mydir" / "notes.txt").write_text("kept")
-    (root / "lost+found").mkdir()
+    for name in ("lost+found", "2024", "cafe", "0123456789abcdef0"):
+        (root / name).mkdir()
     (root / "link").symlink_to(outside)
     (root / "0123456789abcde0").symlink_to(outside / "within")
     if use is _open:  # a repair refuses to begin where it may not write into all that is there
@@ -117,6 +118,7 @@ def test_of_a_dropped_collection_that_is_a_link_the_link_goes(
         assert db.create_collection("docs", dimension=2).count() == 0
     assert not os.path.lexists(made)
     assert (moved / layout.DATA_FILE).is_file()
+    assert not (moved / layout.UNNAMED_FILE).exists()  # whoever puts it back finds no litter
 
 
 def test_a_tree_that_is_a_link(tmp_path: Path, outside: Path) -> None:

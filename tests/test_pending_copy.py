@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 
+import lmdb
 import pytest
 import store_rows
 from store_rows import filled, names
@@ -115,6 +116,27 @@ def test_that_of_another_collection_is_refused(folder, monkeypatch, noted):
         (made / layout.COPIED_FROM_FILE).unlink()
     assert _read(folder)[:3] == _read(made)[:3]
     _refused(folder)
+
+
+def test_what_the_note_says_counts_more_than_what_the_tables_hold(folder, monkeypatch):
+    """A file that was written to since, and holds what the copy holds, is not its source: nothing may have been."""
+    _, made = _pending(folder, monkeypatch)
+    for noted in (True, False):
+        if not noted:
+            (made / layout.COPIED_FROM_FILE).unlink()
+        kept = folder.with_name(f"kept-{noted}")
+        shutil.copytree(made, kept)
+        shutil.rmtree(made)
+        environment = lmdb.open(str(folder), max_dbs=16)
+        with environment.begin(write=True) as transaction:
+            transaction.delete(b"nothing of ours")
+            transaction.put(b"nothing of ours", b"")
+        environment.close()
+        shutil.copytree(kept, made)
+        if noted:
+            _refused(folder)
+        else:
+            assert _problems(folder) == []
 
 
 def test_beside_a_source_that_was_damaged_since(folder, monkeypatch):

@@ -57,7 +57,7 @@ class BackedUp(ABC):
         """A complete and durable collection folder that nothing points to yet."""
 
     @abstractmethod
-    def _open_store(self, name: str, token: str) -> CollectionStore:
+    def _open_store(self, name: str, token: str, *, making: bool = False) -> CollectionStore:
         """The store in it."""
 
     @abstractmethod
@@ -154,7 +154,7 @@ class BackedUp(ABC):
                 name, token = one.info.name, secrets.token_hex(8)
                 tokens[name] = token
                 self._make_folder(token, one.info)
-                store = self._open_store(name, token)
+                store = self._open_store(name, token, making=True)
                 try:
                     reached, count = fill(
                         target, one, store, int(self._options["max_fields"]), progress

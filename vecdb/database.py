@@ -199,7 +199,7 @@ class Database(BackedUp, Naming):
             try:
                 self._make_folder(token, info)
                 # Before the catalog names it: behind that nothing may fail, since what is refused is not done.
-                made = self._collection(name, token)
+                made = self._collection(name, token, making=True)
                 self._catalog.add(name, token, change)
             except BaseException:
                 if token not in self._catalog.names().of:
@@ -357,10 +357,11 @@ class Database(BackedUp, Naming):
                 core.close(why)
         self._remove(token, what)
 
-    def _open_store(self, name: str, token: str) -> CollectionStore:
+    def _open_store(self, name: str, token: str, *, making: bool = False) -> CollectionStore:
+        """`making`: it has no name yet."""
         path = self._folder(token)
-        if not path.is_dir() and token not in self._catalog.names().of:
-            raise not_found(name)  # dropped since its name was looked up
+        if not making and token not in self._catalog.names().of:
+            raise not_found(name)  # dropped since, though its folder may not be gone
         with named_where_damaged(name):
             must_be_own(path, name, self._catalog.names().of)
             return CollectionStore.open(
@@ -382,25 +383,25 @@ class Database(BackedUp, Naming):
             self._infos[token] = info
         return info if info.name == name else dataclasses.replace(info, name=name)
 
-    def _collection(self, name: str, token: str) -> Collection:
-        return Collection(self._core(name, token), self._builder)
+    def _collection(self, name: str, token: str, *, making: bool = False) -> Collection:
+        return Collection(self._core(name, token, making=making), self._builder)
 
-    def _core(self, name: str, token: str) -> Core:
+    def _core(self, name: str, token: str, *, making: bool = False) -> Core:
         core = self._cores.get(token)
         if core is None:
-            core = self._open_core(name, token)
+            core = self._open_core(name, token, making=making)
         if core.info.name != name:
             # Renamed by the writer, and we read beside it.
             core.info = dataclasses.replace(core.info, name=name)
         return core
 
-    def _open_core(self, name: str, token: str) -> Core:
+    def _open_core(self, name: str, token: str, *, making: bool) -> Core:
         """Loads a collection. Others go on meanwhile; those who want the same one wait for us."""
         with self._collection_lock(token), system_in_our_words(self._folder(token)):
             core = self._cores.get(token)
             if core is not None:
                 return core
-            store = self._open_store(name, token)
+            store = self._open_store(name, token, making=making)
             try:
                 info = from_json(name, store.settings)
                 core = Core(
@@ -416,7 +417,7 @@ class Database(BackedUp, Naming):
                     log.warning("collection %s asks for device %s: %s", name, info.device, note)
                 for repair in store.repairs:
                     log.warning("collection %s: %s", name, sentence(repair))
-                if not self.read_only and token in self._catalog.names().of:
+                if not (self.read_only or making):
                     sweep_opened(core)
                 has_metadata = store.has_metadata()
                 with self._lock:

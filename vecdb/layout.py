@@ -16,9 +16,10 @@ environment: so collections never wait for each other, and dropping one gives it
 The catalog points to a folder only after the folder is complete, and a folder is removed only after
 the catalog has forgotten it: a crash leaves litter, never a hole. Litter carries an empty file
 `unnamed`, which stands in a folder before it is named and before its name is taken away; a folder that
-nobody names and that has no such file is somebody's data, and is left alone, unless it is empty. In the folder
-of a collection only files with names of ours are ever removed, and nothing is through a link. Tokens, not names, name
-folders, so a rename is one small commit and no name can escape to the file system.
+nobody names and that has no such file is somebody's data, and is left alone, unless it is empty and called by a token.
+While a collection has a name, only files with names of ours are removed in its folder; a link itself is removed, not
+what it leads to. Tokens, not names, name folders, so a rename is one small commit and no name can escape to the file
+system.
 
 Tables of the catalog
     meta         b"format" -> CATALOG_FORMAT as ASCII digits
@@ -105,6 +106,7 @@ and the transaction.
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -119,6 +121,8 @@ LOCK_FILE = "vecdb.lock"
 CATALOG_FOLDER = "catalog"
 CATALOG_ASIDE = "catalog-new"
 COLLECTIONS_FOLDER = "collections"
+TOKEN = re.compile("[0-9a-f]{16}")
+"""What names the folder of a collection."""
 DATA_FILE = "data.mdb"
 LMDB_LOCK_FILE = "lock.mdb"
 UNNAMED_FILE = "unnamed"

@@ -23,6 +23,7 @@ import msgspec
 from ..backup_types import BackupCollection, BackupInfo
 from ..collection_info import check_info, check_name, from_json
 from ..errors import BackupDamaged, FormatMismatch, VecdbError
+from ..layout import TOKEN
 from ..types import CollectionInfo
 from .digests import sha256_of
 from .files import File
@@ -46,7 +47,6 @@ _END_OF_IDS = "9999"
 _ID_TIME = "%Y%m%dT%H%M%S.%fZ"
 _FILE = re.compile(r"[0-9]{6,9}\.chunk")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_TOKEN = re.compile(r"[0-9a-f]{16}")
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _MICROSECOND = dt.timedelta(microseconds=1)
 
@@ -267,9 +267,9 @@ def _check(manifest: Manifest, backup: str) -> None:
 
 def _check_part(part: Part, full: bool, files: set[str]) -> None:
     name = f"collection {part.name!r:.80}"
-    if not _TOKEN.fullmatch(part.token) or (full and part.since):
+    if not TOKEN.fullmatch(part.token) or (full and part.since):
         raise BackupDamaged(f"{name} does not begin where a full backup does")
-    if part.epoch and not _TOKEN.fullmatch(part.epoch):
+    if part.epoch and not TOKEN.fullmatch(part.epoch):
         raise BackupDamaged(f"{name} names the epoch {part.epoch!r:.80}, which cannot be")
     in_order = (
         0 <= part.since <= part.base_sequence <= part.sequence <= MAX_NUMBER

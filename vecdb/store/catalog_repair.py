@@ -26,6 +26,7 @@ from ..layout import (
     META_STATE,
     QUARANTINE_FOLDER,
     STATE,
+    TOKEN,
     UNNAMED_FILE,
     format_number,
 )
@@ -34,7 +35,6 @@ from .catalog import is_there, make
 from .salvage import salvage
 
 _WHAT = "repair"
-_TOKEN = re.compile(r"[0-9a-f]{16}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 RECOVERED = "recovered-{}"
 _FORMAT = str(CATALOG_FORMAT).encode()
@@ -220,7 +220,7 @@ def _read(path: Path) -> _Read:
 
 
 def _is_right(name: str, token: str) -> bool:
-    return bool(_NAME.fullmatch(name) and _TOKEN.fullmatch(token))
+    return bool(_NAME.fullmatch(name) and TOKEN.fullmatch(token))
 
 
 def _texts(names: catalog_sums.Names) -> dict[str, str]:
@@ -250,7 +250,7 @@ class _Folders:
         try:
             return (folder / DATA_FILE).is_file()
         except OSError as error:
-            if not _TOKEN.fullmatch(folder.name):
+            if not TOKEN.fullmatch(folder.name):
                 return False  # none of ours, as `lost+found`
             self.closed[folder.name] = error.strerror or str(error)
             return True

@@ -180,41 +180,45 @@ def must_belong(folder: Path) -> None:
     if not path.is_file():
         return
     noted = made / COPIED_FROM_FILE
-    if noted.is_file() and noted.read_bytes() == _source_of(folder):
-        return
-    here, there = _told_by(path), _told_by(made / DATA_FILE)
-    if here is None and not noted.is_file():
+    if noted.is_file():
+        if noted.read_bytes() == _source_of(folder):
+            return
+    elif pages.file_faults(path):
         return  # an earlier version has repaired a file of which nothing else can be told
-    if here is not None and here == there:
+    elif not pages.file_faults(made / DATA_FILE) and _told_by(path) == _told_by(made / DATA_FILE):
         return
     raise Corrupted(
-        f"{made} holds a file that is not made of the {DATA_FILE} beside it: {path} {_state_of(here)}, the other {_state_of(there)}. "
+        f"{made} holds a file that is not made of the {DATA_FILE} beside it: {path} {_state_of(path)}, the other "
+        f"{_state_of(made / DATA_FILE)}. "
         "To copy a folder over an older copy of it, without removing what is gone, brings such files together. Nothing "
         f"was changed. Move {made} away to go on with {path}; or move that away and put the other in its place",
         file=str(path),
     )
 
 
-def _told_by(path: Path) -> tuple[dict[bytes, bytes], dict[bytes, bytes]] | None:
-    """The tables `meta` and `ids` of a file, None where its pages are damaged. Two files that agree in them hold the same:
+def _told_by(path: Path) -> bytes:
+    """A digest of the tables `meta` and `ids` of a file whose pages are sound. Two files that agree in them hold the same:
     there are the checksums of all rows and of the log."""
-    if pages.file_faults(path):
-        return None
+    told = hashlib.blake2b(digest_size=32)
+    for name in ("meta", "ids"):
+        for key, value in _items(path, name):
+            told.update(b"%d %d " % (len(key), len(value)))
+            told.update(key)
+            told.update(value)
+    return told.digest()
+
+
+def _items(path: Path, name: str) -> Iterator[tuple[bytes, memoryview]]:
+    """The entries of a table, none where there is no such table."""
     file = pages.PageFile(path)
     trees = file.subtrees(file.walk(file.metas()[0].main, pages.MAIN).entries)
-    meta, ids = (
-        {key: bytes(value) for key, value in file.items(file.walk(trees[name], name).entries)}
-        if name in trees
-        else {}
-        for name in ("meta", "ids")
-    )
-    return meta, ids
+    return file.items(file.walk(trees[name], name).entries) if name in trees else iter(())
 
 
-def _state_of(told: tuple[Mapping[bytes, bytes], object] | None) -> str:
-    if told is None:
+def _state_of(path: Path) -> str:
+    if pages.file_faults(path):
         return "is damaged"
-    raw = told[0].get(META_STATE, b"")
+    raw = bytes(dict(_items(path, "meta")).get(META_STATE, b""))
     sequence, _, live = STATE.unpack(raw) if len(raw) == STATE.size else (0, 0, 0)
     return f"is of commit {sequence} with {live} records"
 
