@@ -54,7 +54,7 @@ PYTEST = OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytes
 test: $(STAMP) ## Run the tests, but for the long ones, in two processes. Some only, in one: make test TESTS=tests/test_cli.py ARGS='-n 0 -k import'
 	@$(PYTEST) $(or $(TESTS),-m 'not long') $(ARGS)
 
-test-long: $(STAMP) ## Run the long tests: sweeps over all kinds of index, planted damage, kills, whole benchmarks.
+test-long: $(STAMP) ## Run the long tests: sweeps over all kinds of index, pretended devices, planted damage, floods, kills, whole benchmarks.
 	@$(PYTEST) -m long $(TESTS) $(ARGS)
 
 crash: $(STAMP) ## Kill a writer of every verb again and again: make crash ARGS='--kills 2000 --seed 1'

@@ -85,7 +85,6 @@ def test_answers_while_threads_pause_anywhere(data_folder, seed, monkeypatch):
     embedded(plan, seed, data_folder, random_pauses(seed))
 
 
-@pytest.mark.long
 def test_answers_while_dead_records_are_purged(data_folder, seed):
     """The same while compactions take away all that no read can still see."""
     plan = Plan({"metric": "l2", "index": "hnsw"}, compacts=True, settings={"history_s": 0.0})

@@ -35,7 +35,7 @@ class Stuck(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-ignore]
     def _stuck(self, context: Any, message: Any, last: Any) -> Iterator[Any]:
         yield message
         if self.slow:
-            for _ in range(4):
+            for _ in range(8):
                 time.sleep(0.3 * SLOW_IDLE_S)
                 yield message
             yield last
