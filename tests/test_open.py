@@ -192,7 +192,7 @@ def test_litter_of_a_crash_is_swept(data_folder):
         db.create_collection("docs", dimension=2).insert(["a"], [[1, 2]])
     root = data_folder / layout.COLLECTIONS_FOLDER
     (named,) = root.iterdir()
-    litter, unknown, started = root / "0123456789abcdef", root / "fedcba9876543210", root / "0000"
+    litter, unknown, started = (root / f"{n}123456789abcdef" for n in "0f5")
     for folder in (litter, unknown, started):
         folder.mkdir()
     for folder in (litter, unknown):
