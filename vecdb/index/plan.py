@@ -214,17 +214,29 @@ def search_main(
     if beside is not None:
         # Its depth is calibrated too: of the candidates of lossy codes only so many must be right.
         ways = walk_for(beside, k, count, target_recall, min(k, asked.answers))
-        if ways[2] < min(cost, limit):
+        if ways[2] < min(max(cost, asked.sides.walked(asked.key)), limit):
             return _searched(main, queries, k, allowed, *ways, limit, trace, check, beside=beside)
     started = time.perf_counter()
-    found = _searched(main, queries, k, allowed, want, setting, cost, limit, trace, check)
+    seen = Trace() if trace is None else trace
+    found = _searched(main, queries, k, allowed, want, setting, cost, limit, seen, check)
     alone = main.setting(target_recall, k)
     if alone is not None:
         took_s = time.perf_counter() - started
-        spared = 1.0 - walk_cost(main, k, alone) / min(cost, limit)
+        if len(queries) == 1 and main.kind == "hnsw":
+            # Where the filter bars where a query lies, walks go on for many times what was expected.
+            cost = max(min(cost, limit), _walked(main, seen, limit))
+        cost = min(cost, limit)
+        spared = 1.0 - walk_cost(main, k, alone) / cost
         if spared > 0.0:
-            asked.sides.note(asked.key, main, allowed, queries, spared * took_s)
+            asked.sides.note(asked.key, main, allowed, queries, spared * took_s, cost)
     return found
+
+
+def _walked(main: Main, seen: Trace, limit: float) -> float:
+    """Cost of the farthest walk of a query, at most `limit`, which is that of comparing all, where that was done."""
+    if seen.main_rows_compared or not seen.candidates:
+        return limit
+    return min(walk_cost(main, seen.candidates, seen.setting), limit)
 
 
 def _searched(
