@@ -6,13 +6,13 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from concurrent import futures
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from conftest import StartServer, wait_until
+from pretended_server import serving
 from timing import once_below, seconds
 
 import vecdb
@@ -155,15 +155,8 @@ class Busy(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-ignore]
 @pytest.fixture
 def busy() -> Iterator[Any]:
     """(servicer, address)"""
-    servicer = Busy()
-    with futures.ThreadPoolExecutor(4) as pool:
-        server = grpc.server(pool)
-        add: Any = pb_grpc.add_VecdbServiceServicer_to_server
-        add(servicer, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        yield servicer, f"127.0.0.1:{port}"
-        server.stop(0).wait()
+    with serving(Busy()) as made:
+        yield made
 
 
 def test_a_delay_that_the_server_names_is_honoured(busy: Any) -> None:

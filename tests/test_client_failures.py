@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from concurrent import futures
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from pretended_server import serving
 from timing import once_below, seconds
 
 from vecdb_client import aio, connect, errors
@@ -72,15 +72,8 @@ class Flaky(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-ignore]
 @pytest.fixture
 def flaky() -> Iterator[Any]:
     """(servicer, address) of a server that fails as often as the servicer is told."""
-    servicer = Flaky()
-    with futures.ThreadPoolExecutor(4) as pool:
-        server = grpc.server(pool)
-        add: Any = pb_grpc.add_VecdbServiceServicer_to_server
-        add(servicer, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        yield servicer, f"127.0.0.1:{port}"
-        server.stop(0).wait()
+    with serving(Flaky()) as made:
+        yield made
 
 
 @pytest.mark.usefixtures("short_retries")

@@ -6,13 +6,12 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
-from concurrent import futures
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from conftest import StartServer, wait_until
+from pretended_server import serving
 
 from vecdb_client import aio, connect, errors
 from vecdb_client.idle import Idle
@@ -66,15 +65,8 @@ class Stuck(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-ignore]
 @pytest.fixture
 def stuck() -> Iterator[tuple[Stuck, str]]:
     """(servicer, address) of a server whose streams stop."""
-    servicer = Stuck()
-    with futures.ThreadPoolExecutor(8) as pool:
-        server = grpc.server(pool)
-        add: Any = pb_grpc.add_VecdbServiceServicer_to_server
-        add(servicer, server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        yield servicer, f"127.0.0.1:{port}"
-        server.stop(0).wait()
+    with serving(Stuck(), 8) as made:
+        yield made
 
 
 def use(address: str, what: str, idle_s: float = IDLE_S) -> list[Any]:

@@ -375,13 +375,13 @@ def test_queries_are_kept_when_half_is_lost(monkeypatch):
     note = filtered.index.sides.note
     allowed = Allowed(N, picked=np.arange(0, N, 5))
     queries, main = filtered.rows.queries[:ASKED], filtered.index.view.main
-    note("x", main, allowed, queries[:1], 0.499, 1.0)
+    note("x", main, allowed, queries[:1], 0.499)
     kept = filtered.index.sides._notes["x"].queries
     assert len(kept) == 0
-    note("x", main, allowed, queries, 0.01, 1.0)
+    note("x", main, allowed, queries, 0.01)
     assert len(kept) == ASKED
     assert not filtered.index.sides.any_wanted
-    note("x", main, allowed, queries[:1], 0.5, 1.0)
+    note("x", main, allowed, queries[:1], 0.5)
     assert filtered.index.sides.any_wanted
     assert not np.shares_memory(kept[-1], queries)
 

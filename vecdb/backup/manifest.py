@@ -269,7 +269,7 @@ def _check_part(part: Part, full: bool, files: set[str]) -> None:
     name = f"collection {part.name!r:.80}"
     if not TOKEN.fullmatch(part.token) or (full and part.since):
         raise BackupDamaged(f"{name} does not begin where a full backup does")
-    if part.epoch and not TOKEN.fullmatch(part.epoch):
+    if part.epoch and not TOKEN.fullmatch(part.epoch):  # as random, and as long
         raise BackupDamaged(f"{name} names the epoch {part.epoch!r:.80}, which cannot be")
     in_order = (
         0 <= part.since <= part.base_sequence <= part.sequence <= MAX_NUMBER

@@ -222,13 +222,13 @@ def search_main(
     alone = main.setting(target_recall, k)
     if alone is not None:
         took_s = time.perf_counter() - started
+        cost, told = min(cost, limit), None
         if len(queries) == 1 and main.kind == "hnsw":
             # Where the filter bars where a query lies, walks go on for many times what was expected.
-            cost = max(min(cost, limit), _walked(main, seen, limit))
-        cost = min(cost, limit)
+            cost = told = max(cost, _walked(main, seen, limit))
         spared = 1.0 - walk_cost(main, k, alone) / cost
         if spared > 0.0:
-            asked.sides.note(asked.key, main, allowed, queries, spared * took_s, cost)
+            asked.sides.note(asked.key, main, allowed, queries, spared * took_s, told)
     return found
 
 

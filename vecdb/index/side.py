@@ -118,7 +118,7 @@ class _Note:
         """What a graph is wanted of."""
         self.used = 0
         self.walked, self.counted = 0.0, 0
-        """Mean cost of the newest queries without a graph, in exact distances, and of how many."""
+        """Mean cost of the newest queries without a graph that came one by one, in exact distances, and of how many."""
 
     def distinct(self) -> Floats:
         """The queries that are kept, (q, d), each once."""
@@ -175,15 +175,21 @@ class Sides:
         return graph
 
     def walked(self, key: str) -> float:
-        """Mean cost of queries of a filter in the main graph, in exact distances; 0 where none were noted."""
+        """Mean cost of queries of a filter that came one by one, in the main graph and exact distances; 0 where none did."""
         note = self._notes.get(key)
         return 0.0 if note is None else note.walked
 
     def note(
-        self, key: str, main: Main, allowed: Allowed, queries: Floats, lost_s: float, cost: float
+        self,
+        key: str,
+        main: Main,
+        allowed: Allowed,
+        queries: Floats,
+        lost_s: float,
+        cost: float | None = None,
     ) -> None:
-        """Queries (q, d) that had no graph, the time that one would have spared them, and what each cost, in exact
-        distances. About 1 us."""
+        """Queries (q, d) that had no graph, the time that one would have spared them, and what they cost, in exact
+        distances, where that is known. About 1 us."""
         if self.wake is None or not LEAST_ROWS <= allowed.count <= MOST_SHARE * main.n:
             return
         note = self._notes.get(key)
@@ -193,8 +199,9 @@ class Sides:
             return
         self._clock += 1
         note.used = self._clock
-        note.counted = min(note.counted + 1, MOST_QUERIES)
-        note.walked += (cost - note.walked) / note.counted
+        if cost is not None:
+            note.counted = min(note.counted + 1, MOST_QUERIES)
+            note.walked += (cost - note.walked) / note.counted
         if key in self._saved:
             if note.wanted is None:
                 note.wanted = (main, allowed)
