@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ import pytest
 from test_bench_run import Line, of, run, runs
 
 from bench.children import Child, ChildFailed, members
-from bench.run import plan
+from bench.run import mixture, plan
 from bench.run.asking import Case
+from bench.run.changes import DELETED, moved
 from bench.run.mixture import Mix, play, together
 from bench.run.plan import Entry
 from bench.sources import Condition, Source, prepare
@@ -113,13 +115,13 @@ def test_the_file_says_how_callers_run(
         assert "cpu_callers_s" not in samples["callers=1 recall=0.95"]
 
 
-def test_the_mix_of_several_callers_changes_each_row_once() -> None:
-    """Callers change rows of their own: what each did adds up, and is live in the end."""
+def test_the_mix_of_several_callers_changes_each_row_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers change rows of their own: what each did adds up, and the versions told are those that are live."""
 
     class Rows:
         def __init__(self) -> None:
-            self.upserts: list[int] = []
-            self.deletes: list[int] = []
+            self.live: dict[int, Any] = {}
+            self.began: dict[int, Any] = {}
 
         def where(self, condition: Any) -> Any:
             return condition
@@ -128,10 +130,14 @@ def test_the_mix_of_several_callers_changes_each_row_once() -> None:
             return [], []
 
         def upsert(self, numbers: list[int], part: Any) -> None:
-            self.upserts += numbers
+            self.put(numbers[0], part.vectors[0])
 
         def delete(self, numbers: list[int], ids: Any) -> None:
-            self.deletes += numbers
+            self.put(numbers[0], None)
+
+        def put(self, number: int, vector: Any) -> None:
+            self.began.setdefault(number, vector)
+            self.live[number] = vector
 
     class Few(Source):
         def __init__(self) -> None:
@@ -147,13 +153,27 @@ def test_the_mix_of_several_callers_changes_each_row_once() -> None:
         def records(self, start: int, stop: int) -> Any:
             return ["x"] * (stop - start), [{}] * (stop - start), [""] * (stop - start)
 
+    # The clock counts looks at it, so that the same is played everywhere.
+    looks = itertools.count()
+    monkeypatch.setattr(mixture, "time", SimpleNamespace(perf_counter=lambda: float(next(looks))))
     tenants = [(Condition("a", "=", n), np.arange(n * 20, n * 20 + 20)) for n in range(3)]
-    system, mix = Rows(), Mix(0.95, {5: 2}, tenants)
-    given = (system, Few(), [0, 1, 2], mix)
-    done = [play(*given, caller, 2, time.perf_counter() + 0.1) for caller in (0, 1)]
+    system, source = Rows(), Few()
+    mix = Mix(0.95, dict.fromkeys(range(60), 2), tenants)
+    given = (system, source, [0, 1, 2], mix)
+    done = [play(*given, caller, 2, next(looks) + 20_000.0) for caller in (0, 1)]
     assert not set(done[0].changed) & set(done[1].changed)
     assert all(row % 2 == caller for caller in (0, 1) for row in done[caller].changed)
     found, versions = together(done, 0.1)
     assert found["calls"] == sum(len(one.queried_s) + one.upserts + one.deletes for one in done)
-    assert set(versions) == set(system.upserts) | set(system.deletes)
-    assert versions.get(5) in (None, -1) or versions[5] > 2
+    assert sum(one.upserts for one in done) > 100
+    assert sum(one.deletes for one in done) > 20
+    assert set(versions) == set(system.live)
+    for row, version in versions.items():
+        assert (version == DELETED) == (system.live[row] is None)
+        if version != DELETED:
+            assert system.live[row].tolist() == moved(source, row, version).tolist()
+    # What was changed before goes on from the version it had; what was deleted begins again.
+    began = [row for row, vector in system.began.items() if vector is not None]
+    assert began
+    assert all(system.began[row].tolist() == moved(source, row, 3).tolist() for row in began)
+    assert DELETED in versions.values()
