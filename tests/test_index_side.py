@@ -260,9 +260,10 @@ def test_what_fails_is_not_tried_again():
 
 def test_a_target_that_no_setting_reaches(monkeypatch):
     """A graph that cannot keep the promise does not serve."""
+    monkeypatch.setattr(side, "least_queries", lambda target: 64)
     filtered = Filtered()
-    filtered.ask("third")
-    filtered.index.target_recall = 0.999_999
+    filtered.ask("third", target_recall=0.995)
+    assert filtered.index.sides.any_wanted
     assert filtered.index.build_side(cancel=threading.Event()) == 0
     assert filtered.index.sides.count == 0
     assert not filtered.index.sides.any_wanted
@@ -375,13 +376,13 @@ def test_queries_are_kept_when_half_is_lost(monkeypatch):
     note = filtered.index.sides.note
     allowed = Allowed(N, picked=np.arange(0, N, 5))
     queries, main = filtered.rows.queries[:ASKED], filtered.index.view.main
-    note("x", main, allowed, queries[:1], 0.499)
+    note("x", main, allowed, queries[:1], 0.499, 0.95)
     kept = filtered.index.sides._notes["x"].queries
     assert len(kept) == 0
-    note("x", main, allowed, queries, 0.01)
+    note("x", main, allowed, queries, 0.01, 0.95)
     assert len(kept) == ASKED
     assert not filtered.index.sides.any_wanted
-    note("x", main, allowed, queries[:1], 0.5)
+    note("x", main, allowed, queries[:1], 0.5, 0.95)
     assert filtered.index.sides.any_wanted
     assert not np.shares_memory(kept[-1], queries)
 

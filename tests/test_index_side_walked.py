@@ -8,9 +8,9 @@ import pytest
 from index_rows import soon_worth_it
 from test_index_side import ASKED, Filtered, K
 
-from vecdb.index import plan
+from vecdb.index import plan, side
 
-TARGET = 0.95
+TARGET, HIGH = 0.95, 0.98
 
 
 @pytest.fixture(autouse=True)
@@ -28,11 +28,32 @@ def test_a_graph_serves_where_walks_go_on_for_longer_than_expected():
     sides, main = filtered.index.sides, view.main
     count = int((filtered.masks[name] & filtered.live).sum())
     expected = plan.walk_for(main, K, count, TARGET, K)[2]
-    walked = sides.walked(name)
+    walked = sides.walked(name, TARGET)
     assert walked > 1.2 * expected
     graph = sides.graph(name, main, count)
     graph.price *= (expected + walked) / 2 / plan.walk_for(graph, K, count, TARGET, K)[2]
     assert filtered.plan(name) == plan.SIDE
     assert filtered.check(name) >= 0.93
-    sides._notes[name].walked = expected
+    sides._notes[name].walks[TARGET] = expected, ASKED
     assert filtered.plan(name) != plan.SIDE
+
+
+def test_what_one_target_walks_says_nothing_of_another():
+    """What queries of a target have walked is known apart, also while a graph serves another target; and not before a few
+    have been asked."""
+    filtered = Filtered()
+    name, sides, main = "against", filtered.index.sides, filtered.index.view.main
+    for at in range(ASKED):
+        filtered.ask(name, slice(at, at + 1))
+    assert filtered.index.build_side(cancel=threading.Event())
+    count = int((filtered.masks[name] & filtered.live).sum())
+    graph, low = sides.graph(name, main, count), sides.walked(name, TARGET)
+    expected = plan.walk_for(main, K, count, HIGH, K)[2]
+    graph.price *= 1.1 * expected / plan.walk_for(graph, K, count, HIGH, K)[2]
+    assert filtered.plan(name, target_recall=HIGH) != plan.SIDE
+    for at in range(side.LEAST_WALKS):
+        assert sides.walked(name, HIGH) == 0.0
+        filtered.ask(name, slice(at, at + 1), target_recall=HIGH)
+    assert sides.walked(name, HIGH) > 1.1 * expected
+    assert sides.walked(name, TARGET) == low
+    assert filtered.plan(name, target_recall=HIGH) == plan.SIDE

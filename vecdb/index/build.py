@@ -143,7 +143,7 @@ class Build:
 
     def beside(self, wanted: Wanted) -> SideGraph | None:
         """A graph for a filter, its curve measured on queries of users; None when cancelled, and when no
-        setting reaches the target recall."""
+        setting reaches the least recall that was asked of it."""
         main, positions = wanted.main, wanted.allowed.picked()
 
         def work() -> SideGraph:
@@ -157,7 +157,7 @@ class Build:
             return SideGraph(main, graph, positions, curve)
 
         made = self._on_own_thread(work)
-        good = made is not None and made.setting(self.job.target_recall, calibrate.SMALL_K)
+        good = made is not None and made.setting(wanted.target_recall, calibrate.SMALL_K)
         return made if good else None
 
     def _on_own_thread(self, work: Callable[[], Made]) -> Made | None:
@@ -368,6 +368,8 @@ class Build:
             rank,
             self.cancel,
             lambda share: self.progress(start + share * _CALIBRATION_SHARE),
+            # Of a filter's graph, which few queries of users measure.
+            unseen=0.0 if among is None else calibrate.UNSEEN,
         )
         if curve is None:
             raise Cancelled

@@ -23,7 +23,7 @@ import numpy as np
 
 from ..selection import Selection
 from .blocks import Allowed, nearness
-from .calibrate import LEAST_HELD_OUT, Curve
+from .calibrate import SMALL_K, Curve, least_queries
 from .distance import Floats, Rows
 from .main import GRAPH_BYTES_A_ROW, Main
 
@@ -32,9 +32,12 @@ LEAST_ROWS, MOST_SHARE = 4_096, 0.5
 WORTH = 0.1
 """Time lost, as a share of that of a build, from which on one is worth it: what is lost callers wait for, what
 is built costs one core for some seconds at low priority, once for a filter and main index."""
-LEAST_QUERIES, MOST_QUERIES = 128, 256
-"""Queries before a graph is thought of, and how many of the newest its recall is measured on: while it is
-built more of them come. To measure it on 512 took longer than to build a graph of 11,500 rows (1.4 s of 0.9)."""
+LEAST_QUERIES, MEASURED, MOST_QUERIES = 128, 256, 512
+"""Queries before a graph is thought of, how many of the newest its recall is measured on: while it is
+built more of them come, and for a target that needs more (`calibrate.least_queries`) how many at most: above 0.996 filters have no
+graph. To measure it on 512 took longer than to build a graph of 11,500 rows (1.4 s of 0.9)."""
+LEAST_WALKS, MOST_TARGETS = 16, 8
+"""Queries that came one by one, from which on what they walked is believed; and targets that this is known of."""
 MEMORY_SHARE = 0.3
 """Of the main index: what all graphs beside it may take."""
 MOST_DEAD = 0.2
@@ -80,6 +83,13 @@ class SideGraph(Main):
         price = near * PRICE_NEAR + (1.0 - near) * PRICE_FAR + self.n / PRICE_ROWS
         self.price = min(1.0, price)
 
+    def is_settled(self, target_recall: float) -> bool:
+        """Whether more queries to measure it on would change nothing for a target that it is not trusted with."""
+        curve = self.curve
+        return curve.setting(target_recall, SMALL_K) is not None or curve.queries >= least_queries(
+            target_recall
+        )
+
     @property
     def nbytes(self) -> int:
         """Of the graph alone."""
@@ -94,6 +104,8 @@ class Wanted(NamedTuple):
     allowed: Allowed
     queries: Callable[[], Floats]
     """(q, d) of users, no two alike, up to now."""
+    target_recall: float
+    """The least that they asked for."""
     path: Path | None
     """Its file."""
 
@@ -102,7 +114,7 @@ class _Note:
     """What is known of one filter."""
 
     __slots__ = (
-        "asked", "counted", "graph", "lost_s", "queries", "refused", "used", "walked", "wanted",
+        "asked", "counted", "graph", "lost_s", "queries", "refused", "targets", "used", "walks", "wanted",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -111,23 +123,28 @@ class _Note:
         self.asked = 0
         self.queries: deque[Floats] = deque(maxlen=MOST_QUERIES)
         """The newest of the queries asked, which are counted from when they are kept."""
+        self.targets = (1.0, 0.0)
+        """The least and the largest recall that they asked for."""
         self.graph: SideGraph | None = None
         self.refused = False
         """No graph of this main index serves it."""
         self.wanted: tuple[Main, Allowed] | None = None
         """What a graph is wanted of."""
         self.used = 0
-        self.walked, self.counted = 0.0, 0
-        """Mean cost of the newest queries without a graph that came one by one, in exact distances, and of how many."""
+        self.walks: dict[float, tuple[float, int]] = {}
+        """By the target of queries without a graph that came one by one: the mean cost of the newest, in exact distances,
+        and of how many."""
 
     def distinct(self) -> Floats:
-        """The queries that are kept, (q, d), each once."""
+        """The newest of the queries that are kept, each once: as many as a graph is measured on, (q, d)."""
         found = {query.tobytes(): query for query in list(self.queries)}
-        return np.stack(list(found.values())) if found else np.empty((0, 0), np.float32)
+        if not found:
+            return np.empty((0, 0), np.float32)
+        return np.stack(list(found.values())[-max(MEASURED, least_queries(self.targets[1])) :])
 
     def settle(self, graph: SideGraph | None) -> None:
         """Wants nothing more; the next graph is to be measured on queries of its own time."""
-        self.graph, self.wanted, self.asked = graph, None, 0
+        self.graph, self.wanted, self.asked, self.targets = graph, None, 0, (1.0, 0.0)
         self.queries.clear()
 
     def forget(self) -> None:
@@ -174,10 +191,12 @@ class Sides:
         note.used = self._clock
         return graph
 
-    def walked(self, key: str) -> float:
-        """Mean cost of queries of a filter that came one by one, in the main graph and exact distances; 0 where none did."""
+    def walked(self, key: str, target_recall: float) -> float:
+        """Mean cost of queries of a filter and target that came one by one, in the main graph and exact distances; 0 where few
+        did."""
         note = self._notes.get(key)
-        return 0.0 if note is None else note.walked
+        mean, counted = (0.0, 0) if note is None else note.walks.get(target_recall, (0.0, 0))
+        return mean if counted >= LEAST_WALKS else 0.0
 
     def note(
         self,
@@ -186,23 +205,30 @@ class Sides:
         allowed: Allowed,
         queries: Floats,
         lost_s: float,
+        target_recall: float,
         cost: float | None = None,
     ) -> None:
-        """Queries (q, d) that had no graph, the time that one would have spared them, and what they cost, in exact
-        distances, where that is known. About 1 us."""
+        """Queries (q, d) that had no graph, the time that one would have spared them, the recall below 1 that they asked for,
+        and what they cost, in exact distances, where that is known. About 1 us."""
+        needed = least_queries(target_recall)
+        if needed > MOST_QUERIES:
+            return
         if self.wake is None or not LEAST_ROWS <= allowed.count <= MOST_SHARE * main.n:
             return
         note = self._notes.get(key)
         if note is None:
             note = self._watch(key)
-        if note.refused or note.graph is not None or main.kind != "hnsw" or main.code == "binary":
+        if note.refused or main.kind != "hnsw" or main.code == "binary":
+            return
+        if cost is not None and (target_recall in note.walks or len(note.walks) < MOST_TARGETS):
+            mean, counted = note.walks.get(target_recall, (0.0, 0))
+            counted = min(counted + 1, MEASURED)
+            note.walks[target_recall] = mean + (cost - mean) / counted, counted
+        if note.graph is not None and note.graph.is_settled(target_recall):
             return
         self._clock += 1
         note.used = self._clock
-        if cost is not None:
-            note.counted = min(note.counted + 1, MOST_QUERIES)
-            note.walked += (cost - note.walked) / note.counted
-        if key in self._saved:
+        if key in self._saved and note.graph is None:
             if note.wanted is None:
                 note.wanted = (main, allowed)
                 self.wake()
@@ -213,12 +239,13 @@ class Sides:
             return
         before = note.asked
         note.asked = asked = before + len(queries)
+        note.targets = min(note.targets[0], target_recall), max(note.targets[1], target_recall)
         # Copies: an array of the caller's may change.
         if len(queries) == 1:
             note.queries.append(queries[0].copy())
         else:
             note.queries.extend([query.copy() for query in queries[-MOST_QUERIES:]])
-        if asked < LEAST_QUERIES or note.lost_s < worth_s:
+        if asked < max(LEAST_QUERIES, needed) or note.lost_s < worth_s:
             return
         if note.wanted is None or asked // _CALL_EVERY > before // _CALL_EVERY:
             note.wanted = (main, allowed)
@@ -244,28 +271,28 @@ class Sides:
                 if asked is None:
                     continue
                 main, allowed = asked
-                path = self._saved.get(key)
+                path = self._saved.get(key) if note.graph is None else None
                 if main.rows is not self._rows:
                     note.wanted = None
-                elif path is None and len(note.distinct()) < LEAST_HELD_OUT:
+                elif path is None and len(note.distinct()) < least_queries(note.targets[1]):
                     # A few queries asked over and over say nothing about the next one.
-                    note.settle(None)
+                    note.wanted, note.asked = None, 0
                 elif graph_bytes(allowed.count, main.n) > MEMORY_SHARE * main.nbytes:
                     note.settle(None)
                     note.refused = True
                 else:
-                    return Wanted(key, main, allowed, note.distinct, path)
+                    return Wanted(key, main, allowed, note.distinct, note.targets[0], path)
         return None
 
     def put(self, wanted: Wanted, graph: SideGraph | None) -> None:
         """Takes a graph into service, and others out of it that were not used for longest where memory
-        is short. None: there is none that serves this filter, and none is built for this main index.
+        is short. None: there is none that serves this filter better than what it has, and none is built for this main index.
         """
         with self._lock:
             note = self._notes.get(wanted.key)
             if note is None or wanted.main.rows is not self._rows:
                 return
-            note.settle(graph)
+            note.settle(graph or note.graph)
             note.refused = graph is None
             held = [other for other in self._notes.values() if other.graph and other is not note]
             held.sort(key=lambda other: other.used)
