@@ -262,6 +262,7 @@ def test_a_target_that_no_setting_reaches(monkeypatch):
     """A graph that cannot keep the promise does not serve."""
     monkeypatch.setattr(side, "least_queries", lambda target: 64)
     filtered = Filtered()
+    filtered.index.target_recall = 0.995
     filtered.ask("third", target_recall=0.995)
     assert filtered.index.sides.any_wanted
     assert filtered.index.build_side(cancel=threading.Event()) == 0
@@ -376,15 +377,15 @@ def test_queries_are_kept_when_half_is_lost(monkeypatch):
     note = filtered.index.sides.note
     allowed = Allowed(N, picked=np.arange(0, N, 5))
     queries, main = filtered.rows.queries[:ASKED], filtered.index.view.main
-    note("x", main, allowed, queries[:1], 0.499, 0.95)
+    note("x", main, allowed, queries[:1], K, 0.499, 0.95)
     kept = filtered.index.sides._notes["x"].queries
     assert len(kept) == 0
-    note("x", main, allowed, queries, 0.01, 0.95)
+    note("x", main, allowed, queries, K, 0.01, 0.95)
     assert len(kept) == ASKED
     assert not filtered.index.sides.any_wanted
-    note("x", main, allowed, queries[:1], 0.5, 0.95)
+    note("x", main, allowed, queries[:1], K, 0.5, 0.95)
     assert filtered.index.sides.any_wanted
-    assert not np.shares_memory(kept[-1], queries)
+    assert not any(np.shares_memory(one, queries) for one in kept.values())
 
 
 def test_threads_ask_while_it_is_built_and_rows_die():
@@ -397,14 +398,14 @@ def test_threads_ask_while_it_is_built_and_rows_die():
         try:
             while not done.is_set():
                 view = filtered.index.view
-                filtered.check(name, view, live[view.sequence], at=slice(0, 16))
+                filtered.check(name, view, live[view.sequence], at=slice(0, 70))
         except BaseException as error:  # told by the test, not lost in a thread
             failures.append(repr(error))
 
     threads = [threading.Thread(target=read, args=(name,)) for name in ("third", "against") * 2]
     for thread in threads:
         thread.start()
-    rng = np.random.default_rng(SEED)
+    rng, built = np.random.default_rng(SEED), 0
     try:
         wait_until(lambda: filtered.index.sides.any_wanted, "a graph is wanted")
         for sequence in range(2, 14):
@@ -413,13 +414,13 @@ def test_threads_ask_while_it_is_built_and_rows_die():
             filtered.live[dead] = False
             live[sequence] = filtered.live.copy()
             filtered.index.publish(sequence)
-            filtered.index.build_side(cancel=threading.Event())
+            built += filtered.index.build_side(cancel=threading.Event())
     finally:
         done.set()
         for thread in threads:
             thread.join()
     assert not failures
-    assert sequence == 13
+    assert (sequence, built > 0) == (13, True)
 
 
 def test_nothing_is_calibrated_before_its_end():

@@ -28,13 +28,13 @@ def test_a_graph_serves_where_walks_go_on_for_longer_than_expected():
     sides, main = filtered.index.sides, view.main
     count = int((filtered.masks[name] & filtered.live).sum())
     expected = plan.walk_for(main, K, count, TARGET, K)[2]
-    walked = sides.walked(name, TARGET)
+    walked = sides.walked(name, TARGET, K)
     assert walked > 1.2 * expected
     graph = sides.graph(name, main, count)
     graph.price *= (expected + walked) / 2 / plan.walk_for(graph, K, count, TARGET, K)[2]
     assert filtered.plan(name) == plan.SIDE
     assert filtered.check(name) >= 0.93
-    sides._notes[name].walks[TARGET] = expected, ASKED
+    sides._notes[name].walks[TARGET, K] = expected, ASKED
     assert filtered.plan(name) != plan.SIDE
 
 
@@ -47,13 +47,13 @@ def test_what_one_target_walks_says_nothing_of_another():
         filtered.ask(name, slice(at, at + 1))
     assert filtered.index.build_side(cancel=threading.Event())
     count = int((filtered.masks[name] & filtered.live).sum())
-    graph, low = sides.graph(name, main, count), sides.walked(name, TARGET)
+    graph, low = sides.graph(name, main, count), sides.walked(name, TARGET, K)
     expected = plan.walk_for(main, K, count, HIGH, K)[2]
     graph.price *= 1.1 * expected / plan.walk_for(graph, K, count, HIGH, K)[2]
     assert filtered.plan(name, target_recall=HIGH) != plan.SIDE
     for at in range(side.LEAST_WALKS):
-        assert sides.walked(name, HIGH) == 0.0
+        assert sides.walked(name, HIGH, K) == 0.0
         filtered.ask(name, slice(at, at + 1), target_recall=HIGH)
-    assert sides.walked(name, HIGH) > 1.1 * expected
-    assert sides.walked(name, TARGET) == low
+    assert sides.walked(name, HIGH, K) > 1.1 * expected
+    assert sides.walked(name, TARGET, K) == low
     assert filtered.plan(name, target_recall=HIGH) == plan.SIDE

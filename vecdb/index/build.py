@@ -143,7 +143,7 @@ class Build:
 
     def beside(self, wanted: Wanted) -> SideGraph | None:
         """A graph for a filter, its curve measured on queries of users; None when cancelled, and when no
-        setting reaches the least recall that was asked of it."""
+        setting reaches the target recall, or the least that was asked of it."""
         main, positions = wanted.main, wanted.allowed.picked()
 
         def work() -> SideGraph:
@@ -157,7 +157,8 @@ class Build:
             return SideGraph(main, graph, positions, curve)
 
         made = self._on_own_thread(work)
-        good = made is not None and made.setting(wanted.target_recall, calibrate.SMALL_K)
+        least = min(wanted.target_recall, self.job.target_recall)
+        good = made is not None and made.setting(least, calibrate.SMALL_K)
         return made if good else None
 
     def _on_own_thread(self, work: Callable[[], Made]) -> Made | None:

@@ -229,14 +229,15 @@ def measure(
 ) -> Curve | None:
     """The curve over `settings` for (q, d) queries; None when cancelled.
 
-    `rows` is the number of rows that all look at. `rank` None: keys by code are the true ones. `unseen`: see `recall`.
+    `rows` is the number of rows that all look at. `rank` None: keys by code are the true ones. `unseen`: see `recall`; then
+    the queries are few, and all are asked at each k.
     """
     small, large = min(SMALL_K, rows), min(large_k, rows)
     # A walk for the larger k sees what one for the smaller k sees, at the same setting. Lists take several times as long
     # for it: 600 queries for a thousand of 6,000 rows took half of a build.
     of_lists = large_k > LARGE_K
     walks = rank is None and not of_lists
-    ranked = len(queries) if walks else min(len(queries), _WIDE_QUERIES)
+    ranked = len(queries) if walks or unseen else min(len(queries), _WIDE_QUERIES)
     # Where codes are lossy each call reads every vector; it looks at `cancel` by itself.
     step = _STEP if rank is None else len(queries)
     truth: list[tuple[Floats, int]] = []
@@ -259,7 +260,7 @@ def measure(
         shared = walks and setting >= least
         known = points[-1] if points and points[-1].recall_10 >= _ENOUGH else None
         some = queries
-        if known is not None:
+        if known is not None and not unseen:
             # Nothing is left to be learned at the small k but what it costs. (Lists of 1,000,000 rows: 15 s.)
             some = queries[: _WIDE_QUERIES if shared else _TIMED_QUERIES]
         if shared:
@@ -274,7 +275,7 @@ def measure(
             at_10 = max(known.recall_10, at_10[0]), max(known.bound_10, at_10[1])
         # Below `least` a walk for the large k is always the same one.
         if not shared and (setting > least or not points):
-            few = ranked if setting < _FAR else ranked // 2
+            few = ranked if setting < _FAR or unseen else ranked // 2
             wide = _found(queries[:few], large, max(setting, least), rows, depth, search, rank)
         if shared or setting > least or not points:
             at_100 = recall(true_wide[: len(wide)], wide, large, unseen)

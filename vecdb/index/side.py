@@ -13,9 +13,10 @@ they lose, and nobody for a build in the background.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,12 +33,12 @@ LEAST_ROWS, MOST_SHARE = 4_096, 0.5
 WORTH = 0.1
 """Time lost, as a share of that of a build, from which on one is worth it: what is lost callers wait for, what
 is built costs one core for some seconds at low priority, once for a filter and main index."""
-LEAST_QUERIES, MEASURED, MOST_QUERIES = 128, 256, 512
-"""Queries before a graph is thought of, how many of the newest its recall is measured on: while it is
-built more of them come, and for a target that needs more (`calibrate.least_queries`) how many at most: above 0.996 filters have no
-graph. To measure it on 512 took longer than to build a graph of 11,500 rows (1.4 s of 0.9)."""
-LEAST_WALKS, MOST_TARGETS = 16, 8
-"""Queries that came one by one, from which on what they walked is believed; and targets that this is known of."""
+LEAST_QUERIES, MEASURED, MOST_QUERIES = 128, 256, 500
+"""Queries before a graph is thought of, how many distinct ones, the newest, its recall is measured on: while it is
+built more of them come, and how many where a target needs more (`calibrate.least_queries`): for one above 0.996 none is
+built. To measure it on 512 took longer than to build a graph of 11,500 rows (1.4 s of 0.9)."""
+LEAST_WALKS, MOST_WALKS = 16, 16
+"""Queries that came one by one, from which on what they walked is believed; and of how many targets and k this is known."""
 MEMORY_SHARE = 0.3
 """Of the main index: what all graphs beside it may take."""
 MOST_DEAD = 0.2
@@ -84,11 +85,10 @@ class SideGraph(Main):
         self.price = min(1.0, price)
 
     def is_settled(self, target_recall: float) -> bool:
-        """Whether more queries to measure it on would change nothing for a target that it is not trusted with."""
-        curve = self.curve
-        return curve.setting(target_recall, SMALL_K) is not None or curve.queries >= least_queries(
-            target_recall
-        )
+        """Whether it is trusted with a target, or was measured on as many queries as that takes."""
+        if self.curve.setting(target_recall, SMALL_K) is not None:
+            return True
+        return self.curve.queries >= least_queries(target_recall)
 
     @property
     def nbytes(self) -> int:
@@ -121,8 +121,8 @@ class _Note:
         self.lost_s = 0.0
         """Time that its queries would have been spared by a graph, as estimated."""
         self.asked = 0
-        self.queries: deque[Floats] = deque(maxlen=MOST_QUERIES)
-        """The newest of the queries asked, which are counted from when they are kept."""
+        self.queries: dict[bytes, Floats] = {}
+        """The newest distinct ones of the queries asked, by their bytes, oldest first; all are counted from when they are kept."""
         self.targets = (1.0, 0.0)
         """The least and the largest recall that they asked for."""
         self.graph: SideGraph | None = None
@@ -131,16 +131,37 @@ class _Note:
         self.wanted: tuple[Main, Allowed] | None = None
         """What a graph is wanted of."""
         self.used = 0
-        self.walks: dict[float, tuple[float, int]] = {}
-        """By the target of queries without a graph that came one by one: the mean cost of the newest, in exact distances,
+        self.walks: dict[tuple[float, int], tuple[float, int]] = {}
+        """By target and k of queries without a graph that came one by one: the mean cost of the newest, in exact distances,
         and of how many."""
 
-    def distinct(self) -> Floats:
-        """The newest of the queries that are kept, each once: as many as a graph is measured on, (q, d)."""
-        found = {query.tobytes(): query for query in list(self.queries)}
-        if not found:
-            return np.empty((0, 0), np.float32)
-        return np.stack(list(found.values())[-max(MEASURED, least_queries(self.targets[1])) :])
+    def keep(self, queries: Floats, target_recall: float) -> None:
+        """Keeps copies, as an array of the caller's may change."""
+        self.asked += len(queries)
+        self.targets = min(self.targets[0], target_recall), max(self.targets[1], target_recall)
+        for query in queries[-MOST_QUERIES:]:
+            name = query.tobytes()
+            kept = self.queries.pop(name, None)
+            self.queries[name] = query.copy() if kept is None else kept
+        most = max(MEASURED, least_queries(self.targets[1]))
+        while len(self.queries) > most:
+            del self.queries[next(iter(self.queries))]
+
+    def distinct(self, before: Floats | None = None) -> Floats:
+        """The queries that are kept, (q, d); `before`, if those were more: they go where a filter is forgotten."""
+        found = list(self.queries.values())
+        if before is not None and len(before) > len(found):
+            return before
+        return np.stack(found) if found else np.empty((0, 0), np.float32)
+
+    def walk(self, kind: tuple[float, int], cost: float) -> None:
+        """Notes what a query that came alone has cost. One of two at the same instant may go uncounted."""
+        mean, counted = self.walks.get(kind, (0.0, 0))
+        if not counted and len(self.walks) >= MOST_WALKS:
+            least = min(list(self.walks.items()), key=lambda item: item[1][1])
+            self.walks.pop(least[0], None)
+        counted = min(counted + 1, MEASURED)
+        self.walks[kind] = mean + (cost - mean) / counted, counted
 
     def settle(self, graph: SideGraph | None) -> None:
         """Wants nothing more; the next graph is to be measured on queries of its own time."""
@@ -149,14 +170,14 @@ class _Note:
 
     def forget(self) -> None:
         """Lets the graph go, which has to be earned again."""
-        self.lost_s = 0.0
+        self.lost_s, self.refused = 0.0, False
         self.settle(None)
 
 
 class Sides:
     """The filters asked of an index, and the graphs of some of them. Any thread may call.
 
-    Numbers are noted without a lock: of two queries at the same instant one may go uncounted.
+    Numbers are noted without a lock, until queries are kept: of two at the same instant one may go uncounted.
     Keys mean the same as long as the index lives; see `vecdb.selection`.
     """
 
@@ -185,17 +206,18 @@ class Sides:
             # More are live in views that are older than the graph.
             return None
         if count < (1.0 - MOST_DEAD) * graph.n:
-            note.forget()
+            with self._lock:
+                note.forget()
             return None
         self._clock += 1
         note.used = self._clock
         return graph
 
-    def walked(self, key: str, target_recall: float) -> float:
-        """Mean cost of queries of a filter and target that came one by one, in the main graph and exact distances; 0 where few
-        did."""
+    def walked(self, key: str, target_recall: float, k: int) -> float:
+        """Mean cost of queries of a filter, target and k that came one by one, in the main graph and exact distances; 0 where
+        few did."""
         note = self._notes.get(key)
-        mean, counted = (0.0, 0) if note is None else note.walks.get(target_recall, (0.0, 0))
+        mean, counted = (0.0, 0) if note is None else note.walks.get((target_recall, k), (0.0, 0))
         return mean if counted >= LEAST_WALKS else 0.0
 
     def note(
@@ -204,27 +226,26 @@ class Sides:
         main: Main,
         allowed: Allowed,
         queries: Floats,
+        k: int,
         lost_s: float,
         target_recall: float,
         cost: float | None = None,
     ) -> None:
-        """Queries (q, d) that had no graph, the time that one would have spared them, the recall below 1 that they asked for,
-        and what they cost, in exact distances, where that is known. About 1 us."""
+        """Queries (q, d) that had no graph, the time that one would have spared them, the recall below 1 that they asked for
+        among k, and what they cost, in exact distances, where that is known. About 1 us; 3 us each once they are kept."""
         needed = least_queries(target_recall)
-        if needed > MOST_QUERIES:
+        if self.wake is None or needed > MOST_QUERIES:
             return
-        if self.wake is None or not LEAST_ROWS <= allowed.count <= MOST_SHARE * main.n:
+        if not LEAST_ROWS <= allowed.count <= MOST_SHARE * main.n:
             return
         note = self._notes.get(key)
         if note is None:
             note = self._watch(key)
-        if note.refused or main.kind != "hnsw" or main.code == "binary":
+        if main.kind != "hnsw" or main.code == "binary":
             return
-        if cost is not None and (target_recall in note.walks or len(note.walks) < MOST_TARGETS):
-            mean, counted = note.walks.get(target_recall, (0.0, 0))
-            counted = min(counted + 1, MEASURED)
-            note.walks[target_recall] = mean + (cost - mean) / counted, counted
-        if note.graph is not None and note.graph.is_settled(target_recall):
+        if cost is not None:
+            note.walk((target_recall, k), cost)
+        if note.refused or (note.graph is not None and note.graph.is_settled(target_recall)):
             return
         self._clock += 1
         note.used = self._clock
@@ -237,15 +258,12 @@ class Sides:
         worth_s = WORTH * build_seconds(allowed.count, queries.shape[1])
         if note.lost_s < 0.5 * worth_s:
             return
-        before = note.asked
-        note.asked = asked = before + len(queries)
-        note.targets = min(note.targets[0], target_recall), max(note.targets[1], target_recall)
-        # Copies: an array of the caller's may change.
-        if len(queries) == 1:
-            note.queries.append(queries[0].copy())
-        else:
-            note.queries.extend([query.copy() for query in queries[-MOST_QUERIES:]])
-        if asked < max(LEAST_QUERIES, needed) or note.lost_s < worth_s:
+        with self._lock:
+            before = note.asked
+            note.keep(queries, target_recall)
+            asked = note.asked
+        # A few queries asked over and over say nothing about the next one.
+        if len(note.queries) < needed or asked < LEAST_QUERIES or note.lost_s < worth_s:
             return
         if note.wanted is None or asked // _CALL_EVERY > before // _CALL_EVERY:
             note.wanted = (main, allowed)
@@ -274,14 +292,12 @@ class Sides:
                 path = self._saved.get(key) if note.graph is None else None
                 if main.rows is not self._rows:
                     note.wanted = None
-                elif path is None and len(note.distinct()) < least_queries(note.targets[1]):
-                    # A few queries asked over and over say nothing about the next one.
-                    note.wanted, note.asked = None, 0
                 elif graph_bytes(allowed.count, main.n) > MEMORY_SHARE * main.nbytes:
-                    note.settle(None)
+                    note.settle(note.graph)
                     note.refused = True
                 else:
-                    return Wanted(key, main, allowed, note.distinct, note.targets[0], path)
+                    queries = partial(note.distinct, note.distinct())
+                    return Wanted(key, main, allowed, queries, note.targets[0], path)
         return None
 
     def put(self, wanted: Wanted, graph: SideGraph | None) -> None:
@@ -294,6 +310,8 @@ class Sides:
                 return
             note.settle(graph or note.graph)
             note.refused = graph is None
+            # One that is measured anew has to be earned anew.
+            note.lost_s = 0.0
             held = [other for other in self._notes.values() if other.graph and other is not note]
             held.sort(key=lambda other: other.used)
             room = MEMORY_SHARE * wanted.main.nbytes
@@ -327,6 +345,8 @@ class Sides:
                 return
             self._rows, self._saved = rows, {}
             for note in self._notes.values():
+                if note.graph is not None:
+                    note.lost_s = math.inf
                 note.wanted, note.graph, note.refused = None, None, False
 
     # -- numbers
