@@ -162,3 +162,14 @@ def test_going_back_to_a_synced_commit_is_repeated_when_it_is_cut_short(
         failpoints.arm("")
         assert db.get_collection("docs").check().ok
         assert db.get_collection("docs").get(["a"]).ids == ["a"]
+
+
+def test_folders_made_on_the_way_are_durable(tmp_path, monkeypatch):
+    """The names of all that were missing above a folder are synced, each in the one that has it."""
+    synced = []
+    monkeypatch.setattr(disk, "sync_folder", lambda path, what: synced.append(path))
+    disk.make_folder(tmp_path / "a" / "b" / "c", "x", parents=True)
+    assert synced == [tmp_path / "a", tmp_path]
+    disk.make_folder(tmp_path / "a" / "b" / "c", "x", parents=True, exist_ok=True)
+    disk.make_folder(tmp_path / "d", "x")
+    assert len(synced) == 2

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import vecdb
-from vecdb import disk, layout
+from vecdb import disk, errors, layout
 from vecdb.repairing import check
 from vecdb.store import vacuum
 
@@ -187,3 +187,42 @@ def test_a_copy_that_is_a_link_is_no_copy(made: Path, outside: Path) -> None:
     """Whatever has the name of a whole copy and is a link was not made by us."""
     (made / layout.COMPACTED_FOLDER).symlink_to(outside)
     assert vacuum.whole_copy(made) is None
+
+
+@pytest.mark.parametrize("name", [layout.CATALOG_FOLDER, layout.CATALOG_ASIDE])
+def test_a_folder_called_as_ours_with_files_of_others(tmp_path: Path, name: str) -> None:
+    """What lies in a folder that is called as that of a catalog keeps a new database out, as any other file does."""
+    theirs = tmp_path / "project" / name / "theirs.txt"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("kept")
+    with pytest.raises(errors.Corrupted, match=f"{name}/theirs.txt"):
+        vecdb.open(tmp_path / "project", device="cpu")
+    assert theirs.read_text() == "kept"
+
+
+def test_a_catalog_set_aside_in_its_folder_stays(data_folder: Path, made: Path) -> None:
+    """Whoever gives the file of the catalog another name has it still when the names are made anew."""
+    catalog = data_folder / layout.CATALOG_FOLDER
+    before = (catalog / layout.DATA_FILE).read_bytes()
+    os.rename(catalog / layout.DATA_FILE, catalog / "data.mdb.damaged")
+    check(data_folder, repair=True)
+    assert (catalog / "data.mdb.damaged").read_bytes() == before
+    with vecdb.open(data_folder, **OPENED) as db:  # type: ignore[arg-type]
+        (name,) = db.collection_names()
+        assert name.startswith("recovered-")
+        assert db.get_collection(name).count() == 1
+
+
+def test_no_catalog_is_made_over_files_of_others(data_folder: Path, made: Path) -> None:
+    """Where a catalog is made before it takes its place, files of others are told of, and stay."""
+    (data_folder / layout.CATALOG_FOLDER / layout.DATA_FILE).unlink()
+    theirs = data_folder / layout.CATALOG_ASIDE / "theirs.txt"
+    theirs.parent.mkdir()
+    theirs.write_text("kept")
+    with pytest.raises(errors.Corrupted, match="move it away"):
+        check(data_folder, repair=True)
+    assert theirs.read_text() == "kept"
+    theirs.unlink()
+    check(data_folder, repair=True)
+    with vecdb.open(data_folder, **OPENED) as db:  # type: ignore[arg-type]
+        assert len(db.collection_names()) == 1

@@ -3,6 +3,7 @@ undone for it, and a repair takes what is less damaged."""
 
 from __future__ import annotations
 
+import errno
 import shutil
 
 import pytest
@@ -118,5 +119,30 @@ def test_one_that_leads_to_whole_pages_is_gone_back_to(folder, monkeypatch):
             file.write(bytes(layout.LMDB_META.size))
     monkeypatch.setattr(sync_point, "boot_id", lambda: b"another")
     store = store_rows.reopen(left)
+    store_rows.assert_holds(store, model)
+    store.close()
+
+
+def test_one_that_cannot_be_removed_is_removed_later(folder, monkeypatch):
+    """A sync point that outlives its removal is tried again by whoever needs it gone, and by the end."""
+    store, model = _flushed(folder)
+    point = folder / layout.SYNC_POINT_FILE
+    assert point.is_file()
+
+    def refused(path):
+        raise OSError(errno.EROFS, "read-only")
+
+    forget = sync_point.forget
+    monkeypatch.setattr(sync_point, "forget", refused)
+    with pytest.raises(errors.Internal):
+        store.vacuum()
+    with pytest.raises(errors.Internal):
+        store.vacuum()
+    assert point.is_file()
+    monkeypatch.setattr(sync_point, "forget", forget)
+    store.close()
+    assert not point.exists()
+    monkeypatch.setattr(sync_point, "boot_id", lambda: b"two")
+    store = store_rows.reopen(folder, **LAZY)
     store_rows.assert_holds(store, model)
     store.close()

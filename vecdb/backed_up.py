@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 from .backup import Source, fill, open_target, plan, take
@@ -21,6 +22,7 @@ from .backup_types import (
     RestoreResult,
     unwatched,
 )
+from .collection_files import unmark
 from .core import Core
 from .errors import CollectionNotFound, InvalidArgument
 from .out_of_memory import tells_memory
@@ -51,6 +53,10 @@ class BackedUp(ABC):
     @abstractmethod
     def _remove(self, token: str, what: str) -> None:
         """Removes the folder of a collection that nothing names."""
+
+    @abstractmethod
+    def _folder(self, token: str) -> Path:
+        """Where the files of a collection lie."""
 
     @abstractmethod
     def _make_folder(self, token: str, info: CollectionInfo) -> None:
@@ -165,6 +171,9 @@ class BackedUp(ABC):
             with self._change():
                 self._must_have_room(len(tokens))
                 self._catalog.add_all(tokens, planned.aliases)
+                # Else a catalog of before, put in place of a lost one, would let them be swept away.
+                for token in tokens.values():
+                    unmark(self._folder(token), "restore")
         except BaseException:
             if self._closed or self._catalog.names().of.keys().isdisjoint(tokens.values()):
                 for token in tokens.values():

@@ -50,6 +50,7 @@ def sweep_opened(core: Core) -> None:
     mark = core.store.folder / UNNAMED_FILE
     if os.path.lexists(mark) and not mark.is_dir():
         disk.remove(mark, "sweep")
+        disk.sync_folder(core.store.folder, "sweep")
 
 
 def sweep_folders(root: Path, known: Collection[str], remove: Callable[[str, str], None]) -> None:

@@ -8,6 +8,7 @@ by itself: after names have changed, `sync_folder` does.
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import stat
@@ -71,10 +72,18 @@ def _must_be(path: Path, wanted: Callable[[int], bool], word: str, advice: str) 
 
 
 def make_folder(path: Path, what: str, *, parents: bool = False, exist_ok: bool = False) -> None:
-    """Makes a folder; with `parents` those above it too. FileExistsError unless `exist_ok`."""
+    """Makes a folder; with `parents` those above it too, whose names are durable then: the caller sees to that of the
+    folder itself. FileExistsError unless `exist_ok`."""
+    missing = []
+    if parents:
+        missing = list(
+            itertools.takewhile(lambda above: not above.exists(), path.absolute().parents)
+        )
     reach(f"{what}.mkdir.before", path)
     path.mkdir(parents=parents, exist_ok=exist_ok)
     reach(f"{what}.mkdir.after", path)
+    for made in missing:
+        sync_folder(made.parent, what)
 
 
 def make_empty(path: Path, what: str) -> None:

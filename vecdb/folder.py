@@ -13,6 +13,7 @@ from . import disk
 from .errors import Corrupted, DatabaseLocked, DatabaseNotFound
 from .layout import (
     CATALOG_ASIDE,
+    CATALOG_FILES,
     CATALOG_FOLDER,
     COLLECTIONS_FOLDER,
     DATA_FILE,
@@ -59,6 +60,10 @@ def prepare(path: Path, read_only: bool) -> bool:
         QUARANTINE_FOLDER,
         RESTORING_FILE,
     }
+    for folder in (CATALOG_FOLDER, CATALOG_ASIDE):
+        if (path / folder).is_dir():
+            names = {p.name for p in (path / folder).iterdir()} - CATALOG_FILES
+            strangers.update(f"{folder}/{name}" for name in names)
     if strangers and not catalog:
         raise Corrupted(
             f"{path} holds other files ({sorted(strangers)[0]!r}) and no vecdb database; give an empty "

@@ -125,6 +125,8 @@ TOKEN = re.compile("[0-9a-f]{16}")
 """What names the folder of a collection."""
 DATA_FILE = "data.mdb"
 LMDB_LOCK_FILE = "lock.mdb"
+CATALOG_FILES = frozenset({DATA_FILE, LMDB_LOCK_FILE})
+"""All that the two folders of a catalog have."""
 UNNAMED_FILE = "unnamed"
 COMPACTING_PREFIX = "compacting-"
 COMPACTED_FOLDER = "compacted"

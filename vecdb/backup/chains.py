@@ -11,6 +11,7 @@ from ..backup_types import BackupInfo, BackupTarget
 from ..errors import BackupDamaged, BackupNotFound
 from ..out_of_memory import memory_told
 from . import manifest
+from .ids import is_id
 from .manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, Part
 from .target import Target, open_target
 
@@ -56,7 +57,7 @@ def incomplete(target: Target) -> list[str]:
 def folders(target: Target) -> dict[str, dict[str, int]]:
     """Ids of all backups, those without a manifest too, to their files and bytes; none without a target."""
     try:
-        return {k: v for k, v in target.backups().items() if manifest.is_id(k)}
+        return {k: v for k, v in target.backups().items() if is_id(k)}
     except BackupNotFound:
         return {}
 
@@ -83,7 +84,7 @@ def must_be_there(found: Mapping[str, Mapping[str, int]], steps: Iterable[Step])
 
 def load(target: Target, backup: str) -> Kept:
     """The manifest of a backup and its SHA-256. BackupNotFound, BackupDamaged, FormatMismatch."""
-    if not manifest.is_id(backup):
+    if not is_id(backup):
         raise BackupNotFound(
             f"{backup!r:.80} is no id of a backup; list_backups shows those there are"
         )

@@ -27,6 +27,7 @@ from ..layout import TOKEN
 from ..types import CollectionInfo
 from .digests import sha256_of
 from .files import File
+from .ids import is_id
 
 FORMAT = 3
 """Since 3 parts may name an epoch, since 2 files have BLAKE3."""
@@ -42,8 +43,6 @@ written to: numbers are kept in 64 bits."""
 END_US = 253_370_764_800_000_000
 """The year 9999, which no time reaches: whoever adds to one, or tells it in local time, has room."""
 
-_ID = re.compile(r"[0-9]{8}T[0-9]{6}\.[0-9]{6}Z-[0-9a-f]{8}")
-_END_OF_IDS = "9999"
 _ID_TIME = "%Y%m%dT%H%M%S.%fZ"
 _FILE = re.compile(r"[0-9]{6,9}\.chunk")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -115,11 +114,6 @@ def begun_at(backup: str) -> dt.datetime:
         return dt.datetime.strptime(backup.partition("-")[0], _ID_TIME).replace(tzinfo=dt.UTC)
     except ValueError:
         return moment(0)
-
-
-def is_id(text: object) -> bool:
-    """Whether a folder may be a backup, by its name. None is of the year 9999: later ones sort behind it."""
-    return isinstance(text, str) and _ID.fullmatch(text) is not None and text < _END_OF_IDS
 
 
 def encode(manifest: Manifest) -> tuple[bytes, str]:

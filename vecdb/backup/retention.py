@@ -35,16 +35,22 @@ def prune_backups(
         )
     opened = open_target(target)
     chains: dict[str, list[str]] = {}
-    for backup in complete(opened):
+    known = complete(opened)
+    for backup in known:
         held = load(opened, backup)[0]
         chains.setdefault(held.chain, []).append(backup)
     # By their newest backup: an old chain may still be continued.
     ordered = sorted(chains.values(), key=lambda ids: ids[-1])
     removed = []
-    # The newest first: what is left in the middle of it is a chain that ends earlier.
-    for backup in [one for ids in ordered[: max(0, len(ordered) - keep)] for one in ids[::-1]]:
-        remove(opened, backup)
-        removed.append(backup)
+    for ids in ordered[: max(0, len(ordered) - keep)]:
+        # A chain takes a while to remove, and another may have been continued meanwhile: it is the newest then.
+        later = set(complete(opened)).difference(known)
+        if any(load(opened, backup)[0].chain == load(opened, ids[-1])[0].chain for backup in later):
+            continue
+        # The newest first: what is left in the middle of it is a chain that ends earlier.
+        for backup in ids[::-1]:
+            remove(opened, backup)
+            removed.append(backup)
     now = dt.datetime.now(dt.UTC)
     for backup in incomplete(opened):
         # In seconds: no calendar goes back as far as somebody may ask.

@@ -30,6 +30,7 @@ from ..errors import (
 from . import direct
 from .blocks import Blocks
 from .digests import Blake3
+from .ids import is_id
 
 if TYPE_CHECKING:
     from ..backup_types import BackupTarget
@@ -193,9 +194,10 @@ class FolderTarget:
         found: dict[str, dict[str, int]] = {}
         with _in_our_words(self.name):
             for entry in os.scandir(self.path):
-                if entry.is_dir(follow_symlinks=False):
-                    files = [f for f in os.scandir(entry) if f.is_file(follow_symlinks=False)]
-                    found[entry.name] = {f.name: f.stat().st_size for f in files}
+                # What else lies there nobody may be allowed to look into, as the lost+found of a disk.
+                if is_id(entry.name) and entry.is_dir(follow_symlinks=False):
+                    with suppress(FileNotFoundError):  # it is being removed
+                        found[entry.name] = _sizes(entry)
         return found
 
     def delete(self, name: str) -> None:
@@ -207,6 +209,16 @@ class FolderTarget:
     def delete_folder(self, backup: str) -> None:
         with _in_our_words(self.name), suppress(FileNotFoundError):
             disk.remove_tree(self.path / backup, _WHAT, paced=True)
+
+
+def _sizes(folder: os.DirEntry[str]) -> dict[str, int]:
+    """Of the plain files in a folder; without those that go meanwhile."""
+    found = {}
+    for file in os.scandir(folder):
+        with suppress(FileNotFoundError):
+            if file.is_file(follow_symlinks=False):
+                found[file.name] = file.stat(follow_symlinks=False).st_size
+    return found
 
 
 class StoreTarget:

@@ -21,6 +21,7 @@ from ..errors import (
 )
 from ..layout import (
     CATALOG_ASIDE,
+    CATALOG_FILES,
     CATALOG_FOLDER,
     CATALOG_FORMAT,
     CATALOG_TABLES,
@@ -37,6 +38,7 @@ from .environment import Environment
 from .open_file import PUT_BACK
 
 Result = TypeVar("Result")
+_BESIDE = "move it away: no catalog can be made beside it"
 
 _WHAT = "catalog"
 _MAP_BYTES = 1 << 28
@@ -284,7 +286,9 @@ def make(
     there or the new one: without either, no collection has a name.
     """
     aside = root / CATALOG_ASIDE
-    disk.must_be_folder(aside, "move it away: no catalog can be made beside it")
+    disk.must_be_folder(aside, _BESIDE)
+    if others := _others(aside):
+        raise Corrupted(f"{aside} holds {others[0]!r}, which no catalog has; {_BESIDE}")
     disk.remove_tree(aside, _WHAT)
     disk.make_folder(aside, _WHAT)
     made = _open(aside, create=True, read_only=False)
@@ -294,15 +298,22 @@ def make(
         made.close()
     disk.sync_folder(aside, _WHAT)
     target = root / CATALOG_FOLDER
-    if (target / DATA_FILE).is_file():
-        # The locks first, see `vacuum.move_in`.
+    if target.is_dir():
+        # What else somebody has put there stays. The locks first, see `vacuum.move_in`.
         for name in (LMDB_LOCK_FILE, DATA_FILE):
             disk.rename(aside / name, target / name, _WHAT)
         disk.sync_folder(target, _WHAT)
         disk.remove_folder(aside, _WHAT)
     else:
-        disk.remove_tree(target, _WHAT)
         disk.rename(aside, target, _WHAT)
+    disk.sync_folder(root, _WHAT)
+
+
+def _others(folder: Path) -> list[str]:
+    """What a folder holds that is of no catalog, by name; nothing where there is none."""
+    if not folder.is_dir():
+        return []
+    return sorted({path.name for path in folder.iterdir()} - CATALOG_FILES)
 
 
 def _stamp(environment: Environment, transaction: Any) -> None:

@@ -51,6 +51,8 @@ class LazySync:
         # Kept open: the kernel tells of a failed write to those who had the file open then, once.
         self._file = os.open(folder / DATA_FILE, os.O_RDONLY)
         self._points = -1
+        self._is_there = False
+        """Whether a file of sync points may lie in the folder: it does also where it could not be removed."""
         self._number = 0
         self._point: SyncPoint | None = None
         self._stand: Any = None
@@ -125,12 +127,14 @@ class LazySync:
             if self._points >= 0:
                 os.close(self._points)
                 self._points = -1
+            if self._is_there:
                 sync_point.forget(self._folder)
+                self._is_there = False
 
     def close(self) -> None:
         """`settle`, and the thread ends; raises what `settle` raises when all has been let go."""
         try:
-            if self._stand is not None or self._points >= 0:
+            if self._stand is not None or self._is_there:
                 self.settle()
         finally:
             with self._state:
@@ -173,6 +177,7 @@ class LazySync:
         try:
             disk.sync_data(self._file, self._folder / DATA_FILE, "lazy")
             if self._points < 0:
+                self._is_there = True
                 self._points = sync_point.make(self._folder)
             self._number += 1
             boot = sync_point.boot_id()
