@@ -76,7 +76,7 @@ def test_what_cannot_be_measured_better_goes_on_as_it_is(monkeypatch):
     assert not filtered.index.sides.any_wanted
 
 
-def test_a_high_target_asked_once_keeps_no_graph_from_others():
+def test_a_high_target_asked_once_keeps_no_graph_from_others(monkeypatch):
     """A graph is built as soon as enough have come for the least target; what was asked too, and no setting reaches, does not
     refuse it."""
     filtered = Filtered()
@@ -86,11 +86,17 @@ def test_a_high_target_asked_once_keeps_no_graph_from_others():
     assert filtered.index.build_side(cancel=threading.Event())
     assert filtered.plan("third") == plan.SIDE
     # All that came first asked for more than it reaches, but it reaches what the collection promises.
-    filtered.index.target_recall = 0.9
-    for one in (0.985, 0.99):
-        filtered.ask("tenth", slice(0, 250), target_recall=one)
-    made = filtered.index.build_side(cancel=threading.Event())
-    assert (made > 0) == (filtered.plan("tenth", target_recall=0.9) == plan.SIDE)
+    wanted = side.Sides.wanted
+    monkeypatch.setattr(
+        side.Sides,
+        "wanted",
+        lambda self: (one := wanted(self)) and one._replace(target_recall=0.9999),
+    )
+    assert filtered.earn("tenth")
+    assert filtered.plan("tenth") == plan.SIDE
+    filtered.index.target_recall = 0.9999
+    filtered.ask("against")
+    assert filtered.index.build_side(cancel=threading.Event()) == 0
 
 
 def test_a_filter_that_loses_its_graph_may_earn_another(monkeypatch):
@@ -148,3 +154,17 @@ def test_walks_of_many_targets_are_bounded():
     assert len(note.walks) == side.MOST_WALKS
     assert note.walks[0.95, 10] == (10.0, 20)
     assert note.walks[0.95, 100] == (100.0, 20)
+
+
+def test_what_is_wanted_late_is_not_built_of_nothing():
+    """A query that finds its graph wanted while that is put into service, or let go, wants none on no queries."""
+    filtered = Filtered()
+    filtered.ask("third", slice(0, ASKED))
+    sides = filtered.index.sides
+    note = sides._notes["third"]
+    wanted = note.wanted
+    for graph in (None, filtered.index.view.main):
+        note.settle(graph)
+        note.wanted = wanted
+        assert sides.wanted() is None
+        assert note.wanted is None

@@ -226,3 +226,19 @@ def test_no_catalog_is_made_over_files_of_others(data_folder: Path, made: Path) 
     check(data_folder, repair=True)
     with vecdb.open(data_folder, **OPENED) as db:  # type: ignore[arg-type]
         assert len(db.collection_names()) == 1
+
+
+def test_a_catalog_that_is_a_link_to_nothing_of_ours(tmp_path: Path, outside: Path) -> None:
+    """A link in place of the catalog is told of, and what it leads to stays as it is."""
+    (outside / layout.DATA_FILE).unlink()
+    before = _all(outside)
+    (tmp_path / "db").mkdir()
+    (tmp_path / "db" / layout.CATALOG_FOLDER).symlink_to(outside)
+    with pytest.raises(errors.Corrupted):
+        vecdb.open(tmp_path / "db", device="cpu")
+    shutil.rmtree(outside)
+    outside.mkdir()
+    with pytest.raises(errors.Corrupted, match="is a link"):
+        vecdb.open(tmp_path / "db", device="cpu")
+    assert _all(outside) == set()
+    assert before

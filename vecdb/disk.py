@@ -76,14 +76,13 @@ def make_folder(path: Path, what: str, *, parents: bool = False, exist_ok: bool 
     folder itself. FileExistsError unless `exist_ok`."""
     missing = []
     if parents:
-        missing = list(
-            itertools.takewhile(lambda above: not above.exists(), path.absolute().parents)
-        )
+        missing = list(itertools.takewhile(lambda above: not above.exists(), path.parents))
     reach(f"{what}.mkdir.before", path)
     path.mkdir(parents=parents, exist_ok=exist_ok)
     reach(f"{what}.mkdir.after", path)
     for made in missing:
-        sync_folder(made.parent, what)
+        with suppress(PermissionError):  # who may write into a folder may not always read it
+            sync_folder(made.parent, what)
 
 
 def make_empty(path: Path, what: str) -> None:

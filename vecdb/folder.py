@@ -60,8 +60,8 @@ def prepare(path: Path, read_only: bool) -> bool:
         QUARANTINE_FOLDER,
         RESTORING_FILE,
     }
-    for folder in (CATALOG_FOLDER, CATALOG_ASIDE):
-        if (path / folder).is_dir():
+    for folder in () if catalog else (CATALOG_FOLDER, CATALOG_ASIDE):
+        with suppress(FileNotFoundError, NotADirectoryError):  # another process may be making it
             names = {p.name for p in (path / folder).iterdir()} - CATALOG_FILES
             strangers.update(f"{folder}/{name}" for name in names)
     if strangers and not catalog:

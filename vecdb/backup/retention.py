@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+from contextlib import suppress
 
 from ..backup_types import BackupTarget
-from ..errors import InvalidArgument
+from ..errors import BackupDamaged, BackupNotFound, FormatMismatch, InvalidArgument
 from ..out_of_memory import memory_told
 from . import manifest
 from .chains import complete, incomplete, load, remove
-from .target import open_target
+from .target import Target, open_target
 
 DAY_S = 86_400.0
 
@@ -40,12 +41,12 @@ def prune_backups(
         held = load(opened, backup)[0]
         chains.setdefault(held.chain, []).append(backup)
     # By their newest backup: an old chain may still be continued.
-    ordered = sorted(chains.values(), key=lambda ids: ids[-1])
+    ordered = sorted(chains.items(), key=lambda chain: chain[1][-1])
     removed = []
-    for ids in ordered[: max(0, len(ordered) - keep)]:
+    for chain, ids in ordered[: max(0, len(ordered) - keep)]:
         # A chain takes a while to remove, and another may have been continued meanwhile: it is the newest then.
         later = set(complete(opened)).difference(known)
-        if any(load(opened, backup)[0].chain == load(opened, ids[-1])[0].chain for backup in later):
+        if any(_chain_of(opened, backup) == chain for backup in later):
             continue
         # The newest first: what is left in the middle of it is a chain that ends earlier.
         for backup in ids[::-1]:
@@ -58,3 +59,10 @@ def prune_backups(
             opened.delete_folder(backup)
             removed.append(backup)
     return sorted(removed)
+
+
+def _chain_of(target: Target, backup: str) -> str | None:
+    """That of a backup taken just now; None where it is gone again, or nobody can read it."""
+    with suppress(BackupNotFound, BackupDamaged, FormatMismatch):
+        return load(target, backup)[0].chain
+    return None

@@ -250,8 +250,11 @@ class Sides:
         self._clock += 1
         note.used = self._clock
         if key in self._saved and note.graph is None:
-            if note.wanted is None:
-                note.wanted = (main, allowed)
+            with self._lock:
+                is_new = note.wanted is None and note.graph is None and key in self._saved
+                if is_new:
+                    note.wanted = (main, allowed)
+            if is_new:
                 self.wake()
             return
         note.lost_s += lost_s
@@ -261,12 +264,13 @@ class Sides:
         with self._lock:
             before = note.asked
             note.keep(queries, target_recall)
-            asked = note.asked
-        # A few queries asked over and over say nothing about the next one.
-        if len(note.queries) < needed or asked < LEAST_QUERIES or note.lost_s < worth_s:
-            return
-        if note.wanted is None or asked // _CALL_EVERY > before // _CALL_EVERY:
-            note.wanted = (main, allowed)
+            # A few queries asked over and over say nothing about the next one.
+            if len(note.queries) < needed or note.asked < LEAST_QUERIES or note.lost_s < worth_s:
+                return
+            is_new = note.wanted is None or note.asked // _CALL_EVERY > before // _CALL_EVERY
+            if is_new:
+                note.wanted = (main, allowed)
+        if is_new:
             self.wake()
 
     def _watch(self, key: str) -> _Note:
@@ -290,7 +294,8 @@ class Sides:
                     continue
                 main, allowed = asked
                 path = self._saved.get(key) if note.graph is None else None
-                if main.rows is not self._rows:
+                few = not note.queries or len(note.queries) < least_queries(note.targets[0])
+                if main.rows is not self._rows or (path is None and few):
                     note.wanted = None
                 elif graph_bytes(allowed.count, main.n) > MEMORY_SHARE * main.nbytes:
                     note.settle(note.graph)

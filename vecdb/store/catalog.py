@@ -286,6 +286,10 @@ def make(
     there or the new one: without either, no collection has a name.
     """
     aside = root / CATALOG_ASIDE
+    if (root / CATALOG_FOLDER).is_symlink() and not is_there(root):
+        raise Corrupted(
+            f"{root / CATALOG_FOLDER} is a link, and there is no catalog where it leads; put that back, or take the link away"
+        )
     disk.must_be_folder(aside, _BESIDE)
     if others := _others(aside):
         raise Corrupted(f"{aside} holds {others[0]!r}, which no catalog has; {_BESIDE}")

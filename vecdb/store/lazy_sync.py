@@ -177,6 +177,7 @@ class LazySync:
         try:
             disk.sync_data(self._file, self._folder / DATA_FILE, "lazy")
             if self._points < 0:
+                sync_point.is_there(self._folder)  # Corrupted where something else has its name
                 self._is_there = True
                 self._points = sync_point.make(self._folder)
             self._number += 1
