@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -222,3 +223,31 @@ def test_a_turn_without_descriptors_harms_no_other_file(
     assert "y" * 60 in (tmp_path / "log").read_text()
     assert (tmp_path / "log.1").read_text() == kept["log"]
     assert (tmp_path / "log.2").read_text() == kept["log.1"]
+
+
+def test_a_line_that_was_written_in_part_spoils_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the disk takes half a line, or a power cut left one, the next begins a line of its own; the log tells of it."""
+    path = tmp_path / "audit.jsonl"
+    audit = AuditLog(path, 1 << 20, 2)
+    audit.write(count=1)
+    write = os.write
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", lambda file, data: write(file, data[:9]))
+        audit.write(count=2)
+    assert "only a part" in caplog.text
+    audit.write(count=3)
+    audit.write(count=4)
+    audit.close()
+    with path.open("ab") as file:
+        file.write(b'{"time": "20')
+    again = AuditLog(path, 1 << 20, 2)
+    again.write(count=5)
+    again.close()
+    found = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line)["count"])
+    assert found == [1, 3, 4, 5]
+    assert len(path.read_text().splitlines()) == 6

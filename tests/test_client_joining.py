@@ -223,3 +223,23 @@ def test_a_stream_that_breaks_behind_a_failure_gives_every_query_back_once() -> 
         assert one.wake.acquire(timeout=5)
         assert one.outcome is None
     assert streaming.parcels(group) == [[group[0], group[2]], [group[1]]]
+
+
+def test_queries_are_calls_where_no_thread_can_be_started(monkeypatch: Any) -> None:
+    """A process at its limit of threads loses no query and no stream: what waits is sent as calls, and streams come back."""
+
+    def refused(*_: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    owner = streams.QueryStreams(lambda messages: iter(()))
+    owner._queries = streaming.FEW_QUERIES
+    with monkeypatch.context() as patched:
+        patched.setattr(streams.threading.Thread, "start", refused)
+        for _ in range(2 * streaming.MOST_STREAMS):
+            assert owner.ask(asked(np.ones(4), "a"), 10.0) is None
+        assert (owner._threads, len(owner._waiting)) == (0, 0)
+        # A thread that lives takes what waits.
+        owner._threads = 1
+        with pytest.raises(errors.DeadlineExceeded):
+            owner.ask(asked(np.ones(4), "a"), 0.05)
+        assert owner._threads == 1

@@ -140,6 +140,14 @@ class GuardedDatabase:
             caller.require(collection.name, told=name)
         return collection
 
+    def ask_again(self, collection: vecdb.Collection, name: str) -> None:
+        """For a call that goes on with a collection: grants may have been taken away, and it may have got another name.
+        About 1 us."""
+        caller = CALLER.get()
+        if caller is not None:
+            caller.collection = collection.name
+            caller.require(caller.collection, told=name)
+
     def list_collections(self) -> list[vecdb.CollectionInfo]:
         caller = CALLER.get()
         infos = self._database.list_collections()

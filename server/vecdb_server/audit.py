@@ -10,6 +10,7 @@ of a key or of a right, up to some a second: a stranger must not be able to fill
 from __future__ import annotations
 
 import datetime as dt
+import errno
 import itertools
 import json
 import logging
@@ -24,6 +25,7 @@ log = logging.getLogger("vecdb.server")
 
 REFUSALS_A_SECOND = 50
 _COMPLAIN_EVERY_S = 60.0
+_NEWLINE = ord("\n")
 _APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
 
 
@@ -67,6 +69,16 @@ class AuditLines(ABC):
                 self._append({"event": "refusals left out", "count": self._left_out})
 
 
+def _ends_a_line(path: Path) -> bool:
+    """Whether the last byte of a file ends a line; so it is taken where that cannot be looked at."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read() == b"\n"
+    except OSError:
+        return True
+
+
 class AuditLog(AuditLines):
     """Appends to a file; begins a new one at `max_bytes` and keeps `files` of them. Any thread.
 
@@ -83,6 +95,8 @@ class AuditLog(AuditLines):
         self._complained_s = -_COMPLAIN_EVERY_S
         self._descriptor = os.open(path, _APPEND, 0o600)
         self._size = os.fstat(self._descriptor).st_size
+        self._is_torn = self._size > 0 and not _ends_a_line(path)
+        """Whether the file ends within a line, of which the disk took only a part, or a power cut left one."""
 
     def _append(self, fields: dict[str, Any]) -> None:
         now = dt.datetime.now(dt.UTC).isoformat(timespec="milliseconds")
@@ -90,7 +104,13 @@ class AuditLog(AuditLines):
         try:
             if self._size and self._size + len(line) > self._max_bytes:
                 self._turn()
-            self._size += os.write(self._descriptor, line.encode())
+            data = ("\n" + line if self._is_torn else line).encode()
+            written = os.write(self._descriptor, data)
+            self._size += written
+            if written:
+                self._is_torn = data[written - 1] != _NEWLINE
+            if written < len(data):
+                raise OSError(errno.ENOSPC, "only a part of a line was written")
         except OSError as error:
             if time.monotonic() - self._complained_s > _COMPLAIN_EVERY_S:
                 self._complained_s = time.monotonic()
@@ -115,7 +135,7 @@ class AuditLog(AuditLines):
             os.close(fresh)
             raise
         os.close(self._descriptor)
-        self._descriptor, self._size = fresh, 0
+        self._descriptor, self._size, self._is_torn = fresh, 0, False
 
     def close(self) -> None:
         """Closes the file; later lines are lost, with a complaint."""

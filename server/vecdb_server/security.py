@@ -52,13 +52,21 @@ class Security:
     def reload(self) -> list[str]:
         """Reads keys and certificates again now instead of within a second; which of them had changed.
 
-        InvalidSetting names a file that cannot be used; what was in use before stays in use. Any thread.
+        InvalidSetting names each file that cannot be used; what was in use before stays in use, and the others are taken up.
+        Any thread.
         """
-        changed = []
-        if self._ring is not None and self._ring.reload():
-            changed.append("keys")
-        if self.certificates is not None and self.certificates.reload():
-            changed.append("certificates")
+        changed: list[str] = []
+        faults: list[InvalidSetting] = []
+        for name, held in (("keys", self._ring), ("certificates", self.certificates)):
+            try:
+                if held is not None and held.reload():
+                    changed.append(name)
+            except InvalidSetting as fault:
+                faults.append(fault)
+        if faults:
+            if changed:
+                log.info("read again: %s", ", ".join(changed))
+            raise faults[0] if len(faults) == 1 else InvalidSetting("; ".join(map(str, faults)))
         return changed
 
     def close(self) -> None:

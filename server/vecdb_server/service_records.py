@@ -171,6 +171,8 @@ class Service(CollectionHandlers, BackupHandlers):
                 raise InvalidArgument(
                     f"an ingest writes into one collection, {name!r}; given {request.collection!r}"
                 )
+            else:
+                self._database.ask_again(collection, name)
             return collection.prepare_put(**_columns(request.records), replace=request.upsert)
 
         for commit in one_ahead(requests, prepared):

@@ -126,7 +126,13 @@ class QueryStreams:
             self._bells.pop().release()
         elif self._threads < streaming.MOST_STREAMS:
             self._threads += 1
-            threading.Thread(target=self._serve, name="vecdb-queries", daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, name="vecdb-queries", daemon=True).start()
+            except RuntimeError:
+                # No more threads here. What waits is taken by one that lives, or else sent as calls.
+                self._threads -= 1
+                while self._waiting and not self._threads:
+                    self._waiting.popleft().settle(None)
 
     def close(self) -> None:
         """Sends nothing more; what waits is sent as calls."""
