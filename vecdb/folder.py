@@ -61,7 +61,8 @@ def prepare(path: Path, read_only: bool) -> bool:
         RESTORING_FILE,
     }
     for folder in () if catalog else (CATALOG_FOLDER, CATALOG_ASIDE):
-        with suppress(FileNotFoundError, NotADirectoryError):  # another process may be making it
+        disk.must_be_folder(path / folder, _PUT_BACK)
+        with suppress(FileNotFoundError):  # there is none, or another process takes it away
             names = {p.name for p in (path / folder).iterdir()} - CATALOG_FILES
             strangers.update(f"{folder}/{name}" for name in names)
     if strangers and not catalog:
