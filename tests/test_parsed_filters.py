@@ -34,6 +34,25 @@ def test_values_that_are_equal_in_python_stay_apart():
     assert parsed({"a": {"$in": [1, 2]}}) is not parsed({"a": {"$in": [1, "2"]}})
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_the_two_hours_at_the_end_of_summer_time_stay_apart(first):
+    """Python takes them for equal; whichever is asked for first, each is its own."""
+
+    class Berlin(dt.tzinfo):
+        def utcoffset(self, when):
+            return dt.timedelta(hours=1 if when.fold else 2)
+
+        def dst(self, when):
+            return dt.timedelta(hours=0 if when.fold else 1)
+
+    one = dt.datetime(2024, 10, 27, 2, 30, 10 + first, tzinfo=Berlin())
+    hours = [one, one.replace(fold=1)]
+    assert hours[0] == hours[1]
+    texts = {fold: parsed({"t": {"$gte": hours[fold]}}).text for fold in (first, 1 - first)}
+    assert "T00:30" in texts[0]
+    assert "T01:30" in texts[1]
+
+
 def test_a_mapping_may_be_changed_afterwards():
     """What counts is what the mapping said at the call."""
     given = {"a": {"$in": [1, 2]}}

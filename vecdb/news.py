@@ -8,9 +8,12 @@ from collections.abc import Callable
 
 from .errors import DeadlineExceeded, InvalidQuery
 from .index.view import View
+from .scalars import shown
 from .stopping import stop_if_unwanted, watched
 
 _FOLLOW_S, _LOOK_S, _WAIT_S = 0.02, 1.0, 30.0
+_END = 1 << 64
+"""Beyond what a commit is ever called, also on the wire."""
 _WANTED_S = 0.05
 """How often is asked whether the caller still waits."""
 
@@ -37,8 +40,10 @@ class News:
         view = newest()
         if sequence is None:
             return view
-        if isinstance(sequence, bool) or not isinstance(sequence, int) or sequence < 0:
-            raise InvalidQuery(f"min_sequence must be the number of a commit, given {sequence!r}")
+        if isinstance(sequence, bool) or not isinstance(sequence, int) or not 0 <= sequence < _END:
+            raise InvalidQuery(
+                f"min_sequence must be the number of a commit, given {shown(sequence)}"
+            )
         if view.sequence >= sequence:
             return view
         limit_s = _WAIT_S if timeout_s is None else max(0.0, timeout_s)

@@ -17,6 +17,7 @@ from .filters import Filter
 from .given_rows import matching_among
 from .masks import Moment
 from .ordering import sort_ranks
+from .scalars import shown
 from .selection import Selection
 from .stopping import deadline
 from .types import MAX_PAGE, Records
@@ -78,6 +79,8 @@ def get_page(
     """One page. All pages of a walk show the moment of the first one."""
     wanted = check_include(include)
     _check_count("limit", limit, MAX_PAGE)
+    if order_by is not None and not isinstance(order_by, str):
+        raise InvalidQuery(f"order_by takes a text, given {shown(order_by)}")
     interrupt = deadline(timeout_s)
     view = core.wait_for(min_sequence, timeout_s)
     text = "" if expression is None else expression.text
@@ -119,9 +122,11 @@ def scan(
     _check_count("batch_size", batch_size, MAX_PAGE)
     _check_count("slices", slices, MAX_SLICES)
     if isinstance(slice_index, bool) or not isinstance(slice_index, int):
-        raise InvalidQuery(f"slice_index must be an integer, given {slice_index!r}")
+        raise InvalidQuery(f"slice_index must be an integer, given {shown(slice_index)}")
     if not 0 <= slice_index < slices:
-        raise InvalidQuery(f"slice_index must be from 0 to {slices - 1}, given {slice_index}")
+        raise InvalidQuery(
+            f"slice_index must be from 0 to {slices - 1}, given {shown(slice_index)}"
+        )
     interrupt = deadline(timeout_s)
     view = core.wait_for(min_sequence, timeout_s)
     text = "" if expression is None else expression.text
@@ -208,13 +213,11 @@ def _following(moment: Moment, selection: Selection | None, start: int, n: int) 
 
 def _ordered(core: Core, rows: Rows, order_by: str) -> Rows:
     """Rows by a field, those without it last, equal ones by row; n log n in the rows that match."""
-    if not isinstance(order_by, str):
-        raise InvalidQuery(f"order_by takes a text, given {order_by!r}")
     field = order_by.removeprefix("-")
     descending = order_by.startswith("-")
     if not field or field.startswith("$"):
         raise InvalidQuery(
-            f"order_by takes a metadata path or id, with - before it to descend; given {order_by!r}"
+            f"order_by takes a metadata path or id, with - before it to descend; given {shown(order_by)}"
         )
     if field == "id":
         ids = core.ids.take(rows)
@@ -228,7 +231,7 @@ def _ordered(core: Core, rows: Rows, order_by: str) -> Rows:
 
 def _check_count(name: str, value: Any, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= high:
-        raise InvalidQuery(f"{name} must be an integer from 1 to {high}, given {value!r}")
+        raise InvalidQuery(f"{name} must be an integer from 1 to {high}, given {shown(value)}")
 
 
 def _records(got: Fetched, cursor: str | None, sequence: int) -> Records:

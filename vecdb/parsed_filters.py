@@ -15,7 +15,7 @@ _LONGEST_TEXT = 2_048
 """Characters of a filter that is kept: 256 of them take some MB at most."""
 _MOST_PARTS = 64
 """Entries of one mapping or list; a longer filter costs more to compare than it is worth keeping."""
-_SCALARS = frozenset((int, float, bool, type(None), dt.datetime))
+_SCALARS = frozenset((int, float, bool, type(None)))
 
 _kept: dict[Hashable, Filter] = {}
 
@@ -62,6 +62,9 @@ def _key(value: Any) -> Hashable:
     if kind is str or kind is bytes:
         if len(value) <= _LONGEST_TEXT:
             return kind, value
+    elif kind is dt.datetime:
+        # Equal in Python also where `fold` tells two hours apart, at the end of summer time.
+        return kind, value, value.fold
     elif kind in _SCALARS:
         return kind, value
     raise _Unkept

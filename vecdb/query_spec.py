@@ -137,7 +137,7 @@ def _check_bound(max_distance: float | None) -> None:
     fine = isinstance(max_distance, Real) and not isinstance(max_distance, bool)
     if not fine or abs(max_distance) > _LARGEST_BOUND or math.isnan(max_distance):
         raise InvalidQuery(
-            f"max_distance must be a number within float64, given {max_distance!r:.80}"
+            f"max_distance must be a number within float64, given {shown(max_distance)}"
         )
 
 
@@ -147,7 +147,7 @@ def check_share(name: str, value: float | None, low: float) -> float | None:
         return value
     fine = isinstance(value, Real) and not isinstance(value, bool)
     if not fine or not low <= value <= 1.0:
-        raise InvalidQuery(f"{name} must be from {low} to 1.0, given {value!r:.80}")
+        raise InvalidQuery(f"{name} must be from {low} to 1.0, given {shown(value)}")
     return float(value)
 
 
@@ -157,7 +157,7 @@ def _check_count(name: str, value: int | None, default: int, low: int, high: int
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or not low <= value <= high:
         raise InvalidQuery(
-            f"{name} must be an integer from {low} to {high}, given {value!r:.80}", limit=high
+            f"{name} must be an integer from {low} to {high}, given {shown(value)}", limit=high
         )
     return int(value)
 
