@@ -1,4 +1,4 @@
-"""Whole numbers so long that Python does not write them down: refused in words, wherever a number is taken."""
+"""Whole numbers so long that Python does not write them down: refused in words by all that reads records."""
 
 from __future__ import annotations
 

@@ -71,6 +71,14 @@ def _must_be(path: Path, wanted: Callable[[int], bool], word: str, advice: str) 
     raise Corrupted(f"{path} is {found}, where a {word} belongs; {advice}", file=str(path))
 
 
+def others_in(folder: Path, ours: frozenset[str]) -> list[str]:
+    """Names in a folder besides these, sorted; none where there is no folder, as while another process takes it away."""
+    try:
+        return sorted({entry.name for entry in folder.iterdir()} - ours)
+    except FileNotFoundError:
+        return []
+
+
 def make_folder(path: Path, what: str, *, parents: bool = False, exist_ok: bool = False) -> None:
     """Makes a folder; with `parents` those above it too, whose names are durable then: the caller sees to that of the
     folder itself. FileExistsError unless `exist_ok`."""

@@ -62,9 +62,8 @@ def prepare(path: Path, read_only: bool) -> bool:
     }
     for folder in () if catalog else (CATALOG_FOLDER, CATALOG_ASIDE):
         disk.must_be_folder(path / folder, _PUT_BACK)
-        with suppress(FileNotFoundError):  # there is none, or another process takes it away
-            names = {p.name for p in (path / folder).iterdir()} - CATALOG_FILES
-            strangers.update(f"{folder}/{name}" for name in names)
+        names = disk.others_in(path / folder, CATALOG_FILES)
+        strangers.update(f"{folder}/{name}" for name in names)
     if strangers and not catalog:
         raise Corrupted(
             f"{path} holds other files ({sorted(strangers)[0]!r}) and no vecdb database; give an empty "

@@ -136,8 +136,7 @@ class GuardedDatabase:
         collection = self._database.get_collection(name)
         if collection.name != caller.collection:
             # Its name, or what the alias stands for, has changed meanwhile.
-            caller.collection = collection.name
-            caller.require(collection.name, told=name)
+            self.ask_again(collection, name)
         return collection
 
     def ask_again(self, collection: vecdb.Collection, name: str) -> None:

@@ -6,7 +6,7 @@ import datetime as dt
 from contextlib import suppress
 
 from ..backup_types import BackupTarget
-from ..errors import BackupDamaged, BackupNotFound, FormatMismatch, InvalidArgument
+from ..errors import BackupNotFound, InvalidArgument
 from ..out_of_memory import memory_told
 from . import manifest
 from .chains import complete, incomplete, load, remove
@@ -23,8 +23,8 @@ def prune_backups(
 
     Backups without a manifest were interrupted, or are still under way: those begun more than
     `incomplete_older_than_s` ago are removed too. A target is best given to one database. Raises
-    InvalidArgument when `keep` is below 1, BackupDamaged when a manifest cannot be read: then nothing of
-    what is complete is removed.
+    InvalidArgument when `keep` is below 1, BackupDamaged and FormatMismatch when a manifest cannot be read: then nothing of
+    what is complete is removed, or nothing more where it has come meanwhile.
     """
     if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
         raise InvalidArgument(
@@ -62,7 +62,7 @@ def prune_backups(
 
 
 def _chain_of(target: Target, backup: str) -> str | None:
-    """That of a backup taken just now; None where it is gone again, or nobody can read it."""
-    with suppress(BackupNotFound, BackupDamaged, FormatMismatch):
+    """That of a backup taken just now; None where it is gone again."""
+    with suppress(BackupNotFound):
         return load(target, backup)[0].chain
     return None

@@ -214,8 +214,8 @@ def search_main(
     if beside is not None:
         # Its depth is calibrated too: of the candidates of lossy codes only so many must be right.
         ways = walk_for(beside, k, count, target_recall, min(k, asked.answers))
-        if ways[2] < min(
-            max(cost, asked.sides.walked(asked.key, target_recall, asked.answers)), limit
+        if ways[2] < limit and (
+            ways[2] < cost or ways[2] < asked.sides.walked(asked.key, target_recall, asked.answers)
         ):
             return _searched(main, queries, k, allowed, *ways, limit, trace, check, beside=beside)
     started = time.perf_counter()
@@ -231,15 +231,8 @@ def search_main(
         spared = 1.0 - walk_cost(main, k, alone) / cost
         if spared > 0.0:
             asked.sides.note(
-                asked.key,
-                main,
-                allowed,
-                queries,
-                asked.answers,
-                spared * took_s,
-                target_recall,
-                told,
-            )
+                asked.key, main, allowed, queries, asked.answers, spared * took_s, target_recall, told,
+            )  # fmt: skip
     return found
 
 

@@ -35,8 +35,8 @@ WORTH = 0.1
 is built costs one core for some seconds at low priority, once for a filter and main index."""
 LEAST_QUERIES, MEASURED, MOST_QUERIES = 128, 256, 500
 """Queries before a graph is thought of, how many distinct ones, the newest, its recall is measured on: while it is
-built more of them come, and how many where a target needs more (`calibrate.least_queries`): for one above 0.996 none is
-built. To measure it on 512 took longer than to build a graph of 11,500 rows (1.4 s of 0.9)."""
+built more of them come, and how many at most, where a target needs more (`calibrate.least_queries`): for one above 0.996 none
+is built. To measure it on 512 took longer than to build a graph of 11,500 rows (1.4 s of 0.9)."""
 LEAST_WALKS, MOST_WALKS = 16, 16
 """Queries that came one by one, from which on what they walked is believed; and of how many targets and k this is known."""
 MEMORY_SHARE = 0.3
@@ -114,7 +114,7 @@ class _Note:
     """What is known of one filter."""
 
     __slots__ = (
-        "asked", "counted", "graph", "lost_s", "queries", "refused", "targets", "used", "walks", "wanted",
+        "asked", "graph", "lost_s", "queries", "refused", "targets", "used", "walks", "wanted",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -139,11 +139,11 @@ class _Note:
         """Keeps copies, as an array of the caller's may change."""
         self.asked += len(queries)
         self.targets = min(self.targets[0], target_recall), max(self.targets[1], target_recall)
-        for query in queries[-MOST_QUERIES:]:
+        most = max(MEASURED, least_queries(self.targets[1]))
+        for query in queries[-most:]:
             name = query.tobytes()
             kept = self.queries.pop(name, None)
             self.queries[name] = query.copy() if kept is None else kept
-        most = max(MEASURED, least_queries(self.targets[1]))
         while len(self.queries) > most:
             del self.queries[next(iter(self.queries))]
 

@@ -291,7 +291,7 @@ def make(
             f"{root / CATALOG_FOLDER} is a link, and there is no catalog where it leads; put that back, or take the link away"
         )
     disk.must_be_folder(aside, _BESIDE)
-    if others := _others(aside):
+    if others := disk.others_in(aside, CATALOG_FILES):
         raise Corrupted(f"{aside} holds {others[0]!r}, which no catalog has; {_BESIDE}")
     disk.remove_tree(aside, _WHAT)
     disk.make_folder(aside, _WHAT)
@@ -311,13 +311,6 @@ def make(
     else:
         disk.rename(aside, target, _WHAT)
     disk.sync_folder(root, _WHAT)
-
-
-def _others(folder: Path) -> list[str]:
-    """What a folder holds that is of no catalog, by name; nothing where there is none."""
-    if not folder.is_dir():
-        return []
-    return sorted({path.name for path in folder.iterdir()} - CATALOG_FILES)
 
 
 def _stamp(environment: Environment, transaction: Any) -> None:

@@ -92,8 +92,8 @@ def is_there(folder: Path) -> bool:
 
 
 def make(folder: Path) -> int:
-    """A descriptor of a new file without a point, in which points find their room however full the disk."""
-    is_there(folder)
+    """A descriptor of a new file without a point, in which points find their room however full the disk. The caller has asked
+    `is_there`."""
     file = os.open(folder / SYNC_POINT_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         disk.write_at(file, bytes(2 * _SLOT_BYTES), 0, folder / SYNC_POINT_FILE, "point")
