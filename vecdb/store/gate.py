@@ -27,8 +27,8 @@ class Gate:
         self._folder = folder
         self._pid = os.getpid()
         self._state = threading.Condition()
-        self._inside = 0
-        self._mine = threading.local()
+        self._depths: dict[int, int] = {}
+        """How deep each thread is inside, by its identity."""
         self._keep_out = False
         self.closed = False
         """Nobody enters any more."""
@@ -38,11 +38,12 @@ class Gate:
     @property
     def is_inside(self) -> bool:
         """Whether the calling thread is."""
-        return bool(getattr(self._mine, "depth", 0))
+        return threading.get_ident() in self._depths
 
     def enter(self, first: Callable[[], Result]) -> Result:
         """What `first` gives, which is called before, while nobody else comes or goes. `leave` must follow."""
-        depth = getattr(self._mine, "depth", 0)
+        me = threading.get_ident()
+        depth = self._depths.get(me, 0)
         with self._state:
             if self._keep_out and not depth:
                 self._state.wait_for(lambda: not self._keep_out)
@@ -51,14 +52,15 @@ class Gate:
             if os.getpid() != self._pid:
                 raise Closed("the database was opened before a fork; open it again in this process")
             given = first()
-            self._inside += 1
-        self._mine.depth = depth + 1
+            self._depths[me] = depth + 1
         return given
 
     def leave(self) -> None:
-        self._mine.depth -= 1
         with self._state:
-            self._inside -= 1
+            me = threading.get_ident()
+            depth = self._depths.pop(me) - 1
+            if depth:
+                self._depths[me] = depth
             if self._keep_out or self.closed:
                 self._state.notify_all()
 
@@ -67,7 +69,7 @@ class Gate:
         """Keeps others out for the body, which begins when they have left, or after a short wait."""
         with self._state:
             self._keep_out = True
-            self._state.wait_for(lambda: self._inside <= 1, _PATIENCE_S)
+            self._state.wait_for(self._no_other_is_inside, _PATIENCE_S)
         try:
             yield
         finally:
@@ -94,7 +96,7 @@ class Gate:
         with self._state:
             self._keep_out = True
             try:
-                alone = self._state.wait_for(lambda: not self._inside, _PATIENCE_S)
+                alone = self._state.wait_for(lambda: not self._depths, _PATIENCE_S)
                 if alone and not self.closed:
                     work()
                 return alone
@@ -106,13 +108,19 @@ class Gate:
         """What `work` gives, which runs while nobody is inside; False, and not at all, where somebody is, or
         it is closed, or others wait for such a moment. Waits for nobody who is inside."""
         with self._state:
-            return not (self._inside or self._keep_out or self.closed) and work()
+            return not (self._depths or self._keep_out or self.closed) and work()
 
     def close(self) -> bool:
-        """Lets nobody in any more, and waits until all have left; False where it was closed before."""
+        """Lets nobody in any more, and waits until all others have left; False where it was closed before.
+
+        For itself the calling thread does not wait: Ctrl-C may have struck it between two steps, before it left.
+        """
         with self._state:
             if self.closed:
                 return False
             self.closed = True
-            self._state.wait_for(lambda: self._inside == 0)
+            self._state.wait_for(self._no_other_is_inside)
             return True
+
+    def _no_other_is_inside(self) -> bool:
+        return self._depths.keys() <= {threading.get_ident()}
