@@ -324,3 +324,28 @@ def test_pages_looked_over_while_the_file_is_replaced(folder, monkeypatch, repla
     store_rows.assert_holds(store, held)
     store.close()
     assert len(looks) >= 2
+
+
+def test_the_new_file_is_durable_before_its_copy_goes(tmp_path):
+    """A power cut between them would leave the copy where it was, without the note of which file it was made of
+    (TEST_SEED=16523241 of `test_power_cuts.py::test_a_repair`)."""
+    made = tmp_path / layout.COMPACTED_FOLDER
+    made.mkdir()
+    for path in (
+        made / layout.DATA_FILE,
+        made / layout.LMDB_LOCK_FILE,
+        made / layout.COPIED_FROM_FILE,
+    ):
+        path.write_bytes(b"new")
+    steps = []
+    failpoints.install(lambda name, path: steps.append((name, path)))
+    try:
+        vacuum.move_in(tmp_path)
+    finally:
+        failpoints.install(None)
+    assert (tmp_path / layout.DATA_FILE).read_bytes() == b"new"
+    assert not made.exists()
+    moved = steps.index(("vacuum.rename.after", tmp_path / layout.DATA_FILE))
+    synced = steps.index(("vacuum.sync-folder.after", tmp_path), moved)
+    removed = next(at for at, (name, _) in enumerate(steps) if name.startswith("vacuum.remove"))
+    assert moved < synced < removed

@@ -233,6 +233,8 @@ def move_in(folder: Path) -> None:
     made = folder / COMPACTED_FOLDER
     disk.rename(made / LMDB_LOCK_FILE, folder / LMDB_LOCK_FILE, _WHAT)
     disk.rename(made / DATA_FILE, folder / DATA_FILE, _WHAT)
+    # Before anything of it goes: a power cut must not leave the copy where it was, without what says of which file it is.
+    disk.sync_folder(folder, _WHAT)
     disk.remove_tree(made, _WHAT)
     disk.sync_folder(folder, _WHAT)
 
