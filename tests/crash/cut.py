@@ -82,12 +82,15 @@ class Disk:
                 self._file_synced(file)
 
     def _is_unsynced(self, what: str, folder: Path) -> bool:
-        # A collection is made durably, whatever the level.
-        return self._lazy and self._is_lazy(folder) and what not in ("create", "tables")
+        # A collection is made durably, whatever the level; so is damage.
+        return self._lazy and self._is_lazy(folder) and what not in ("create", "tables", "damage")
 
     @staticmethod
     def _is_lazy(folder: Path) -> bool:
-        """Whether commits in this folder of LMDB do not wait for the disk: all but those of names."""
+        """Whether commits in this folder of LMDB do not wait for the disk: all but those of names, and of the file that a
+        repair makes, whatever the level."""
+        if folder.name.startswith(layout.COMPACTING_PREFIX):
+            return False
         return folder.name not in (layout.CATALOG_FOLDER, layout.CATALOG_ASIDE)
 
     def cut(self, target: Path) -> tuple[int, int]:
