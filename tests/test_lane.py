@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import vecdb
 from vecdb import lane as lane_module
+from vecdb.errors import RecordExists
 from vecdb.lane import Lane
+from vecdb.writes import Put
 
 
 @pytest.fixture
@@ -159,3 +162,40 @@ def test_a_commit_that_fails_keeps_no_reader_waiting(data_folder, monkeypatch):
         assert docs._core._lane.landing is None
         docs.insert(["a"], [[1, 0, 0, 0]])
         assert docs.count() == 1
+
+
+def test_a_large_batch_is_copied_while_it_is_applied_and_once(data_folder, monkeypatch):
+    """Into the tail, where nobody looks yet: what is refused after it was copied is never found, and what comes instead
+    is, whole."""
+    rng = np.random.default_rng(5)
+    steps: list[str] = []
+    with vecdb.open(data_folder) as db:
+        docs = db.create_collection("docs", dimension=128, metric="l2")
+        core, apply = docs._core, Put.apply
+        copy, came = core.index._ahead._tail._copy, threading.Event()
+
+        def copied(*given):
+            steps.append("copied")
+            came.set()
+            return copy(*given)
+
+        def applied(put, *given):
+            assert came.wait(10), "it is copied before it is applied"
+            came.clear()
+            steps.append("applied")
+            return apply(put, *given)
+
+        monkeypatch.setattr(core.index._ahead._tail, "_copy", copied)
+        monkeypatch.setattr(Put, "apply", applied)
+        first, refused, second = rng.standard_normal((3, 600, 128)).astype(np.float32)
+        docs.insert([f"a{n}" for n in range(600)], first)
+        with pytest.raises(RecordExists):
+            docs.insert([f"a{n}" for n in range(600)], refused)
+        assert core.index._ahead._copied is None, "a refused batch is held no longer"
+        docs.insert([f"b{n}" for n in range(600)], second)
+        assert steps == ["copied", "applied"] * 3
+        assert docs.count() == 1_200
+        near = docs.query(second, k=1)
+        assert [ids[0] for ids in near.ids] == [f"b{n}" for n in range(600)]
+        assert (docs.query(refused, k=1).distances > 1).all()
+        assert docs.check().ok

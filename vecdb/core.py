@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .ages import Ages
 from .behind import Behind
-from .columns import ColumnMoment, Columns
+from .columns import ColumnBatch, ColumnMoment, Columns
 from .device.devices import Devices, asked_for, assigned
 from .errors import Closed, InvalidQuery, ReadOnly, VecdbError
 from .fetching import must_be_readable
@@ -249,12 +249,12 @@ class Core:
                 field.index.kill(commit.died)
             self.deaths.extend(commit.died, commit.sequence)
 
-    def _prepare(self, applied: Applied) -> None:
-        """What `_publish` of this write can be spared; beside the commit, in a thread the lane waits for."""
-        if not self._stale and applied.vectors is not None:
-            self.index.ahead(applied.vectors)
-            if self._columns_ready and applied.columns is not None:
-                self.columns.prepare(applied.columns)
+    def _prepare(self, vectors: NDArray[Any] | None, columns: ColumnBatch | None) -> None:
+        """What `_publish` of a write with these can be spared; beside its commit, in a thread the lane waits for."""
+        if not self._stale:
+            self.index.ahead(vectors)
+            if self._columns_ready and columns is not None:
+                self.columns.prepare(columns)
 
     def _publish(self, applied: Sequence[Applied], sequence: int) -> None:
         """Follows a commit with all copies; called in the lane. What it raises ends in `_fell_behind`."""

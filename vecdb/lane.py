@@ -71,6 +71,10 @@ class Write(Protocol):
     def looks(self) -> bool:
         """Whether it looks at the rows that earlier writes of its commit have added: it shares one with few of them."""
 
+    @property
+    def vectors(self) -> NDArray[Any] | None:
+        """What will be `Applied.vectors`, the very array, where that is known before it is applied."""
+
     def apply(self, writer: Writer, sequence: int, before: Sequence[ColumnBatch]) -> Applied:
         """Writes into the open transaction, which shows what earlier writes of the commit have done; all commits before
         are published. Refuses with a VecdbError before its first change.
@@ -78,6 +82,8 @@ class Write(Protocol):
         `before` are the columns that earlier writes of the same commit have added.
         """
 
+
+Prepare = Callable[["NDArray[Any] | None", ColumnBatch | None], None]
 
 _ROWS_LOOKED_AT = 1_024
 """To look at one that is published nowhere yet takes some 3 us, in which all writers wait."""
@@ -108,10 +114,10 @@ class Lane:
     """Any thread may call. `publish(applied, sequence)` runs in the lane, after each commit; when it raises,
     `fell_behind(sequence)` does in the `except` of it, and the write is acknowledged all the same: its commit stands.
 
-    `prepare(applied)` runs in a thread of its own while a commit waits for the disk, with the first write
-    that will be published after it, if it has many vectors; the lane waits for it. It does what publishing
-    needs as far as that can be undone by doing nothing: the commit may fail. What it raises is of no
-    account.
+    `prepare(vectors, columns)` runs in a thread of its own, which the lane waits for, if the first write of a commit has many
+    vectors: with these while it is applied, and with its columns too while the commit waits for the disk; (None, None) says that
+    they will not come. It does what publishing needs as far as that can be undone by doing nothing: the write may be
+    refused, the commit may fail. What it raises is of no account.
     """
 
     def __init__(
@@ -120,7 +126,7 @@ class Lane:
         publish: Callable[[Sequence[Applied], int], None],
         fell_behind: Callable[[int], None],
         threads: LaneThreads,
-        prepare: Callable[[Applied], None] = lambda _: None,
+        prepare: Prepare = lambda *_: None,
         *,
         others_read: bool = False,
     ) -> None:
@@ -262,13 +268,35 @@ class Lane:
         self._let_go = len(group) - 1
         return group
 
-    def _prepare_all(self, wanted: list[Applied]) -> None:
-        for one in wanted:
-            self._prepare(one)
+    def _ahead(
+        self, vectors: NDArray[Any] | None, columns: ColumnBatch | None
+    ) -> list[Future[None]]:
+        """What prepares these in another thread; nothing for few vectors."""
+        if vectors is None or vectors.nbytes < _AHEAD_BYTES:
+            return []
+        wanted = [(vectors, columns)]
+
+        def each() -> None:
+            for one in wanted:
+                self._prepare(*one)
+
+        try:
+            return [self._threads.ahead.submit(each)]
+        except RuntimeError:
+            # No thread to be had: publishing does it. What lies in the queue must not run later.
+            wanted.clear()
+            return []
+
+    def _settle(self, preparing: list[Future[None]], comes: bool) -> None:
+        settle(preparing)
+        if preparing and not comes:
+            # Or vectors of a write that was refused would stay in memory until the next one.
+            self._prepare(None, None)
 
     def _commit(self, group: list[_Entry]) -> None:
         outcomes: list[Applied | VecdbError] = []
         done: list[Applied] = []
+        copying = self._ahead(group[0].write.vectors, None)
         preparing: list[Future[None]] = []
 
         def work(writer: Writer, sequence: int) -> None:
@@ -291,23 +319,15 @@ class Lane:
         def beside_the_disk() -> None:
             settle(preparing)  # of an attempt for which the map was too small
             first = next(iter(done), None)
-            vectors = None if first is None else first.vectors
-            if first is not None and vectors is not None and vectors.nbytes >= _AHEAD_BYTES:
-                wanted = [first]
-                try:
-                    ahead = self._threads.ahead.submit(self._prepare_all, wanted)
-                except RuntimeError:
-                    # No thread to be had: publishing prepares it. What lies in the queue must not run later.
-                    wanted.clear()
-                else:
-                    preparing.append(ahead)
+            if first is not None:
+                preparing[:] = self._ahead(first.vectors, first.columns)
 
         begun_s = time.perf_counter()
         try:
             frees = all(entry.write.frees for entry in group)
             _, sequence = self._store.commit(work, beside_the_disk, frees)
         except BaseException as error:
-            settle(preparing)
+            self._settle(copying + preparing, comes=False)
             if not isinstance(error, Exception):
                 raise
             if len(group) > 1:
@@ -326,7 +346,8 @@ class Lane:
             else:
                 entry.applied = outcome
         try:
-            settle(preparing)
+            comes = any(one.vectors is not None for one in done)
+            self._settle(copying + preparing, comes=comes)
             self._publish(done, sequence)
         except Exception:
             self._fell_behind(sequence)

@@ -48,6 +48,7 @@ class Put:
         self._columns = columns
         self._replace = replace
         self.adds = len(batch)
+        self.vectors = self._rows.vectors
         self.fingerprint = zlib.crc32(np.array(self._checksums, "<u4").tobytes(), int(replace))
 
     def apply(self, writer: Writer, sequence: int, before: Sequence[ColumnBatch]) -> Applied:
@@ -76,6 +77,8 @@ class Update:
     clear: frozenset[str]
     frees: bool = False
     looks: bool = False
+    vectors: None = None
+    """They are known once stored ones have been read."""
 
     @property
     def adds(self) -> int:
@@ -173,6 +176,7 @@ class Delete:
     matching: Callable[[Writer, bool], tuple[NDArray[np.int64], Sequence[bytes]]] | None
     filter_text: str = ""
     adds: int = 0
+    vectors: None = None
 
     @property
     def looks(self) -> bool:
@@ -227,6 +231,10 @@ class Once:
     @property
     def looks(self) -> bool:
         return self.write.looks
+
+    @property
+    def vectors(self) -> NDArray[Any] | None:
+        return self.write.vectors
 
     def apply(self, writer: Writer, sequence: int, before: Sequence[ColumnBatch]) -> Applied:
         fingerprint = self.write.fingerprint

@@ -25,12 +25,18 @@ class Ahead:
         self._storage = storage
         self._copied: tuple[NDArray[Any], NDArray[Any], Floats | None] | None = None
 
-    def copy(self, vectors: NDArray[Any]) -> None:
-        """What `append` of the same array will do, as far as it can be undone by doing nothing.
+    def copy(self, vectors: NDArray[Any] | None) -> None:
+        """What `append` of the same array will do, as far as it can be undone by doing nothing; None lets go of it.
 
         The array must not be given twice with other numbers: it is known by identity. It is held until
         the next call of either kind.
         """
+        if vectors is None:
+            self._copied = None
+            self._tail.let_go()
+            return
+        if self._copied is not None and self._copied[0] is vectors:
+            return
         self._copied = (vectors, *self._ready(vectors))
         self._tail.ahead(*self._copied[1:])
 

@@ -107,8 +107,8 @@ class Index:
             self._ahead.append(vectors)
             self._live.append(len(vectors))
 
-    def ahead(self, vectors: NDArray[Any]) -> None:
-        """Copies what `append` may be given next, the same array; nothing changes if it is not."""
+    def ahead(self, vectors: NDArray[Any] | None) -> None:
+        """Copies what `append` may be given next, the same array, None: it will not be; nothing changes if it is not."""
         with self._lock:
             self._ahead.copy(vectors)
 

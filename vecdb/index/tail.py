@@ -141,6 +141,10 @@ class Tail:
         copied = self._copy(vectors, lengths, 0)
         self._ahead = vectors, self._buffer, self._filled, copied
 
+    def let_go(self) -> None:
+        """What was copied ahead will not be appended."""
+        self._ahead = None
+
     def _found(self, vectors: NDArray[np.generic]) -> int:
         """How many of the vectors stand already behind the rows that count."""
         found, self._ahead = self._ahead, None
