@@ -156,16 +156,26 @@ def hits(truth, found, k):
     return (right & (found.rows[:, :wanted] >= 0)).mean(axis=1)
 
 
+def each_once(view, live):
+    """Every live row stands in one piece of the tail at most."""
+    held = [np.arange(p.start, p.stop) if p.rows is None else p.rows for p in view.pieces]
+    rows = np.concatenate(held) if held else np.empty(0, np.int64)
+    rows = rows[live[rows]]
+    assert len(np.unique(rows)) == len(rows), f"{len(rows) - len(np.unique(rows))} rows too many"
+
+
 def check_index(index, rows, live, k=10):
-    """Exact answers of the current view are those of numpy over the live rows."""
+    """Exact answers of the current view are those of numpy over the live rows, none of them twice."""
     view = index.view
     assert view.n_live == live.sum()
+    each_once(view, live)
     truth = np.where(
         live, plain(rows.queries[:30], rows.vectors[: len(live)], index.metric), np.inf
     )
     for exact in (True, False):
         found = view.search(rows.queries[:30], k, exact=exact)
         assert (found.rows >= 0).all()
+        assert (np.diff(np.sort(found.rows, axis=1), axis=1) > 0).all(), "a row answers once"
         assert np.isfinite(np.take_along_axis(truth, found.rows, axis=1)).all()
         right = hits(truth, found, k)
         assert (right == 1.0).all() if exact else right.mean() >= 0.9

@@ -15,6 +15,7 @@ from index_rows import (
     Stop,
     build,
     check_index,
+    each_once,
     filled,
     hits,
     make_index,
@@ -337,6 +338,66 @@ def test_pieces_put_together_after_a_hand_over_lose_no_row():
             chosen = selection(mask, as_list)
             found = view.search(rows.queries[:20], 10, allowed=chosen, exact=True)
             assert (hits(truth, found, 10) == 1.0).all()
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+@pytest.mark.parametrize(("piece_rows", "step_rows"), [(200, 256), (256, 200), (256, 256)])
+def test_a_row_is_handed_over_once_however_steps_and_pieces_lie(
+    monkeypatch, metric, piece_rows, step_rows
+):
+    """During a build, after one that was given up, during the next one over the same tail, and while rows die."""
+    small_steps(monkeypatch, piece_rows, step_rows)
+    rng = np.random.default_rng(SEED)
+    rows = Rows(4_000)
+    index = filled(rows, metric=metric)
+    live = np.ones(4_000, np.bool_)
+    sequence = 1
+    for share in (0.5, 0.7, 0.8, None):
+        calls = 0
+
+        def asked(done):
+            nonlocal calls, sequence
+            calls += 1
+            each_once(index.view, live)
+            if calls % 5 == 0:
+                dying = rng.choice(np.flatnonzero(live), 40, replace=False)
+                index.kill(dying)
+                live[dying] = False
+                sequence += 1
+                index.publish(sequence)
+                check_index(index, rows, live)
+
+        if share is None:
+            built = build(index, progress=asked)
+            index.install(built)
+        else:
+            stop = Stop(share)
+            watched = lambda done, stop=stop: (asked(done), stop(done))  # noqa: E731
+            assert build(index, stop.cancel, watched) is None
+        assert calls > 5
+        check_index(index, rows, live)
+
+
+def test_a_tail_that_grows_from_within_a_piece_is_handed_over_once(monkeypatch):
+    """A main index that ends inside of a piece, and a tail behind it that fills pieces of its own."""
+    small_steps(monkeypatch, 256, 200)
+    rows = Rows(6_000)
+    index = make_index(rows, metric="l2")
+    index.append(rows.vectors[:2_100])
+    index.publish(1)
+    index.install(build(index))
+    index.append(rows.vectors[2_100:])
+    index.publish(2)
+    live = np.ones(6_000, np.bool_)
+    for share in (0.4, 0.9, None):
+        stop = Stop(2.0 if share is None else share)
+        watched = lambda done, stop=stop: (each_once(index.view, live), stop(done))  # noqa: E731
+        built = build(index, stop.cancel, watched)
+        check_index(index, rows, live)
+        if share is None:
+            index.install(built)
+    assert index.view.pieces == ()
+    check_index(index, rows, live)
 
 
 MANY_BUILDS = """
