@@ -15,7 +15,7 @@ from conftest import wait_until
 
 import vecdb
 from vecdb import builder, compaction, errors, failpoints
-from vecdb.build_jobs import TASKS, Job
+from vecdb.build_jobs import SIDE, TASKS, Job
 
 
 @pytest.fixture(autouse=True)
@@ -181,3 +181,42 @@ def test_a_folder_that_is_gone(data_folder: Path, gone: str) -> None:
         assert [one.name for one in db.figures()] == ["b"]
         db.get_collection("b").insert(["y"], vectors(1))
         assert db.get_collection("b").stats().count == 2
+
+
+def test_what_makes_way_for_another_collection_is_taken_up_again(
+    data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph for a filter waits while a job of another collection runs, and one more comes."""
+    go_on, begun, considered = threading.Event(), threading.Event(), list[object]()
+    consider = builder.Builder.consider
+
+    def kept(job: Job) -> None:
+        begun.set()
+        assert go_on.wait(20)
+
+    def seen(self: builder.Builder, core: object) -> None:
+        considered.append(core)
+        consider(self, core)  # type: ignore[arg-type]
+
+    with vecdb.open(data_folder, device="cpu") as db:
+        docs, other = (db.create_collection(name, dimension=16) for name in ("docs", "other"))
+        monkeypatch.setitem(TASKS, "compact", kept)
+        other.compact(wait=False)
+        assert begun.wait(20)
+        side = db._builder._enqueue(docs._core, SIDE, 0)
+        monkeypatch.setattr(builder.Builder, "consider", seen)
+        db._builder._enqueue(other._core, "purge", 0)
+        assert side.cancel.is_set()
+        go_on.set()
+        wait_until(lambda: docs._core in considered, "a look at what had made way")
+        considered.clear()
+        go_on.clear()
+        begun.clear()
+        other.compact(wait=False)
+        assert begun.wait(20)
+        side = db._builder._enqueue(docs._core, SIDE, 0)
+        db._builder._enqueue(other._core, "purge", 0)
+        threading.Timer(0.2, go_on.set).start()
+        assert docs.cancel_build()
+        assert not side.made_way, "what was stopped is not taken up"
+        assert not [job for job in db._builder._jobs.values() if job.core is docs._core]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from conftest import wait_until
 from test_open import Writer
 
 import vecdb
-from vecdb import errors
+from vecdb import errors, following
 
 
 def test_a_reader_follows_a_new_index(data_folder):
@@ -28,6 +29,37 @@ def test_a_reader_follows_a_new_index(data_folder):
             assert docs.count(min_sequence=2) == 1500
             assert docs.stats().index.kind == "hnsw"
             assert docs.query([[1, 0]], k=1).ids == [["7"]]
+
+
+@pytest.mark.parametrize("times", [2, 10**6])
+def test_a_reader_that_gets_no_thread_tries_again(data_folder, monkeypatch, times):
+    """Reads go on with the index before, closing is as ever, and no further commit is needed."""
+    start, refused = threading.Thread.start, []
+
+    def no_thread(thread):
+        if thread.name == "vecdb-follow" and len(refused) < times:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(following, "_AGAIN_S", 0.05)
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with Writer(data_folder) as writer:
+        writer.run("h = db.create_collection('h', dimension=2, index='hnsw', metric='l2')")
+        writer.run("h.insert([str(i) for i in range(1500)], [[i, 1] for i in range(1500)])")
+        with vecdb.open(data_folder, read_only=True) as db:
+            docs = db.get_collection("h")
+            assert docs.query([[7, 1]], k=1).ids == [["7"]]
+            writer.run("h.build_index()")
+            writer.run("h.upsert(['x'], [[-5, 0]])")
+            wait_until(lambda: docs.query([[-5, 0]], k=1).ids == [["x"]], "the commit")
+            wait_until(lambda: docs.count() == 1501 and len(refused) >= 2, "another try")
+            if times == 2:
+                wait_until(
+                    lambda: docs.count() == 1501 and docs.stats().index.kind == "hnsw", "the index"
+                )
+            else:
+                assert docs.stats().index.kind == "exact"
 
 
 def test_a_reader_ends_with_the_newest_of_many_indexes(data_folder):

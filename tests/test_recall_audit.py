@@ -102,10 +102,37 @@ def test_hits_count_ties_and_padding():
     """An answer as near as the last true neighbour is a hit; padding is no answer and no neighbour."""
     nan = np.float32(np.nan)
     near = np.array([0.1, 0.2, 0.2, nan], np.float32)
-    assert hits_of(near, np.array([0.1, 0.15, 0.2], np.float32)) == (3, 3)
-    assert hits_of(near, np.array([0.1, 0.15, nan], np.float32)) == (1, 2)
-    assert hits_of(near, np.array([nan, nan], np.float32)) == (0, 0)
-    assert hits_of(np.array([nan, nan], np.float32), np.array([1, 2], np.float32)) == (0, 2)
+    for metric in ("l2", "cosine"):
+        assert hits_of(near, np.array([0.1, 0.15, 0.2], np.float32), metric) == (3, 3)
+        assert hits_of(near, np.array([0.1, 0.15, nan], np.float32), metric) == (1, 2)
+        assert hits_of(near, np.array([nan, nan], np.float32), metric) == (0, 0)
+        none = np.array([nan, nan], np.float32)
+        assert hits_of(none, np.array([1, 2], np.float32), metric) == (0, 2)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-8, 1e12])
+def test_a_miss_is_a_miss_however_short_the_vectors_are(scale):
+    """Squared distances of l2 are as small as the vectors; those of cosine are rounded where 1 is."""
+    near, exact = np.array([[0.1, 0.25, 0.3], [0.1, 0.2, 0.21]], np.float32) * np.float32(scale)
+    assert hits_of(near, exact, "l2") == (1, 3)
+    assert hits_of(exact, exact, "l2") == (3, 3)
+    assert hits_of(np.float32([0.1, 0.2 + 1e-7]), np.float32([0.1, 0.2]), "cosine") == (2, 2)
+
+
+def test_a_process_of_low_priority_audits_as_others_do(built, monkeypatch):
+    """It may not raise the priority of a thread, which is as low already."""
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(recall_audit.os, "setpriority", refused)
+    with vecdb.open(built, audit_share=1.0) as db:
+        docs = db.get_collection("docs")
+        for query in vectors_of(2, 30):
+            docs.query(query, k=10)
+            docs._audit.wait()
+        assert settled(docs).queries == 30
+        assert not docs._audit._queue
 
 
 # -- sampling

@@ -39,6 +39,8 @@ class Job:
         self.cancel = threading.Event()
         self.done = threading.Event()
         self.error: VecdbError | None = None
+        self.made_way = False
+        """Whether it was cancelled for the sake of another job only."""
         self.stopped: VecdbError = Closed(f"the {task} was cancelled: the collection is closed")
 
     @property

@@ -228,7 +228,8 @@ class Builder:
                 if task != SIDE:
                     # What is only faster makes way; it is taken up again after what has to be done.
                     for other in self._jobs.values():
-                        if other.task == SIDE:
+                        if other.task == SIDE and not other.cancel.is_set():
+                            other.made_way = True
                             other.cancel.set()
                 job = self._jobs[key] = Job(core, task, number)
                 job.queries = queries
@@ -273,7 +274,7 @@ class Builder:
     def _run(self) -> None:
         for job in self._jobs_in_turn():
             self._finish(job)
-            if not job.cancel.is_set() or isinstance(job.error, Cancelled):
+            if not job.cancel.is_set() or job.made_way or isinstance(job.error, Cancelled):
                 # Rows that arrived during the build may already call for the next one, or it is to be tried again.
                 self._consider_behind(job.core)
             # Nothing is kept of what is closed while this waits for the next.
@@ -432,6 +433,7 @@ def _wait(job: Job, end: float | None, timeout_s: float | None) -> None:
 
 def _stop(jobs: list[Job]) -> None:
     for job in jobs:
+        job.made_way = False
         job.cancel.set()
     for job in jobs:
         job.done.wait()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 from collections.abc import Callable, Iterable
 
 from .errors import Corrupted
@@ -12,6 +14,8 @@ from .index import BuiltIndex, IndexRecord
 from .store import CollectionStore, Reader
 
 log = logging.getLogger("vecdb")
+
+_AGAIN_S = 1.0
 
 Take = Callable[[Field, bytes, "tuple[BuiltIndex, IndexRecord] | None", str], None]
 """Puts a loaded index of a field into service, or says why its record `raw` is of no use; in the lane, and if it
@@ -28,10 +32,12 @@ class Following:
         self._moment: tuple[int, int] | None = None
         self._loading: dict[int, bytes] = {}
         self._threads: list[threading.Thread] = []
+        self._again_s = math.inf
+        """When an index that no thread was to be had for is tried again."""
 
     def has_news(self) -> bool:
         """Whether there was a commit since `saw`; 8 us, without the lane and without a transaction."""
-        return self._store.moment() != self._moment
+        return self._store.moment() != self._moment or time.monotonic() >= self._again_s
 
     def saw(self, reader: Reader) -> None:
         """All that this transaction shows is known. By the number of its snapshot: the newest commit of the file
@@ -48,16 +54,30 @@ class Following:
         }
         if None in new.values():
             return False
+        self._again_s = math.inf
         for field, raw in new.items():
             assert raw is not None
             if self._loading.get(field.number) != raw:
-                self._loading[field.number] = raw
-                thread = threading.Thread(
-                    target=self._load, args=(field, raw), name="vecdb-follow", daemon=True
-                )
-                self._threads = [one for one in self._threads if one.is_alive()] + [thread]
-                thread.start()
+                self._begin(field, raw)
         return True
+
+    def _begin(self, field: Field, raw: bytes) -> None:
+        thread = threading.Thread(
+            target=self._load, args=(field, raw), name="vecdb-follow", daemon=True
+        )
+        before = self._loading.get(field.number)
+        self._loading[field.number] = raw  # first: the thread asks for it
+        try:
+            thread.start()
+        except RuntimeError as error:
+            # The index before serves, and it is tried again.
+            log.warning("collection %s: a new index is not taken up yet: %s", self._name, error)
+            self._loading.pop(field.number, None)
+            if before is not None:
+                self._loading[field.number] = before
+            self._again_s = time.monotonic() + _AGAIN_S
+            return
+        self._threads = [one for one in self._threads if one.is_alive()] + [thread]
 
     def is_newest(self, field: Field, raw: bytes) -> bool:
         """Whether no other index was found since; in the lane. The older of two may be the later to be loaded."""

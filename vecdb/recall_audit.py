@@ -22,6 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary, ref
 
@@ -214,7 +215,7 @@ class Audit:
         exact = sample.view.search(sample.query, sample.k, allowed=sample.allowed, exact=True)
         now_s = time.monotonic()
         self._rest_until_s = now_s + min(_REST * (now_s - begun_s), _LONGEST_REST_S)
-        hits, wanted = hits_of(sample.near, exact.distances[0])
+        hits, wanted = hits_of(sample.near, exact.distances[0], sample.view.metric)
         if not wanted:
             return
         window = self._windows.get(sample.field)
@@ -264,13 +265,15 @@ class Audit:
             self._care.recalibrate(core, field.number, np.concatenate(list(window.queries)))
 
 
-def hits_of(near: NDArray[np.float32], exact: NDArray[np.float32]) -> tuple[int, int]:
-    """(answers as near as a true neighbour, true neighbours); ties at the last place count."""
+def hits_of(near: NDArray[np.float32], exact: NDArray[np.float32], metric: str) -> tuple[int, int]:
+    """(answers as near as a true neighbour, true neighbours); ties at the last place count.
+
+    Distances of cosine and ip are 1 - x, rounded where 1 is; those of others may be as small as the vectors are."""
     exact = exact[~np.isnan(exact)]
     if not len(exact):
         return 0, 0
     last = float(exact[-1])
-    slack = 1e-6 * max(1.0, abs(last))
+    slack = 1e-6 * (max(1.0, abs(last)) if metric in ("cosine", "ip") else abs(last))
     return min(int(np.count_nonzero(near <= last + slack)), len(exact)), len(exact)
 
 
@@ -322,6 +325,6 @@ def audit_of(core: Core, care: Care) -> Audit | None:
 
 
 def _lower_priority() -> None:
-    """Of the calling thread, where the system knows priorities of threads (Linux)."""
-    if hasattr(os, "setpriority"):
+    """Of the calling thread, where the system knows priorities of threads (Linux) and it is not lower already."""
+    with suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
