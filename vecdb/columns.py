@@ -240,12 +240,14 @@ class Column:
             threading.Thread(
                 target=self._sort, args=(n_rows,), name="vecdb-postings", daemon=True
             ).start()
-        except RuntimeError:  # No thread to be had; filters do without.
+        except (RuntimeError, MemoryError):  # No thread to be had; filters do without.
             self._sorting.release()
 
     def _sort(self, n_rows: int) -> None:
         try:
             held = self._postings or Postings(0, Order(), Order())
+            if n_rows <= held.n_rows:
+                return  # asked for an older moment, or before another thread was done with it
             n = self._n_elements  # Read first, as in `elements`.
             n_elements = int(np.searchsorted(self._element_rows[:n], n_rows))
             rows, elements = self._rows, self._elements
@@ -330,6 +332,8 @@ class Columns:
     def __init__(self, max_fields: int) -> None:
         self.n_rows = 0
         """Rows that readers may evaluate. Read it once, before anything else."""
+        self.broken = False
+        """Whether `extend` ended half-way: some paths have values that others lack, and none may be added."""
         self._max_fields = max_fields
         self._columns: dict[str, Column] = {}
         self._prepared: tuple[ColumnBatch, dict[str, NDArray[np.int64]]] | None = None
@@ -367,8 +371,8 @@ class Columns:
         """Adds the batch as rows [first_row, first_row + batch.n_rows) and publishes them.
 
         The writer only. Rows come in order; rows left out have no metadata. Refuses nothing that is
-        stored, whatever the limit is by now: `check` is for what is not. MemoryError leaves everything
-        as it was. About 50 ns a value, and 300 ns a new string.
+        stored, whatever the limit is by now: `check` is for what is not. Whatever it raises, readers see
+        what they saw; all is to be made anew where it is `broken` then. About 50 ns a value, and 300 ns a new string.
         """
         if first_row < self.n_rows:
             raise Internal(f"columns hold {self.n_rows:,} rows, given row {first_row:,} again")
@@ -378,12 +382,14 @@ class Columns:
         columns = dict(self._columns)
         for path, values in batch.fields.items():
             columns.setdefault(path, Column()).reserve(first_row, n_rows, values)
+        self.broken = True
         for path, values in batch.fields.items():
             codes = coded[path] if path in coded else columns[path].coded(values.strings)
             columns[path].extend(values, codes, first_row, batch.n_rows)
         # A new dict each time, so that no reader walks one that changes.
         self._columns = columns
         self.n_rows = n_rows
+        self.broken = False
 
     def moment(self) -> dict[str, ColumnMoment]:
         """All columns by path as they are now; the writer only, or who keeps it out. 1 us a path."""

@@ -351,6 +351,8 @@ class Core:
             with self._columns_lock:
                 stored = StoredColumns()
                 while not self._columns_ready:
+                    if self.columns.broken:  # out of memory, or Ctrl-C, in the middle of a slice
+                        self.columns = Columns(self.options["max_fields"])
                     known = self.columns.n_rows
                     if self.index.view.n_rows - known > SLICE_ROWS:
                         stored.extend(self.columns, self.store, known + SLICE_ROWS)

@@ -16,10 +16,10 @@ from .fetching import Fetched, check_include, fetch, must_be_readable
 from .filters import Filter
 from .given_rows import matching_among
 from .masks import Moment
-from .ordering import sort_ranks
+from .ordering import order_of, sort_ranks
 from .scalars import shown
 from .selection import Selection
-from .stopping import deadline
+from .stopping import Interrupt, deadline
 from .types import MAX_PAGE, Records
 
 SCAN_STRIPE_ROWS = 64
@@ -89,7 +89,7 @@ def get_page(
     moment = _moment(core, at)
     selection = None if expression is None else core.matching(expression, moment, interrupt)
     if order_by:
-        rows = _ordered(core, moment.rows(selection), order_by)[at.position :]
+        rows = _ordered(core, moment.rows(selection), order_by, interrupt)[at.position :]
     else:
         rows = _following(moment, selection, at.position, limit + 1)
     got, n = _fetch_some(core, rows[:limit], wanted, raw_metadata, at.sequence)
@@ -211,8 +211,9 @@ def _following(moment: Moment, selection: Selection | None, start: int, n: int) 
     return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
-def _ordered(core: Core, rows: Rows, order_by: str) -> Rows:
-    """Rows by a field, those without it last, equal ones by row; n log n in the rows that match."""
+def _ordered(core: Core, rows: Rows, order_by: str, interrupt: Interrupt) -> Rows:
+    """Rows by a field, those without it last, equal ones by row; n log n in the rows that match, some 1.5 us each where
+    texts are compared. `interrupt` is called every few milliseconds of that."""
     field = order_by.removeprefix("-")
     descending = order_by.startswith("-")
     if not field or field.startswith("$"):
@@ -220,10 +221,9 @@ def _ordered(core: Core, rows: Rows, order_by: str) -> Rows:
             f"order_by takes a metadata path or id, with - before it to descend; given {shown(order_by)}"
         )
     if field == "id":
-        ids = core.ids.take(rows)
-        order = sorted(range(len(rows)), key=ids.__getitem__, reverse=descending)
-        return rows[np.asarray(order, np.int64)]
-    ranks, present = sort_ranks(core.ready_columns(), field, rows)
+        order = order_of(core.ids.take(rows), interrupt)
+        return rows[order[::-1] if descending else order]
+    ranks, present = sort_ranks(core.ready_columns(), field, rows, interrupt)
     if descending:
         ranks = -ranks
     return rows[np.lexsort((rows, ranks, ~present))]

@@ -116,12 +116,16 @@ def parse_date(value: Mapping[Any, Any]) -> dt.datetime | None:
 def _utc(moment: dt.datetime) -> dt.datetime:
     if moment.tzinfo is dt.UTC and type(moment) is dt.datetime:
         return moment
-    if moment.utcoffset() is None:
-        raise Refused(f"datetime {moment} has no time zone; add tzinfo, such as datetime.UTC")
     try:
-        utc = moment.astimezone(dt.UTC)
+        offset = moment.utcoffset()
+        utc = moment if offset is None else moment.astimezone(dt.UTC)
+    except ValueError as error:
+        # pandas.NaT is a datetime too, and none.
+        raise Refused(f"{shown(moment)} is no moment: {error}") from None
     except OverflowError:
         raise Refused(f"datetime {moment} lies outside the years 1 to 9999 in UTC") from None
+    if offset is None:
+        raise Refused(f"datetime {moment} has no time zone; add tzinfo, such as datetime.UTC")
     if type(utc) is dt.datetime:
         return utc
     # A subclass, such as pandas.Timestamp, that may carry more than its printed value.
