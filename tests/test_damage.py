@@ -17,7 +17,8 @@ from seeds import RUN_SEED
 import vecdb
 from vecdb.errors import Corrupted, VecdbError
 from vecdb.store import nodes
-from vecdb.store.pages import MAIN, PageFile, file_faults
+from vecdb.store.page_faults import file_faults
+from vecdb.store.pages import MAIN, PageFile
 
 FLIPS = 150
 

@@ -15,7 +15,7 @@ import store_rows
 from store_rows import ask, child, files, filled, names, reader_beside
 
 from vecdb import errors, failpoints, layout
-from vecdb.store import EncodedRows, Shape, checksums, pages, vacuum
+from vecdb.store import EncodedRows, Shape, checksums, page_faults, vacuum
 from vecdb.store.watched_file import WatchedFile
 
 
@@ -304,7 +304,7 @@ def test_pages_looked_over_while_the_file_is_replaced(folder, monkeypatch, repla
     that one. In the same file it is damage."""
     store, held = filled(folder)
     store.close()
-    look, looks = pages.file_faults, []
+    look, looks = page_faults.file_faults, []
 
     def replace(path, transaction):
         looks.append(path)
@@ -315,7 +315,7 @@ def test_pages_looked_over_while_the_file_is_replaced(folder, monkeypatch, repla
             os.replace(folder / "other.mdb", path)
         return ["page 28 (a branch of table ids) is damaged"]
 
-    monkeypatch.setattr(pages, "file_faults", replace)
+    monkeypatch.setattr(page_faults, "file_faults", replace)
     if not replaced:
         with pytest.raises(errors.Corrupted, match="page 28"):
             store_rows.reopen(folder, read_only=True)

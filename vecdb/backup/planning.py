@@ -7,10 +7,17 @@ import dataclasses
 import datetime as dt
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ..collection_info import check_name
-from ..errors import BackupNotFound, InvalidArgument, InvalidQuery
+from ..errors import (
+    BackupDamaged,
+    BackupNotFound,
+    FormatMismatch,
+    InvalidArgument,
+    InvalidQuery,
+)
 from ..types import CollectionInfo
 from . import manifest
 from .chains import (
@@ -83,19 +90,35 @@ def plan(
     first, later = _start(target, backup, at)
     held = [_as_held(part, first) for part in first[0].collections]
     held += _in_order(later)
-    if renamed is None:
-        chosen = [one for one in held if at is None or one.info.created_at <= at]
-    else:
-        chosen = [_named(held, name, first[0].id, at) for name in renamed]
     read = functools.cache(functools.partial(load, target))
     found = folders(target)
+    before = [one for one in complete_of(found) if one < first[0].id]
 
     @functools.cache
     def earlier() -> set[str]:
         """Tokens of all collections of backups before the first."""
-        ids = [backup for backup in complete_of(found) if backup < first[0].id]
-        return {part.token for backup in ids for part in load(target, backup)[0].collections}
+        return {part.token for one in before for part in load(target, one)[0].collections}
 
+    @functools.cache
+    def at_hand() -> set[str]:
+        """Tokens of the collections of the last backup that was taken by that time, as far as it can be read."""
+        for one in reversed(before):
+            with suppress(BackupDamaged, BackupNotFound, FormatMismatch):
+                kept = load(target, one)[0]
+                if at is not None and manifest.moment(kept.taken_us) <= at:
+                    return {part.token for part in kept.collections}
+        return set()
+
+    def may_be(one: _Held) -> bool:
+        # A clock that was ahead may have made one that is younger than what is in it.
+        return at is None or one.info.created_at <= at or one.part.token in at_hand()
+
+    if renamed is None:
+        chosen = [one for one in held if may_be(one)]
+    else:
+        chosen = [_named(held, name, first[0].id, at, may_be) for name in renamed]
+    if at is not None and backup is None and before:
+        _must_be_called_so(chosen, held, load(target, before[-1])[0], first[0].id)
     chains: dict[str, Chain] = {}
     wanted, taken = [], []
     for one in chosen:
@@ -186,7 +209,13 @@ def _as_held(part: Part, kept: Kept) -> _Held:
     return _Held(part, manifest.settings_of(part), kept)
 
 
-def _named(held: list[_Held], name: str, backup: str, at: dt.datetime | None) -> _Held:
+def _named(
+    held: list[_Held],
+    name: str,
+    backup: str,
+    at: dt.datetime | None,
+    may_be: Callable[[_Held], bool],
+) -> _Held:
     """The one of a name: that of the oldest backup, which is the nearest to the moment."""
     called = [one for one in held if one.part.name == name]
     if not called:
@@ -202,7 +231,7 @@ def _named(held: list[_Held], name: str, backup: str, at: dt.datetime | None) ->
             collection=name,
         )
     for one in called:
-        if at is None or one.info.created_at <= at:
+        if may_be(one):
             return one
     raise BackupNotFound(f"collection {name!r} was made after {at and at.isoformat()}")
 
@@ -221,6 +250,24 @@ def _was_there(
         # Either it was there and that moment is lost, which the restore will say, or it came later.
         return steps[-1].part.token in earlier()
     return True
+
+
+def _must_be_called_so(
+    chosen: list[_Held], held: list[_Held], before: manifest.Manifest, backup: str
+) -> None:
+    """BackupNotFound when a name was another collection's at the backup before a time, and that one is there too: which of
+    the two bore it at that time nobody knows."""
+    names = {one.part.token: one.part.name for one in held}
+    was = {part.name: part.token for part in before.collections}
+    for one in chosen:
+        token = was.get(one.part.name, one.part.token)
+        if token != one.part.token and token in names:
+            raise BackupNotFound(
+                f"collection {one.part.name!r} of backup {before.id} is called {names[token]!r} in backup {backup}, where "
+                f"{one.part.name!r} is another one; which of them bore that name at the time between is not known. Say "
+                f"whose names count: restore with backup={backup!r} and the time, or with backup={before.id!r} as that was",
+                collection=one.part.name,
+            )
 
 
 def _must_differ(taken: list[_Held]) -> None:

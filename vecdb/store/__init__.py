@@ -11,6 +11,7 @@ from .copying import LogPiece, StoredRows, copy_deaths, copy_log, copy_rows
 from .epochs import epoch_of
 from .faults import full_or_internal, no_thread, system_in_our_words
 from .losses import sentence
+from .meta_sums import log_faults
 from .reader import Commit, Reader
 from .repair import RepairedFile, file_problems, repair_file, settle
 from .restoring import Restorer
@@ -49,6 +50,7 @@ __all__ = [
     "file_problems",
     "full_or_internal",
     "kept_faults",
+    "log_faults",
     "must_be_whole",
     "no_thread",
     "not_found",

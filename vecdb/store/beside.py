@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import Corrupted, FormatMismatch
 from ..layout import DATA_FILE
-from . import pages, sync_point
+from . import page_faults, sync_point
 from .check import problems
 from .collection_store import CollectionStore
 from .kept import kept
@@ -44,7 +44,7 @@ def kept_faults(
     About 3 us a record, as `check`. Nothing is written but a folder for LMDB's locks, in that of temporary files.
     """
     try:
-        faults = pages.file_faults(path)
+        faults = page_faults.file_faults(path)
     except OSError as error:
         return [f"it cannot be read: {error}"]
     if faults:

@@ -13,9 +13,7 @@ from ..errors import Corrupted
 from ..layout import (
     BITMAP_ROWS,
     ID_BLOCK_ROWS,
-    LOG,
     ROW_VALUE,
-    SEQUENCE,
     VECTOR_KEY,
     id_key,
     keys_of_rows,
@@ -23,9 +21,9 @@ from ..layout import (
 )
 from ..stopping import Interrupt, asking
 from . import meta_sums
+from .past import mask_of, past_faults
 from .reader import Reader
 from .sums import BY_ROW, sums_of
-from .tables import Rows
 
 Mask = NDArray[np.bool_]
 
@@ -55,23 +53,11 @@ def _problems(reader: Reader, interrupt: Interrupt) -> Iterator[str]:
         yield from damaged
         return
     yield from meta_sums.faults(reader, interrupt)
-    state, horizon = reader.state(), reader.horizon()
-    n_rows = state.next_row
-    dying, sequences = reader.dying()
-    if len(dying) and dying[-1] >= n_rows:
-        yield f"row {dying[-1]} is marked dead, but only {n_rows} rows were ever given out"
-        sequences, dying = sequences[dying < n_rows], dying[dying < n_rows]
-    if (sequences > state.sequence).any():
-        yield f"a row died in commit {sequences.max()}, the newest is {state.sequence}"
-    if horizon > state.sequence:
-        yield f"the horizon is commit {horizon}, the newest is {state.sequence}"
-    purged, dead = _mask(reader.purged(), n_rows), _mask(dying, n_rows)
-    if (purged & dead).any():
-        yield f"row {np.flatnonzero(purged & dead)[0]} is purged, but still marked dead"
+    yield from past_faults(reader, interrupt)
+    n_rows = reader.state().next_row
+    dying = reader.dying()[0]
+    purged, dead = mask_of(reader.purged(), n_rows), mask_of(dying[dying < n_rows], n_rows)
     dead |= purged
-    live = int(n_rows - dead.sum())
-    if live != state.live:
-        yield f"the state counts {state.live} live records, the rows {live}"
     claims = Claims(n_rows)
     yield from claims.read(reader, interrupt)
     yield from _orphans(reader, n_rows, purged)
@@ -80,20 +66,12 @@ def _problems(reader: Reader, interrupt: Interrupt) -> Iterator[str]:
         interrupt()
         stop = min(start + step, n_rows)
         yield from _rows(reader, start, stop, dead, purged, claims)
-    died = dict(zip(dying.tolist(), sequences.tolist(), strict=True))
-    yield from _log(reader, died, purged, interrupt)
 
 
 def _slice_rows(reader: Reader, n_rows: int) -> int:
     each = reader.map_bytes() // max(1, n_rows) + 1
     blocks = min(_SLICE_ROWS, _SLICE_BYTES // each) // ID_BLOCK_ROWS
     return max(1, blocks) * ID_BLOCK_ROWS
-
-
-def _mask(rows: Rows, n_rows: int) -> Mask:
-    mask = np.zeros(n_rows, np.bool_)
-    mask[rows] = True
-    return mask
 
 
 class Claims:
@@ -218,38 +196,3 @@ def _blocks(held: Mask, rows_per_block: int) -> int:
     if not len(held):
         return 0
     return int(np.logical_or.reduceat(held, np.arange(0, len(held), rows_per_block)).sum())
-
-
-def _log(
-    reader: Reader, dying: dict[int, int], purged: Mask, interrupt: Interrupt
-) -> Iterator[str]:
-    state, horizon = reader.state(), reader.horizon()
-    row, expected = -1, 0
-    died_in: dict[int, int] = {}
-    for key, value in asking(reader.items("log"), interrupt):
-        sequence = SEQUENCE.unpack(key)[0]
-        _, first_row, end_row = LOG.unpack_from(value)
-        if row < 0:
-            if sequence > horizon + 1:
-                yield f"the log begins at commit {sequence}, the horizon is {horizon}"
-            row, expected = 0 if sequence == 1 else first_row, sequence
-        if sequence != expected:
-            yield f"the log jumps from commit {expected - 1} to {sequence}"
-        if first_row != row:
-            yield f"commit {sequence} starts at row {first_row}, the one before it ended at {row}"
-        row, expected = end_row, sequence + 1
-        for dead in np.frombuffer(value[LOG.size :], "<u8").tolist():
-            died_in[dead] = sequence
-    if row < 0:
-        row, expected = state.next_row, horizon + 1
-    if expected - 1 != state.sequence:
-        yield f"the log ends at commit {expected - 1}, the state is at {state.sequence}"
-    if row != state.next_row:
-        yield f"the log ends at row {row}, the state at {state.next_row}"
-    begin = expected - reader.entries("log")
-    known = {row: sequence for row, sequence in dying.items() if sequence >= begin}
-    gone = {r: s for r, s in died_in.items() if r not in known and r < len(purged) and purged[r]}
-    if any(sequence > horizon for sequence in gone.values()):
-        yield f"a row that died behind the horizon, commit {horizon}, is purged"
-    if died_in != {**known, **gone}:
-        yield "the dead rows of the log and of the table differ"

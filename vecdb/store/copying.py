@@ -55,6 +55,9 @@ class LogPiece:
     first_row: int
     times_us: NDArray[np.int64]
     end_rows: Rows
+    died: Rows
+    """Rows that died in them, and the commit of each."""
+    died_in: Rows
 
 
 def copy_rows(reader: Reader, first: int, end: int, budget_bytes: int) -> StoredRows:
@@ -163,8 +166,11 @@ def copy_deaths(reader: Reader, start: int, count: int) -> tuple[Rows, Rows, int
 
 
 def copy_log(reader: Reader, after: int, until: int, count: int) -> LogPiece | None:
-    """Up to `count` commits with sequences in (after, until]; None when the log has none of them."""
+    """Up to `count` commits with sequences in (after, until]; None when the log has none of them. Corrupted where one does
+    not begin with the row at which the one before it ends."""
     heads: list[bytes] = []
+    died: list[Rows] = []
+    died_in: list[int] = []
     sequence = expected = 0
     for key, value in reader.items("log", SEQUENCE.pack(after + 1)):
         at = SEQUENCE.unpack(key)[0]
@@ -175,7 +181,19 @@ def copy_log(reader: Reader, after: int, until: int, count: int) -> LogPiece | N
             raise Corrupted(f"the log jumps from commit {expected - 1} to {at}; run check")
         expected = at + 1
         heads.append(bytes(value[: LOG.size]))
+        if len(value) > LOG.size:
+            died.append(np.frombuffer(value[LOG.size :], "<u8").astype(np.int64))
+            died_in += [at] * len(died[-1])
     if not heads:
         return None
     entries = np.frombuffer(b"".join(heads), "<i8").reshape(-1, 3)
-    return LogPiece(sequence, int(entries[0, 1]), entries[:, 0].copy(), entries[:, 2].copy())
+    apart = np.flatnonzero(entries[1:, 1] != entries[:-1, 2])
+    if len(apart):
+        raise Corrupted(
+            f"commit {sequence + int(apart[0]) + 1} starts at row {entries[apart[0] + 1, 1]}, the one before it ended at "
+            f"{entries[apart[0], 2]}; run check"
+        )
+    return LogPiece(
+        sequence, int(entries[0, 1]), entries[:, 0].copy(), entries[:, 2].copy(),
+        np.concatenate([np.empty(0, np.int64), *died]), np.array(died_in, np.int64),
+    )  # fmt: skip

@@ -302,8 +302,8 @@ def must_hold(tables: Tables, environment: Environment) -> None:
 
 
 def faults(tables: Tables, interrupt: Interrupt = lambda: None) -> Iterator[str]:
-    """One sentence for each checksum that does not hold; 1 us a commit of the log. `interrupt` is called every few
-    milliseconds of it, and may raise."""
+    """One sentence for each checksum that does not hold but those of the log, see `log_faults`. `interrupt` is
+    called every few milliseconds, and may raise."""
     try:
         sums = sums_of_meta(tables)
     except ValueError as error:
@@ -314,25 +314,38 @@ def faults(tables: Tables, interrupt: Interrupt = lambda: None) -> Iterator[str]
     for key, expected in zip(SUMMED, sums.values, strict=True):
         if value_sum(key, tables.meta_value(key)) != expected:
             yield _fails(key)
-    held = [sums.newest] if sums.newest.count else []
-    for key, raw in tables.items("meta", META_LOG_SUM):
-        if not key.startswith(META_LOG_SUM):
-            break
-        try:
-            held.append(parse_log_sum(key, raw))
-        except ValueError as error:
-            yield f"checksum {key.decode(errors='replace')!r} of the log {error}"
-    log = asking(tables.items("log"), interrupt)
-    found = {stretch.first: stretch for stretch in stretches(log)}
-    for stretch in held:
-        if found.get(stretch.first) != stretch:
-            yield f"the {_told(stretch)}"
     n_requests = requests = 0
     for request, value in tables.items("requests"):
         n_requests += 1
         requests ^= entry_sum(request, value)
     if (n_requests, requests) != (sums.n_requests, sums.requests):
         yield "the table requests fails its checksum"
+
+
+def log_faults(
+    tables: Tables, interrupt: Interrupt = lambda: None, after: int = 0
+) -> Iterator[str]:
+    """The same for the checksums of the log, of all stretches that commits behind `after` are in; 1 us a commit."""
+    try:
+        sums = sums_of_meta(tables)
+    except ValueError:
+        return  # `faults` tells of it
+    if sums is None:
+        return
+    begin = (after + 1) // LOG_SUM_COMMITS
+    held = [sums.newest] if sums.newest.count else []
+    for key, raw in tables.items("meta", log_sum_key(begin)):
+        if not key.startswith(META_LOG_SUM):
+            break
+        try:
+            held.append(parse_log_sum(key, raw))
+        except ValueError as error:
+            yield f"checksum {key.decode(errors='replace')!r} of the log {error}"
+    log = asking(tables.items("log", SEQUENCE.pack(begin * LOG_SUM_COMMITS)), interrupt)
+    found = {stretch.first: stretch for stretch in stretches(log)}
+    for stretch in held:
+        if stretch.end > after + 1 and found.get(stretch.first) != stretch:
+            yield f"the {_told(stretch)}"
 
 
 def _fails(key: bytes) -> str:

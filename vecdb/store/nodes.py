@@ -156,6 +156,11 @@ class NodeFile:
         """The pages that the nodes of branches name."""
         return nodes.heads & 0xFFFFFFFFFFFF
 
+    def key_sizes_at(self, nodes: Numbers) -> Numbers:
+        """Bytes of the keys of nodes that begin there."""
+        sizes: Numbers = self._eights[nodes >> 1] >> 48 & 0xFFFF
+        return sizes
+
     def entries(self, nodes: Nodes) -> Entries:
         """The nodes of leaves. Values of their own are where their pages say."""
         heads = nodes.heads

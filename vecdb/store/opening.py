@@ -10,7 +10,7 @@ import lmdb
 
 from ..errors import FormatMismatch
 from ..layout import DATA_FILE
-from . import pages, vacuum
+from . import page_faults, vacuum
 from .faults import format_told, in_our_words, refuse_damaged
 from .own_pages import own_pages
 
@@ -39,7 +39,7 @@ def open_tables(
     if (folder / DATA_FILE).is_file():
         size = max(size, (folder / DATA_FILE).stat().st_size)
         if not create:
-            refuse_damaged(folder, pages.bounds_faults(folder / DATA_FILE))
+            refuse_damaged(folder, page_faults.bounds_faults(folder / DATA_FILE))
     with in_our_words(folder):
         vacuum.reserve_locks(folder, MAX_READERS, read_only=read_only)
         with own_pages():
@@ -63,7 +63,7 @@ def open_tables(
             if not create and not known:
                 # LMDB trusts its pages: a damaged one would end the process, or read what is elsewhere.
                 with env.begin() as seen:
-                    refuse_damaged(folder, pages.file_faults(folder / DATA_FILE, seen.id()))
+                    refuse_damaged(folder, page_faults.file_faults(folder / DATA_FILE, seen.id()))
             if create:
                 vacuum.make_tables(env, names, folder, "tables")
             for name in names:

@@ -20,8 +20,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..stopping import Interrupt
-from .nodes import BIG, BRANCH, HEADER, LEAF, META, SUBTREE, Entries, NodeFile, Numbers
+from ..stopping import asking
+from .nodes import (
+    BIG,
+    BRANCH,
+    HEADER,
+    LEAF,
+    META,
+    NODE_BYTES,
+    SUBTREE,
+    Entries,
+    NodeFile,
+    Numbers,
+)
 
 _META = struct.Struct("<IIQQ")
 """Magic, version, address, size of the map."""
@@ -33,7 +44,6 @@ TREE_BYTES = _TREE.size
 MAGIC, _VERSION, _INTEGER_KEYS = 0xBEEFC0DE, 1, 8
 _NOWHERE = (1 << 64) - 1
 _MOST_DEPTH = 32
-_LOOKS = 3
 _RANDOM: int | None = getattr(mmap, "MADV_RANDOM", None)
 _WILL_NEED: int | None = getattr(mmap, "MADV_WILLNEED", None)
 _GAP_PAGES = 16
@@ -75,6 +85,14 @@ class Meta(NamedTuple):
     faults: tuple[str, ...]
 
 
+def meta_of(raw: bytes) -> Meta:
+    """What a meta page says behind its header."""
+    free, page_size = Tree.parse(raw, _META.size)
+    main, _ = Tree.parse(raw, _META.size + TREE_BYTES)
+    last_page, transaction = _LAST.unpack_from(raw, _META.size + 2 * TREE_BYTES)
+    return Meta(transaction & 1, page_size, 0, free, main, last_page, transaction, ())
+
+
 class Walk(NamedTuple):
     """A tree that was walked through."""
 
@@ -90,8 +108,12 @@ class _Leaves(NamedTuple):
     n_entries: int
     """Of the entries, also where these are not kept."""
     overflow_pages: int
+    firsts: Entries
+    """The first entry of each leaf, and the last."""
+    lasts: Entries
 
 
+_NO_NUMBERS = np.empty(0, np.int64)
 _NONE = Entries(*[np.empty(0, np.int64)] * 6)
 _NO_PAGES = np.empty(0, np.bool_)
 
@@ -195,18 +217,21 @@ class PageFile(NodeFile):
                 faults.append(f"table {name} should have {tree.entries} entries and has no pages")
             return Walk(_NONE, faults)
         level = np.array([tree.root if tree.root < self.n_pages else -1], np.int64)
+        bounds = np.zeros(1, np.int64)
         branches = 0
         for depth in range(min(tree.depth, _MOST_DEPTH)):
             leaf = depth == tree.depth - 1
             level = self._once(level, _kind(leaf, name), faults)
             if leaf:
                 break
-            level, found = self._below(level, name, faults)
+            level, bounds, found = self._below(level, bounds, name, faults)
             branches += found
         else:
             faults.append(f"table {name} is said to have {tree.depth} levels")
             return Walk(_NONE, faults)
         leaves = self._leaves(level, name, faults, keep=keep)
+        if not faults:
+            faults += self._parted(bounds, leaves, name)
         seen = Tree(tree.flags, tree.depth, branches, leaves.pages, leaves.overflow_pages,
                     leaves.n_entries, tree.root)  # fmt: skip
         if not faults and seen != tree:
@@ -240,13 +265,50 @@ class PageFile(NodeFile):
         self.seen[level] = True
         return level
 
-    def _below(self, level: Numbers, name: str, faults: list[str]) -> tuple[Numbers, int]:
-        """(the pages that these branches name, how many of them are whole)."""
+    def _below(
+        self, level: Numbers, bounds: Numbers, name: str, faults: list[str]
+    ) -> tuple[Numbers, Numbers, int]:
+        """(the pages that these branches name, the nodes whose keys are their least ones, how many branches are whole).
+
+        `bounds` are such nodes of the branches themselves, 0 where there is none. The first node of a branch has no key
+        that counts (`mdb_node_search`): what is below it has the bound of the branch."""
         found = [self.nodes(part, BRANCH) for part in self.slices(level)]
         whole = np.concatenate([_NO_PAGES, *(nodes.whole for nodes in found)])
         _tell(level, ~whole, f"({_kind(False, name)}) is damaged", faults)
         children = [self.children(nodes) for nodes in found]
-        return np.concatenate([np.empty(0, np.int64), *children]), int(whole.sum())
+        pages = np.concatenate([_NO_NUMBERS, *(nodes.pages for nodes in found)])
+        own = np.concatenate([_NO_NUMBERS, *(nodes.at for nodes in found)])
+        if len(pages) and whole.all() and len(bounds) == len(level):
+            first = np.append(True, pages[1:] != pages[:-1])
+            own[first] = bounds
+        return np.concatenate([_NO_NUMBERS, *children]), own, int(whole.sum())
+
+    def _parted(self, bounds: Numbers, leaves: _Leaves, name: str) -> list[str]:
+        """Keys of branches that do not part the leaves at their sides: who looks a key up is led elsewhere by them, and
+        who writes one puts it there. 1 us a leaf where the first 8 bytes of keys do not say it."""
+        at = np.flatnonzero(bounds)
+        if len(bounds) != len(leaves.firsts.keys) or not len(at):
+            return []
+        nodes, numbers = bounds[at], name == FREE
+        sizes = self.key_sizes_at(nodes)
+        keys = Entries(nodes, nodes, nodes + NODE_BYTES, sizes, nodes, nodes)
+        before, behind = leaves.lasts.kept(at - 1), leaves.firsts.kept(at)
+        heads, last, first = (
+            self.key_heads(one, numbers=numbers) for one in (keys, before, behind)
+        )
+        wrong = (last > heads) | (heads > first)
+        # Of keys of 8 bytes, as row numbers are, heads say all.
+        whole = (sizes == 8) & (before.key_sizes == 8) & (behind.key_sizes == 8)
+        wrong |= whole & (last == heads)
+        doubt = ~wrong & ~whole & ((last == heads) | (heads == first))
+        for n in asking(np.flatnonzero(doubt).tolist(), self.interrupt):
+            own = self.key(keys, n)
+            wrong[n] = not self.key(before, n) < own <= self.key(behind, n)
+        found: list[str] = []
+        pages = np.unique(nodes[wrong] // self.page_size)
+        what = f"({_kind(False, name)}) has a key that does not part its pages"
+        _tell(pages, np.ones(len(pages), np.bool_), what, found)
+        return found
 
     def _leaves(self, level: Numbers, name: str, faults: list[str], *, keep: bool) -> _Leaves:
         """What the whole ones of these leaves hold, and what is wrong with them and their values."""
@@ -254,6 +316,7 @@ class PageFile(NodeFile):
         n_leaves = n_entries = n_overflow = 0
         last = np.empty(0, np.uint64)
         unordered: list[int] = []
+        firsts, lasts = [], []
         for part in self.slices(level):
             nodes = self.nodes(part, LEAF)
             whole.append(nodes.whole)
@@ -273,6 +336,10 @@ class PageFile(NodeFile):
             wrong = np.flatnonzero(order[1:] < order[:-1])
             unordered += found.pages[wrong[:_MOST_NAMED] + 1 - len(last)].tolist()
             last = order[-1:]
+            begins = np.flatnonzero(np.append(True, found.pages[1:] != found.pages[:-1]))
+            if len(found.keys):
+                firsts.append(found.kept(begins))
+                lasts.append(found.kept(np.append(begins[1:], len(found.keys)) - 1))
             if keep:
                 kept.append(found)
         _tell(level, ~np.concatenate(whole), f"({_kind(True, name)}) is damaged", faults)
@@ -284,7 +351,10 @@ class PageFile(NodeFile):
             f"page {page} (a leaf of table {name}) has keys out of order"
             for page in unordered[:_MOST_NAMED]
         ]
-        return _Leaves(Entries.joined(kept), n_leaves, n_entries, n_overflow)
+        return _Leaves(
+            Entries.joined(kept), n_leaves, n_entries, n_overflow,
+            Entries.joined(firsts), Entries.joined(lasts),
+        )  # fmt: skip
 
     def _see_values(self, first: Numbers, count: Numbers, name: str, faults: list[str]) -> int:
         """How many pages these values take, each of which is seen only once."""
@@ -369,66 +439,3 @@ def _tell(pages: Numbers, bad: NDArray[np.bool_], what: str, faults: list[str]) 
     faults += [f"page {page} {what}" for page in wrong[:_MOST_NAMED]]
     if len(wrong) > _MOST_NAMED:
         faults.append(f"{len(wrong) - _MOST_NAMED} more such pages: {what}")
-
-
-def bounds_faults(path: Path) -> list[str]:
-    """What is wrong with the two pages that a file begins with; reads nothing else, so it is quick.
-
-    Beside a process that writes, both are looked at again before anything is said.
-    """
-    for _ in range(_LOOKS):
-        faults = PageFile(path).meta_faults()
-        if not faults:
-            break
-    return faults
-
-
-def file_faults(
-    path: Path, transaction: int | None = None, interrupt: Interrupt = lambda: None
-) -> list[str]:
-    """One sentence for each page of a file that cannot be trusted; empty when all can.
-
-    Of the moment that commit `transaction` has left, which the caller keeps open, else of the newest.
-    Values are not looked into: that is for whoever knows them. OSError when it cannot be read, and what
-    `interrupt` raises, which is called every few milliseconds.
-    """
-    faults = bounds_faults(path)
-    if faults:
-        return faults
-    file = PageFile(path)
-    file.interrupt = interrupt
-    metas = [m for m in file.metas() if transaction is None or m.transaction == transaction]
-    if not metas:
-        return []  # Whoever writes beside us has gone on twice; the next look is at another moment.
-    return _faults_at(file, metas[0])
-
-
-def faults_from(path: Path, meta: bytes) -> list[str]:
-    """The same of the commit that LMDB's `meta` leads to, whatever those in the file say."""
-    free, page_size = Tree.parse(meta, _META.size)
-    main, _ = Tree.parse(meta, _META.size + TREE_BYTES)
-    last_page, transaction = _LAST.unpack_from(meta, _META.size + 2 * TREE_BYTES)
-    given = Meta(transaction & 1, page_size, 0, free, main, last_page, transaction, ())
-    return _faults_at(PageFile(path, page_size), given)
-
-
-def _faults_at(file: PageFile, meta: Meta) -> list[str]:
-    free = file.walk(meta.free, FREE)
-    main = file.walk(meta.main, MAIN)
-    faults = free.faults + main.faults
-    trees = file.subtrees(main.entries)
-    for name, tree in trees.items():
-        if tree.flags:
-            faults.append(f"table {name} has flags that vecdb never sets")
-        faults += file.walk(tree, name, keep=False).faults
-    pages, wrong = file.free_pages(free.entries)
-    faults += wrong
-    if (pages > meta.last_page).any():
-        faults.append("a list of free pages names pages that there are not")
-    used = pages[(pages < file.n_pages)]
-    if file.seen[used].any():
-        faults.append(f"page {used[file.seen[used]][0]} is in use, and listed as free")
-    known = np.flatnonzero(file.seen)
-    if len(known) and known[-1] > meta.last_page:
-        faults.append(f"page {known[-1]} is behind page {meta.last_page}, the last one there is")
-    return faults

@@ -28,7 +28,7 @@ from ..layout import (
     format_number,
     id_key,
 )
-from . import pages, quarantine, sync_point, vacuum
+from . import page_faults, quarantine, sync_point, vacuum
 from .check import problems
 from .collection_store import CollectionStore
 from .losses import TIME_FORMAT, entries
@@ -90,8 +90,10 @@ def settle(folder: Path) -> None:
     made = vacuum.whole_copy(folder)
     if made is not None:
         vacuum.must_belong(folder)
-        old_is_sound = (folder / DATA_FILE).is_file() and not pages.file_faults(folder / DATA_FILE)
-        if not old_is_sound or not pages.file_faults(made / DATA_FILE):
+        old_is_sound = (folder / DATA_FILE).is_file() and not page_faults.file_faults(
+            folder / DATA_FILE
+        )
+        if not old_is_sound or not page_faults.file_faults(made / DATA_FILE):
             if not (made / "lock.mdb").exists():
                 disk.make_empty(made / "lock.mdb", _WHAT)
             vacuum.move_in(folder)
@@ -120,7 +122,7 @@ def _copy_problems(folder: Path, shape_of: ShapeOf, options: Mapping[str, Any]) 
 
 
 def _problems(folder: Path, shape_of: ShapeOf, options: Mapping[str, Any]) -> list[str]:
-    faults = pages.file_faults(folder / DATA_FILE)
+    faults = page_faults.file_faults(folder / DATA_FILE)
     if faults:
         return faults
     try:

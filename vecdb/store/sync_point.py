@@ -28,7 +28,7 @@ from ..layout import (
     SYNC_POINT_FILE,
     SYNC_POINT_MAGIC,
 )
-from . import pages
+from . import page_faults, pages
 from .faults import full_or_internal
 from .nodes import HEADER
 
@@ -256,7 +256,7 @@ def _synced(file: int, folder: Path) -> bool:
 def _must_go_back(folder: Path, point: SyncPoint, repairing: bool) -> bool:
     """Whether the point is to be trusted rather than the file; always so where all that it leads to is whole."""
     path = folder / DATA_FILE
-    faults = pages.faults_from(path, point.meta)
+    faults = page_faults.faults_from(path, point.meta)
     if not faults:
         return True
     if not repairing:
@@ -267,9 +267,9 @@ def _must_go_back(folder: Path, point: SyncPoint, repairing: bool) -> bool:
             "damaged pages, that or the file as it is; or restore a backup",
             file=str(path),
         )
-    here = pages.file_faults(path)
+    here = page_faults.file_faults(path)
     # Of a file whose metas are damaged nothing more is known than that.
-    if not here or (not pages.bounds_faults(path) and len(here) < len(faults)):
+    if not here or (not page_faults.bounds_faults(path) and len(here) < len(faults)):
         log.warning(
             "%s: its sync point leads to pages that are not whole (%s, %d faults), the file as it is has %d; so the "
             "point is passed over",

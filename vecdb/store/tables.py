@@ -30,7 +30,7 @@ from ..layout import (
 )
 from ..stopping import Interrupt
 from .environment import Environment
-from .pages import file_faults
+from .page_faults import file_faults
 from .shape import Shape
 
 Rows = NDArray[np.int64]

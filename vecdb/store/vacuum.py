@@ -25,7 +25,7 @@ from ..layout import (
     META_STATE,
     STATE,
 )
-from . import pages
+from . import page_faults, pages
 
 _WHAT = "vacuum"
 _ASIDE = re.compile(re.escape(COMPACTING_PREFIX) + "[0-9a-f]{16}")
@@ -183,9 +183,11 @@ def must_belong(folder: Path) -> None:
     if noted.is_file():
         if noted.read_bytes() == _source_of(folder):
             return
-    elif pages.file_faults(path):
+    elif page_faults.file_faults(path):
         return  # an earlier version has repaired a file of which nothing else can be told
-    elif not pages.file_faults(made / DATA_FILE) and _told_by(path) == _told_by(made / DATA_FILE):
+    elif not page_faults.file_faults(made / DATA_FILE) and _told_by(path) == _told_by(
+        made / DATA_FILE
+    ):
         return
     raise Corrupted(
         f"{made} holds a file that is not made of the {DATA_FILE} beside it: {path} {_state_of(path)}, the other "
@@ -216,7 +218,7 @@ def _items(path: Path, name: str) -> Iterator[tuple[bytes, memoryview]]:
 
 
 def _state_of(path: Path) -> str:
-    if pages.file_faults(path):
+    if page_faults.file_faults(path):
         return "is damaged"
     raw = bytes(dict(_items(path, "meta")).get(META_STATE, b""))
     sequence, _, live = STATE.unpack(raw) if len(raw) == STATE.size else (0, 0, 0)

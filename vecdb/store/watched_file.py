@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import Corrupted
 from ..layout import LMDB_LOCK_FILE
-from .pages import file_faults
+from .page_faults import file_faults
 
 
 class WatchedFile:
