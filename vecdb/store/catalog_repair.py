@@ -30,7 +30,7 @@ from ..layout import (
     UNNAMED_FILE,
     format_number,
 )
-from . import catalog_sums, changes, pages, quarantine
+from . import catalog_sums, changes, page_faults, pages, quarantine
 from .catalog import is_there, make
 from .salvage import salvage
 
@@ -49,7 +49,7 @@ def catalog_problems(root: Path) -> list[str]:
             return [f"{path} is missing"]
     except Corrupted as error:
         return [error.message]
-    faults = pages.file_faults(path)
+    faults = page_faults.file_faults(path)
     if faults:
         return [f"catalog: {fault}" for fault in faults]
     read = _read(path)
@@ -126,13 +126,15 @@ def repair_catalog(root: Path) -> list[str]:
         )
     told: list[str] = []
     sound = path.is_file() and read is not _NOTHING
-    sound = sound and not pages.file_faults(path) and not _sum_faults(path, read)
+    sound = sound and not page_faults.file_faults(path) and not _sum_faults(path, read)
     folders = _Folders(root)
-    if path.is_file() and catalog_sums.are_of(
-        meta, [one.transaction for one in pages.PageFile(path).metas()]
-    ):
+    written = [one.transaction for one in pages.PageFile(path).metas()] if path.is_file() else []
+    if written and catalog_sums.are_of(meta, written):
         tokens = [token.encode() for token in folders.there]
-        tables, told = catalog_sums.mend(tables, meta, tokens)
+        # Of a table whose pages are damaged, what is missing was taken from the change before.
+        newest = read.meta_whole and catalog_sums.are_whole(meta, written[0])
+        older = read.damaged if newest else ()
+        tables, told = catalog_sums.mend(tables, meta, tokens, older=older)
     collections, aliases = map(_texts, tables.values())
     if path.is_file() and read.lost_commits:
         told.append("the newest change of names may be undone: its page cannot be read")
@@ -199,9 +201,11 @@ class _Read(NamedTuple):
     """Whether each page of `meta` was read, so that what is not there never was."""
     lost_commits: int
     """How many newer commits there may have been that cannot be read."""
+    damaged: frozenset[str]
+    """Tables that are not whole in the newest commit."""
 
 
-_NOTHING = _Read({table: {} for table in _TABLES}, {}, False, 0)
+_NOTHING = _Read({table: {} for table in _TABLES}, {}, False, 0, frozenset())
 """No file, or that of a collection: then nobody knows what the catalog was."""
 
 
@@ -216,7 +220,8 @@ def _read(path: Path) -> _Read:
     names = [one for table in tables.values() for one in _texts(table).items()]
     if META_SETTINGS in found["meta"] and not any(_is_right(*one) for one in names):
         return _NOTHING
-    return _Read(tables, found["meta"], "meta" not in read.damaged, read.lost_commits)
+    meta_whole = "meta" not in read.damaged
+    return _Read(tables, found["meta"], meta_whole, read.lost_commits, read.damaged)
 
 
 def _is_right(name: str, token: str) -> bool:

@@ -6,7 +6,7 @@ version that knows no checksums has written since, and the names are taken as th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from ..crc import crc32, flipped_bit
@@ -95,6 +95,15 @@ def are_of(meta: Mapping[bytes, Any], transactions: Iterable[int]) -> bool:
         return True
 
 
+def are_whole(meta: Mapping[bytes, Any], transaction: int) -> bool:
+    """Whether they are surely those of what this transaction has left."""
+    raw = meta.get(META_SUMS)
+    try:
+        return raw is not None and bool(_parse(raw)[0] == transaction)
+    except ValueError:
+        return False
+
+
 def faults(tables: Mapping[str, Names], meta: Mapping[bytes, Any]) -> list[str]:
     """One sentence for each name that is not as it was written; for checksums that hold for what is there."""
     found = []
@@ -126,23 +135,33 @@ def right_format(meta: Mapping[bytes, Any]) -> bytes | None:
 
 
 def mend(
-    tables: Mapping[str, Names], meta: Mapping[bytes, Any], folders: Iterable[bytes]
+    tables: Mapping[str, Names],
+    meta: Mapping[bytes, Any],
+    folders: Iterable[bytes],
+    *,
+    older: Container[str] = (),
 ) -> tuple[dict[str, Names], list[str]]:
     """(the names with flipped bits put right, what was done or cannot be, one sentence each).
 
-    `folders` are the tokens that there are: a name that is missing belongs to the one that fits its checksum.
+    `folders` are the tokens that there are: a name that is missing belongs to the one that fits its checksum. Tables in
+    `older` may have names of the change before the newest, whose own all have their checksums in `meta`.
     """
     tokens = list(folders)
     told: list[str] = []
     mended = {
-        table: _mended(table, names, _sums(table, meta), tokens, told)
+        table: _mended(table, names, _sums(table, meta), tokens, told, table in older)
         for table, names in tables.items()
     }
     return mended, told
 
 
 def _mended(
-    table: str, names: Names, sums: dict[bytes, int], tokens: list[bytes], told: list[str]
+    table: str,
+    names: Names,
+    sums: dict[bytes, int],
+    tokens: list[bytes],
+    told: list[str],
+    older: bool,
 ) -> Names:
     what = _what(table)
     right: Names = {}
@@ -163,6 +182,11 @@ def _mended(
         if near:
             told.append(f"{what} {_text(near[0])} had become {_text(name)}")
             del missing[near[0]]
+        elif older:
+            told.append(
+                f"{what} {_text(name)} of folder {_text(token)} is of the change before the newest, and is left out"
+            )
+            continue
         right[near[0] if near else name] = token
     for name, expected in missing.items():
         owner = next((t for t in tokens if _sum(table, name, t) == expected), None)

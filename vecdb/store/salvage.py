@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..layout import (
+    CATALOG_SUM_KEYS,
     ID_BLOCK_ROWS,
     LATER_TABLES,
     LOG,
@@ -308,7 +309,7 @@ class _Seen:
 def _in_order(found: list[tuple[bytes, memoryview]], name: str) -> Table:
     """Entries by key. Numbered ones that stand out of order have a changed key: where one number alone fits
     between those beside it, it is that."""
-    if name in ("meta", "keys"):
+    if name in ("meta", "keys", *CATALOG_SUM_KEYS):
         return dict(found)
     width = VECTOR_KEY.size if name in ("vectors", "absent") else _NUMBER_BYTES
     right = _ascending([key if len(key) == width else b"" for key, _ in found])
