@@ -120,3 +120,25 @@ def test_a_target_without_any_backup_is_not_verified(call, folder, tmp_path):
     assert "no manifest.json" in text
     with serving(folder, backup_root=str(tmp_path / "root")) as address:
         assert call("verify", "nightly", "--server", address)[0] == 6
+
+
+def test_backups_of_a_server_with_keys_and_encryption(
+    call, start, add, keys_file, authority, tmp_path
+):
+    """All commands about them show the key and the certificate, also what prunes after a backup."""
+    secret = tmp_path / "secret"
+    secret.write_text(add("admin") + "\n")
+    cert, key = authority.issue("server", "127.0.0.1")
+    server = start(
+        tls_cert=cert, tls_key=key, keys_file=str(keys_file), backup_root=str(tmp_path / "backups")
+    )
+    where = ["--server", server.address, "--tls-ca", authority.ca, "--api-key-file", secret]
+    assert call("create", "docs", "--dimension", 2, *where)[0] == 0
+    for kept in (1, 1):
+        code, text = call("backup", "nightly", "--kind", "full", "--keep", kept, *where)
+        assert code == 0, text
+    assert text.count("removed") == 1
+    for words in (["backups"], ["verify"], ["prune", "--keep", 1]):
+        code, text = call(words[0], "nightly", *words[1:], *where)
+        assert code == 0, text
+    assert call("backups", "nightly", *where[:4])[0] == 1, "without a key"

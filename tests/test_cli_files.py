@@ -81,6 +81,46 @@ def test_import_of_an_npz_with_ids_only(run: Run, tmp_path: Path) -> None:
     assert run("count", "x").out == "8\n"
 
 
+@pytest.mark.parametrize("ids", [np.array([b"a", "ä".encode()]), np.array(["a", "ä"])])
+def test_ids_of_a_npz_may_be_bytes(run: Run, tmp_path: Path, ids: Any) -> None:
+    """As HDF5 has texts."""
+    np.savez(tmp_path / "x.npz", ids=ids, vectors=np.eye(2, DIMENSION, dtype=np.float32))
+    assert run("import", "x", str(tmp_path / "x.npz"), "--create").code == 0
+    assert sorted(everything(run, "x")) == ["a", "ä"]
+
+
+@pytest.mark.parametrize("ids", [np.array([b"a", b"\xff"]), np.array([1.0, 2.0])])
+def test_ids_of_a_npz_that_are_none_are_refused(run: Run, tmp_path: Path, ids: Any) -> None:
+    """Bytes that are no texts, and numbers that are not whole."""
+    np.savez(tmp_path / "x.npz", ids=ids, vectors=np.eye(2, DIMENSION, dtype=np.float32))
+    done = run("import", "x", str(tmp_path / "x.npz"), "--create")
+    assert done.code == 1
+    assert "ids are" in done.err
+
+
+@pytest.mark.parametrize("ending", ["a.jsonl", "a.npz"])
+def test_empty_texts_come_back_also_where_a_batch_has_no_others(
+    run: Run, tmp_path: Path, ending: str
+) -> None:
+    """An empty text is one: neither import nor export takes it for none."""
+    rows = [
+        {
+            "id": str(n),
+            "vector": [float(n)] * DIMENSION,
+            **({"document": "", "uri": ""} if n else {}),
+        }
+        for n in range(3)
+    ]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    for name, file in (("a", source), ("b", tmp_path / ending)):
+        assert run("import", name, str(file), "--create", "--metric", "l2").code == 0
+        held = everything(run, name)
+        assert [held[str(n)].get("document") for n in range(3)] == [None, "", ""]
+        assert [held[str(n)].get("uri") for n in range(3)] == [None, "", ""]
+        assert run("export", name, str(tmp_path / ending)).code == 0
+
+
 def test_import_says_how_to_go_on_after_a_failure(run: Run, tmp_path: Path) -> None:
     """Batches before the fault stay; the message names --skip, and going on with it completes."""
     source = rows_file(tmp_path, 30)

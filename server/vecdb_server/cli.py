@@ -181,7 +181,7 @@ def build_parser(named: Container[str]) -> argparse.ArgumentParser:
     cancel_build.add_argument("collection")
 
     top, health = cli_top.add_top(command), cli_health.add_health(command)
-    cli_backups.add_commands(command, _add_target)
+    cli_backups.add_commands(command, _add_target, _add_connection)
     downgrade = command(
         "downgrade",
         cli_downgrade.run_downgrade,
@@ -215,6 +215,12 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--data", metavar="FOLDER", type=Path, help="a data folder, without a server"
     )
+    _add_connection(group)
+    parser.add_argument("--json", action="store_true", help="for machines: one JSON object a line")
+
+
+def _add_connection(group: Any) -> None:
+    """How a server is reached."""
     group.add_argument(
         "--timeout-s",
         type=float,
@@ -232,7 +238,6 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--tls-cert", metavar="FILE", help="PEM of the client's own certificate")
     group.add_argument("--tls-key", metavar="FILE", help="PEM of its key")
-    parser.add_argument("--json", action="store_true", help="for machines: one JSON object a line")
 
 
 def _add_creation(parser: argparse.ArgumentParser) -> None:
@@ -318,8 +323,9 @@ def _add_import(
     )
     parser.add_argument("--upsert", action="store_true", help="replace records that are stored")
     parser.add_argument(
-        "--batch-size", type=int, default=1_000, metavar="N", help="rows a commit; default 1000"
-    )
+        "--batch-size", type=int, default=1_000, metavar="N",
+        help="rows a commit, where a message of a server has room for them; default 1000",
+    )  # fmt: skip
     parser.add_argument(
         "--skip", type=int, default=0, metavar="N", help="pass over the first N rows"
     )

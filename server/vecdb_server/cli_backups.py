@@ -43,7 +43,7 @@ def run_backup(args: argparse.Namespace, target: Target) -> int:
         _print_backup(info)
     if args.keep is None:
         return EXIT_OK
-    return _prune(args, target.address if target.data is None else None)
+    return _prune(args, target if target.data is None else None)
 
 
 def _print_backup(info: Any) -> None:
@@ -54,9 +54,9 @@ def _print_backup(info: Any) -> None:
         )
 
 
-def run_backups(args: argparse.Namespace, _: Target) -> int:
+def run_backups(args: argparse.Namespace, target: Target) -> int:
     """Lists the backups of a target."""
-    with _verbs(args, args.server) as verbs:
+    with _verbs(_named(args, target)) as verbs:
         found = verbs.list_backups(args.target)
     if args.json:
         for info in found:
@@ -78,10 +78,10 @@ def run_backups(args: argparse.Namespace, _: Target) -> int:
     return EXIT_OK
 
 
-def run_verify(args: argparse.Namespace, _: Target) -> int:
+def run_verify(args: argparse.Namespace, target: Target) -> int:
     """EXIT_PROBLEMS when a backup could not be restored, EXIT_INCOMPLETE when what there is can be, but may not be all:
     a script that looks at nothing else must hear that the newest backup is gone."""
-    with _verbs(args, args.server) as verbs, _shown("verify") as progress:
+    with _verbs(_named(args, target)) as verbs, _shown("verify") as progress:
         report = verbs.verify_backups(args.target, backup=args.backup, progress=progress)
     if args.json:
         json_line(plain(report))
@@ -109,13 +109,18 @@ def run_verify(args: argparse.Namespace, _: Target) -> int:
     return EXIT_OK if all_there else EXIT_INCOMPLETE
 
 
-def run_prune(args: argparse.Namespace, _: Target) -> int:
+def run_prune(args: argparse.Namespace, target: Target) -> int:
     """Removes old chains."""
-    return _prune(args, args.server)
+    return _prune(args, _named(args, target))
 
 
-def _prune(args: argparse.Namespace, server: str | None) -> int:
-    with _verbs(args, server) as verbs:
+def _named(args: argparse.Namespace, target: Target) -> Target | None:
+    """The server whose backups are meant; None where none was named."""
+    return target if args.server else None
+
+
+def _prune(args: argparse.Namespace, server: Target | None) -> int:
+    with _verbs(server) as verbs:
         removed = verbs.prune_backups(args.target, keep=args.keep)
     if args.json:
         json_line({"removed": removed})
@@ -170,10 +175,10 @@ def _info(info: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def _verbs(args: argparse.Namespace, server: str | None) -> Iterator[Any]:
-    """The verbs that need no database: the client's for a server that was named, else the engine's."""
-    if server:
-        with opened(Target(server, None, args.timeout_s)) as client:
+def _verbs(server: Target | None) -> Iterator[Any]:
+    """The verbs that need no database: the client's for a server, else the engine's."""
+    if server is not None:
+        with opened(server) as client:
             yield client
         return
     import vecdb
@@ -218,7 +223,9 @@ def _shown(label: str) -> Iterator[Callable[[Any], None]]:
 
 
 def add_commands(
-    command: Callable[..., argparse.ArgumentParser], add_target: Callable[[Any], None]
+    command: Callable[..., argparse.ArgumentParser],
+    add_target: Callable[[Any], None],
+    add_connection: Callable[[Any], None],
 ) -> None:
     """The parsers of these commands."""
     backup = command(
@@ -295,15 +302,11 @@ def add_commands(
     )
     for one in (backups, verify, prune):
         _add_target_name(one)
-        one.add_argument(
+        group = one.add_argument_group("where the backups are")
+        group.add_argument(
             "--server", metavar="HOST:PORT", help="TARGET is below that server's backup_root"
         )
-        one.add_argument(
-            "--timeout-s",
-            type=float,
-            default=30.0,
-            help="seconds that listing and removing may take; default 30",
-        )
+        add_connection(group)
         one.add_argument("--json", action="store_true", help="for machines: one JSON object a line")
 
 

@@ -178,6 +178,8 @@ def sink(path: Path, info: Any, *, named: bool) -> Iterator[Sink]:
             else:
                 yield from _npz(path, stack, info, tuple(info.vectors) if named else ())
     except OSError as error:
+        if hasattr(error, "reason"):
+            raise  # what the database said, as that the time is over, is none of the file's
         raise CommandFailed(f"cannot write {path}: {error}") from error
 
 

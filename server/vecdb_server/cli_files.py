@@ -57,9 +57,12 @@ class Batch:
     def columns(self) -> dict[str, Any]:
         """Keyword arguments of `insert` and `upsert`; columns without any value are left out."""
         found: dict[str, Any] = {"ids": self.ids, "vectors": self.vectors}
-        for name in ("metadata", "documents", "contents", "uris"):
+        if any(self.metadata):
+            found["metadata"] = self.metadata
+        for name in ("documents", "contents", "uris"):
             column = getattr(self, name)
-            if any(column):
+            # An empty text is one.
+            if any(entry is not None for entry in column):
                 found[name] = column
         if self.named:
             found["named_vectors"] = self.named
@@ -190,7 +193,7 @@ def _read_npz(path: Path, fields: Fields, batch_size: int, skip: int) -> Iterato
     if rows is not None:
         lines = rows.tobytes().splitlines()
     else:
-        lines = [msgspec.json.encode({fields.id: str(given)}) for given in found["ids"].tolist()]
+        lines = [msgspec.json.encode({fields.id: one}) for one in _ids(path, found["ids"])]
     if len(lines) != len(vectors):
         raise CommandFailed(f"{path} has {len(lines):,} rows and {len(vectors):,} vectors")
     named = _named_arrays(path, found, len(lines))
@@ -206,6 +209,20 @@ def _read_npz(path: Path, fields: Fields, batch_size: int, skip: int) -> Iterato
             batch.named[name] = [row if there else None for row, there in column]
         batch.share = (start + len(batch.ids)) / len(lines)
         yield batch
+
+
+def _ids(path: Path, given: NDArray[Any]) -> list[str]:
+    """Texts, whole numbers, or bytes of UTF-8, as HDF5 has them, as texts."""
+    if given.dtype.kind in "US":
+        try:
+            return [one.decode() if isinstance(one, bytes) else one for one in given.tolist()]
+        except UnicodeDecodeError as error:
+            raise CommandFailed(f"{path}: ids are no texts in UTF-8: {error}") from error
+    if given.dtype.kind not in "iu":
+        raise CommandFailed(
+            f"{path}: ids are of type {given.dtype}; expected texts or whole numbers"
+        )
+    return [str(one) for one in given.tolist()]
 
 
 def _named_arrays(

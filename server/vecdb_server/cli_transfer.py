@@ -57,6 +57,8 @@ def run_import(args: argparse.Namespace, target: Target) -> int:
                 progress.show(done, batch.share)
         except BaseException as error:
             progress.close()
+            # Of a batch that took several messages some may be stored.
+            done += getattr(error, "details", {}).get("acknowledged", 0)
             if done:
                 print(_stored(done, args.skip, error), file=sys.stderr)
             raise

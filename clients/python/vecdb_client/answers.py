@@ -5,6 +5,7 @@ As in `messages.py`, a function that takes a result reads only its attributes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection as Names
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
@@ -21,10 +22,6 @@ from .v1 import vecdb_pb2 as pb
 
 _EXPLAIN_FIELDS = tuple(name for name in Explain.__slots__ if name != "times_us")
 
-_BESIDE_NEAR = (
-    "vectors", "metadata", "documents", "contents", "uris", "named_vectors", "groups", "explain",
-)  # fmt: skip
-
 
 def _flat(nested: Sequence[Sequence[Any]] | None) -> list[Any] | None:
     return None if nested is None else [entry for row in nested for entry in row]
@@ -32,7 +29,12 @@ def _flat(nested: Sequence[Sequence[Any]] | None) -> list[Any] | None:
 
 def encode_query_result(result: Any) -> pb.QueryResponse:
     """The message of a QueryResult whose metadata is JSON bytes."""
-    if all(getattr(result, name) is None for name in _BESIDE_NEAR):
+    # Not by a loop over names, which takes three times as long.
+    if (
+        result.vectors is None and result.metadata is None and result.documents is None
+        and result.contents is None and result.uris is None and result.named_vectors is None
+        and result.groups is None and result.explain is None
+    ):  # fmt: skip
         return _encode_near(result)
     counts = np.fromiter((len(row) for row in result.ids), np.int64, len(result.ids))
     distances = np.asarray(result.distances, "<f4")
@@ -179,7 +181,7 @@ def taken_apart(message: pb.QueryResponse, queries: int, include: Sequence[int] 
 
 def _included(hits: pb.RecordBatch, include: Sequence[int]) -> tuple[list[Any] | None, ...]:
     """Columns of metadata, documents and URIs; None for those that were not asked for."""
-    columns = wire.decode_columns(hits)
+    columns = wire.decode_columns(hits, math.inf)
     nothing: list[Any] = [None] * len(columns.ids)
     return (
         (columns.metadata or [b""] * len(nothing)) if pb.INCLUDE_METADATA in include else None,

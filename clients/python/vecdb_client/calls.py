@@ -223,7 +223,7 @@ def write(
 
     Each message carries a request id, `request_id` with its number where there are several, else a random
     one. When a message fails, those before it stay; the details of its error then say how many records
-    were `acknowledged` and the last `acknowledged_sequence`.
+    were `acknowledged` and the last `acknowledged_sequence`, and its `position` counts from the first record given.
     """
     if batch_size is not None:
         batch_size = arguments.whole(
@@ -304,10 +304,21 @@ ErrorT = TypeVar("ErrorT", bound=Exception)
 
 
 def acknowledged(error: ErrorT, done: WriteResult) -> ErrorT:
-    """`error` with what was acknowledged before it, if it is one of ours."""
+    """`error` with what was acknowledged before it, if it is one of ours; a `position` in its message becomes that among
+    all records that were given."""
     if isinstance(error, VecdbError):
+        position = error.details.get("position")
+        of_all = {}
+        if done.count and isinstance(position, int):
+            of_all["position"] = position + done.count
+            error.message += (
+                f". The {done.count} records before that part were acknowledged: it is position "
+                f"{position + done.count} of all that were given"
+            )
+            error.args = (error.message,)
         error.details = {
             **error.details,
+            **of_all,
             "acknowledged": done.count,
             "acknowledged_sequence": done.sequence,
         }

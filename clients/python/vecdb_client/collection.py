@@ -151,7 +151,8 @@ class Collection:
         At most 4 messages are under way at once; batches are taken from the iterable, in the
         caller's thread, as acknowledgements come back. Nothing happens unless the result is
         iterated. The first failure ends the stream, unless the server was too busy to begin it, see
-        `retry_s`; batches acknowledged before it stay, and its details count their records.
+        `retry_s`; batches acknowledged before it stay, and its details count their records; a
+        `position` counts from the first record of the stream.
         `timeout_s` is for the whole stream; None: no limit, but each acknowledgement comes within five times `idle_s` of `connect`.
         """
         connection = self._connection

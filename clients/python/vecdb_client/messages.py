@@ -8,6 +8,7 @@ dataclasses of the engine and the copies of the client serve alike; they are typ
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Collection as Names
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
@@ -108,8 +109,10 @@ _MOST_INCLUDES = 64
 """So many entries are taken, some of them twice perhaps; 60 million fit into a message."""
 
 
-def decode_includes(numbers: Iterable[int], what: str = "include") -> tuple[str, ...]:
+def decode_includes(numbers: Sequence[int], what: str = "include") -> tuple[str, ...]:
     """Names of parts of a record; InvalidQuery for INCLUDE_UNSPECIFIED, unknown numbers, and far more than there are."""
+    if not numbers:
+        return ()  # of most queries; the rest takes 3 us
     names = {int(number): name for name, number in INCLUDES.items()}
     wanted = [int(number) for number in islice(numbers, _MOST_INCLUDES + 1)]
     if len(wanted) > _MOST_INCLUDES:
@@ -264,7 +267,7 @@ def decode_records(
     An answer without records cannot carry columns, so `include` says which are there, empty.
     `vectors` is a fresh float32 array, shape (n, dimension); packed bits stay uint8.
     """
-    columns = wire.decode_columns(batch)
+    columns = wire.decode_columns(batch, math.inf)
     n = len(columns.ids)
     has = set(include)
     vectors = named = present = None

@@ -315,17 +315,18 @@ def encode_columns(
     return batch
 
 
-def decode_columns(batch: pb.RecordBatch) -> Columns:
+def decode_columns(batch: pb.RecordBatch, most_rows: float = MAX_BATCH_ROWS) -> Columns:
     """The columns of a message; those that it does not carry are None.
 
     InvalidBatch when a column's length is not the number of ids, a named vector is given twice, or there
-    are more records or named vectors than a batch may have: each costs memory beyond its bytes.
+    are more than `most_rows` records, or more named vectors than a batch may have: each costs memory beyond its bytes.
+    An answer has as many as were asked for.
     """
     count = len(batch.ids)
-    if count > MAX_BATCH_ROWS or len(batch.named_vectors) > MAX_VECTOR_FIELDS:
+    if count > most_rows or len(batch.named_vectors) > MAX_VECTOR_FIELDS:
         raise InvalidBatch(
             f"the batch has {count} records and {len(batch.named_vectors)} named vectors a record, at most "
-            f"{MAX_BATCH_ROWS} and {MAX_VECTOR_FIELDS} are taken; split it"
+            f"{most_rows} and {MAX_VECTOR_FIELDS} are taken; split it"
         )
     named: dict[str, Named] | None = None
     if batch.named_vectors:

@@ -170,7 +170,7 @@ class Collection:
             meter.failed(error)
             raise calls.acknowledged(connection.raised(error), done) from None
         except BaseException as error:
-            meter.failed(error)
+            connection.failed(meter, error)
             raise
         finally:
             await messages.aclose()

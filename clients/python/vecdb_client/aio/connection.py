@@ -116,6 +116,18 @@ class Connection:
             return self._after_close()
         return transport.read_error(error, self.target)
 
+    def failed(self, meter: Meter, error: BaseException) -> None:
+        """Reports what is no error of a call. Raises Closed for a call that ends since this client was closed: grpc.aio
+        says CancelledError then, which is for who was cancelled."""
+        meter.failed(error)
+        if isinstance(error, asyncio.CancelledError) and self._closed:
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():
+                raise Closed(
+                    f"this client of {self.target} was closed while the call was under way; whether it was done is not "
+                    "known"
+                ) from None
+
     def pauses_s(self) -> Iterator[float]:
         """Pauses before each repetition of a call."""
         return transport.retry_pauses_s(self._retry_s)
@@ -144,7 +156,7 @@ class Connection:
                         raised, call.may_repeat, pauses_s, end_s
                     )
                 except BaseException as error:
-                    meter.failed(error)
+                    self.failed(meter, error)
                     raise
                 else:
                     meter.received(answer)
@@ -180,7 +192,7 @@ class Connection:
                         raise raised from None
                     pause_s = transport.pause_before_retry_s(raised, False, pauses_s, end_s)
                 except BaseException as error:
-                    meter.failed(error)
+                    self.failed(meter, error)
                     raise
                 finally:
                     stream.cancel()
@@ -236,7 +248,7 @@ class Connection:
                     raised = self.raised(error)
                     pause_s = transport.pause_before_retry_s(raised, True, pauses_s, end_s)
                 except BaseException as error:
-                    meter.failed(error)
+                    self.failed(meter, error)
                     raise
                 finally:
                     stream.cancel()
