@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import TypeVar
 
 from .errors import Cancelled, DeadlineExceeded, LimitExceeded
@@ -49,31 +49,37 @@ def caller() -> Caller:
     return replace(_mine.caller, rest=None)
 
 
-@contextmanager
-def on_behalf_of(caller: Caller) -> Iterator[None]:
-    """What this thread does meanwhile is done for `caller`."""
-    before, _mine.caller = _mine.caller, caller
-    try:
-        yield
-    finally:
-        _mine.caller = before
+class on_behalf_of:  # noqa: N801 - is used as a function is
+    """What this thread does within it is done for `caller`. No generator: each query has one, for 0.5 us instead of 2."""
+
+    __slots__ = ("_before", "_caller")
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def __enter__(self) -> None:
+        self._before, _mine.caller = _mine.caller, self._caller
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _mine.caller = self._before
 
 
-@contextmanager
-def while_wanted(wanted: Callable[[], bool], filter_s: float = 0.0) -> Iterator[None]:
+def while_wanted(wanted: Callable[[], bool], filter_s: float = 0.0) -> on_behalf_of:
     """Reads and waits of this thread, and what a write does before its commit, end with Cancelled soon after
     `wanted` says no. It is called often and must be quick. A commit is not ended: others may share it.
 
     `filter_s` bounds the evaluation of a filter, in seconds of a core; 0: not at all."""
-    with on_behalf_of(Caller(wanted, filter_s)):
-        yield
+    return on_behalf_of(Caller(wanted, filter_s))
 
 
-@contextmanager
-def resting(rest: Callable[[], object]) -> Iterator[None]:
+def resting(rest: Callable[[], object]) -> on_behalf_of:
     """Filters that this thread evaluates and checks that it makes call `rest` every few milliseconds."""
-    with on_behalf_of(replace(_mine.caller, rest=rest)):
-        yield
+    return on_behalf_of(replace(_mine.caller, rest=rest))
 
 
 def give_way() -> None:

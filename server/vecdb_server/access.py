@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import vecdb
-from vecdb.errors import CollectionNotFound, PermissionDenied
+from vecdb.errors import CollectionNotFound, PermissionDenied, VecdbError
 
 from .keys import ROLES, Grant, Key
 
@@ -126,6 +126,8 @@ class GuardedDatabase:
         caller = CALLER.get()
         if caller is None:
             return self._database.get_collection(name)
+        if caller.key is None:
+            return self._found(name, caller)
         # Before it is opened: who may not read it makes nobody wait or be closed for it, and hears no error of it.
         try:
             caller.collection = self._database.own_name(name)
@@ -137,6 +139,19 @@ class GuardedDatabase:
         if collection.name != caller.collection:
             # Its name, or what the alias stands for, has changed meanwhile.
             self.ask_again(collection, name)
+        return collection
+
+    def _found(self, name: str, caller: Caller) -> vecdb.Collection:
+        """The collection for one who may everything."""
+        try:
+            collection = self._database.get_collection(name)
+            caller.collection = collection.name
+        except CollectionNotFound:
+            raise
+        except VecdbError:
+            # The audit log has it by its own name, also where it cannot be opened.
+            caller.collection = self._database.own_name(name)
+            raise
         return collection
 
     def ask_again(self, collection: vecdb.Collection, name: str) -> None:

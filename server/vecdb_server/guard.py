@@ -228,9 +228,16 @@ def _next_as(caller: Caller, answers: Iterator[Any]) -> Any:
         CALLER.reset(token)
 
 
+_TELLS: dict[Any, bool] = {}
+"""Whether messages of a type may tell of progress, for those that were met."""
+
+
 def _only_progress(answer: Any) -> bool:
     """Whether an answer says how far a call is, and not yet what came of it."""
-    return "progress" in answer.DESCRIPTOR.fields_by_name and answer.HasField("progress")
+    tells = _TELLS.get(type(answer))
+    if tells is None:
+        tells = _TELLS[type(answer)] = "progress" in answer.DESCRIPTOR.fields_by_name
+    return tells and bool(answer.HasField("progress"))
 
 
 def _beside(request: Any) -> dict[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import vecdb
@@ -29,6 +29,7 @@ from .service_backups import BackupHandlers
 from .service_collections import CollectionHandlers
 from .status import remaining_s
 
+_ROOM = nullcontext()
 _DELETE_S = 0.05
 """What a delete by filter is taken to last, for how long it lets queries go first."""
 
@@ -108,12 +109,16 @@ class Service(CollectionHandlers, BackupHandlers):
         # One thread is always left for reads that need not wait.
         self._may_wait = threading.BoundedSemaphore(max(1, pools.read_threads - 1))
 
-    @contextmanager
-    def _room_to_wait(self, collection: vecdb.Collection, min_sequence: int) -> Iterator[None]:
+    def _room_to_wait(
+        self, collection: vecdb.Collection, min_sequence: int
+    ) -> AbstractContextManager[None]:
         """Lets only some reads wait for a commit to come, or they would take every thread."""
         if not min_sequence or collection.count_at()[1] >= min_sequence:
-            yield
-            return
+            return _ROOM
+        return self._waiting(collection, min_sequence)
+
+    @contextmanager
+    def _waiting(self, collection: vecdb.Collection, min_sequence: int) -> Iterator[None]:
         if not self._may_wait.acquire(blocking=False):
             raise Unavailable(
                 f"commit {min_sequence} of collection {collection.name!r} does not exist yet, and "

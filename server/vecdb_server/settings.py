@@ -32,7 +32,7 @@ SERVER: tuple[Setting, ...] = (
     Setting("worker_threads", int, 0, "Threads that answer reads; 0: one a core, at least 2. More than that was slower when measured. Where calls keep all of them for 0.1 s, one more answers clients of whom nothing runs.", 0, 1_024),
     Setting("write_threads", int, 8, "Threads that take writes. They mostly wait for the disk; writes that wait together share a commit.", 1, 1_024),
     Setting("stream_threads", int, 16, "Scan, Ingest, Check, BuildIndex, Compact and backup calls served at once; each takes a thread of its own.", 1, 1_024),
-    Setting("query_streams", int, 64, "Clients that may send their queries on a stream at once, each with up to two; each stream takes a thread. Streams that are silent make room, other clients send calls.", 1, 4_096),
+    Setting("query_streams", int, 64, "Clients that may send their queries on a stream at once, each with up to two, three for a moment; each stream takes a thread. Streams that are silent make room, other clients send calls.", 1, 4_096),
     Setting("max_concurrent", int, 1_000, "Calls taken at once, waiting ones included; further ones are refused with RESOURCE_EXHAUSTED.", 1, 1_000_000, reload=True),
     Setting("max_wait_s", float, 1.0, "Calls that would wait longer than this for a thread are refused with RESOURCE_EXHAUSTED and a delay, after which clients try again.", 0.001, 3_600.0, reload=True),
     Setting("request_wait_s", float, 1.0, "A call whose request has not come for so long may be ended for the sake of others: only when these lack a thread, for which it takes more than 32 such calls among reads, or among writes, or as many as there are `stream_threads`.", 0.05, 3_600.0, reload=True),

@@ -24,7 +24,7 @@ from . import answers, errors, joining
 from .v1 import vecdb_pb2 as pb
 
 MOST_STREAMS = 2
-"""Streams a client opens. While the server answers the queries of one, it takes those of the other."""
+"""Streams that callers of a client share. While the server answers the queries of one, it takes those of the other."""
 MOST_QUERIES = 64
 MOST_BYTES = 1 << 20
 """Queries and bytes of a message, at most: its answers come late by what it holds."""

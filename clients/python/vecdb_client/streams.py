@@ -1,7 +1,8 @@
 """Streams of queries of the synchronous client; see `streaming.py`.
 
 Each stream has a thread, which waits for answers; callers wait for it, so that Ctrl-C and deadlines
-reach them. Threads and streams end when there was nothing to ask for a while.
+reach them. Threads and streams end when there was nothing to ask for a while. A caller who meets no other
+has a stream without a thread; see `alone.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from . import streaming
-from .errors import VecdbError
+from .alone import Alone
+from .errors import DeadlineExceeded, VecdbError
 from .v1 import vecdb_pb2 as pb
 
 
@@ -80,6 +82,7 @@ class QueryStreams:
     def __init__(self, open_call: Callable[[Iterator[Any]], Any]) -> None:
         """`open_call(messages)` opens a stream and returns an iterator of its responses."""
         self._open_call = open_call
+        self._alone = Alone(open_call)
         self._mutex = threading.Lock()
         self._waiting: deque[_Asked] = deque()
         self._bells: list[Any] = []
@@ -102,7 +105,34 @@ class QueryStreams:
         now_s = time.monotonic()
         if now_s < self._closed_until_s:
             return None
-        asked = _Asked(request, None if timeout_s is None else now_s + timeout_s)
+        end_s = None if timeout_s is None else now_s + timeout_s
+        if self._alone.enter(now_s):
+            try:
+                if self._alone.serves(timeout_s, now_s):
+                    outcome = self._ask_alone(request, end_s)
+                else:
+                    outcome = self._ask_together(_Asked(request, end_s), timeout_s, now_s)
+            finally:
+                self._alone.leave()
+        else:
+            outcome = self._ask_together(_Asked(request, end_s), timeout_s, now_s)
+        if isinstance(outcome, VecdbError):
+            raise outcome
+        return outcome
+
+    def _ask_alone(self, request: pb.QueryRequest, end_s: float | None) -> streaming.Outcome:
+        try:
+            return self._alone.ask(request, end_s)
+        except DeadlineExceeded:
+            raise
+        except Exception as error:
+            # The streams that are shared may be there all the same.
+            self._alone.rest(streaming.pause_after_s(error))
+            return None
+
+    def _ask_together(
+        self, asked: _Asked, timeout_s: float | None, now_s: float
+    ) -> streaming.Outcome:
         with self._mutex:
             self._waiting.append(asked)
             self._sharing.asked()
@@ -113,8 +143,6 @@ class QueryStreams:
             if asked.stream is not None:
                 asked.stream.give_up_if_silent()
             raise streaming.late()
-        if isinstance(asked.outcome, VecdbError):
-            raise asked.outcome
         return asked.outcome
 
     def _wake_one(self, now_s: float) -> None:
@@ -137,6 +165,7 @@ class QueryStreams:
     def close(self) -> None:
         """Sends nothing more; what waits is sent as calls."""
         self._closed_until_s = float("inf")
+        self._alone.close()
         with self._mutex:
             left, self._bells = self._bells, []
             for bell in left:
