@@ -139,7 +139,7 @@ def test_a_write_that_breaks_takes_nobody_with_it(data_folder):
 
     class Broken:
         frees, looks, adds = False, False, 0
-        ahead = None
+        vectors = None
 
         def apply(self, writer, sequence, before):
             raise RuntimeError("bug")
@@ -360,7 +360,7 @@ def test_a_write_that_breaks_in_the_middle_leaves_nothing(docs):
 
     class Half:
         frees, looks, adds = False, False, 0
-        ahead = None
+        vectors = None
 
         def apply(self, writer, sequence, before):
             writer.kill(writer.rows_of_ids([b"a"]), sequence)

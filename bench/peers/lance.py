@@ -16,6 +16,7 @@ import numpy as np
 
 from ..datasets import Vectors
 from ..sources import Condition, Part, Source
+from . import EF_CONSTRUCTION, M
 from .base import NAME, Adapter
 from .fields import ID, TEXT, VECTOR, Fields, literal
 
@@ -32,7 +33,9 @@ class System(Adapter):
     transport: ClassVar = "embedded"
     durability: ClassVar = "each call writes a file and a version; it was not seen to call fsync"
     chosen: ClassVar = {
-        "index": "IVF_HNSW_SQ, its defaults",
+        "index": "IVF_HNSW_SQ in one partition",
+        "m": M,
+        "ef_construction": EF_CONSTRUCTION,
         "refine_factor": _REFINED,
         "scalar_indexes": "btree of ids and where a filter asks for a range, bitmap for the others",
         "after a load": "optimize()",
@@ -86,10 +89,15 @@ class System(Adapter):
     def ready(self) -> None:
         index, table = self._index, self._table
         if not table.list_indices():
-            table.create_index(VECTOR, config=index.HnswSq(distance_type="cosine"))
+            table.create_index(VECTOR, config=self._graph())
             for field, ranges in {**self._fields.indexed, ID: True}.items():
                 table.create_index(field, config=index.BTree() if ranges else index.Bitmap())
         table.optimize(cleanup_older_than=timedelta(0))
+
+    def _graph(self) -> Any:
+        return self._index.HnswSq(
+            distance_type="cosine", num_partitions=1, m=M, ef_construction=EF_CONSTRUCTION
+        )
 
     def where(self, condition: Condition) -> Any:
         value = condition.value

@@ -22,15 +22,15 @@ from .fields import ID, TEXT, Fields
 class System(Adapter):
     """The knob is hnsw_ef. Ids are row numbers, since Qdrant takes integers and UUIDs only.
 
-    `flushed`: flush() after every batch, which writes what the segments hold; without it a batch lies in a log
-    that is not synced.
+    `flushed`: flush() after every batch, which writes and syncs what log and segments hold, in more calls of the system
+    than one commit of LMDB takes; without it a batch lies in a log that is not synced.
     """
 
     settings: Sequence[float] = EF_SEARCH
     packages: ClassVar = ("qdrant_edge",)
     distribution: ClassVar = "qdrant-edge-py"
     transport: ClassVar = "embedded"
-    durability: ClassVar = "flush() after every call; it was not seen to call fsync"
+    durability: ClassVar = "flush() after every call, which syncs its log and segments (fsync and msync, seen by strace)"
     durable: ClassVar = {"flush": "after every call"}
     many_in_one: ClassVar = False
     names_rows: ClassVar = False
@@ -39,7 +39,6 @@ class System(Adapter):
         "m": M,
         "ef_construct": EF_CONSTRUCTION,
         "segments": 1,
-        "max_search_threads": 1,
         "payload_indexes": "the fields of filters",
         "flush": "after every call",
     }
@@ -69,7 +68,6 @@ class System(Adapter):
                 m=M, ef_construct=EF_CONSTRUCTION, full_scan_threshold=10_000
             ),
             optimizers=edge.EdgeOptimizersConfig(default_segment_number=1),
-            max_search_threads=1,
         )
         shard = edge.EdgeShard.create(str(folder), config)
         kinds = edge.PayloadSchemaType

@@ -261,7 +261,7 @@ def _must_be_called_so(
     was = {part.name: part.token for part in before.collections}
     for one in chosen:
         token = was.get(one.part.name, one.part.token)
-        if token != one.part.token and token in names:
+        if token != one.part.token and names.get(token, one.part.name) != one.part.name:
             raise BackupNotFound(
                 f"collection {one.part.name!r} of backup {before.id} is called {names[token]!r} in backup {backup}, where "
                 f"{one.part.name!r} is another one; which of them bore that name at the time between is not known. Say "
