@@ -186,3 +186,71 @@ def test_ten_thousand_answers_are_the_devices(tmp_path, devices, storage):
             assert allowed[mine].all()
             assert np.mean(mine == theirs.rows) > 0.999
             np.testing.assert_allclose(found.distances, theirs.distances, rtol=1e-5, atol=1e-4)
+
+
+def test_vectors_far_from_the_origin_have_their_nearest(tmp_path, devices):
+    """As coordinates of maps are: a card that expands squared distances loses the digits that tell them apart, and its
+    candidates are given as the answer only where no other row can belong to it."""
+    devices()
+    rng = np.random.default_rng(SEED)
+    vectors = (1e5 + rng.uniform(0, 10, (ROWS, DIMENSION))).astype(np.float32)
+    queries = (1e5 + rng.uniform(0, 10, (50, DIMENSION))).astype(np.float32)
+    with opened(tmp_path) as database:
+        made, _ = filled(database, "l2", vectors=vectors)
+        placed(made)
+        apart = queries[:, None].astype(np.float64) - vectors[None].astype(np.float64)
+        truth = np.einsum("qnd,qnd->qn", apart, apart)
+        for some in (slice(0, 50), slice(0, 1)):
+            found = made.query(queries[some], k=10)
+            for ids, near in zip(found.ids, truth[some], strict=True):
+                rows = [int(one[1:]) for one in ids]
+                assert len(set(rows)) == 10
+                assert (near[rows] <= np.sort(near)[9] * (1 + 1e-5)).all()
+
+
+def test_a_device_serves_what_was_written_again_and_again(tmp_path, devices):
+    """Row numbers only grow: how many there ever were says nothing of how many lie there."""
+    devices()
+    with opened(tmp_path, history_s=0) as database:
+        made, vectors = filled(database)
+        placed(made)
+        ids = [f"r{i}" for i in range(ROWS)]
+        for _ in range(70):
+            made.upsert(ids, vectors)
+        placed(made)
+        live = np.ones(ROWS, np.bool_)
+
+        def served():
+            return made.query(QUERIES, k=10, explain=True).explain.device == "gpu:0"
+
+        wait_for(served)
+        check(made, QUERIES, live, vectors, "l2")
+
+
+def test_a_vector_that_few_records_have_is_served(tmp_path, devices):
+    """Records without it are no dead rows: they neither keep the device from answering nor have all copied again."""
+    devices()
+    rng = np.random.default_rng(SEED)
+    few = rng.standard_normal((ROWS, DIMENSION)).astype(np.float32)
+    with opened(tmp_path) as database:
+        made = database.create_collection(
+            "docs", dimension=2, vectors={"rare": {"dimension": DIMENSION, "metric": "l2"}}
+        )
+        for start in range(0, 80 * ROWS, 8 * ROWS):
+            made.insert(
+                [f"r{start + n}" for n in range(8 * ROWS)],
+                np.ones((8 * ROWS, 2), np.float32),
+                named_vectors={
+                    "rare": [
+                        few[(start + n) // 80] if n % 80 == 0 else None for n in range(8 * ROWS)
+                    ]
+                },
+            )
+        wait_for(lambda: made.stats().vectors["rare"].device != "cpu")
+        found = made.query(few[:5], k=1, vector_name="rare", explain=True)
+        assert [one[0] for one in found.ids] == [f"r{80 * n}" for n in range(5)]
+        assert found.explain.device == "gpu:0"
+        there = made._core.field("rare").index
+        assert not there.wants_placing()
+        made.insert([f"more{n}" for n in range(ROWS)], np.ones((ROWS, 2), np.float32))
+        assert not there.wants_placing(), "none of these has the vector"

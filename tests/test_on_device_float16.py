@@ -125,3 +125,29 @@ def test_nothing_is_sure_of_a_query_that_float16_cannot_hold():
     least = served._at_least(queries, np.full(3, 1e9, np.float32))
     assert np.isfinite(least[0])
     assert (least[1:] == -np.inf).all()
+
+
+def test_a_query_that_float16_cannot_hold_is_answered_by_the_cpu(tmp_path, devices, monkeypatch):
+    """Its products are no numbers there, so that a card may give nothing, which must not be taken for all that there is."""
+    devices(size=_SMALL)
+    rng = np.random.default_rng(SEED)
+    vectors = rng.standard_normal((ROWS, DIMENSION)).astype(np.float32)
+    vectors[:, 0] = 0
+    queries = vectors[:40].copy()
+    queries[3, 0] = 1.1 * LARGEST_HALF
+    with opened(tmp_path, device="gpu") as database:
+        made, _ = filled(database, "ip", vectors=vectors, index="exact")
+        placed(made)
+        search = made._core.index.on_device.placements.search
+
+        def nothing(key, some, *given, **named):
+            answer = search(key, some, *given, **named)
+            none = np.abs(some).max(axis=1) > LARGEST_HALF
+            answer[1][none] = -1
+            return answer
+
+        monkeypatch.setattr(made._core.index.on_device.placements, "search", nothing)
+        told = _must_be_nearest(made, queries, vectors, "ip")
+        assert told.device == "cpu"
+        assert "float16" in told.device_note
+        assert _must_be_nearest(made, queries[:3], vectors, "ip").device == "gpu:0"

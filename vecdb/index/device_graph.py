@@ -24,6 +24,7 @@ from .calibrate import Curve
 from .device_main import DeviceMain, Unanswered
 from .distance import Floats, Rows
 from .door import INNER_PRODUCT
+from .flat_there import scan_queries
 from .joined import Attempts, joining_bytes
 from .main import Main
 from .served import Served
@@ -189,10 +190,16 @@ class _Placing:
             rows = np.where(positions < 0, -1, main.rows[positions])
             return true_keys(some, self.source, rows, self.metric)
 
+        # So few are compared by differences; by more at once l2 loses digits, and the truth with them.
+        together = scan_queries(queries.shape[1]) if self.metric == "l2" else len(queries)
+
         def exact(some: Any, k: int) -> Floats:
             width = min(self._first, k + _EXTRA)
-            found = device.search(flat.handle, flat.generation, some, width, 0)
-            return np.sort(rank(some, found[1]), axis=1)[:, :k]
+            parts = [
+                device.search(flat.handle, flat.generation, some[at : at + together], width, 0)[1]
+                for at in range(0, len(some), together)
+            ]
+            return np.sort(rank(some, np.concatenate(parts)), axis=1)[:, :k]
 
         def search(some: Any, k: int, setting: int) -> tuple[Floats, Rows]:
             itopk = max(setting, k)

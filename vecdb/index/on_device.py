@@ -116,12 +116,18 @@ class OnDevice:
         served = self.served
         if served is None or not served.there:
             return True
-        fresh = view.n_rows - served.high_water
-        many = (
-            fresh >= least_fresh and fresh > self._settings["index_tail_share"] * served.rows.size
-        )
-        dead = served.rows.size + fresh - view.n_live
-        return bool(many or dead > self._settings["index_dead_share"] * served.rows.size)
+        lie, fresh = served.rows.size, view.n_rows - served.high_water
+        if not self._many(lie, fresh, fresh, view.n_live, least_fresh):
+            return False
+        # Rows that never had this vector are among them: they are neither fresh nor dead.
+        live = int(np.count_nonzero(view.live_mask(served.high_water, view.n_rows)))
+        return self._many(lie, live, live, view.n_live, least_fresh)
+
+    def _many(self, lie: int, fresh: int, behind: int, live: int, least_fresh: int) -> bool:
+        """Whether much is new or dead, where of the `live` rows at most `behind` lie nowhere yet."""
+        many = fresh >= least_fresh and fresh > self._settings["index_tail_share"] * lie
+        dead = lie + behind - live
+        return bool(many or dead > self._settings["index_dead_share"] * lie)
 
     def place(
         self, view: Moment, source: VectorSource, cancel: threading.Event

@@ -42,6 +42,8 @@ _HALF, _LEAST_HALF = 2.0**-11, 2.0**-25
 """What rounding to float16 moves a number by at most: that share of it, or so much where it is below 2^-14."""
 LARGEST_HALF = 65_504.0
 """What is larger becomes infinite in float16."""
+_EXPANDED = 2.0**-24
+"""Of the squared lengths that the card's squared distance is expanded from: see `FloatBlock`, where the bound is explained."""
 _ROUND = 4e-6
 """Of the squared lengths that a squared distance is the difference of, computed in float32."""
 LEAST_SHARE = 1 / 64
@@ -157,8 +159,14 @@ class Served(There):
         if held is None:
             self.note = "what lay on the device had to go, or its worker died"
             return None
+        if self.code == "float16" and np.abs(x).max(initial=0.0) > LARGEST_HALF:
+            # Infinite there: its products are no numbers, and nothing may be given as if it were all.
+            if trace is not None:
+                trace.why_cpu = f"numbers beyond {LARGEST_HALF:,.0f} do not lie in float16"
+            return None
         count = view.n_live if allowed is None else allowed.count()
-        share = min(1.0, count / max(1, view.n_rows))
+        # Of what lies there: row numbers only grow, and rows that never had this vector have them too.
+        share = min(1.0, count / max(1, len(self.rows)))
         masks = x.shape[1] <= SCAN_DIMENSIONS and all(s.device.info.masks for s in held.shards)
         limits = [s.device.info.limits for s in held.shards]
         limit = min(one.scan_k if masks else one.k for one in limits)
@@ -260,7 +268,8 @@ class Served(There):
         last = keys[:, -1]
         rows = np.where(good, rows, -1)
         order = np.argsort(~good, axis=1, kind="stable")
-        if self.code == "float16":
+        if self.code == "float16" or self._lies_as == "l2":
+            # Of l2 by differences: the card's expansion loses digits where vectors are long and close.
             keys = true_keys(x, view.source, rows, self.metric)
             order = np.lexsort((rows, keys), axis=1)
         else:
@@ -273,10 +282,17 @@ class Served(There):
         sure = rows[:, k - 1] >= 0
         if self.code == "float16":
             sure &= keys[:, k - 1] <= self._at_least(x, last)
-        elif self._lies_as == "l2":
-            # By differences: the card's expansion loses digits where vectors are long and close.
-            keys = true_keys(x, view.source, rows, self.metric)
+        elif self._lies_as == "l2" and not self._by_l2:
+            sure &= keys[:, k - 1] < self._not_nearer(x, last, keys[:, k - 1])
         return keys, rows, sure
+
+    def _not_nearer(self, x: Floats, last: Floats, kth: Floats) -> Floats:
+        """What a row's squared distance is at least, whose expanded one is `last` (q,) or more, if it were one of the k nearest,
+        of which the last has `kth` (q,): so far it cannot be from the origin then."""
+        squares = np.einsum("qd,qd->q", x, x, dtype=np.float64)
+        reach = np.sqrt(squares) + np.sqrt(np.maximum(kth, 0.0))
+        scale = _EXPANDED * (16.0 + 2.0 * np.sqrt(x.shape[1]))
+        return np.asarray(last - scale * (squares + reach * reach), np.float64)
 
     def _at_least(self, x: Floats, last: Floats) -> Floats:
         """The smallest true key that a row with a coded key of `last` (q,) or more may have.

@@ -170,7 +170,7 @@ class View:
             compared = main.setting(target, k) is None
         copy = self.device_main
         if copy is not None and copy.beneath is not None:
-            share = 1.0 if allowed is None else allowed.count() / self.n_rows
+            share = 1.0 if allowed is None or main is None else allowed.count() / main.n
             if compared or not copy.goes_as_far(k, min(1.0, max(share, 1e-9))):
                 answered = copy.beneath.answer(self, x, k, allowed, trace, check)
                 if answered is not None:
