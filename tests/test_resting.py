@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -15,6 +16,7 @@ from seeds import RUN_SEED
 
 import vecdb
 from vecdb import errors
+from vecdb.store import lazy_sync
 from vecdb.store.awake import Awake
 
 D = 8
@@ -192,6 +194,74 @@ def test_with_lazy_syncs_all_is_on_the_disk_before_it_rests(data_folder):
         assert docs.stats().synced_sequence == 1
     with vecdb.open(data_folder.parent / "copy") as db:
         assert db.get_collection("docs").count() == 20
+
+
+def test_a_file_that_is_to_rest_beside_a_write_keeps_its_point(data_folder, monkeypatch):
+    """Whoever lets it rest syncs what there is and takes the point away; the write under way is not committed without one,
+    to which a power cut could go back."""
+    with vecdb.open(data_folder, durability="interval", durability_interval_ms=60_000) as db:
+        docs = fill(db.create_collection("docs", dimension=D))
+        docs.flush()
+        env, rested = environment(docs), []
+        try_write = env._try_write
+
+        def beside(work, what):
+            def working(transaction):
+                found = work(transaction)
+                thread = threading.Thread(target=lambda: rested.append(env.rest()))
+                thread.start()
+                thread.join()
+                return found
+
+            return try_write(working, what)
+
+        monkeypatch.setattr(env, "_try_write", beside)
+        docs.insert(["more"], vectors(1))
+        assert rested == [False]
+        assert docs.stats().synced_sequence == 1, "the write is not on the disk"
+        assert list(Path(data_folder).rglob("sync.point"))
+        assert env._lazy._stand is not None
+        monkeypatch.undo()
+        synced = []
+        sync_data = lazy_sync.disk.sync_data
+        monkeypatch.setattr(
+            lazy_sync.disk,
+            "sync_data",
+            lambda file, path, what: (synced.append(path.name), sync_data(file, path, what)),
+        )
+    assert "data.mdb" in synced, "closing brings it there"
+
+
+def test_a_commit_without_a_point_is_not_made(data_folder, monkeypatch):
+    """Where the point cannot be made that another thread took away, the write is refused, and the next one is made."""
+    with vecdb.open(data_folder, durability="interval", durability_interval_ms=60_000) as db:
+        docs = fill(db.create_collection("docs", dimension=D))
+        docs.flush()
+        env = environment(docs)
+        try_write, sync_data = env._try_write, lazy_sync.disk.sync_data
+
+        def full(file, path, what):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def beside(work, what):
+            def working(transaction):
+                found = work(transaction)
+                env._lazy.settle()
+                monkeypatch.setattr(lazy_sync.disk, "sync_data", full)
+                return found
+
+            return try_write(working, what)
+
+        monkeypatch.setattr(env, "_try_write", beside)
+        with pytest.raises(errors.VecdbError):
+            docs.insert(["more"], vectors(1))
+        monkeypatch.setattr(env, "_try_write", try_write)
+        monkeypatch.setattr(lazy_sync.disk, "sync_data", sync_data)
+        assert docs.count() == 20
+        docs.insert(["more"], vectors(1))
+        docs.flush()
+        assert docs.count() == 21
+        assert docs.check().ok
 
 
 def test_out_of_files_is_an_error_that_passes(docs):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from . import metadata as meta
@@ -89,15 +90,43 @@ def check_columns(
                 meta.conform(value, schema, where(checked, i))
     return CheckedBatch(
         checked,
-        check_vectors(info, vectors, n, lambda i: where(checked, i)),
+        _own(check_vectors(info, vectors, n, lambda i: where(checked, i)), vectors),
         texts,
         values,
         columns,
         _texts("documents", documents, checked, MAX_DOCUMENT_BYTES),
         _contents(contents, checked),
         _texts("uris", uris, checked, MAX_URI_BYTES),
-        check_named(info.vectors, named_vectors, n, lambda i: where(checked, i)),
+        _own_named(
+            info,
+            named_vectors,
+            check_named(info.vectors, named_vectors, n, lambda i: where(checked, i)),
+        ),
     )
+
+
+def _own(checked: NDArray[Any], given: Any) -> NDArray[Any]:
+    """A copy of what is the caller's own memory: it may be filled with other numbers before these are stored, where a write
+    is interrupted, or prepared long before it is made. Then they would not be what their checksums are of."""
+    if isinstance(given, np.ndarray):
+        root = given
+        while isinstance(root.base, np.ndarray):
+            root = root.base
+        if not root.flags.writeable or not np.may_share_memory(checked, given):
+            return checked
+    elif not hasattr(given, "__array__"):
+        return checked
+    return checked.copy()
+
+
+def _own_named(
+    info: CollectionInfo, given: Any, checked: dict[int, NamedColumn]
+) -> dict[int, NamedColumn]:
+    names = list(info.vectors)
+    return {
+        number: (_own(vectors, given[names[number - 1]]), present)
+        for number, (vectors, present) in checked.items()
+    }
 
 
 def check_patch(
@@ -120,14 +149,24 @@ def check_patch(
             patches.append({} if entry is None else meta.check(entry, where(checked, i)))
     return CheckedBatch(
         checked,
-        None if vectors is None else check_vectors(info, vectors, n, lambda i: where(checked, i)),
+        None
+        if vectors is None
+        else _own(check_vectors(info, vectors, n, lambda i: where(checked, i)), vectors),
         None,
         patches,
         None,
         _texts("documents", documents, checked, MAX_DOCUMENT_BYTES),
         _contents(contents, checked),
         _texts("uris", uris, checked, MAX_URI_BYTES),
-        check_named(info.vectors, named_vectors, n, lambda i: where(checked, i)),
+        _own_named(
+            info,
+            named_vectors,
+            _own_named(
+                info,
+                named_vectors,
+                check_named(info.vectors, named_vectors, n, lambda i: where(checked, i)),
+            ),
+        ),
     )
 
 

@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from . import metadata as meta
 from .batch import CheckedBatch, where
 from .columns import ColumnBatch, Columns
-from .errors import InvalidBatch, RecordExists, RecordNotFound
+from .errors import InvalidBatch, LimitExceeded, RecordExists, RecordNotFound
 from .lane import Applied
 from .store import BY_ROW, EncodedRows, Views, Writer, checksums, must_be_whole
 from .types import CollectionInfo
 from .vectors import NamedColumn
 
 _SHOWN_IDS = 100
+MOST_KEPT_BYTES = 1 << 28
+"""Bytes of values that an update keeps of the rows it writes anew, at most: all of them are in memory at once."""
 _DAMAGED = (
     "Nothing of the batch was written, since what an update keeps would count as whole from then on. Write the whole "
     "record with upsert or delete it, or restore a backup"
@@ -100,6 +102,7 @@ class Update:
         # Looks into the map, good until the first change.
         parts = {table: writer.views(table, held) for table in BY_ROW}
         vectors = writer.vectors(held)
+        self._must_fit(parts)
         # The new row has a checksum over all that is taken from the old one.
         must_be_whole(writer, held, batch.ids, parts, vectors, _DAMAGED)
         if batch.vectors is not None:
@@ -119,6 +122,22 @@ class Update:
         writer.kill(held, sequence)
         writer.append(rows, checksums(rows))
         return Applied(len(batch), held, batch.ids, vectors, column_batch, rows.named)
+
+    def _must_fit(self, parts: Views) -> None:
+        """LimitExceeded for more than may be read into memory at once, before anything is."""
+        kept = sum(
+            len(one)
+            for table, values in parts.items()
+            for one in values
+            if one is not None and table.removesuffix("s") not in self.clear
+        )
+        if kept > MOST_KEPT_BYTES:
+            raise LimitExceeded(
+                f"the records of this update keep {kept:,} bytes of documents, contents, URIs and metadata, at most "
+                f"{MOST_KEPT_BYTES:,} are taken over at once; update fewer records at once. Nothing of the batch was written",
+                limit=MOST_KEPT_BYTES,
+                given=kept,
+            )
 
     def _named(self, writer: Writer, held: NDArray[np.int64]) -> dict[int, NamedColumn]:
         """Vectors of the named fields: what is given, and what the records had where nothing is."""

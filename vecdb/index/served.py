@@ -292,7 +292,8 @@ class Served(There):
         squares = np.einsum("qd,qd->q", x, x, dtype=np.float64)
         reach = np.sqrt(squares) + np.sqrt(np.maximum(kth, 0.0))
         scale = _EXPANDED * (16.0 + 2.0 * np.sqrt(x.shape[1]))
-        return np.asarray(last - scale * (squares + reach * reach), np.float64)
+        with np.errstate(invalid="ignore"):  # infinite where there are fewer than k
+            return np.asarray(last - scale * (squares + reach * reach), np.float64)
 
     def _at_least(self, x: Floats, last: Floats) -> Floats:
         """The smallest true key that a row with a coded key of `last` (q,) or more may have.

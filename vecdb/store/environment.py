@@ -180,14 +180,18 @@ class Environment(OpenFile):
             with self._gate.quiet():
                 transaction.abort()
             raise
-        stands = False
+        begun = stands = False
         try:
             with nullcontext() if self._lazy is None else self._lazy.committing():
+                begun = True
                 disk.commit(transaction, self.folder, what)
                 stands = True
             self._file.note_size()
         except Exception:
             # Whoever was told that it failed would do it a second time.
+            if not begun:
+                with self._gate.quiet():
+                    transaction.abort()
             if not stands:
                 raise
             log.exception(

@@ -74,11 +74,15 @@ class LazySync:
         with self._state:
             self._state.wait_for(lambda: self._failed is not None or not self._is_late())
         self._check()
+        self._make_stand()
+
+    def _make_stand(self) -> None:
         if self._stand is None:
             # Everything is on the disk yet: what fails here costs nothing, and may be tried again.
             with self._rounds, in_our_words(self._folder):
                 self._start()
-                self._round()
+                if self._stand is None:
+                    self._round()
 
     def _start(self) -> None:
         """Starts the thread: without it nobody would sync, and writers would wait for ever."""
@@ -92,16 +96,25 @@ class LazySync:
 
     @contextmanager
     def committing(self) -> Iterator[None]:
-        """Around LMDB's own commit, which the body does; when it returns the commit is under watch."""
-        with self._committing:
-            try:
-                yield
-            finally:
-                # After an error too: the commit may have been made.
-                with self._state:
-                    if self._since is None:
-                        self._since = time.monotonic()
-                    self._state.notify_all()
+        """Around LMDB's own commit, which the body does; when it returns the commit is under watch. Raises what
+        `before_write` does where another thread has settled meanwhile, and no commit may be made then."""
+        while True:
+            # Whoever lets the file rest settles beside a write: what it commits must not be without a point to go back to.
+            # LMDB has left all pages of the commit before untouched so far, whoever stood on it.
+            self._make_stand()
+            self._committing.acquire()
+            if self._stand is not None:
+                break
+            self._committing.release()
+        try:
+            yield
+        finally:
+            # After an error too: the commit may have been made.
+            with self._state:
+                if self._since is None:
+                    self._since = time.monotonic()
+                self._state.notify_all()
+            self._committing.release()
 
     def flush(self) -> None:
         """Returns when every commit so far is on the disk. ReadOnly when one cannot be brought there,
@@ -120,8 +133,15 @@ class LazySync:
 
     def settle(self) -> None:
         """`flush`, and nothing of the file depends on this object any more, until the next write."""
+        while not self._settle():
+            pass
+
+    def _settle(self) -> bool:
+        """False where a commit came between: it would have no point to go back to."""
         self.flush()
-        with self._rounds, in_our_words(self._folder):
+        with self._rounds, self._committing, in_our_words(self._folder):
+            if self._since is not None:
+                return False
             self._leave_stand()
             self._point = None
             if self._points >= 0:
@@ -130,11 +150,12 @@ class LazySync:
             if self._is_there:
                 sync_point.forget(self._folder)
                 self._is_there = False
+        return True
 
     def close(self) -> None:
         """`settle`, and the thread ends; raises what `settle` raises when all has been let go."""
         try:
-            if self._stand is not None or self._is_there:
+            if self._stand is not None or self._is_there or self._since is not None:
                 self.settle()
         finally:
             with self._state:
@@ -152,7 +173,7 @@ class LazySync:
     @property
     def synced(self) -> int | None:
         """The newest commit that is surely on the disk; None when all are."""
-        return None if self._stand is None else self._sequence
+        return None if self.settled else self._sequence
 
     @property
     def settled(self) -> bool:
