@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -81,6 +84,71 @@ def test_a_reader_ends_with_the_newest_of_many_indexes(data_folder):
             )
             assert docs.query([[700, 1]], k=1).ids == [["700"]]
             assert docs.check().ok
+
+
+READS = """
+import sys, threading
+import numpy as np
+import vecdb
+from vecdb import fetching, paging, query_vectors, searching
+
+folder, what, times = sys.argv[1], sys.argv[2], int(sys.argv[3])
+with vecdb.open(folder, read_only=True, device="cpu") as db:
+    docs = db.get_collection("docs2")
+    module, name = {"query": (searching, "_answer"), "ids": (query_vectors, "_stored"), "get": (paging, "_by_ids")}[what]
+    call = getattr(module, name)
+
+    def late(*given):
+        global times
+        if times:
+            times -= 1
+            print("waits", flush=True)
+            sys.stdin.readline()
+        return call(*given)
+
+    setattr(module, name, late)
+    include = ["metadata", "document", "vector"]
+    try:
+        if what == "get":
+            found = docs.get(["x", "y"], include=include)
+            print([found.ids, found.metadata, found.documents, np.asarray(found.vectors).tolist()], flush=True)
+        else:
+            asked = {"vectors": np.ones((1, 2), np.float32)} if what == "query" else {"ids": ["x"]}
+            found = docs.query(**asked, k=2, include=include, exact=True)
+            print([found.ids[0], found.metadata[0], found.documents[0], np.asarray(found.vectors[0]).tolist()], flush=True)
+    except vecdb.errors.VecdbError as error:
+        print(type(error).__name__, flush=True)
+"""
+
+
+@pytest.mark.parametrize("times", [1, 99])
+@pytest.mark.parametrize("what", ["query", "ids", "get"])
+def test_a_reader_shows_whole_records_or_none(data_folder, what, times):
+    """Where the writer keeps no history it gives the space of replaced records back beside a read of another process: which
+    is done again, of a newer moment, and refused where that happens each time."""
+    with vecdb.open(data_folder, history_s=0.0, device="cpu", auto_build=False) as db:
+        docs = db.create_collection("docs2", dimension=2, metric="l2")
+        docs.insert(
+            ["x", "y"], [[1, 1], [1, 2]], metadata=[{"n": 1}, {"n": 2}], documents=["old", "y"]
+        )
+        words = [sys.executable, "-c", READS, str(data_folder), what, str(times)]
+        with subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as reader:
+            while (line := reader.stdout.readline()) == "waits\n":
+                docs.upsert(["x"], [[1, 1]], metadata=[{"n": 10}], documents=["new"])
+                docs.compact(timeout_s=60)
+                reader.stdin.write("\n")
+                reader.stdin.flush()
+        assert docs.stats().purged_rows
+        if times > 1:
+            assert line == "Unavailable\n"
+            return
+        ids, metadata, documents, vectors = ast.literal_eval(line)
+        records = dict(zip(ids, zip(metadata, documents, vectors, strict=True), strict=True))
+        if what != "ids":
+            assert records.pop("x") == ({"n": 10}, "new", [1.0, 1.0])
+        assert records == {"y": ({"n": 2}, "y", [1.0, 2.0])}
 
 
 def test_a_reader_lets_go_of_what_was_dropped(data_folder):

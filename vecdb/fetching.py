@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import metadata as meta
 from .collection_info import from_json
-from .errors import InvalidCursor, InvalidQuery, LimitExceeded
+from .errors import InvalidCursor, InvalidQuery, LimitExceeded, Unavailable
 from .layout import unpack_content
 from .store import Reader, must_be_whole
 from .types import INCLUDABLE, CollectionInfo, Content
@@ -21,6 +21,8 @@ from .vectors import Space, width_of
 _TABLES = {"metadata": "metadata", "document": "documents", "content": "contents", "uri": "uris"}
 
 _COMPARED_BYTES = 256 * 1024 * 1024
+_TRIES = 5
+Read = TypeVar("Read")
 """Contents that are read for their checksums in one go: some tenths of a second in which LMDB keeps old pages."""
 _COMPACTED = (
     "and the collection was compacted since. Start again without a cursor, or keep more history with "
@@ -122,6 +124,31 @@ def fetch(
         _texts(held.get("uri")),
         named,
         present,
+    )
+
+
+class MomentGone(Exception):
+    """Of the moment that is read, a process that writes has taken rows meanwhile."""
+
+
+def must_show(reader: Reader, sequence: int) -> None:
+    """MomentGone when a compaction has taken rows that the moment after `sequence` shows: the process that does it knows
+    only who reads within itself, and what `history_s` keeps. 0.5 us."""
+    if sequence < reader.horizon():
+        raise MomentGone
+
+
+def while_there(read: Callable[[], Read]) -> Read:
+    """What `read` gives of one moment, or of a newer one where that has gone; Unavailable where they all go too soon."""
+    for _ in range(_TRIES):
+        try:
+            return read()
+        except MomentGone:
+            continue
+    raise Unavailable(
+        f"the process that writes gives the space of replaced and deleted records back sooner than this read takes, {_TRIES} "
+        "times; repeat it, or give that process a larger history_s",
+        retry_after_ms=100,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,17 @@ from .batch import check_ids
 from .core import Core
 from .cursor import Cursor, purpose
 from .errors import InvalidCursor, InvalidQuery
-from .fetching import Fetched, check_include, fetch, must_be_readable
+from .fetching import (
+    Fetched,
+    check_include,
+    fetch,
+    must_be_readable,
+    must_show,
+    while_there,
+)
 from .filters import Filter
 from .given_rows import matching_among
+from .index import View
 from .masks import Moment
 from .ordering import order_of, sort_ranks
 from .scalars import shown
@@ -48,8 +56,27 @@ def get_by_ids(
     names = check_ids(ids)
     wanted = check_include(include)
     interrupt = deadline(timeout_s)
-    view = core.wait_for(min_sequence, timeout_s)
+
+    def read() -> Records:
+        view = core.wait_for(min_sequence, timeout_s)
+        return _by_ids(core, view, names, expression, wanted, interrupt, raw_metadata, max_bytes)
+
+    return while_there(read)
+
+
+def _by_ids(
+    core: Core,
+    view: View,
+    names: Sequence[bytes],
+    expression: Filter | None,
+    wanted: frozenset[str],
+    interrupt: Interrupt,
+    raw_metadata: bool,
+    max_bytes: int | None,
+) -> Records:
     with core.read() as reader:
+        if core.read_only:
+            must_show(reader, view.sequence)
         rows = core.rows_shown(reader, view, names)
         stored = rows >= 0
         if expression is not None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from .batch import check_ids
 from .core import Core
 from .errors import InvalidQuery
+from .fetching import must_show
 from .field import Field
 from .index import View
 from .query_spec import Query
@@ -54,6 +55,8 @@ def _stored(
 ) -> tuple[NDArray[Any], Rows]:
     """Vectors of stored records, and the row of each that the view shows (-1 where it shows none)."""
     with core.read() as reader:
+        if core.read_only:
+            must_show(reader, view.sequence)
         rows = core.rows_shown(reader, view, names)
         absent = [n.decode() for n, row in zip(names, rows.tolist(), strict=True) if row < 0]
         if absent:

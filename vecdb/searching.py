@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .core import Core
 from .errors import LimitExceeded
 from .explaining import explained
-from .fetching import fetch
+from .fetching import fetch, must_show, while_there
 from .field import Field
 from .filters import Filter
 from .grouping import Groups, search_groups
@@ -136,6 +136,10 @@ def _several(
 
 def query(core: Core, audit: Audit | None, asked: Query) -> QueryResult:
     """See `Collection.query`."""
+    return while_there(lambda: _query(core, audit, asked))
+
+
+def _query(core: Core, audit: Audit | None, asked: Query) -> QueryResult:
     begun = time.perf_counter()
     search = Search(core, audit, asked)
     targets = find_targets(core, search.field, search.view, asked)
@@ -359,8 +363,12 @@ def _answer(
     groups: list[list[Any]] | None,
     asked: Query,
 ) -> QueryResult:
-    """Rows to columns. Ids come from memory; the store is read only for what is included."""
+    """Rows to columns. Ids come from memory; the store is read only for what is included, and for whether another process
+    has taken rows meanwhile. MomentGone then."""
     there = rows >= 0
+    if core.read_only and not asked.include:
+        with core.read() as reader:
+            must_show(reader, view.sequence)
     if not asked.include and there.all():
         near = near if asked.k is None else _wide(near, asked.limit)
         return QueryResult(core.ids.take_each(rows), near, sequence=view.sequence, groups=groups)
@@ -380,6 +388,8 @@ def _answer(
     if not asked.include:
         return QueryResult(nested(ids), near, sequence=view.sequence, groups=groups)
     with core.read() as reader:
+        if core.read_only:
+            must_show(reader, view.sequence)
         got = fetch(
             reader, flat, ids, asked.include, raw_metadata=asked.raw_metadata,
             max_bytes=asked.max_bytes,
