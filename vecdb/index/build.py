@@ -355,7 +355,7 @@ class Build:
                 found = np.where(positions < 0, -1, rows[positions])
                 return true_keys(some, job.source, found, job.metric)
 
-        start = 1.0 - _CALIBRATION_SHARE
+        start, both = 1.0 - _CALIBRATION_SHARE, refined(code, index, block)
         curve = calibrate.measure(
             queries,
             block.n if among is None else among.size,
@@ -363,14 +363,13 @@ class Build:
             calibrate.LARGE_K if kind == "hnsw" else 1,
             calibrate.LISTS_LARGE_K if kind == "ivf" else calibrate.LARGE_K,
             exact,
-            finder(kind, code, index, refined(code, index, block), alone=True)
-            if copy is None
-            else copy.search,
+            finder(kind, code, index, both, alone=True) if copy is None else copy.search,
             rank,
             self.cancel,
             lambda share: self.progress(start + share * _CALIBRATION_SHARE),
             # Of a filter's graph, which few queries of users measure.
             unseen=0.0 if among is None else calibrate.UNSEEN,
+            shares=both is None or copy is not None,
         )
         if curve is None:
             raise Cancelled

@@ -139,20 +139,23 @@ class Curve:
         """This curve with no recall above that of `other` at the same setting.
 
         A graph that has grown was measured on queries like its fresh rows; `other` speaks for those
-        like the rows before.
+        like the rows before. Each ends where a larger setting had nothing to add: behind that it stays as it was, so that easy
+        fresh rows take no setting from the others.
         """
-        before = {point.setting: point for point in other.points}
         points = []
-        for mine in self.points:
-            theirs = before.get(mine.setting, mine)
+        settings = {point.setting for curve in (self, other) for point in curve.points}
+        for setting in sorted(settings if self.points and other.points else ()):
+            mine, theirs = _at(self.points, setting), _at(other.points, setting)
+            if mine is None or theirs is None:
+                continue
             points.append(
                 Point(
-                    mine.setting,
+                    setting,
                     min(mine.recall_10, theirs.recall_10),
                     min(mine.bound_10, theirs.bound_10),
                     min(mine.recall_100, theirs.recall_100),
                     min(mine.bound_100, theirs.bound_100),
-                    mine.cost_us,
+                    mine.cost_us * setting / mine.setting,
                 )
             )
         depth = max(self.depth, other.depth)
@@ -206,6 +209,12 @@ def recall(truth: Floats, found: Floats, k: int, unseen: float = 0.0) -> tuple[f
     return mean, float(hits.mean()) - max(2.326 * spread, 3.0 / (len(hits) * k))
 
 
+def _at(points: tuple[Point, ...], setting: int) -> Point | None:
+    """What was measured at the largest setting up to this one; None below all."""
+    known = [point for point in points if point.setting <= setting]
+    return known[-1] if known else None
+
+
 Exact = Callable[[Any, int], Floats]
 """(queries, k) -> true keys (q, k), ascending."""
 Search = Callable[[Any, int, int], tuple[Floats, Rows]]
@@ -226,17 +235,20 @@ def measure(
     cancel: threading.Event,
     progress: Callable[[float], None],
     unseen: float = 0.0,
+    *,
+    shares: bool = True,
 ) -> Curve | None:
     """The curve over `settings` for (q, d) queries; None when cancelled.
 
     `rows` is the number of rows that all look at. `rank` None: keys by code are the true ones. `unseen`: see `recall`; then
-    the queries are few, and all are asked at each k.
+    the queries are few, and all are asked at each k. `shares`: a walk finds for the smaller k what it finds for the larger,
+    at the same setting. Not so where a guide leads it: of what it finds more is compared by the vectors for the larger k.
     """
     small, large = min(SMALL_K, rows), min(large_k, rows)
     # A walk for the larger k sees what one for the smaller k sees, at the same setting. Lists take several times as long
     # for it: 600 queries for a thousand of 6,000 rows took half of a build.
     of_lists = large_k > LARGE_K
-    walks = rank is None and not of_lists
+    walks = rank is None and not of_lists and shares
     ranked = len(queries) if walks or unseen else min(len(queries), _WIDE_QUERIES)
     # Where codes are lossy each call reads every vector; it looks at `cancel` by itself.
     step = _STEP if rank is None else len(queries)

@@ -7,6 +7,7 @@ is made; growing it makes another one, which may share memory with it.
 from __future__ import annotations
 
 import atexit
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from ..types import LISTS_ONLY
 from .arena import Arena
 from .blocks import Allowed, BitBlock, Block, CodeBlock, FloatBlock, ListBlock, as_keys
 from .calibrate import Curve
@@ -131,6 +133,11 @@ class Main:
     def by_codes(self) -> bool:
         """Vectors other than the codes are in the store alone, for ever (`lossy`) or until they have been read."""
         return self.lossy or self.is_late
+
+    @property
+    def tells(self) -> bool:
+        """Whether its codes stand for its vectors: not where float16 cannot hold a number of any, which is infinite then."""
+        return not self.lossy or self.code in LISTS_ONLY or math.isfinite(self.error)
 
     @property
     def is_late(self) -> bool:

@@ -97,6 +97,8 @@ def is_simple(main: Main | None, pieces: tuple[Piece, ...], lossy_tail: bool) ->
     """Whether there is a graph or lists, and in the tail beside it nothing but float32 vectors."""
     if main is None or main.kind == "flat" or main.code == "binary" or (pieces and lossy_tail):
         return False
+    if not main.tells:
+        return False
     return all(isinstance(piece.block, FloatBlock) for piece in pieces)
 
 

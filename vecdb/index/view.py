@@ -167,7 +167,7 @@ class View:
         compared = target is None or main is None
         if target is not None and main is not None and main.by_codes:
             # No setting reaches the target: then the codes themselves cannot tell the vectors apart.
-            compared = main.setting(target, k) is None
+            compared = not main.tells or main.setting(target, k) is None
         copy = self.device_main
         if copy is not None and copy.beneath is not None:
             share = 1.0 if allowed is None or main is None else allowed.count() / main.n
