@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from vecdb.errors import InvalidArgument, VecdbError
+from vecdb.errors import InvalidArgument, ResourceExhausted, VecdbError
 from vecdb_client.transport import COLLECTION_KEY
 
 from .fair_pool import FairPool
@@ -22,6 +22,7 @@ from .readers.forwarded import origin
 
 Decide = Callable[[FairPool, Who, "float | None"], "VecdbError | None"]
 _MAX_NAME_BYTES = 512
+_NO_THREAD_MS = 500
 
 
 class _Here(threading.local):
@@ -102,7 +103,15 @@ class GatedPool(FairPool):
         who = Who(client or _peer(event), _here.collection)
         refused = self._decide(self, who, _left_s(event))
         if refused is None:
-            return self.submit_for(who, fn, *args)
+            try:
+                return self.submit_for(who, fn, *args)
+            except RuntimeError as error:
+                # No thread to be had for a pool that has none yet. What is raised here ends gRPC's own thread, after which
+                # the server would answer nobody any more.
+                refused = ResourceExhausted(
+                    f"the server has no thread for this call now ({error}); try again later",
+                    retry_after_ms=_NO_THREAD_MS,
+                )
         _here.refusal = refused
         try:
             return AT_ONCE.submit(fn, *args)

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -113,7 +114,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc,unused-ignore
                 self._keep(watcher)
 
     def _may_know(self, name: str, context: Any) -> bool:
-        return self._may_read(context.invocation_metadata(), name.removeprefix(COLLECTION))
+        """Of an alias what counts is the collection that it stands for."""
+        own = name.removeprefix(COLLECTION)
+        with suppress(VecdbError):
+            own = self._database.own_name(own)
+        return self._may_read(context.invocation_metadata(), own)
 
     def _asked(self, name: str, context: Any) -> int:
         if name.startswith(COLLECTION) and not self._may_know(name, context):

@@ -165,8 +165,17 @@ class Keeper:
     def _keep(self, process: _Process) -> None:
         pause_s = _PAUSE_S
         while not self._stopping.is_set():
-            begun_s = time.monotonic()
-            code = self._live(process)
+            begun_s, code = time.monotonic(), None
+            try:
+                code = self._live(process)
+            except Exception as error:
+                # Whatever it was, as no descriptors for a while: it is tried again, and this thread lives.
+                process.failure = f"{type(error).__name__}: {error}"
+                if process.channel is not None:
+                    process.channel.close()
+                if process.running is not None and process.running.poll() is None:
+                    process.running.kill()
+                    code = process.running.wait()
             with self._changed:
                 process.before = process.figures.ended()
                 process.now = CallFigures()

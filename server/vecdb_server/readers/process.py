@@ -146,7 +146,11 @@ def main(arguments: list[str] | None = None) -> None:
 def _obey(server: ReadingServer, channel: Channel, order: Mapping[str, Any]) -> None:
     what = order["do"]
     if what == "figures":
-        channel.send(Said(figures=server.figures()))
+        try:
+            channel.send(Said(figures=server.figures()))
+        except OSError as error:
+            # No descriptors left to look at itself: queries go on.
+            log.error("a reading process cannot tell its figures: %s", error)
     elif what == "reload":
         try:
             server.take_up(order["settings"])
