@@ -10,6 +10,7 @@ import copy
 import importlib
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -26,6 +27,7 @@ VARIABLE = "BENCH_PGVECTOR"
 _SCHEMA = "vecdb_bench"
 _ITERATIVE = (0, 8)
 """Since this version a filter that leaves too few of what a walk found has it go on."""
+_CORES = os.cpu_count() or 1
 _TYPES = {str: "text", int: "int8", float: "float8", bool: "bool"}
 
 
@@ -52,6 +54,7 @@ class System(Adapter):
         "hnsw.iterative_scan": "strict_order, from pgvector 0.8 on",
         "indexes": "B-trees of the fields of filters",
         "plan_cache_mode": "force_custom_plan",
+        "batches": "over as many connections as cores",
         "writes": "COPY for loads, INSERT ON CONFLICT for upserts",
         "shared_buffers": "4 x the raw vectors, 128 MiB at least, a quarter of the memory at most",
         "maintenance_work_mem": "3 x the raw vectors, 64 MiB at least, an eighth of the memory at most",
@@ -230,7 +233,10 @@ class System(Adapter):
         return [one[0] for one in found], [one[1] for one in found]
 
     def batch(self, queries: Vectors, k: int, setting: float) -> Sequence[Any]:
-        return [self.query(_Packed.of(one), k, None, setting)[0] for one in queries]
+        packed = [_Packed.of(one) for one in queries]
+        # PostgreSQL has a process for each connection and no call for several: batches are spread over as many as cores.
+        with ThreadPoolExecutor(_CORES) as pool:
+            return list(pool.map(lambda one: self.query(one, k, None, setting)[0], packed))
 
     def rows(self, ids: Any) -> Sequence[int]:
         return self._source.rows_of(ids)

@@ -1,7 +1,7 @@
 """Qdrant Edge: Qdrant's shard as a library, without a server.
 
-One segment and one search thread: a caller alone is served faster so than by its defaults of one segment a core,
-whose results are merged across threads. Fields that are filtered by have payload indexes.
+One segment, where its default is one a core, whose answers have to be merged; search threads are its default.
+Fields that are filtered by have payload indexes.
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ Chosen = dict[tuple[str, Any], float]
 """The setting that reaches a target, by (what is asked, target); found in the first round and kept."""
 
 _LEAST, _LEAST_FILTERED, _LEAST_BATCHES = 100, 30, 2
+_LIKE = 1.5
+"""Rates that differ by less are taken for the same way of answering."""
 
 
 def single(session: Session, plan: Plan, chosen: Chosen) -> None:
@@ -65,33 +67,47 @@ def _of_batches(session: Session, case: Case, target: float, chosen: Chosen) -> 
 
 
 def filters(session: Session, plan: Plan, chosen: Chosen) -> None:
-    target = TARGETS[0]
-    for condition in session.source.conditions():
-        name = session.source.case(condition)
-        with session.attempt("filter", name):
-            case = Case(0.0, condition, budget_s=plan.seconds, least=_LEAST_FILTERED)
-            if ("filter", name) not in chosen:
+    """Each filter at the setting that reaches the first target, which is settled before the first sample: all samples of
+    a filter are of one setting."""
+    conditions = {session.source.case(one): one for one in session.source.conditions()}
+    cases = {
+        name: Case(0.0, condition, budget_s=plan.seconds, least=_LEAST_FILTERED)
+        for name, condition in conditions.items()
+    }
+    first: dict[str, dict[str, Any]] = {}
+    for name, case in cases.items():
+        if ("filter", name) not in chosen:
+            with session.attempt("filter", name):
                 # The first pass also makes what a system keeps for a filter that is asked often.
                 session.call("ask", replace(case, setting=usual(session, chosen)))
-                tuning = _tuning(session, case, condition)
-                tuning.lowest()  # many systems compare what a filter leaves one by one, at any setting
-                _choose(chosen, name, tuning.reaching(target))
-            found = session.asked(replace(case, setting=chosen["filter", name]), condition)
-            if found["recall"] < target and ("reached", name) in chosen:
-                # It answers in another way now, by what it has made for the filter: the setting was found for the
-                # way before.
-                _choose(chosen, name, _tuning(session, case, condition).reaching(target))
-                found = session.asked(replace(case, setting=chosen["filter", name]), condition)
-            session.sample("filter", name, **found)
+                first[name] = _tuned_filter(session, case, name, chosen)
+    # Some of that is made behind, while the filters after it are tuned.
+    for name, seen in first.items():
+        with session.attempt("filter", name):
+            case = cases[name]
+            now = session.asked(replace(case, setting=seen["setting"]), case.condition)
+            if _answers_otherwise(seen, now):
+                _tuned_filter(session, case, name, chosen)
+    for name, case in cases.items():
+        if ("filter", name) in chosen:
+            with session.attempt("filter", name):
+                case = replace(case, setting=chosen["filter", name])
+                session.sample("filter", name, **session.asked(case, case.condition))
 
 
-def _choose(chosen: Chosen, name: str, found: tuple[float, bool]) -> None:
-    """Keeps the setting for a filter, and whether it reaches the target."""
-    chosen["filter", name] = found[0]
-    if found[1]:
-        chosen["reached", name] = found[0]
-    else:
-        chosen.pop(("reached", name), None)
+def _tuned_filter(session: Session, case: Case, name: str, chosen: Chosen) -> dict[str, Any]:
+    """Keeps the setting for a filter; what was measured at it."""
+    tuning = _tuning(session, case, case.condition)
+    tuning.lowest()  # many systems compare what a filter leaves one by one, at any setting
+    setting, _ = tuning.reaching(TARGETS[0])
+    chosen["filter", name] = setting
+    return next(one for one in tuning.seen.values() if one["setting"] == setting)
+
+
+def _answers_otherwise(seen: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether a filter is answered in another way than when its setting was found, by what the system has made for it."""
+    lost = now["recall"] < TARGETS[0] <= seen["recall"]
+    return lost or not 1 / _LIKE < now["qps"] / seen["qps"] < _LIKE
 
 
 def _tuning(session: Session, case: Case, condition: Condition | None = None) -> Tuning:
