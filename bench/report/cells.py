@@ -13,6 +13,8 @@ SHORT = "¹"
 ENOUGH = 0.005
 """A recall this little below its target counts as reaching it: rounds differ by as much."""
 
+_SIZES = ("disk_bytes", "disk_to_raw")
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -30,6 +32,8 @@ class Column:
     """A key that is taken first, where a system has it."""
     after: str | None = None
     """A case of the same workload whose number comes on top: what one waits for before this one."""
+    raw: bool = False
+    """As a share of the raw vectors of the case, whose bytes are told by its disk's."""
 
     def spread(self, run: Run, system: str) -> Spread | None:
         found = None
@@ -44,6 +48,11 @@ class Column:
             if before is None:
                 return None
             values = [values[0] + before.median, values[1] + before.low, values[2] + before.high]
+        if self.raw:
+            sizes = [run.spread(system, self.workload, self.case, key) for key in _SIZES]
+            if sizes[0] is None or sizes[1] is None or not sizes[0].median:
+                return None
+            values = [one * sizes[1].median / sizes[0].median for one in values]
         middle, low, high = (one * self.scale for one in values)
         return Spread(middle, low, high, found.count)
 
@@ -105,7 +114,13 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def systems_table(run: Run, columns: Sequence[Column], spread: bool = True) -> str:
-    """A row for each system that has any of the numbers, databases first, then limits in italics."""
+    """A row for each system that has any of the numbers, databases first, then limits in italics; a column for each number
+    that any system has, or failed to give."""
+    columns = [
+        column
+        for column in columns
+        if any(cell(run, column, system, spread) != NONE for system in run.systems)
+    ]
     rows = []
     for system in (*run.engines, *(one for one in run.systems if run.is_limit(one))):
         cells = [cell(run, column, system, spread) for column in columns]

@@ -12,11 +12,7 @@ def rate(run: Run, title: str, workload: str, case: str) -> Column:
     """Queries a second of a case; the recall that is meant is in the case's name, else the lowest target."""
     targets = run.about["target_recall"]
     found = [one for one in targets if case.endswith(f"recall={one}")]
-    # What is mixed with writes is compared at what it reaches: it has no setting of its own.
-    asked = workload in ("single", "batch", "filter", "growth")
-    return Column(
-        title, workload, case, "qps", target=found[0] if found else min(targets) if asked else None
-    )
+    return Column(title, workload, case, "qps", target=found[0] if found else min(targets))
 
 
 def load() -> Column:
@@ -47,6 +43,50 @@ def mixed(run: Run) -> list[Column]:
     cases = sorted(run.cases("rag"), key=lambda case: int(case.rpartition("=")[2]))
     return [
         rate(run, case.replace("callers=", "RAG mix callers ", 1), "rag", case) for case in cases
+    ]
+
+
+def while_loading(run: Run) -> list[Column]:
+    """Queries a second from one caller while rows are inserted, and the rows a second beside it."""
+    if not run.cases("load_query"):
+        return []
+    return [
+        rate(run, "QPS while loading", "load_query", ""),
+        Column("rows/s while asked", "load_query", "", "rows_per_s"),
+    ]
+
+
+def many(run: Run) -> list[Column]:
+    """Many collections: made, asked, and what they take. Who did not make all of them in time is weighed with those it
+    made."""
+    return [
+        column
+        for case in run.cases("many")
+        for column in (
+            Column(f"collections {case} rows/s", "many", case, "rows_per_s"),
+            rate(run, f"collections {case} QPS", "many", case),
+            Column(
+                f"collections {case} memory / raw", "many", case, "memory_bytes", higher=False,
+                instead="memory_server_bytes", raw=True,
+            ),
+            Column(f"collections {case} disk / raw", "many", case, "disk_to_raw", higher=False),
+        )
+    ]  # fmt: skip
+
+
+def grown(run: Run) -> list[Column]:
+    """The last rows of a collection that grows, and queries then."""
+    sizes = {int(case.partition(" ")[0]) for case in run.cases("growth")}
+    if not sizes:
+        return []
+    size = max(sizes)
+    return [
+        Column(f"rows/s at {size:,} rows", "growth", f"{size}", "rows_per_s"),
+        *(
+            rate(run, f"QPS at {size:,} rows", "growth", case)
+            for case in run.cases("growth")
+            if case.startswith(f"{size} recall=")
+        ),
     ]
 
 
@@ -112,7 +152,10 @@ def usual(run: Run) -> list[Column]:
         deletes(),
         changed(run),
         *mixed(run),
+        *while_loading(run),
         memory(),
         disk(),
         opened(),
+        *many(run),
+        *grown(run),
     ]

@@ -103,10 +103,11 @@ def _left_out(run: Run) -> list[str]:
 
 def _legend(run: Run) -> str:
     return (
-        f"Bold: the best database that reaches the recall. {SHORT}: the recall asked for is not reached"
-        f" to within {ENOUGH}; what is reached stands beside. {NONE}: not measured, or the system cannot. Italics: limits, which"
-        " are an index in memory and no database. Memory is resident after reopening and some queries, of the server alone"
-        " where there is one.\n"
+        f"Bold: the best database that reaches the recall, {min(run.about['target_recall'])} where a title of queries names"
+        f" none. {SHORT}: the recall asked for is not reached to within {ENOUGH}; what is reached stands beside. {NONE}: not"
+        " measured, or the system cannot. Italics: limits, which are an index in memory and no database. Memory is resident"
+        " after reopening and some queries, with pages of files that are mapped: of the server alone where there is one,"
+        " elsewhere of the whole process, whose base stands below Cold open.\n"
     )
 
 
@@ -119,6 +120,8 @@ def _workload(run: Run, workload: str) -> list[str]:
     parts = [_pivot(run, workload, cases)]
     if workload == "load":
         parts = [systems_table(run, [measures.load(), measures.ready()])]
+    if workload == "open":
+        parts += [_bases(run)]
     rows = [
         row
         for system in (*run.engines, *(one for one in run.systems if run.is_limit(one)))
@@ -152,6 +155,25 @@ def _pivot(run: Run, workload: str, cases: Sequence[str]) -> str:
             title = f"{case} {_KEYS[key][0]}".strip()
             columns.append(Column(title, workload, case, key, higher=key != "seconds"))
     return systems_table(run, columns)
+
+
+def _bases(run: Run) -> str:
+    """What of the memory was there before the system opened anything, which is in that of no server."""
+    rows = []
+    for system, about in run.systems.items():
+        found = measures.memory().spread(run, system)
+        base = about.get("memory_base_bytes")
+        if found is not None and base is not None:
+            served = run.spread(system, "open", "", "memory_server_bytes") is not None
+            own = NONE if served else figure(base * measures.MIB)
+            rows.append((system, spread_text(found), own))
+    if not rows:
+        return ""
+    words = (
+        f"The base is the process that loads and asks, with the system's package imported and nothing opened. It is in the"
+        f" memory of what is embedded, and in no server's ({NONE}).\n"
+    )
+    return table(("system", "memory MiB", "of it base MiB"), rows) + "\n" + words
 
 
 def _long_row(
