@@ -16,6 +16,7 @@ MEASUREMENTS = (
     "report",
     "run",
     "serving",
+    "syncs",
     "vectordbbench",
 )
 """Modules of this package, each with a `main`. Only the chosen one is loaded: `gpu` does with the engine's part that drives a card."""

@@ -43,7 +43,9 @@ class Collection(Adapter):
     )
     packages: ClassVar = ("chromadb",)
     distribution: ClassVar = "chromadb"
-    durability: ClassVar = "SQLite's log with fsync at its own points, its default"
+    durability: ClassVar = (
+        "a transaction of SQLite for every call, which syncs (fsync, seen by strace)"
+    )
     chosen: ClassVar[dict[str, Any]] = {
         "index": "HNSW, float32",
         "max_neighbors": M,

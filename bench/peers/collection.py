@@ -25,7 +25,7 @@ class System(Adapter):
     """The knob is `target_recall`."""
 
     settings: Sequence[float] = TARGETS
-    durability: ClassVar = "every call: fsync before it returns"
+    durability: ClassVar = "every call: fdatasync before it returns"
     durable: ClassVar = {"durability": "commit"}
     chosen: ClassVar = {"index": "auto", "quantization": "auto", "audit_share": 0}
     collection: Any
