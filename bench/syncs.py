@@ -150,8 +150,8 @@ def _counted(child: Child, verb: str, writes: int) -> dict[str, Any]:
 
 @contextmanager
 def _traced(pids: Sequence[int]) -> Iterator[dict[str, int]]:
-    """A mapping that has, after the context, how often each of `CALLS` was made within it by these processes, and by those
-    that they start. Raises NoStrace where strace cannot look at them."""
+    """A mapping that has, after the context, how often each of `CALLS` was made within it by these processes, and by
+    those that they start. Raises NoStrace where strace cannot look at them."""
     found: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="vecdb-strace-") as folder:
         trace, said = Path(folder) / "trace", Path(folder) / "said"
@@ -232,11 +232,13 @@ def page(results: dict[str, Any]) -> str:
             f"# Calls that wait for the disk, {results['date'][:10]}\n",
             f"`{results['command']}`\n",
             f"{writes} writes of each kind, of one row each, into a collection of {_FIRST} rows of"
-            f" {results['dataset']['dimension']} dimensions; all calls of these names from when strace {results['strace']} was"
-            " attached until the last write was acknowledged, in all threads and processes of the system, also those that are"
-            " made behind. Of msync those that wait (MS_SYNC). A write to a file that is open with O_DSYNC waits for the disk"
-            " without such a call, as LMDB's of its first pages does; what io_uring does is not seen.\n",
-            f"{about['cpu']}, {about['cores']} cores, {about['system']}, Python {about['python']}; commit {about['commit']}.\n",
+            f" {results['dataset']['dimension']} dimensions; all calls of these names from when strace"
+            f" {results['strace']} was attached until the last write was acknowledged, in all threads and processes"
+            " of the system, also those that are made behind. Of msync those that wait (MS_SYNC). A write to a file"
+            " that is open with O_DSYNC waits for the disk without such a call, as LMDB's of its first pages does;"
+            " what io_uring does is not seen.\n",
+            f"{about['cpu']}, {about['cores']} cores, {about['system']}, Python {about['python']}; commit"
+            f" {about['commit']}.\n",
             table(header, rows),
             "What each adapter says of it:\n",
             "".join(said),

@@ -18,8 +18,8 @@ _ASYNC = 1
 
 
 class System(bench_planted_writes.System):
-    """An insert calls fsync twice, once in a thread; an upsert fdatasync in a process that it starts, and msync, once with
-    and once without waiting; a delete nothing. One file is open with O_DSYNC."""
+    """An insert calls fsync twice, once in a thread; an upsert fdatasync in a process that it starts, and msync, once
+    with and once without waiting; a delete nothing. One file is open with O_DSYNC."""
 
     def __init__(self, source: Any, folder: Path, *, create: bool) -> None:
         super().__init__(source, folder, create=create)

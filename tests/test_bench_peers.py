@@ -17,7 +17,7 @@ MEETING_S = 60
 def test_batches_of_pgvector_are_asked_over_several_connections(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As many queries are under way at once as there are cores, each on a connection of its own; answers keep their order."""
+    """As many queries are under way as there are cores, each on a connection of its own; answers keep their order."""
     meeting = threading.Barrier(2)
     made: list[Any] = []
 

@@ -23,7 +23,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 
 class Played:
-    """A session without a child: `answer` says what is reached at a setting under a filter, after what was asked before."""
+    """A session without a child: `answer` says what a setting reaches under a filter, after what was asked before."""
 
     apart = False
 
@@ -65,8 +65,8 @@ class Played:
 def test_samples_of_a_filter_are_all_of_the_setting_for_what_the_system_has_made(
     source: Source, first: float, later: float, rates: tuple[float, float]
 ) -> None:
-    """What a system makes for a filter comes while the next one is asked: it needs more, or less, of the setting, and no
-    sample is of the way before."""
+    """What a system makes for a filter comes while the next one is asked: it needs more, or less, of the setting, and
+    no sample is of the way before."""
 
     def answer(setting: float, filtered: str, before: list[str]) -> tuple[float, float]:
         since = before[before.index(filtered) :]

@@ -46,7 +46,7 @@ def ran(folder: Path, *words: str) -> dict[str, Any]:
 def test_what_threads_and_processes_of_a_system_call_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of each verb alone, between the first write and the last; a system that has no such verb, or is not there, is named."""
+    """Of each verb alone, between the first write and the last; what has no such verb, or is not there, is named."""
     monkeypatch.setitem(plan.SYSTEMS, "planted", Entry("bench_planted_syncs"))
     monkeypatch.setitem(plan.SYSTEMS, "still", Entry("bench_planted"))
     monkeypatch.setitem(plan.SYSTEMS, "absent", Entry("no_such_adapter"))

@@ -234,7 +234,7 @@ class System(Adapter):
 
     def batch(self, queries: Vectors, k: int, setting: float) -> Sequence[Any]:
         packed = [_Packed.of(one) for one in queries]
-        # PostgreSQL has a process for each connection and no call for several: batches are spread over as many as cores.
+        # A connection is a process of PostgreSQL, which has no call for several: as many are asked as there are cores.
         with ThreadPoolExecutor(_CORES) as pool:
             return list(pool.map(lambda one: self.query(one, k, None, setting)[0], packed))
 

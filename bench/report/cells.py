@@ -114,8 +114,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def systems_table(run: Run, columns: Sequence[Column], spread: bool = True) -> str:
-    """A row for each system that has any of the numbers, databases first, then limits in italics; a column for each number
-    that any system has, or failed to give."""
+    """A row for each system that has any of the numbers, databases first, then limits in italics; a column for each
+    number that any system has, or failed to give."""
     columns = [
         column
         for column in columns

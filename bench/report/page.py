@@ -102,12 +102,13 @@ def _left_out(run: Run) -> list[str]:
 
 
 def _legend(run: Run) -> str:
+    least = min(run.about["target_recall"])
     return (
-        f"Bold: the best database that reaches the recall, {min(run.about['target_recall'])} where a title of queries names"
-        f" none. {SHORT}: the recall asked for is not reached to within {ENOUGH}; what is reached stands beside. {NONE}: not"
-        " measured, or the system cannot. Italics: limits, which are an index in memory and no database. Memory is resident"
-        " after reopening and some queries, with pages of files that are mapped: of the server alone where there is one,"
-        " elsewhere of the whole process, whose base stands below Cold open.\n"
+        f"Bold: the best database that reaches the recall, {least} where a title of queries names none. {SHORT}: the"
+        f" recall asked for is not reached to within {ENOUGH}; what is reached stands beside. {NONE}: not measured,"
+        " or the system cannot. Italics: limits, which are an index in memory and no database. Memory is resident"
+        " after reopening and some queries, with pages of files that are mapped: of the server alone where there is"
+        " one, elsewhere of the whole process, whose base stands below Cold open.\n"
     )
 
 
@@ -170,8 +171,8 @@ def _bases(run: Run) -> str:
     if not rows:
         return ""
     words = (
-        f"The base is the process that loads and asks, with the system's package imported and nothing opened. It is in the"
-        f" memory of what is embedded, and in no server's ({NONE}).\n"
+        "The base is the process that loads and asks, with the system's package imported and nothing opened. It is in"
+        f" the memory of what is embedded, and in no server's ({NONE}).\n"
     )
     return table(("system", "memory MiB", "of it base MiB"), rows) + "\n" + words
 

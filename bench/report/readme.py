@@ -38,8 +38,8 @@ def part(run: Run, path: Path, readme: Path) -> str:
         f" medians of {run.about['rounds']} rounds in turn, recall measured; [the whole page]({page}) has"
         " spreads, versions, settings, durability, and what was skipped and failed):\n",
         systems_table(run, _columns(run), spread=False),
-        f"Bold: the best database. {SHORT}: the recall asked for ({min(run.about['target_recall'])} where a title of queries"
-        f" names none) is not reached to within {ENOUGH}. {NONE}: not"
+        f"Bold: the best database. {SHORT}: the recall asked for ({min(run.about['target_recall'])} where a title of"
+        f" queries names none) is not reached to within {ENOUGH}. {NONE}: not"
         " measured, or the system cannot. Italics: limits, which are no database.\n",
         summary(run, goals.beside(run), goals.places(run)),
         *images,

@@ -14,8 +14,8 @@ _PASS = 1.3
 """A pass of queries takes its budget, and so much with recall and all around it."""
 _START_S = 3.0
 _CURVE, _TUNED, _TUNED_MIX, _FILTERS = 12, 6, 3, 5
-"""Passes that are made to draw the curve, and to find one setting, also of the mix, whose filters leave so little that most
-systems reach the recall at the first; filters of a set."""
+"""Passes that are made to draw the curve, and to find one setting, also of the mix, whose filters leave so little that
+most systems reach the recall at the first; filters of a set."""
 _CHANGED, _CHANGED_AT_MOST = 0.1, 20_000
 
 

@@ -67,8 +67,8 @@ def _of_batches(session: Session, case: Case, target: float, chosen: Chosen) -> 
 
 
 def filters(session: Session, plan: Plan, chosen: Chosen) -> None:
-    """Each filter at the setting that reaches the first target, which is settled before the first sample: all samples of
-    a filter are of one setting."""
+    """Each filter at the setting that reaches the first target, which is settled before the first sample: all samples
+    of a filter are of one setting."""
     conditions = {session.source.case(one): one for one in session.source.conditions()}
     cases = {
         name: Case(0.0, condition, budget_s=plan.seconds, least=_LEAST_FILTERED)
@@ -105,7 +105,7 @@ def _tuned_filter(session: Session, case: Case, name: str, chosen: Chosen) -> di
 
 
 def _answers_otherwise(seen: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether a filter is answered in another way than when its setting was found, by what the system has made for it."""
+    """Whether a filter is answered in another way than when its setting was found, by what was made for it since."""
     lost = now["recall"] < TARGETS[0] <= seen["recall"]
     return lost or not 1 / _LIKE < now["qps"] / seen["qps"] < _LIKE
 
