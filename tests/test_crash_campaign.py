@@ -28,7 +28,7 @@ FAULTY = """
     from pathlib import Path
     from crash.campaign import SETTINGS, Campaign, Failed
     from vecdb import disk
-    from vecdb.store import lazy_sync
+    from vecdb.store import catalog, lazy_sync, writer
     real = disk.commit
     {fault}
     campaign = Campaign(Path(sys.argv[1]), ("embedded",), aim=0.5, cuts={cuts})
@@ -76,12 +76,15 @@ def test_a_short_campaign(tmp_path, durability):
         # Known as that of the copy a vacuum makes, which syncs nothing.
         ("disk.commit = lambda t, folder, what: real(t, folder, 'vacuum')", 1.0),
         ("disk.commit = lambda t, folder, what: t.abort() if what == 'rows' else real(t, folder, what)", 0.0),
+        ("writer.Writer.remembered = lambda self, request: None", 0.0),
+        ("catalog.Catalog.was_done = lambda self, change: None", 0.0),
         (INTERVAL + "disk.sync_data = lambda file, path, what: None", 1.0),
         # Of a shorter interval more writes are too old to be missing.
         (INTERVAL.replace("40.0", "5.0") + "lazy_sync._PART = 1_000; lazy_sync.LazySync._is_late = lambda self: False", 1.0),
     ],
     ids=[
-        "folders are not synced", "commits are not synced", "commits are not made", "points without a sync",
+        "folders are not synced", "commits are not synced", "commits are not made", "requests are forgotten",
+        "changes of names are forgotten", "points without a sync",
         "syncs that come late",
     ],
 )  # fmt: skip
@@ -134,7 +137,7 @@ def test_a_power_cut_in_the_first_commits_of_all(tmp_path):
     assert done.returncode == 0
 
 
-def written(folder, seed=3, steps=40):
+def written(folder, seed=7, steps=40):
     """A database that a writer has worked on, with the model of it."""
     database = vecdb.open(folder, auto_build=False, device="cpu")
     writer = Writer(

@@ -150,6 +150,19 @@ def test_a_wrong_index_is_found(indexed, shape, fault, monkeypatch):
         answers.compare("wrong", docs, Held(shape, states))
 
 
+@pytest.mark.parametrize("column", ["contents", "uris"])
+def test_another_content_is_found(data_folder, column):
+    """A content or a URI of a version that the record's document is not of."""
+    with vecdb.open(data_folder, auto_build=False, device="cpu") as database:
+        docs = database.create_collection("a", **records.SHAPES["bytes"])
+        docs.insert(**records.columns([*range(40)], 1, "bytes"))
+        model = Model({"t": Held("bytes", dict.fromkeys(range(40), (1, 0, 1, 1)))}, {"a": "t"})
+        verify(database, model)
+        docs.update(["r9"], **{column: records.columns([9], 2, "bytes")[column]})
+        with pytest.raises(Wrong, match="record 9"):
+            verify(database, model)
+
+
 def test_damage_that_is_planted_is_repaired(data_folder):
     """Whatever kind it is, it is found, and after the repair nothing is missing; a loss that a repair names is an error."""
     with vecdb.open(data_folder, auto_build=False, device="cpu") as database:

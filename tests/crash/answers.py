@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,12 +51,13 @@ def compare(name: str, docs: Any, held: Held) -> None:
         raise Wrong(f"{name}: a filter counts {docs.count({'n': 3})}, {len(three)} match")
     settings = records.SHAPES[held.shape]
     place = {f"r{n}": i for i, n in enumerate(numbers.tolist())}
-    fields = [(None, settings["dimension"], settings["metric"], states[:, 0])]
+    fields = [(None, settings["metric"], states[:, 0])]
     if "vectors" in settings:
-        fields.append(("title", records.TITLE_DIMENSION, "l2", states[:, 1]))
-    for field, dimension, metric, versions in fields:
-        queries = records.vectors(np.arange(QUERIES) + 10_000, np.full(QUERIES, 1), dimension)
-        distances = _distances(queries, records.vectors(numbers, versions, dimension), metric)
+        fields.append(("title", "l2", states[:, 1]))
+    for field, metric, versions in fields:
+        made = partial(records.stored, held.shape, title=field is not None)
+        queries = made(np.arange(QUERIES) + 10_000, np.full(QUERIES, 1))
+        distances = _distances(queries, made(numbers, versions), metric)
         distances[:, versions == 0] = np.inf
         for where, far in (
             (None, distances),

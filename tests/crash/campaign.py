@@ -34,6 +34,8 @@ SETTINGS: dict[str, Any] = {
     "map_initial_bytes": 1 << 20, "history_s": 0.0, "compact_dead_share": 0.1, "device": "cpu",
     "build_threads": 1,
 }  # fmt: skip
+RARE: dict[str, Any] = {"max_open_collections": 1, "history_s": 3_600.0}
+"""Settings that each third case has: files are let go of and opened again; what is dead is kept."""
 COUNTED: dict[str, Any] = {"auto_build": False, "compact_dead_share": 1.0}
 """Settings with which nothing is done but what the writer asks for."""
 STEPS = 30
@@ -47,6 +49,8 @@ NOT_SERVED = (
 """Points that no server reaches."""
 COPIER_S = 8.0
 """A process that copies is there after half a second, unless the machine is busy."""
+READERS = 0.1
+"""Share of servers that have a process beside them that reads."""
 LIVES = 60
 """Kills after which the database is made anew, so that its first steps are met too."""
 
@@ -127,6 +131,15 @@ class Campaign:
             case.copiers = rng.random() < self._copiers * (
                 5 if case.point.startswith("backup") else 1
             )
+        if not self._counted:
+            case.settings = {name: at for name, at in RARE.items() if rng.random() < 0.3}
+            if (
+                case.way == "server"
+                and SETTINGS.get("durability") != "interval"
+                and rng.random() < READERS
+            ):
+                # At `interval` nobody opens a folder for writing while processes that read have not noticed the kill.
+                case.settings["read_processes"] = 1
         if case.copiers and rng.random() < 0.7:
             case.copier_point = self._fewest([*striking.COPYING, ""], True, rng)
             case.copier_hit = rng.choice([1, 1, 1, 2])
@@ -179,12 +192,13 @@ class Campaign:
                     for root, aside in cuts
                 ]
             striking.arm(send, case, disks)
-            database, took_s = self._opened(model)
+            settings = self._settings | case.settings
+            database, took_s = self._opened(model, settings)
             found = verify(database, model)
             send(["whole", _told(found), took_s])
             writer = work.Writer(
                 database, found, case.seed, send, case.wanted,
-                str(self._backups()), folder=folder, settings=self._settings, counted=self._counted,
+                str(self._backups()), folder=folder, settings=settings, counted=self._counted,
             )  # fmt: skip
             work.run(writer, case.steps)
             striking.end(send)
@@ -204,13 +218,13 @@ class Campaign:
                 # The clock ran out first: a plain kill.
                 case.power_cut = False
 
-    def _opened(self, model: Model) -> tuple[vecdb.Database, float]:
+    def _opened(self, model: Model, settings: dict[str, Any]) -> tuple[vecdb.Database, float]:
         """The database, and how long it took to open and to count each collection. A repair that was cut short is
         done again before."""
         if damage.is_pending(model):
             damage.mend(self.folder)
         started = time.perf_counter()
-        database = vecdb.open(self.folder, **self._settings)
+        database = vecdb.open(self.folder, **settings)
         for info in database.list_collections():
             database.get_collection(info.name).count()
         return database, time.perf_counter() - started
@@ -221,6 +235,7 @@ class Campaign:
         sync_point.boot_id = lambda: boot
         if SETTINGS.get("durability") == "interval":
             self._model.lost_s = SETTINGS["durability_interval_ms"] / 1_000
+            self._model.done = []
 
     # -- through a server
 
@@ -245,9 +260,8 @@ class Campaign:
                 line = os.fdopen(reading).readline()
                 send(["address", line.split()[-1]] if line else ["silent"])
                 os._exit(0)
-            flags = [
-                f"--{name.replace('_', '-')}={value}" for name, value in self._settings.items()
-            ]
+            settings = self._settings | case.settings
+            flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
             flags += [f"--data={folder}", f"--backup-root={folder.parent}", "--log-level=error"]
             code = main(["serve", "--port=0", *flags])
             raise AssertionError(f"the server ended by itself, with code {code}")
@@ -280,7 +294,7 @@ class Campaign:
         model = self._model
 
         def child(send: Callable[[Any], None]) -> None:
-            database, took_s = self._opened(model)
+            database, took_s = self._opened(model, self._settings)
             with database:
                 send(["whole", _told(verify(database, model)), took_s])
 
@@ -387,6 +401,8 @@ def _told(model: Model) -> Any:
         "backup": model.backup,
         "backups": [*model.backups],
         "old": [model.old.formats, model.old.written],
+        "done": model.done,
+        "under_way": model.under_way,
         "lost_parts": model.lost_parts,
     }
 
@@ -405,6 +421,8 @@ def _model_of(told: Any, before: Model) -> Model:
         backup=told["backup"],
         backups={one: before.backups.get(one, taken) for one in told["backups"]},
         old=Old(*told["old"]),
+        done=told["done"],
+        under_way=told["under_way"],
         old_touched=False,
     )
 

@@ -5,7 +5,7 @@ of a part. A part is done as a whole or not at all. Parts are plain JSON:
 
     {"do": "put", "in": token, "ids": [...], "v": version, "titled": bool}    insert, upsert, one batch of a stream
     {"do": "change", "in": token, "ids": [...], "v": version, "what": [...]}  update of some of `PARTS`
-    {"do": "gone", "in": token, "ids": [...]}                  delete by ids or by filter
+    {"do": "gone", "in": token, "ids": [...], "where": filter} delete by ids, or by that filter
     {"do": "create", "in": token, "name": n, "shape": s}       {"do": "drop", "name": n}
     {"do": "rename", "name": n, "to": m}
     {"do": "alias", "name": a, "to": n}                        {"do": "unalias", "name": a}
@@ -14,7 +14,7 @@ of a part. A part is done as a whole or not at all. Parts are plain JSON:
     {"do": "repair"}           of a database that was damaged, and not served since
     {"do": "upgrade"}          {"do": "downgrade"}             {"do": "write old", "v": version}
 
-`token` is the model's own name of a collection, which a rename does not change. The last three are of a database of the
+What has a "request" was sent with that id, and may be sent again. `token` is the model's own name of a collection, which a rename does not change. The last three are of a database of the
 first format that lies beside.
 """
 
@@ -36,6 +36,8 @@ Records = dict[int, State]
 
 PARTS = ("vectors", "titles", "documents", "metadata")
 """What a change may be of, in the order of `State`."""
+REPEATED = 6
+"""Parts that are sent again after a kill, of those that were acknowledged."""
 OF_RECORDS = ("put", "change", "gone")
 OF_OLD = ("upgrade", "downgrade", "write old")
 OF_NAMES = ("create", "drop", "rename", "alias", "unalias", "restore")
@@ -99,6 +101,10 @@ class Model:
     began_s: float = 0.0
     lost_s: float = 0.0
     """How much acknowledged time a power cut may take; 0 where nothing may be lost."""
+    done: list[Part] = field(default_factory=list)
+    """The last that have an id of their request and are done: sent again, they must change nothing."""
+    under_way: list[Part] = field(default_factory=list)
+    """Parts of records with such an id that were under way when it was killed; they may be done or not."""
     lost_parts: int = 0
     """Collections of which the last comparison found that a power cut took something."""
 
@@ -110,11 +116,15 @@ class Model:
         self.began_s = time.monotonic() if at_s is None else at_s
         self.pending = list(parts)
         self.in_order = in_order
+        if any(part["do"] == "repair" for part in self.pending):
+            # Of damage it may forget which requests were done; it says so then.
+            self.done, self.under_way = [], []
         self.old_touched |= any(part["do"] in OF_OLD for part in self.pending)
         self.version = max([self.version, *(part.get("v", 0) for part in self.pending)])
 
     def acknowledge(self, part: Part, at_s: float | None = None) -> None:
         self.pending.remove(part)
+        self.is_done(part)
         if part["do"] in OF_RECORDS:
             held = self.collections[part["in"]].records
             now = time.monotonic() if at_s is None else at_s
@@ -122,6 +132,11 @@ class Model:
             made = Recent(self.operation, self.in_order, self.began_s, now, before)
             self.recent.setdefault(part["in"], []).append(made)
         self.apply(part)
+
+    def is_done(self, part: Part) -> None:
+        """Remembers it as one that may be sent again."""
+        if "request" in part:
+            self.done = [*self.done, part][-REPEATED:]
 
     def without_newest(self, token: str) -> Iterator[Records]:
         """What a power cut may leave of a collection: its records as they were before the newest parts, of which none
@@ -212,7 +227,8 @@ class Model:
         made.names, made.aliases = dict(self.names), dict(self.aliases)
         made.backups, made.beside = dict(self.backups), dict(self.beside)
         made.old = Old(dict(self.old.formats), list(self.old.written))
-        made.pending = list(self.pending)
+        made.pending, made.done = list(self.pending), list(self.done)
+        made.under_way = list(self.under_way)
         made.recent = {token: list(parts) for token, parts in self.recent.items()}
         return made
 

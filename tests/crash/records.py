@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 SHAPES: dict[str, dict[str, Any]] = {
     "graph": {"dimension": 8, "metric": "l2", "index": "hnsw"},
     "lists": {"dimension": 8, "metric": "cosine", "index": "ivf", "storage": "float16"},
+    # Whole numbers, and with them contents and URIs, which most records of a database have not.
+    "bytes": {"dimension": 8, "metric": "l2", "index": "hnsw", "storage": "int8"},
     "named": {
         "dimension": 6,
         "metric": "l2",
@@ -35,6 +37,28 @@ def vectors(ids: NDArray[Any], versions: NDArray[Any], dimension: int) -> NDArra
     return np.round(share * 128 - 64).astype(np.float32) / np.float32(64)
 
 
+def stored(
+    shape: str, ids: NDArray[Any], versions: NDArray[Any], *, title: bool = False
+) -> NDArray[Any]:
+    """The vectors of records, or their vectors `title`, as a collection of this shape gives them back."""
+    settings = SHAPES[shape]
+    made = vectors(ids, versions, TITLE_DIMENSION if title else settings["dimension"])
+    return (made * 64).astype(np.int8) if settings.get("storage") == "int8" else made
+
+
+def content(number: int, version: int) -> bytes | None:
+    """The content of a record of a shape that has contents; whether it has one follows from its number alone."""
+    return f"{number} {version} ".encode() * (version % 600) if number % 3 == 0 else None
+
+
+def uri(number: int, version: int) -> str | None:
+    return f"file:{number}/{version}" if number % 4 else None
+
+
+def has_contents(shape: str) -> bool:
+    return shape == "bytes"
+
+
 def has_title(ids: NDArray[Any], versions: NDArray[Any]) -> NDArray[np.bool_]:
     """Which records bear a vector `title` in these versions."""
     return np.asarray((ids + versions) % 3 != 0)
@@ -55,12 +79,15 @@ def columns(numbers: list[int], version: int, shape: str) -> dict[str, Any]:
     ids, versions = np.array(numbers), np.full(len(numbers), version)
     given: dict[str, Any] = {
         "ids": names(numbers),
-        "vectors": vectors(ids, versions, SHAPES[shape]["dimension"]),
+        "vectors": stored(shape, ids, versions),
         "metadata": metadata(numbers, version),
         "documents": [document(n, version) for n in numbers],
     }
+    if has_contents(shape):
+        given["contents"] = [content(n, version) for n in numbers]
+        given["uris"] = [uri(n, version) for n in numbers]
     if "vectors" in SHAPES[shape]:
-        title = vectors(ids, versions, TITLE_DIMENSION)
+        title = stored(shape, ids, versions, title=True)
         present = has_title(ids, versions)
         given["named_vectors"] = {
             "title": [title[n] if present[n] else None for n in range(len(numbers))]
@@ -69,15 +96,18 @@ def columns(numbers: list[int], version: int, shape: str) -> dict[str, Any]:
 
 
 def changed(numbers: list[int], version: int, shape: str, what: list[str]) -> dict[str, Any]:
-    """The columns of an update of these parts of records, as `update` takes them; metadata is merged."""
+    """The columns of an update of these parts of records, as `update` takes them; metadata is merged. Contents and URIs go
+    with documents."""
     whole = columns(numbers, version, shape)
     given: dict[str, Any] = {"ids": whole["ids"]}
     for name, column in (
         ("vectors", "vectors"),
         ("titles", "named_vectors"),
         ("documents", "documents"),
+        ("documents", "contents"),
+        ("documents", "uris"),
     ):
-        if name in what:
+        if name in what and column in whole:
             given[column] = whole[column]
     if "metadata" in what:
         given["metadata"] = [{"v": version}] * len(numbers)

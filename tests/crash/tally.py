@@ -34,6 +34,8 @@ class Case:
     copier_hit: int = 1
     copier_after_s: float = 0.0
     """So long after its start; 0: never."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Settings of this case alone."""
     died_at: str = ""
     """The failpoint at which it died, "" when the clock ran out first."""
     verb: str = OPENING
@@ -52,6 +54,8 @@ class Tally:
 
     kills: Counter[str] = field(default_factory=Counter)
     """By way, and `power cut`."""
+    settings: Counter[str] = field(default_factory=Counter)
+    """Kills and power cuts of cases that had this setting of their own."""
     verbs: Counter[str] = field(default_factory=Counter)
     """Kills and power cuts by what was under way."""
     points: Counter[str] = field(default_factory=Counter)
@@ -75,6 +79,7 @@ class Tally:
 
     def killed(self, case: Case) -> None:
         self.kills["power cut" if case.power_cut else case.way] += 1
+        self.settings.update(f"{name} {value:g}" for name, value in case.settings.items())
         self.verbs[case.verb] += 1
         self.acknowledged += case.acknowledged
         if case.died_at:
@@ -96,6 +101,7 @@ def table(tally: Tally) -> str:
         "|---|---|",
         *(f"| kills, {way} | {n:,} |" for way, n in sorted(tally.kills.items())),
         f"| kills of a process that copies for a backup | {tally.copier_points.total():,} |",
+        *(f"| of all these with {name} | {n:,} |" for name, n in sorted(tally.settings.items())),
         f"| writes acknowledged by those who were killed | {tally.acknowledged:,} |",
         f"| comparisons with the journal | {tally.compared:,} |",
         f"| opened again after a kill: median, 99 %, longest | {_times(tally.opened_s)} |",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 import vecdb
 from crash import answers, old, records
-from crash.model import OF_NAMES, Held, Model, Part, Records, State, after
+from crash.model import OF_NAMES, OF_RECORDS, Held, Model, Part, Records, State, after
 from crash.wrong import Wrong
 from vecdb import layout
 
@@ -37,6 +38,9 @@ def verify(database: Any, model: Model) -> Model:
     _compare_folders(database, found)
     _backed_up(database.path.with_name(records.BACKUPS), model, found)
     _compare_beside(database.path.with_name(records.BESIDE), model, found)
+    found.under_way = [
+        part for part in model.pending if part["do"] in OF_RECORDS and "request" in part
+    ]
     found.pending, found.in_order, found.recent = [], False, {}
     return found
 
@@ -56,6 +60,7 @@ def _named(database: Any, model: Model) -> Model:
         candidate = model.copy()
         for part in itertools.compress(changes, applied):
             candidate.apply(part)
+            candidate.is_done(part)
         if {*candidate.names} == names and candidate.alias_names() == aliases:
             return candidate
     raise Wrong(
@@ -68,19 +73,19 @@ def _scan(docs: Any, held: Held, possible: Callable[[int], list[State]]) -> Reco
     """The state of each record; Wrong if one holds anything else than some version of its parts. `held` is what is expected,
     `possible` else may be there."""
     found: Records = {}
-    dimension = records.SHAPES[held.shape]["dimension"]
-    for page in docs.scan(include=["vector", "named_vectors", "metadata", "document"]):
+    vectors, titled = (partial(records.stored, held.shape, title=title) for title in (False, True))
+    with_contents = records.has_contents(held.shape)
+    more = ["content", "uri"] * with_contents
+    for page in docs.scan(include=["vector", "named_vectors", "metadata", "document", *more]):
         numbers = np.array([int(i[1:]) for i in page.ids])
         expected = [held.records.get(n, _ABSENT) for n in numbers.tolist()]
-        versions = _versions(page.vectors, numbers, 0, expected, possible, dimension)
+        versions = _versions(page.vectors, numbers, 0, expected, possible, vectors)
         titles = np.zeros(len(numbers), np.int64)
         if page.named_vectors:
             there = np.array(page.named_present["title"])
             given = np.asarray(page.named_vectors["title"])[there]
-            titled = [state for state, one in zip(expected, there, strict=True) if one]
-            titles[there] = _versions(
-                given, numbers[there], 1, titled, possible, records.TITLE_DIMENSION
-            )
+            wanted = [state for state, one in zip(expected, there, strict=True) if one]
+            titles[there] = _versions(given, numbers[there], 1, wanted, possible, titled)
         for n, version, title, tags, text in zip(
             numbers.tolist(), versions, titles.tolist(), page.metadata, page.documents, strict=True
         ):
@@ -90,20 +95,31 @@ def _scan(docs: Any, held: Held, possible: Callable[[int], list[State]]) -> Reco
             if text != records.document(n, document) or tags != {"v": tags["v"], "n": n % 7}:
                 raise Wrong(f"record {n} holds {text[:40]!r}, {tags}")
             found[n] = version, title, document, tags["v"]
+        if with_contents:
+            _compare_contents(page, numbers.tolist(), found)
     return found
+
+
+def _compare_contents(page: Any, numbers: list[int], found: Records) -> None:
+    """Contents and URIs are of the version of the document; Wrong else."""
+    for n, content, uri in zip(numbers, page.contents, page.uris, strict=True):
+        document = found[n][2]
+        data = None if content is None else content.data
+        if data != records.content(n, document) or uri != records.uri(n, document):
+            raise Wrong(f"record {n} with document {document} holds {uri} and {data!r:.60}")
 
 
 def _versions(
     vectors: Any, numbers: Any, part: int, expected: list[State],
-    possible: Callable[[int], list[State]], dimension: int,
+    possible: Callable[[int], list[State]], made: Callable[[Any, Any], Any],
 ) -> list[int]:  # fmt: skip
     """Of which version each vector is, bit by bit; Wrong where it is of none that may be there."""
     versions = np.array([state[part] for state in expected], np.int64)
-    wanted = records.vectors(numbers, versions, dimension).reshape(vectors.shape)
+    wanted = made(numbers, versions).reshape(vectors.shape)
     for at in np.flatnonzero((vectors != wanted).any(axis=1)).tolist():
         n = int(numbers[at])
         others = sorted({state[part] for state in possible(n)} - {0})
-        given = records.vectors(np.full(len(others), n), np.array(others, np.int64), dimension)
+        given = made(np.full(len(others), n), np.array(others, np.int64))
         (same,) = np.flatnonzero((given == vectors[at]).all(axis=1))[:1].tolist() or [None]
         if same is None:
             raise Wrong(

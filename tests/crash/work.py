@@ -16,6 +16,8 @@ import vecdb_client
 from crash import records
 from crash.closed import CLOSED, ClosedVerbs
 from crash.model import PARTS, Model, Part
+from crash.sending import send, state
+from crash.wrong import Wrong
 
 NAMES = ("a", "b", "c")
 ALIASES = ("x", "y")
@@ -27,7 +29,7 @@ INDEXED = 1_300
 
 VERBS = {
     "upsert": 6, "insert": 3, "change": 4, "delete": 3, "filter": 2, "burst": 3, "stream": 3, "build": 2,
-    "compact": 2, "backup": 1, "restore": 1, "create": 1, "drop": 0.5, "rename": 1, "alias": 1, "unalias": 0.5,
+    "cancel": 1, "compact": 2, "backup": 1, "restore": 1, "create": 1, "drop": 0.5, "rename": 1, "alias": 1, "unalias": 0.5,
 }  # fmt: skip
 """Verb to its share. Where no server stands between, those of `CLOSED` too."""
 
@@ -82,6 +84,12 @@ class Writer(ClosedVerbs):
             if verb in self._shares:
                 self._shares[verb] += 25
 
+    def first(self) -> None:
+        """The first operation after a kill."""
+        if self._rng.random() < 0.5:
+            self.repeat()
+        self.step()
+
     def step(self) -> None:
         """One operation."""
         model, rng = self._model, self._rng
@@ -101,10 +109,36 @@ class Writer(ClosedVerbs):
 
     # -- names
 
+    def repeat(self) -> None:
+        """Sends again what was acknowledged last before a kill, or found to be done, which must change nothing; and what was
+        under way, which is done then, whether or not it was before."""
+        model = self._model
+        for part in model.done:
+            if part.get("in", "") in {*model.collections, ""}:
+                before = state(self._database)
+                self._journal(("verb", "again"))
+                send(self._database, model, part)
+                if state(self._database) != before:
+                    raise Wrong(
+                        f"{part} was sent again and done again: {before} before it, then {state(self._database)}"
+                    )
+        for part in model.under_way:
+            if part["in"] in model.collections:
+                self._journal(("verb", "again"))
+                self._one(part, lambda part=part: send(self._database, model, part))  # type: ignore[misc]
+        model.under_way = []
+
     def _one(self, part: Part, work: Callable[[], object]) -> None:
         self._begin([part])
         work()
         self._done(part)
+
+    def _send(self, part: Part) -> None:
+        """A part with an id, by which it can be sent again after a kill."""
+        self._model.version += 1
+        part |= {"v": self._model.version} if "v" not in part else {}
+        part["request"] = f"q{part['v']}"
+        self._one(part, lambda: send(self._database, self._model, part))
 
     def _create(self) -> None:
         free = sorted({*NAMES} - {*self._model.names})
@@ -112,33 +146,28 @@ class Writer(ClosedVerbs):
             return
         name, shape = self._rng.choice(free), self._rng.choice(sorted(records.SHAPES))
         self._model.version += 1
-        part = {"do": "create", "in": f"c{self._model.version}", "name": name, "shape": shape}
-        self._one(
-            part | {"v": self._model.version},
-            lambda: self._database.create_collection(name, **records.SHAPES[shape]),
-        )
+        token = f"c{self._model.version}"
+        self._send({"do": "create", "in": token, "name": name, "shape": shape})
 
     def _drop(self) -> None:
         name = self._rng.choice(sorted(self._model.names))
-        self._one({"do": "drop", "name": name}, lambda: self._database.drop_collection(name))
+        self._send({"do": "drop", "name": name})
 
     def _rename(self) -> None:
         free = sorted({*NAMES} - {*self._model.names})
         if not free:
             return
         name, new = self._rng.choice(sorted(self._model.names)), self._rng.choice(free)
-        part = {"do": "rename", "name": name, "to": new}
-        self._one(part, lambda: self._database.rename_collection(name, new))
+        self._send({"do": "rename", "name": name, "to": new})
 
     def _alias(self) -> None:
         alias, name = self._rng.choice(ALIASES), self._rng.choice(sorted(self._model.names))
-        part = {"do": "alias", "name": alias, "to": name}
-        self._one(part, lambda: self._database.set_alias(alias, name))
+        self._send({"do": "alias", "name": alias, "to": name})
 
     def _unalias(self) -> None:
         if self._model.aliases:
             alias = self._rng.choice(sorted(self._model.aliases))
-            self._one({"do": "unalias", "name": alias}, lambda: self._database.drop_alias(alias))
+            self._send({"do": "unalias", "name": alias})
 
     def _backup(self) -> None:
         part = {"do": "backup"}
@@ -191,40 +220,44 @@ class Writer(ClosedVerbs):
         docs = self._database.get_collection(name)
         if verb == "build" and len(held) < INDEXED:
             ids = self._rng.sample(range(NUMBERS), INDEXED)
-            self._put(docs, "upsert", [self._part("put", token, ids)])
-        if verb in ("build", "compact"):
+            self._send(self._part("put", token, ids))
+        if verb == "cancel":
+            self._begin([])
+            docs.build_index(wait=False)
+            docs.cancel_build()
+        elif verb in ("build", "compact"):
             self._begin([])
             # Beside a later write: without waiting, most of the time.
             wait = rng.random() < 0.4 or self._counted
             (docs.build_index if verb == "build" else docs.compact)(wait=wait)
         elif verb in ("upsert", "insert"):
             ids = self._numbers(range(NUMBERS) if verb == "upsert" else {*range(NUMBERS)} - {*held})
-            self._put(docs, verb, [self._part("put", token, ids)])
+            if ids:
+                self._send(self._part("put", token, ids) | {"new": verb == "insert"})
         elif verb == "burst":
             ids = self._numbers(range(NUMBERS), least=8)
-            self._burst(docs, [self._part("put", token, ids[n::4]) for n in range(4)])
+            self._burst([self._part("put", token, ids[n::4]) for n in range(4)])
         elif verb == "stream":
             ids = self._numbers(range(NUMBERS), least=8)
             self._stream(docs, [self._part("put", token, ids[n::6]) for n in range(6)])
         elif verb == "change":
-            self._change(docs, token)
+            self._change(token)
         elif verb == "delete":
             ids = self._numbers(range(NUMBERS), most=200)
-            self._delete(part_of(token, ids), lambda: docs.delete(records.names(ids)))
+            self._delete({"do": "gone", "in": token, "ids": ids})
         else:
             least = rng.randrange(1, 7)
             ids = [n for n in held if n % 7 == least]
-            self._delete(part_of(token, ids), lambda: docs.delete(filter={"n": least}))
+            self._delete({"do": "gone", "in": token, "ids": ids, "where": {"n": least}})
 
-    def _change(self, docs: Any, token: str) -> None:
+    def _change(self, token: str) -> None:
         """Some parts of some records; all but these stay."""
         held = self._model.collections[token]
         parts = [one for one in PARTS if one != "titles" or self._titled(token)]
         what = sorted(self._rng.sample(parts, self._rng.randrange(1, len(parts) + 1)))
         part = self._part("change", token, self._numbers(held.records)) | {"what": what}
         if part["ids"]:
-            given = records.changed(part["ids"], part["v"], held.shape, what)
-            self._one(part, lambda: docs.update(**given))
+            self._send(part)
 
     def _titled(self, token: str) -> bool:
         return "vectors" in records.SHAPES[self._model.collections[token].shape]
@@ -243,25 +276,25 @@ class Writer(ClosedVerbs):
         shape = self._model.collections[part["in"]].shape
         return records.columns(part["ids"], part["v"], shape)
 
-    def _put(self, docs: Any, verb: str, parts: list[Part]) -> None:
-        if parts[0]["ids"]:
-            self._one(parts[0], lambda: getattr(docs, verb)(**self._columns(parts[0])))
-
-    def _delete(self, part: Part, work: Callable[[], Any]) -> None:
+    def _delete(self, part: Part) -> None:
         held = self._model.collections[part["in"]].records
         expected = sum(n in held for n in part["ids"])
+        self._model.version += 1
+        part |= {"v": self._model.version, "request": f"q{self._model.version}"}
         self._begin([part])
-        count = work().count
+        count = send(self._database, self._model, part)
         if count != expected:
-            raise AssertionError(f"a delete of {expected} records counted {count}")
+            raise Wrong(f"a delete of {expected} records counted {count}")
         self._done(part)
 
-    def _burst(self, docs: Any, parts: list[Part]) -> None:
+    def _burst(self, parts: list[Part]) -> None:
         """Several writers at once: they share commits."""
+        for part in parts:
+            part["request"] = f"q{part['v']}"
         self._begin(parts)
 
         def put(part: Part) -> None:
-            docs.upsert(**self._columns(part))
+            send(self._database, self._model, part)
             self._done(part)
 
         with ThreadPoolExecutor(1 if self._counted else len(parts)) as threads:
@@ -292,15 +325,11 @@ class Writer(ClosedVerbs):
             self._journal(("done", part, now_s))
 
 
-def part_of(token: str, ids: list[int]) -> Part:
-    return {"do": "gone", "in": token, "ids": ids}
-
-
 def run(writer: Writer, steps: int = 0) -> None:
-    """So many operations, 0: without end; of a client, until the server is gone."""
-    for _ in range(steps) if steps else itertools.count():
+    """Repeats what it is to repeat, then so many operations, 0: without end; of a client, until the server is gone."""
+    for step in range(steps) if steps else itertools.count():
         try:
-            writer.step()
+            (writer.step if step else writer.first)()
         except (vecdb.errors.VecdbError, vecdb_client.errors.VecdbError) as error:
             # A build that is waited for ends when its collection is dropped or compacted.
             if error.reason == "UNAVAILABLE":
