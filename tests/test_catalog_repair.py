@@ -352,3 +352,31 @@ def test_a_leaf_of_names_that_is_damaged_undoes_no_change(
     with vecdb.open(folder, read_only=True) as db:
         assert db.collection_names() == names
         assert db.list_aliases() == aliases
+
+
+@pytest.mark.parametrize("how", ["their page", "their page and the checksums", "no catalog"])
+def test_aliases_that_may_be_lost_are_told(folder: Path, how: str) -> None:
+    """Where their page cannot be read, nor the checksums of which there were, or nothing of the catalog, nobody knows which are
+    missing: it is said. Where the checksums tell, none is lost, and nothing said."""
+    with vecdb.open(folder, device="cpu") as db:
+        db.set_alias("words", "docs")
+    path = catalog(folder)
+    if how == "no catalog":
+        path.unlink()
+    else:
+        file = PageFile(path)
+        trees = file.subtrees(file.walk(file.metas()[0].main, MAIN).entries)
+        damaged = ["aliases", "meta"] if "checksums" in how else ["aliases"]
+        pages = [trees[table].root for table in damaged]
+        del file, trees
+        raw = bytearray(path.read_bytes())
+        for page in pages:
+            assert page is not None
+            raw[page * 4_096 : (page + 1) * 4_096] = bytes(4_096)
+        path.write_bytes(raw)
+    told = " ".join(repaired(folder).done)
+    assert vecdb.check(folder)[0].ok
+    with vecdb.open(folder, read_only=True) as db:
+        kept = db.list_aliases()
+    assert kept == ({"words": "docs"} if how == "their page" else {}), told
+    assert ("aliases may be lost" in told) == (how != "their page"), told

@@ -125,6 +125,7 @@ def repair_catalog(root: Path) -> list[str]:
             expected=CATALOG_FORMAT,
         )
     told: list[str] = []
+    all_told = False  # whether it is known which names there were
     sound = path.is_file() and read is not _NOTHING
     sound = sound and not page_faults.file_faults(path) and not _sum_faults(path, read)
     folders = _Folders(root)
@@ -132,8 +133,8 @@ def repair_catalog(root: Path) -> list[str]:
     if written and catalog_sums.are_of(meta, written):
         tokens = [token.encode() for token in folders.there]
         # Of a table whose pages are damaged, what is missing was taken from the change before.
-        newest = read.meta_whole and catalog_sums.are_whole(meta, written[0])
-        older = read.damaged if newest else ()
+        all_told = read.meta_whole and catalog_sums.are_whole(meta, written[0])
+        older = read.damaged if all_told else ()
         tables, told = catalog_sums.mend(tables, meta, tokens, older=older)
     collections, aliases = map(_texts, tables.values())
     if path.is_file() and read.lost_commits:
@@ -169,6 +170,8 @@ def repair_catalog(root: Path) -> list[str]:
             kept[alias] = by_token[token]
         else:
             told.append(f"alias {alias!r} of folder {token!r} is lost")
+    if not all_told and ("aliases" in read.damaged or read is _NOTHING):
+        told.append("aliases may be lost, nobody can tell which: set again those that are missing")
     # Also one that was sound may have a name that is wrong, where it has no checksums.
     if not sound or known != collections or not {*held.values()} <= {*folders.there}:
         doubtful = folders.marked(held.values())

@@ -34,7 +34,7 @@ _SLICE_ROWS, _SLICE_BYTES = 4_096, 64 * 1024 * 1024
 def problems(reader: Reader, interrupt: Interrupt = lambda: None) -> Iterator[str]:
     """One sentence for each fault, in no promised order; about 3 us a record.
 
-    The pages come first, read without LMDB; where one is damaged, nothing else is looked at.
+    The pages come first, read without LMDB; where one is damaged nothing else is looked at, which is the last sentence.
     Checks that every live row has an id that points back to it, that every checksum holds, that
     counts and row numbers agree, that no value belongs to a row that does not exist or is purged, and
     that the log has no gap behind the horizon. `interrupt` is called between pieces of some ten
@@ -51,6 +51,7 @@ def _problems(reader: Reader, interrupt: Interrupt) -> Iterator[str]:
     if damaged:
         # LMDB must not read such pages: what it would do is not known.
         yield from damaged
+        yield "records were not compared, since pages are damaged; a repair compares them, and names what is lost"
         return
     yield from meta_sums.faults(reader, interrupt)
     yield from past_faults(reader, interrupt)
