@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from . import disk, folder
+from . import disk, folder, open_here
 from .backed_up import BackedUp
 from .builder import Builder
 from .collection import Collection
@@ -53,9 +53,6 @@ from .watching import CollectionFigures, collection_figures
 
 log = logging.getLogger("vecdb")
 
-_open_here: dict[str, Database] = {}
-_open_lock = threading.Lock()
-
 
 def open(path: str | os.PathLike[str], *, read_only: bool = False, **settings: Any) -> Database:
     """Opens the database in folder `path`, making an empty one if the folder is missing or empty.
@@ -93,8 +90,8 @@ class Database(BackedUp, Naming):
         self._names: Names | None = None
         self._closed = False
         self._key = str(path.resolve())
-        with _open_lock, system_in_our_words(self.path):
-            if self._key in _open_here:
+        with open_here.lock, system_in_our_words(self.path):
+            if open_here.has(self._key):
                 # LMDB must not map one file twice in a process.
                 raise DatabaseLocked(
                     f"{self.path} is open in this process already; use that Database, or close it first"
@@ -110,7 +107,7 @@ class Database(BackedUp, Naming):
             except BaseException:
                 self._release()
                 raise
-            _open_here[self._key] = self
+            open_here.add(self._key, self)
         self.devices: Devices | None = None
         """The GPUs that the setting `device` has chosen; None where the CPU serves alone."""
         try:
@@ -272,7 +269,7 @@ class Database(BackedUp, Naming):
     # -- the end
 
     def close(self) -> None:
-        """Stops builds, waits for running calls, releases the folder. May be called again.
+        """Stops builds, waits for running calls, releases the folder. May be called again; done when the process ends.
 
         Raises ReadOnly, when all is closed, if the last commits of a collection could not be synced.
         """
@@ -301,7 +298,7 @@ class Database(BackedUp, Naming):
                 raise failed
 
     def _release(self) -> None:
-        _open_here.pop(self._key, None)
+        open_here.remove(self._key)
         if self._lock_file is not None:
             self._lock_file.close()
 

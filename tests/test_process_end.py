@@ -1,0 +1,96 @@
+"""A process that ends with databases open: they are closed, and nothing of theirs takes it down in another way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import vecdb
+
+OPENED = """
+    import os, sys, numpy as np, vecdb
+    rng = np.random.default_rng(1)
+    db = vecdb.open(sys.argv[1], device="cpu", audit_share=1.0)
+    spread = rng.standard_normal((6, 256))
+    def points(n):
+        return rng.standard_normal((n, 6)) @ spread
+    docs = db.create_collection("docs", dimension=256, index="ivf")
+    docs.insert([f"r{i}" for i in range(20_000)], points(20_000))
+"""
+
+
+def ended(data_folder, code):
+    """A Python process that has opened a database, has run this and has ended."""
+    script = textwrap.dedent(OPENED) + textwrap.dedent(code)
+    return subprocess.run(
+        [sys.executable, "-c", script, str(data_folder)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_an_audit_ends_before_the_interpreter(data_folder):
+    """A recall audit, nearly always in FAISS, is under way where a script ends that has closed nothing: without SIGABRT."""
+    done = ended(
+        data_folder,
+        """
+        import threading
+        from vecdb.index.view import View
+        docs.build_index()
+        real, begun = View.search, threading.Event()
+        def search(*given, **named):
+            answer = real(*given, **named)
+            while threading.current_thread().name == "vecdb-audit" and not db._closed:
+                begun.set()
+                real(*given, **named)
+            return answer
+        View.search = search
+        assert docs.query(points(1), k=10, explain=True).explain.plan == "lists"
+        assert begun.wait(60)
+        print("end")
+        """,
+    )
+    assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
+
+
+def test_a_build_ends_before_the_interpreter(data_folder):
+    """So does a build; what was written is there."""
+    done = ended(data_folder, "print(docs.build_index(wait=False) is None)")
+    assert done.returncode == 0, done.stderr
+    with vecdb.open(data_folder, device="cpu") as db:
+        assert db.get_collection("docs").count() == 20_000
+
+
+def test_an_error_or_exit_code_of_the_script_stays(data_folder):
+    """How the process ends is the script's affair."""
+    assert ended(data_folder, "sys.exit(7)").returncode == 7
+
+
+def test_a_forked_process_closes_nothing_of_its_parent(data_folder):
+    """Where a forked child ends as Python does, its parent goes on with the database, and nobody else may write it."""
+    done = ended(
+        data_folder,
+        """
+        child = os.fork()
+        if not child:
+            sys.exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        docs.insert(["more"], points(1))
+        there = 'import sys, vecdb; vecdb.open(sys.argv[1])'
+        import subprocess
+        other = subprocess.run([sys.executable, "-c", there, sys.argv[1]], capture_output=True, text=True)
+        print(docs.count(), "DatabaseLocked" in other.stderr)
+        """,
+    )
+    assert (done.returncode, done.stdout) == (0, "20001 True\n"), done.stderr
+
+
+def test_sigterm_ends_a_script_as_ever(data_folder):
+    """A signal that Python does not catch runs no such code: what was acknowledged is there all the same."""
+    done = ended(data_folder, "os.kill(os.getpid(), 15)")
+    assert done.returncode == -signal.SIGTERM
+    with vecdb.open(data_folder, device="cpu") as db:
+        assert db.get_collection("docs").count() == 20_000

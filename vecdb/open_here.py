@@ -1,0 +1,64 @@
+"""The databases that this process has open, each of which is closed before the interpreter ends.
+
+Python ends a daemon thread where it next asks for the interpreter lock, by unwinding its stack. FAISS's wrappers catch all
+that passes them, and the C library then ends the process with SIGABRT: so did a script that had closed no database, where
+a recall audit was under way.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+from typing import Protocol
+
+log = logging.getLogger("vecdb")
+
+PATIENCE_S = 20.0
+"""How long an ending process waits for threads that have been told to end: steps of builds, searches of audits."""
+
+lock = threading.Lock()
+"""Held by whoever opens one."""
+
+
+class Closes(Protocol):
+    """A database."""
+
+    def close(self) -> None: ...
+
+
+_open: dict[str, tuple[int, Closes]] = {}
+"""By real path: the process that opened it, and the database."""
+
+
+def has(path: str) -> bool:
+    """Whether the database with this real path is open, here or in the process that this one was forked from."""
+    return path in _open
+
+
+def add(path: str, database: Closes) -> None:
+    """It is open from now on. With the lock."""
+    _open[path] = os.getpid(), database
+
+
+def remove(path: str) -> None:
+    """It is closed, or was not opened in the end."""
+    _open.pop(path, None)
+
+
+@atexit.register
+def _close_all() -> None:
+    """Closes what this process has opened, not what it was forked with, and waits for threads that work behind."""
+    here = os.getpid()
+    own = [database for pid, database in list(_open.values()) if pid == here]
+    for database in own:
+        try:
+            database.close()
+        except Exception:
+            log.exception("a database could not be closed at the end of the process")
+    end_s = time.monotonic() + PATIENCE_S
+    for thread in threading.enumerate() if own else ():
+        if thread.daemon and thread.name.startswith("vecdb-"):
+            thread.join(max(0.0, end_s - time.monotonic()))
