@@ -61,6 +61,15 @@ def index_bytes(kind: str, code: str, dimension: int, rows: int) -> int:
     return rows * (codes + beside + 8)
 
 
+def kept_bytes(made: Main, dimension: int, replaced: int) -> int:
+    """Memory that an index just made keeps beyond what was there when its build began, estimated in bytes; `replaced` as
+    in `build_bytes`. A graph over float32 has taken the other rows' vectors over from the tail."""
+    kept = index_bytes(made.kind, made.code, dimension, made.n)
+    if made.kind == "hnsw" and made.code == "float32":
+        kept -= code_bytes(made.code, dimension) * (made.n - replaced)
+    return kept
+
+
 def code_for(
     quantization: str,
     kind: str,
@@ -231,9 +240,11 @@ def check_budget(
     fresh: int,
     replaced: int,
     settings: Mapping[str, Any],
+    beside: int = 0,
 ) -> None:
-    """LimitExceeded when a build would need more than `build_memory_bytes`; see `build_bytes`. Also when the
-    process may not map so much more, and what FAISS's threads need beside."""
+    """LimitExceeded when a build would need more than `build_memory_bytes`; see `build_bytes`. `beside`: bytes of what the
+    same step has made before and still holds, see `kept_bytes`. Also when the process may not map so much more, and what
+    FAISS's threads need beside."""
     limit = int(settings["build_memory_bytes"])
     needed = build_bytes(kind, code, dimension, held, fresh, replaced)
     try:
@@ -245,6 +256,7 @@ def check_budget(
             "leave (ulimit -v); lift it, or choose a quantization with smaller codes",
             needed=needed,
         ) from error
+    needed += beside  # which is mapped already
     if limit and needed > limit:
         raise LimitExceeded(
             f"a build of {held + fresh:,} rows as {kind} with {code} codes needs about "

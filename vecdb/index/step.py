@@ -19,6 +19,7 @@ from .build import Build, Cancelled, can_extend
 from .calibrate import SMALL_K
 from .codes import own_code
 from .distance import Floats, Rows
+from .door import give_memory_back
 from .handover import HandOver
 from .main import Main
 from .makers import Job, Outgrown
@@ -104,14 +105,24 @@ class Step:
                 return None
             if lists.setting(target, SMALL_K) is not None:
                 return lists.as_provisional(not choice.keep_up(lists, self.main, index))
+            del lists  # before there is a graph as well
+            give_memory_back()
         made = self._one(kind, code, grows)
         before = self.main if made is not None and self._extends(kind, code, grows) else None
-        if kind == "hnsw" and made is not None and choice.needs_lists(made, target, before):
-            # Cancelled, this gives None too: the next build begins with the graph again.
-            lists = self._lists(code)
-            if lists is None or choice.cheaper(lists, made, index):
-                return lists
-        return made
+        if kind != "hnsw" or made is None or not choice.needs_lists(made, target, before):
+            return made
+        # Cancelled, lists are None: the next build begins with the graph again.
+        if made.setting(target, SMALL_K) is None:
+            # However slow lists are, it would not be kept.
+            del made
+            give_memory_back()
+            return self._lists(code)
+        replaced = self.first if before is None else 0
+        try:
+            lists = self._lists(code, choice.kept_bytes(made, index.dimension, replaced))
+        except LimitExceeded:
+            return made  # It reaches the target, and is what the memory allows.
+        return lists if lists is None or choice.cheaper(lists, made, index) else made
 
     def _compared(self, lists: Main) -> Main | None:
         """The graph, or the lists that serve already where they are as good, not provisional any more."""
@@ -126,8 +137,9 @@ class Step:
                 return graph
         return lists.as_provisional(False)
 
-    def _lists(self, graph_code: str) -> Main | None:
-        return self._one("ivf", choice.lists_code(self.index.storage, graph_code), False)
+    def _lists(self, graph_code: str, beside: int = 0) -> Main | None:
+        """Lists made anew while so many bytes are held of a graph that this step has made."""
+        return self._one("ivf", choice.lists_code(self.index.storage, graph_code), False, beside)
 
     def _extends(self, kind: str, code: str, grows: bool) -> bool:
         main, fresh = self.main, self.rows.size - self.first
@@ -157,8 +169,8 @@ class Step:
             return False
         return True
 
-    def _one(self, kind: str, code: str, grows: bool) -> Main | None:
-        """One index, grown from `main` where that can be."""
+    def _one(self, kind: str, code: str, grows: bool, beside: int = 0) -> Main | None:
+        """One index, grown from `main` where that can be. `beside`: bytes that this step holds already."""
         rows, first = self.rows, self.first
         build = self._build(kind, code)
         if self._extends(kind, code, grows):
@@ -168,17 +180,18 @@ class Step:
                 return build.extend(self.main, rows[first:], self.n_rows, self.sequence)
             except Outgrown:
                 pass
-        self._check_budget(kind, code, 0, rows.size, first)
-        return self._fine_enough(build.anew(rows, self.n_rows, self.sequence))
+        self._check_budget(kind, code, 0, rows.size, first, beside)
+        return self._fine_enough(build.anew(rows, self.n_rows, self.sequence), beside)
 
-    def _fine_enough(self, made: Main | None) -> Main | None:
+    def _fine_enough(self, made: Main | None, beside: int) -> Main | None:
         """`made`, or lists of a finer code where it misses the target and they do not."""
         index, rows = self.index, self.rows
         code = made and choice.finer_code(made, index, index.quantization, index.settings)
-        if not code:
+        if not made or not code:
             return made
+        beside += choice.kept_bytes(made, index.dimension, self.first)
         try:
-            self._check_budget("ivf", code, 0, rows.size, 0)
+            self._check_budget("ivf", code, 0, rows.size, 0, beside)
         except LimitExceeded:
             return made
         finer = self._build("ivf", code).anew(rows, self.n_rows, self.sequence)
@@ -189,9 +202,13 @@ class Step:
         threads = int(self.index.settings["build_threads"])
         return Build(self.index, kind, code, threads, self.cancel, self.progress, self.hand_over)
 
-    def _check_budget(self, kind: str, code: str, held: int, fresh: int, replaced: int) -> None:
+    def _check_budget(
+        self, kind: str, code: str, held: int, fresh: int, replaced: int, beside: int = 0
+    ) -> None:
         index = self.index
-        choice.check_budget(kind, code, index.dimension, held, fresh, replaced, index.settings)
+        choice.check_budget(
+            kind, code, index.dimension, held, fresh, replaced, index.settings, beside
+        )
 
     def _sample(self) -> Floats:
         return self._build("hnsw", own_code(self.index.storage)).sample(self.rows)
