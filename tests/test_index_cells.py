@@ -57,6 +57,19 @@ def test_codes_find_the_nearest_lists(code, metric):
     assert after[0][same].tobytes() == before[0][same].tobytes()
 
 
+@pytest.mark.parametrize("queries", [1, 50])
+def test_rows_of_the_lists_that_are_probed_are_counted(queries):
+    """Nearly the rows of the nearest lists by numpy, found by codes or, where queries are many, by comparing all; and all rows
+    where more lists are asked for than there are."""
+    lists, vectors, asked = lists_of()
+    cells.align_centroids(lists)
+    held = np.array([lists.invlists.list_size(i) for i in range(LISTS)])
+    nearest = np.argsort(plain(asked[:queries], vectors[:LISTS], "l2"), axis=1)[:, :NPROBE]
+    expected = held[nearest].sum() / queries
+    assert cells.rows_probed(lists, asked[:queries], NPROBE) == pytest.approx(expected, rel=0.1)
+    assert cells.rows_probed(lists, asked[:queries], 2 * LISTS) == len(vectors)
+
+
 @pytest.mark.parametrize("scale", [1e-15, 1e17])
 def test_codes_of_the_smallest_and_largest_vectors(scale):
     """Vectors as small or large as a collection takes them find their lists as well."""

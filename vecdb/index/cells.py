@@ -66,6 +66,17 @@ def probing(lists: Any, nprobe: int, queries: int) -> tuple[Any, Any]:
     return (lists, _probe(nprobe)) if twin is None else (twin, _probe_by_codes(nprobe))
 
 
+def rows_probed(lists: Any, queries: Floats, nprobe: int) -> int:
+    """Rows, dead ones among them, in the `nprobe` lists nearest to a query, mean over the `queries` (q, d): for who asks
+    what a search has read. The lists are found once more, which takes as long as it took the search."""
+    index, params = probing(lists, nprobe, len(queries))
+    count = min(nprobe, int(lists.nlist))
+    nearest = index.quantizer.search(queries, count, params=params.quantizer_params)[1]
+    probed, times = np.unique(nearest[nearest >= 0], return_counts=True)
+    held = [index.invlists.list_size(int(one)) for one in probed]
+    return round(float(np.dot(held, times)) / len(queries))
+
+
 def cost(lists: Any, nprobe: int) -> float:
     """Of finding the nearest lists for a query, in comparisons with a vector."""
     count = int(lists.nlist)

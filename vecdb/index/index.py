@@ -37,7 +37,7 @@ from .tail import Piece, Tail, replaced, trim
 from .view import View
 
 LEAST_FRESH_ROWS = 10_000
-"""Fresh rows below which a main index is not worth growing: they are searched in under a ms."""
+"""Fresh rows below which a main index is not grown. Why not fewer: ARCHITECTURE.md, "The life of an index"."""
 
 
 class Index:

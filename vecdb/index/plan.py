@@ -219,13 +219,14 @@ def search_main(
         ):
             return _searched(main, queries, k, allowed, *ways, limit, trace, check, beside=beside)
     started = time.perf_counter()
-    seen = Trace() if trace is None else trace
+    alone_in_graph = len(queries) == 1 and main.kind == "hnsw"
+    seen = Trace() if trace is None and alone_in_graph else trace
     found = _searched(main, queries, k, allowed, want, setting, cost, limit, seen, check)
     alone = main.setting(target_recall, k)
     if alone is not None:
         took_s = time.perf_counter() - started
         cost, told = min(cost, limit), None
-        if len(queries) == 1 and main.kind == "hnsw":
+        if seen is not None and alone_in_graph:
             # Where the filter bars where a query lies, walks go on for many times what was expected.
             cost = told = max(cost, _walked(main, seen, limit))
         spared = 1.0 - walk_cost(main, k, alone) / cost
@@ -266,7 +267,7 @@ def _searched(
         return keys, _rows(main, positions), True, "exact"
     if main.kind == "flat":
         keys, positions = main.exact(queries, k, allowed)
-        _note(trace, "codes", main, 0, k, 0)
+        _note(trace, "codes", main, 0, k, count)
         return keys, _rows(main, positions), False, "codes"
     walked = main if beside is None else beside
     plan = walk_name(main)
@@ -287,7 +288,8 @@ def _searched(
             np.setdiff1d(moving, short), check,
         )  # fmt: skip
     if trace is not None:
-        _note(trace, plan, main, max(deepest, want if main.kind == "hnsw" else 0), want, 0)
+        in_lists = cells.rows_probed(main.index, queries, deepest) if main.kind == "ivf" else 0
+        _note(trace, plan, main, max(deepest, 0 if main.kind == "ivf" else want), want, in_lists)
         trace.expected_recall = walked.curve.expected(setting)
     rows = _rows(main, positions)
     if not short.size:
@@ -306,7 +308,7 @@ def _searched(
         plan = f"exact-after-{plan}"
     if trace is not None:
         trace.plan = plan
-        trace.main_rows_compared = count * short.size // len(queries) if exact else 0
+        trace.main_rows_compared += count * short.size // len(queries) if exact else 0
     return keys, rows, exact and short.size == len(queries), plan
 
 

@@ -22,7 +22,8 @@ class Trace:
     candidates: int = 0
     """Answers that the main index was asked for."""
     main_rows_compared: int = 0
-    """Exact comparisons in the main index, ranking again included."""
+    """Rows of the main index compared with the query: all allowed ones where each is, those of the lists that are
+    probed at `setting`, and those ranked again. Rows that the walk of a graph passes are not counted."""
     tail_rows_compared: int = 0
     rerank_us: float = 0.0
     """Time spent on ranking candidates again by stored vectors."""

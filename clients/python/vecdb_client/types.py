@@ -229,7 +229,7 @@ class Explain:
     candidates: int
     """Answers that the index was asked for, over all queries of the call."""
     rows_compared: int
-    """Comparisons with stored or copied vectors: in the main part, in the tail, in re-ranking."""
+    """Rows compared by vector or code, also of the probed lists and to rank again; not what a graph's walk passes."""
     index_sequence: int
     """Commit that the main index was built at; 0 where there is none."""
     index_age_s: float
@@ -312,7 +312,7 @@ class CurvePoint:
     recall_at_100: float
     """For ivf recall@1000."""
     cost_us: float
-    """us a query, in batches by the threads of the build; k = 100 where a graph is searched at settings from 100 on, else 10."""
+    """us a query in batches, for k = 10; from a setting of 100 on k = 100 where a graph is walked over stored vectors."""
 
 
 @dataclass(frozen=True, slots=True)
