@@ -23,7 +23,8 @@ from .plan import Plan
 from .tables import number, rate, table
 
 _ROWS_A_LIST = 40
-_PROBES = (2, 4, 8, 16, 32, 64, 128)
+_PROBES = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1_024)
+"""Or all lists, where there are not so many."""
 _CANDIDATES = (1, 2, 4, 8, 16, 32)
 """As multiples of k."""
 _SHOWN = (0.95, 0.99)
@@ -58,7 +59,7 @@ def run(plan: Plan) -> dict[str, Any]:
         found[name] = {
             "bytes_a_row": int(index.code_size),
             "build_s": build_s,
-            **_swept(faiss, plan, both, truth),
+            **_swept(faiss, plan, both, lists, truth),
         }
         plan.say(f"  {name}: {index.code_size} bytes a row, built in {build_s:.1f} s")
     return {"lists": lists, "codes": found}
@@ -72,6 +73,7 @@ def _codes(faiss: Any, dimension: int, lists: int) -> list[tuple[str, Callable[[
         for name, kind in kinds.items()
     ]
     made.append(("RaBitQ", lambda q: faiss.IndexIVFRaBitQ(q, d, lists, ip)))
+    made.append(("RaBitQ fast-scan", lambda q: faiss.IndexIVFRaBitQFastScan(q, d, lists, ip)))
     made += [
         (f"PQ{d // part}x4 fast-scan", lambda q, m=d // part: faiss.IndexIVFPQFastScan(q, d, lists, m, 4, ip))  # type: ignore[misc]
         for part in (2, 4)
@@ -84,11 +86,11 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _swept(faiss: Any, plan: Plan, index: Any, truth: Truth) -> dict[str, Any]:
+def _swept(faiss: Any, plan: Plan, index: Any, nlist: int, truth: Truth) -> dict[str, Any]:
     """Points of single queries and batches over all pairs that may reach a recall that is shown."""
     queries = np.ascontiguousarray(plan.source.queries)
     lines: dict[str, list[curves.Point]] = {"single": [], "batch": []}
-    for probes in _PROBES:
+    for probes in dict.fromkeys(min(probes, nlist) for probes in _PROBES):
         for factor in _CANDIDATES:
             params = faiss.IndexRefineSearchParameters(
                 k_factor=float(factor), base_index_params=faiss.SearchParametersIVF(nprobe=probes)

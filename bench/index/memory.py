@@ -57,7 +57,9 @@ def page(found: dict[str, Any]) -> list[str]:
         line = [f"{name}: {one['index']}"]
         for phase in ("inserting", "building", "rest", "reopened"):
             seen = one[phase]
-            line.append(f"{seen['anonymous'] / raw:.2f} + {seen['file'] / raw:.2f}")
+            line.append(
+                f"{seen['anonymous'] / raw:.2f} + {seen['file'] / raw:.2f}; {seen['total'] / raw:.2f}"
+            )
         rows.append(line)
     header = (
         "quantization", "peak inserting (builds run behind)", "peak of the last build", "at rest after it", "at rest, opened again",
@@ -65,7 +67,7 @@ def page(found: dict[str, Any]) -> list[str]:
     parts = [
         f"## Memory\n\nMultiples of the raw vectors ({raw / 2**20:,.0f} MiB), anonymous + backed by"
         " files (pages of the store and of the index, which the kernel takes back when it needs them),"
-        " over the bare process. At peaks each of the two is its own highest.\n",
+        " over the bare process; behind it all that is resident. At peaks each of the three is its own highest.\n",
         table(header, rows),
     ]
     parts += [f"{name}: refused ({why}).\n" for name, why in found["refused"].items()]
