@@ -107,7 +107,7 @@ ENGINE: tuple[Setting, ...] = (
     Setting("build_threads", int, 0, "Threads of an index build, which runs at low priority; 0: one a core.", 0, 1024),
     Setting("build_memory_bytes", int, 0, "Memory that an index build may take, beside what is there already; 0: no limit.", 0, 1 << 50),
     Setting("index_memory_bytes", int, 0, "Memory that the index of a collection should stay below: quantization `auto` codes vectors as tightly as that takes; 0: a sixteenth of the machine's memory.", 0, 1 << 50),
-    Setting("audit_share", float, 0.001, "Share of live queries that are answered again exactly in spare time, for the running recall in `stats`; 0: none.", 0.0, 1.0),
+    Setting("audit_share", float, 0.001, "Share of live queries that are answered again exactly in spare time, for the running recall in `stats`; never of those with `group_by`, `mmr_lambda` or a `target_recall` of their own; 0: none.", 0.0, 1.0),
     Setting("compact_dead_share", float, 0.2, "A collection is compacted when this share of its rows is dead and still takes space.", 0.01, 1.0),
     Setting("history_s", float, 3600.0, "Dead rows keep their content for this many seconds, so that cursors of running scans stay good.", 0.0, 31_536_000.0),
     Setting("auto_build", bool, True, "Build indexes in the background as collections grow; off: only when asked, and where the recall audit finds one below its target.", ),
