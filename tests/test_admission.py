@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import Counter
@@ -276,17 +275,6 @@ def test_changed_limits_are_kept_from_then_on() -> None:
     assert refused.details["refused"] == "concurrent"
 
 
-def test_queries_that_share_the_cores_are_refused_when_they_would_take_too_long() -> None:
-    """With a hundred under way that make each other last 20 ms longer, more are refused; the first ones never."""
-    admission = Admission(LIMITS)
-    assert admission.refusal_beside(64, 0, 10.0, None) is None
-    assert admission.refusal_beside(64, 40, 0.02, None) is None
-    refused = admission.refusal_beside(64, 100, 0.02, None)
-    assert refused is not None
-    assert admission.refused()["wait"] == 64
-    assert admission.refusal_beside(1, 40, 0.02, 0.5) is not None
-
-
 def test_a_long_call_leaves_queries_four_fifths_of_the_time() -> None:
     """It rests while queries wait, at most four times what its step took; not at all when none waits."""
     once_below(0.02, lambda: give_way(0.01, lambda: False))
@@ -343,48 +331,6 @@ def test_a_refusal_names_its_delay_and_reads_no_request(
         caller.join(10)
     # An answer is on its way a moment before its thread is free.
     wait_until(lambda: server._pools.running() == 0, "the threads are free")
-
-
-def test_a_streamed_query_beside_too_many_is_refused(
-    start: StartServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where the queries under way will take longer than max_wait_s, each query of another message is refused with
-    a delay; when they are through, the next is answered."""
-    server = start()
-    entered, release = threading.Event(), threading.Event()
-    query = vecdb.Collection.query
-
-    def slow(self: Any, *args: Any, **keywords: Any) -> Any:
-        entered.set()
-        assert release.wait(20)
-        return query(self, *args, **keywords)
-
-    def message() -> Any:
-        vectors = pb.Vectors(data=b"\0\0\x80\x3f" * 2, count=1, dimension=2)
-        asked = pb.QueryRequest(collection="docs", vectors=vectors, k=1)
-        return pb.QueryStreamRequest(queries=[pb.StreamedQuery(query=asked, timeout_s=30)] * 3)
-
-    with connect(server.address) as client:
-        docs = client.create_collection("docs", dimension=2)
-        docs.insert(["a"], [[1, 2]])
-        stub: Any = client._connection._stub
-        monkeypatch.setattr(vecdb.Collection, "query", slow)
-        server._streams._cost_s = 1.0
-        first = stub.QueryStream(iter([message()]), timeout=30)
-        assert entered.wait(10)
-        (refused,) = list(stub.QueryStream(iter([message()]), timeout=30))
-        assert len(refused.answers) == 3
-        for one in refused.answers:
-            told = json.loads(one.error.error)
-            assert told["reason"] == "RESOURCE_EXHAUSTED"
-            assert told["details"]["retry_after_ms"] > 1_000
-        release.set()
-        assert all(one.answer.hits.ids == ["a"] for answer in first for one in answer.answers)
-        (later,) = list(stub.QueryStream(iter([message()]), timeout=30))
-        assert all(one.answer.hits.ids == ["a"] for one in later.answers)
-        text = client.metrics()
-    assert 'vecdb_calls_seconds_count{code="RESOURCE_EXHAUSTED",method="QueryStream"} 3.0' in text
-    assert 'vecdb_calls_seconds_count{code="OK",method="QueryStream"} 6.0' in text
 
 
 def test_a_client_does_not_get_all_threads_of_streams(start: StartServer) -> None:

@@ -10,12 +10,13 @@ Knows nothing of gRPC: whatever brings calls in asks here.
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from vecdb.errors import DeadlineExceeded, ResourceExhausted
 
@@ -27,6 +28,8 @@ _REST_SHARE = 4.0
 """A long call that finds queries waiting rests for so many times what its last step took."""
 _LONGEST_REST_S = 0.25
 _LOOK_S = 0.005
+_LEAST_BESIDE = 4
+"""Places of queries on streams, however long each takes: so a client has two at once, one on each of its streams."""
 
 REASONS = ("concurrent", "wait", "share", "deadline", "threads")
 """Why calls are refused; the label of a metric."""
@@ -40,6 +43,19 @@ def retry_after_ms(delay_s: float) -> int:
     # Random, or those who were refused together would come back together.
     delay_s *= random.uniform(0.75, 1.5)  # nosec B311: no secret
     return int(1000 * min(_LONGEST_DELAY_S, max(_SHORTEST_DELAY_S, delay_s)))
+
+
+class Beside(NamedTuple):
+    """What a message of queries finds under way on streams."""
+
+    under_way: int
+    """Queries, of all clients."""
+    mine: int
+    """Those of its own client."""
+    streams: int
+    """Streams that they came by."""
+    cost_s: float
+    """How much longer each of them makes all others last."""
 
 
 class Admission:
@@ -164,26 +180,39 @@ class Admission:
         return None
 
     def refusal_beside(
-        self, queries: int, under_way: int, cost_s: float, left_s: float | None
+        self, queries: int, beside: Beside, left_s: float | None
     ) -> ResourceExhausted | None:
-        """The same for queries that share the cores with `under_way` others instead of waiting for them, as
-        streams do, where each makes all of them last `cost_s` longer. `left_s` is of the most patient."""
-        if not under_way:
+        """The same for a message of queries of one client, which share the cores with others instead of waiting for
+        them, as streams do. `left_s` is of the most patient."""
+        if not beside.under_way:
             return None
-        wait_s = cost_s * under_way
+        cost_s, longest_s = beside.cost_s, self._limits["max_wait_s"]
+        # Until these are answered each of the other streams has had as much of the cores.
+        wait_s = cost_s * min(beside.under_way, queries * beside.streams)
         if left_s is not None and wait_s > left_s:
             return self._no(
-                "deadline", wait_s, limit=left_s,
+                "deadline", wait_s, queries, limit=left_s,
                 why=f"it would take about {wait_s:.2g} s, and its deadline is in {left_s:.2g} s",
             )  # fmt: skip
-        longest_s = self._limits["max_wait_s"]
-        if wait_s <= longest_s:
+        # As for calls: who has none under way must not suffer for the many of another.
+        if not beside.mine and wait_s <= longest_s:
             return None
-        return self._no(
-            "wait", wait_s - longest_s, queries, limit=longest_s,
-            why=f"{under_way} queries of streams are under way, which will take about {wait_s:.2g} s, and "
-            f"this server lets queries wait for {longest_s:g} s at most (max_wait_s)",
-        )  # fmt: skip
+        places = max(_LEAST_BESIDE, longest_s / cost_s) if cost_s else math.inf
+        free = (places if beside.mine else 2 * places) - beside.under_way
+        all_s = cost_s * beside.under_way
+        if free <= 0:
+            return self._no(
+                "wait", max(all_s - longest_s, 0.0), queries, limit=longest_s,
+                why=f"{beside.under_way} queries of streams are under way, which will take about {all_s:.2g} s, and "
+                f"this server lets queries wait for {longest_s:g} s at most (max_wait_s)",
+            )  # fmt: skip
+        if beside.mine >= free:
+            return self._no(
+                "share", cost_s * beside.mine, queries, limit=int(free),
+                why=f"{beside.mine} queries of this client are under way on streams, and the other places are for "
+                "others",
+            )  # fmt: skip
+        return None
 
     def _too_many(self, taken: int, delay_s: float) -> ResourceExhausted:
         return self._no(

@@ -47,6 +47,11 @@ def this_pool() -> FairPool | None:
     return _here.pool
 
 
+def this_client() -> str:
+    """Whose work this thread does, as its call was announced; empty for a thread of no pool."""
+    return _here.client
+
+
 class _Aside:
     """Work that waits for its client: since when, whose it is, and whether it was told to end."""
 

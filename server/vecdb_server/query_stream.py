@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -20,8 +21,8 @@ from vecdb.search_lane import CORES
 from vecdb_client import answers, messages, wire
 from vecdb_client.v1 import vecdb_pb2 as pb
 
-from .admission import Admission
-from .fair_pool import waits_no_more
+from .admission import Admission, Beside
+from .fair_pool import this_client, waits_no_more
 from .silence import Silences
 from .status import encoded, failure_of, too_large
 
@@ -67,6 +68,8 @@ class QueryStreams:
         """How many calls and streams of the server have something to do."""
         self._under_way = 0
         """Queries of messages that are being answered."""
+        self._of_client: Counter[str] = Counter()
+        """The same by client."""
         self._cost_s = 0.0
         """How much longer each of them makes the others last."""
         self._guard = threading.Lock()
@@ -100,11 +103,12 @@ class QueryStreams:
     ) -> Iterator[Any]:
         """The answers to a stream of messages; `search` runs a query. InvalidQuery ends it for a message of none or too many."""
         waits_no_more()
+        client = this_client()
         try:
             while not self._closing and (request := self._next(requests, context)) is not None:
                 yield from self._message(
                     request.queries, database, answer, max_message_bytes, search,
-                    partial(self.traced, context),
+                    partial(self.traced, context), client,
                 )  # fmt: skip
         finally:
             self._silences.over(context)
@@ -117,14 +121,16 @@ class QueryStreams:
         max_message_bytes: int,
         search: Search,
         traced: _Traced = lambda came_s, count: _UNTRACED,
+        client: str = "",
     ) -> Iterator[Any]:
         begun_s, refusal, unread_s = time.perf_counter(), None, 0.0
         vectors = [max(1, streamed.query.vectors.count) for streamed in queries]
         count = left = sum(vectors)
         with self._guard:
             before = self._under_way
+            beside = Beside(before, self._of_client[client], self._answering, self._cost_s)
             self._answering += 1
-            self._under_way += count
+            self._count(client, count)
         # A search that shares its batch among threads waits for the last of them, which on busy cores takes
         # tens of milliseconds. So only a large one does that is alone; streams that work use all cores together.
         alone = count >= MANY_QUERIES and self.under_way() <= 1
@@ -133,7 +139,7 @@ class QueryStreams:
             if before:
                 limits = [streamed.timeout_s for streamed in queries]
                 left_s = max(limits, default=0.0) if all(limits) else None
-                refusal = self._admission.refusal_beside(count, before, self._cost_s, left_s)
+                refusal = self._admission.refusal_beside(count, beside, left_s)
             if refusal is not None:
                 responses = _packed(
                     range(len(queries)), [_failed(refusal) for _ in queries], max_message_bytes
@@ -151,7 +157,7 @@ class QueryStreams:
                 self.told(0, took_s, answered - failed)
                 # What is answered takes no core, however slowly its client reads.
                 with self._guard:
-                    self._under_way -= answered
+                    self._count(client, -answered)
                 left -= answered
                 sent_s = time.perf_counter()
                 try:
@@ -162,11 +168,18 @@ class QueryStreams:
             took_s = time.perf_counter() - begun_s - unread_s
             with self._guard:
                 self._answering -= 1
-                self._under_way -= left
+                self._count(client, -left)
                 if refusal is None and not left and count:
                     # With so many others it has shared the cores, at its start.
                     own_s = took_s / (before + count)
                     self._cost_s += _WEIGHT * (own_s - self._cost_s)
+
+    def _count(self, client: str, more: int) -> None:
+        """So many more queries of a client are under way. With the guard."""
+        self._under_way += more
+        self._of_client[client] += more
+        if not self._of_client[client]:
+            del self._of_client[client]  # clients that have gone are forgotten
 
     def _next(self, requests: Iterator[Any], context: Any) -> Any:
         self._silences.begin(context)
