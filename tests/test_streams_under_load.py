@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 import threading
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 import pytest
-from conftest import StartServer
+from conftest import StartServer, wait_until
 
 import vecdb
-from vecdb_client import connect, streaming
+from vecdb_client import aio, alone, connect, streaming
 from vecdb_client.v1 import vecdb_pb2 as pb
 from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 from vecdb_server.admission import Admission, Beside
@@ -154,3 +157,97 @@ def test_a_streamed_query_beside_too_many_is_refused(
         text = client.metrics()
     assert 'vecdb_calls_seconds_count{code="RESOURCE_EXHAUSTED",method="QueryStream"} 3.0' in text
     assert 'vecdb_calls_seconds_count{code="OK",method="QueryStream"} 6.0' in text
+
+
+@pytest.fixture
+def filtering(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Evaluating a filter takes some 20 s unless it is stopped; `entered` is set when one is begun, `ended` says what
+    stopped each."""
+    from vecdb import core
+
+    class Filtering:
+        entered = threading.Event()
+        ended: ClassVar[list[str]] = []
+
+    def endless(self: Any, expression: Any, moment: Any, interrupt: Any = lambda: None) -> Any:
+        Filtering.entered.set()
+        try:
+            for _ in range(4_000):
+                interrupt()
+                time.sleep(0.005)
+        except Exception as error:
+            Filtering.ended.append(type(error).__name__)
+            raise
+        raise AssertionError("nobody stopped it")
+
+    monkeypatch.setattr(core.Core, "matching", endless)
+    monkeypatch.setattr(core.Core, "matched", lambda *_: None)
+    return Filtering
+
+
+def stopped(server: Any, filtering: Any) -> None:
+    """The server ends what it does on streams, since nobody waits for it."""
+    wait_until(lambda: server._streams.answering == 0, "the server works no more")
+    assert set(filtering.ended) == {"Cancelled"}
+
+
+def test_the_server_stops_when_all_callers_of_a_message_have_left(
+    start: StartServer, filtering: Any
+) -> None:
+    """Cancelled queries of the asyncio client that travelled together end the server's work, the last of them, one whose
+    time is over while a more patient one was cancelled too; queries after it are answered."""
+    server = start()
+
+    async def ask() -> None:
+        async with aio.connect(server.address) as client:
+            docs = await client.create_collection("docs", dimension=2)
+            await docs.insert(["a"], [[1, 2]])
+            for _ in range(streaming.FEW_QUERIES + 1):
+                await docs.query([1, 2], k=1)
+            for patience_s in ((60, 60), (60, 0.3)):
+                filtering.entered.clear()
+                del filtering.ended[:]
+                asked = [
+                    asyncio.create_task(docs.query([1, 2], k=1, filter={"a": 1}, timeout_s=seconds))
+                    for seconds in patience_s
+                ]
+                assert await asyncio.to_thread(filtering.entered.wait, 30)
+                for task, seconds in zip(asked, patience_s, strict=True):
+                    if seconds == 60:
+                        assert server._streams.answering == 1
+                        task.cancel()
+                        await asyncio.sleep(0)
+                found = await asyncio.gather(*asked, return_exceptions=True)
+                assert isinstance(found[0], asyncio.CancelledError)
+                await asyncio.to_thread(stopped, server, filtering)
+                assert (await docs.query([1, 2], k=1)).ids == [["a"]]
+
+    asyncio.run(ask())
+
+
+def test_the_server_stops_when_ctrl_c_ends_the_callers(start: StartServer, filtering: Any) -> None:
+    """A query that goes by a stream that others may share, and whose caller is interrupted, ends the server's work;
+    queries after it are answered."""
+    server = start()
+    with connect(server.address) as client:
+        docs = client.create_collection("docs", dimension=2)
+        docs.insert(["a"], [[1, 2]])
+        for _ in range(streaming.FEW_QUERIES + 1):
+            docs.query([1, 2], k=1)
+
+        def interrupt() -> None:
+            assert filtering.entered.wait(30)
+            # Only a signal ends a wait for a lock.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+        for _ in range(2):
+            filtering.entered.clear()
+            del filtering.ended[:]
+            interrupting = threading.Thread(target=interrupt)
+            interrupting.start()
+            # So short a patience that it does not go by the stream of who is alone.
+            with pytest.raises(KeyboardInterrupt):
+                docs.query([1, 2], k=1, filter={"a": 1}, timeout_s=alone.LEAST_S - 0.1)
+            interrupting.join()
+            stopped(server, filtering)
+            assert docs.query([1, 2], k=1).ids == [["a"]]

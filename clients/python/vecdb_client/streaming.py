@@ -7,7 +7,8 @@ large as the load makes them. One caller alone gains by the shorter way of a
 message on an open stream, many share the fixed cost of a message and of a search.
 
 Whatever goes wrong with a stream, the queries on it are sent again as calls, which have their own way
-with errors: a query only reads.
+with errors: a query only reads. A stream whose callers have all left before their time was over, cancelled or by
+Ctrl-C, is ended, so that the server works no more for them; what comes next opens another.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
 import grpc
@@ -186,6 +187,15 @@ def outcome_of(answer: pb.StreamedAnswer) -> pb.QueryResponse | errors.VecdbErro
         return errors.by_reason(found["reason"])(found["message"], **found["details"])
     except (ValueError, KeyError, TypeError):
         return errors.Internal(f"the server refused a query with code {answer.error.code}")
+
+
+def nobody_waits(group: Iterable[Waits], left: Iterable[Waits]) -> bool:
+    """Whether all callers of a message who have no answer, `left`, have given up, while the server may go on with it:
+    when the time of the most patient is over, it ends by itself."""
+    ends = [asked.end_s for asked in group]
+    now_s = time.monotonic()
+    goes_on = any(end_s is None or end_s > now_s for end_s in ends)
+    return goes_on and all(asked.given_up for asked in left)
 
 
 def late() -> errors.DeadlineExceeded:

@@ -42,6 +42,12 @@ class _Asked:
         self.settled = True
         self.wake.release()
 
+    def leave(self) -> None:
+        """Its caller waits no more."""
+        self.given_up = True
+        if self.stream is not None:
+            self.stream.end_if_unwanted()
+
 
 class _Stream:
     """One stream and what it is about."""
@@ -50,13 +56,31 @@ class _Stream:
         self._messages: SimpleQueue[Any] = SimpleQueue()
         self.sent_s: float | None = None
         """When the message was sent whose answers are not complete."""
+        self._group: list[_Asked] = []
+        """The queries of that message."""
+        self.unwanted = False
+        """Whether it was ended since nobody waited for its answers."""
         self._call = open_call(iter(self._messages.get, None))
 
-    def exchange(self, group: list[_Asked]) -> None:
-        """Sends a message and hands out its answers."""
+    def exchange(self, group: list[_Asked]) -> bool:
+        """Sends a message and hands out its answers; False where the stream was ended since nobody waited for them."""
+        self._group = group
+        for asked in group:
+            asked.stream = self
+        try:
+            self._exchange(group)
+        except Exception:
+            if not self.unwanted:
+                raise
+        self._group = []
+        return not self.unwanted
+
+    def _exchange(self, group: list[_Asked]) -> None:
         parcels = streaming.parcels(group)
         self._messages.put(streaming.message_of(parcels))
         self.sent_s = time.monotonic()
+        # Some may have left before they could see by which stream they go.
+        self.end_if_unwanted()
         left = set(range(len(parcels)))
         while left:
             response = next(self._call, None)
@@ -66,9 +90,14 @@ class _Stream:
                 asked.settle(outcome)
         self.sent_s = None
 
-    def give_up_if_silent(self) -> None:
-        sent_s = self.sent_s
-        if sent_s is not None and time.monotonic() - sent_s > streaming.SILENT_S:
+    def end_if_unwanted(self) -> None:
+        """Ends the stream where nobody waits for its answers, or one has left and they are late. Any thread."""
+        group, sent_s = self._group, self.sent_s
+        left = [asked for asked in group if not asked.settled]
+        if left and streaming.nobody_waits(group, left):
+            self.unwanted = True
+            self._call.cancel()
+        elif sent_s is not None and time.monotonic() - sent_s > streaming.SILENT_S:
             self._call.cancel()
 
     def close(self) -> None:
@@ -138,10 +167,13 @@ class QueryStreams:
             self._sharing.asked()
             self._wake_one(now_s)
         patience_s = -1 if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
-        if not asked.wake.acquire(timeout=patience_s):
-            asked.given_up = True
-            if asked.stream is not None:
-                asked.stream.give_up_if_silent()
+        try:
+            is_answered = asked.wake.acquire(timeout=patience_s)
+        except BaseException:  # Ctrl-C
+            asked.leave()
+            raise
+        if not is_answered:
+            asked.leave()
             raise streaming.late()
         return asked.outcome
 
@@ -179,12 +211,17 @@ class QueryStreams:
             while (group := self._next_group()) is not None:
                 if stream is None:
                     stream = _Stream(self._open_call)
-                for asked in group:
-                    asked.stream = stream
                 begun_s = time.monotonic()
-                stream.exchange(group)
-                with self._mutex:
-                    self._sharing.answered(len(group), begun_s, time.monotonic())
+                if stream.exchange(group):
+                    with self._mutex:
+                        self._sharing.answered(len(group), begun_s, time.monotonic())
+                else:
+                    stream.close()
+                    stream = None
+                    with self._mutex:
+                        self._sharing.broke(len(group))
+                    # Nobody, but where the message of those who left was answered at the last moment.
+                    _as_calls(group)
                 group = None
         except Exception as error:
             pause_s = streaming.pause_after_s(error)
@@ -234,8 +271,13 @@ class QueryStreams:
         with self._mutex:
             self._threads -= 1
             self._sharing.broke(len(group))
-            left = [asked for asked in group if not asked.settled]
-            left += self._waiting
+            left = [*group, *self._waiting]
             self._waiting.clear()
-        for asked in left:
+        _as_calls(left)
+
+
+def _as_calls(group: list[_Asked]) -> None:
+    """Queries that have no answer are sent as calls."""
+    for asked in group:
+        if not asked.settled:
             asked.settle(None)

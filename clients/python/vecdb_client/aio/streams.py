@@ -1,7 +1,7 @@
 """Streams of queries of the asyncio client; see `vecdb_client.streaming`.
 
 Each stream has a task, which sends and receives; callers wait for futures, so a cancelled caller
-disturbs nobody. Tasks and streams end when there was nothing to ask for a while.
+disturbs nobody: a stream ends when all callers of its message have left. Tasks and streams end when there was nothing to ask for a while.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ class _Asked:
         if not self.outcome.done():
             self.outcome.set_result(outcome)
 
+    def leave(self) -> None:
+        """Its caller waits no more, and `outcome` is done."""
+        if self.stream is not None:
+            self.stream.end_if_unwanted()
+
 
 class _Stream:
     """One stream and what it is about."""
@@ -46,9 +51,27 @@ class _Stream:
         self._call = call
         self.sent_s: float | None = None
         """When the message was sent whose answers are not complete."""
+        self._group: list[_Asked] = []
+        """The queries of that message."""
+        self._unwanted = False
+        """Whether it was ended since nobody waited for its answers."""
 
-    async def exchange(self, group: list[_Asked]) -> None:
-        """Sends a message and hands out its answers."""
+    async def exchange(self, group: list[_Asked]) -> bool:
+        """Sends a message and hands out its answers; False where the stream was ended since nobody waited for them."""
+        self._group = group
+        for asked in group:
+            asked.stream = self
+        try:
+            await self._exchange(group)
+        except (Exception, asyncio.CancelledError):
+            # grpc.aio says CancelledError also of a call that was cancelled here.
+            task = asyncio.current_task()
+            if not self._unwanted or (task is not None and task.cancelling()):
+                raise
+        self._group = []
+        return not self._unwanted
+
+    async def _exchange(self, group: list[_Asked]) -> None:
         self.sent_s = time.monotonic()
         parcels = streaming.parcels(group)
         await self._call.write(streaming.message_of(parcels))
@@ -61,8 +84,12 @@ class _Stream:
                 asked.settle(outcome)
         self.sent_s = None
 
-    def give_up_if_silent(self) -> None:
-        if self.sent_s is not None and time.monotonic() - self.sent_s > streaming.SILENT_S:
+    def end_if_unwanted(self) -> None:
+        """Ends the stream where nobody waits for its answers, or one has left and they are late."""
+        if self._group and streaming.nobody_waits(self._group, self._group):
+            self._unwanted = True
+            self._call.cancel()
+        elif self.sent_s is not None and time.monotonic() - self.sent_s > streaming.SILENT_S:
             self._call.cancel()
 
     def close(self) -> None:
@@ -100,6 +127,9 @@ class QueryStreams:
         alarm = None if timeout_s is None else loop.call_later(timeout_s, _end, asked)
         try:
             outcome = await asked.outcome
+        except asyncio.CancelledError:
+            asked.leave()
+            raise
         finally:
             if alarm is not None:
                 alarm.cancel()
@@ -137,9 +167,9 @@ class QueryStreams:
             while group := await self._next_group():
                 if stream is None:
                     stream = _Stream(self._open_call())
-                for asked in group:
-                    asked.stream = stream
-                await stream.exchange(group)
+                if not await stream.exchange(group):
+                    stream.close()
+                    stream = None
         except Exception as error:
             pause_s = streaming.pause_after_s(error)
             self._closed_until_s = max(self._closed_until_s, time.monotonic() + pause_s)
@@ -181,6 +211,5 @@ class QueryStreams:
 
 def _end(asked: _Asked) -> None:
     """The time of a query is over."""
-    if asked.stream is not None:
-        asked.stream.give_up_if_silent()
     asked.settle(streaming.late())
+    asked.leave()
