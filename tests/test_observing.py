@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import threading
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from conftest import AddKey, StartServer
+from conftest import AddKey, StartServer, wait_until
 from some_devices import SomeDevices
 from test_server_life import lines_of
 
@@ -121,6 +124,34 @@ def test_metrics_of_devices_are_those_of_the_devices() -> None:
         for name, values in wanted.items()
         for n, value in enumerate(values)
     }
+
+
+def test_what_a_call_has_waited_for_a_thread_is_time_of_the_call(
+    start: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that found its thread taken for 0.3 s lasted 0.3 s at least, by the metric that percentiles are of."""
+    server = start(worker_threads=1)
+    entered, release = threading.Event(), threading.Event()
+    count_at = vecdb.Collection.count_at
+
+    def held(self: Any, *args: Any, **keywords: Any) -> Any:
+        entered.set()
+        assert release.wait(60)
+        return count_at(self, *args, **keywords)
+
+    with connect(server.address) as client, ThreadPoolExecutor(2) as callers:
+        docs = fill(client)
+        monkeypatch.setattr(vecdb.Collection, "count_at", held)
+        first = callers.submit(docs.count)
+        assert entered.wait(60)
+        second = callers.submit(docs.get, ["r1"])
+        wait_until(lambda: server._pools.reads.waiting == 1, "the call waits")
+        time.sleep(0.3)
+        release.set()
+        assert first.result() == 49
+        assert second.result().ids == ["r1"]
+        shown = Sample.read(client.metrics())
+    assert shown.one("vecdb_calls_seconds_sum", method="Get") >= 0.3
 
 
 def test_metrics_load_no_collection(start: StartServer, tmp_path: Any) -> None:

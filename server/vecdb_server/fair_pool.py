@@ -68,6 +68,11 @@ def queued_s() -> float:
     return _here.waited_s
 
 
+def came_s() -> float:
+    """When the work that this thread begins now came, before it waited for the thread; of `time.perf_counter`."""
+    return time.perf_counter() - _here.waited_s
+
+
 def waits_no_more() -> None:
     """What this thread works on from now on came after its work had got the thread."""
     _here.waited_s = 0.0

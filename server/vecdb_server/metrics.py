@@ -47,7 +47,7 @@ class Row(NamedTuple):
 METRICS = (
     Row("info", "gauge", ("version",), "1, with the version of the server."),
     Row("start_time_seconds", "gauge", (), "When the server began to serve, seconds since 1970."),
-    Row("calls_seconds", "histogram", ("method", "code"), "Time of calls by RPC and status, from the thread that took them up to the answer; streams until their end; of QueryStream each query."),
+    Row("calls_seconds", "histogram", ("method", "code"), "Time of calls by RPC and status, from the moment they came, before they waited for a thread, up to the answer; streams until their end; of QueryStream each query, from the moment its message was read."),
     Row("calls_running", "gauge", ("pool",), "Calls that a thread works on: pool read, write, long (what may last), stream (open streams of queries), reflection or health."),
     Row("calls_waiting", "gauge", ("pool",), "Calls that wait for a thread."),
     Row("calls_wait_seconds", "histogram", ("pool",), "Time that calls have waited for a thread."),

@@ -23,6 +23,7 @@ from vecdb_client.transport import ERROR_KEY, RETRY_AFTER_KEY
 from . import arrivals
 from .access import ROLE_OF
 from .admission import retry_after_ms
+from .fair_pool import came_s
 from .pools import Pools
 from .slow_calls import SlowCalls, rows_of
 from .untaken import Untaken
@@ -247,7 +248,7 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
 
     def _unary(self, name: str, behavior: Any) -> Any:
         def answer(requests: Any, context: grpc.ServicerContext) -> bytes:
-            started_s = begun_s = time.perf_counter()
+            started_s, begun_s = came_s(), time.perf_counter()
             request = message = None
             try:
                 if (refusal := arrivals.refusal()) is not None:
@@ -309,7 +310,7 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
                 self._worked(name, given if one else None, rows, failure, worked_s)
 
         def answers(requests: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
-            started_s = time.perf_counter()
+            started_s = came_s()
             try:
                 # A span of days helps nobody.
                 with nullcontext() if _lasts(name) else self._watching.call(name, context):
@@ -338,7 +339,7 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
         """A handler of the health service. Anybody may call it, so who sends no request keeps no thread."""
 
         def admitted(requests: Any, context: grpc.ServicerContext) -> Any:
-            started_s = time.perf_counter()
+            started_s = came_s()
             try:
                 if (refusal := arrivals.refusal()) is not None:
                     raise refusal

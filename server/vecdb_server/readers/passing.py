@@ -6,7 +6,6 @@ told whose call it is; what is refused here for want of threads is refused as ev
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -16,6 +15,7 @@ import grpc
 from vecdb.errors import VecdbError
 
 from .. import arrivals
+from ..fair_pool import came_s
 from ..guard import certificate_of
 from ..pools import Pools
 from ..slow_calls import SlowCalls
@@ -109,7 +109,7 @@ class PassingBorder(Border):
         self, name: str, requests: Any, context: grpc.ServicerContext, *, one: bool = True
     ) -> Any:
         """The request, or all of them, of a call that may enter."""
-        started_s = time.perf_counter()
+        started_s = came_s()
         try:
             if (refusal := arrivals.refusal()) is not None:
                 raise refusal
