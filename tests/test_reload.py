@@ -19,7 +19,7 @@ from server_process import spawn
 
 from vecdb.errors import InvalidSetting
 from vecdb_client import connect, errors
-from vecdb_server import serving
+from vecdb_server import keys, serving
 from vecdb_server.notify import notify
 from vecdb_server.settings import SETTINGS, load
 
@@ -233,3 +233,39 @@ def test_two_reloads_at_once_do_no_harm(start: StartServer, caplog: Any) -> None
     for caller in callers:
         caller.join(10)
     wait_until(lambda: 1 <= server.settings["max_k"] <= 8, "one of them holds")
+
+
+def test_calls_go_on_while_changed_keys_are_read(
+    start: StartServer, add: AddKey, keys_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it takes to read a changed file of keys, calls are answered by the keys before; a reload that is asked
+    for meanwhile ends when the new ones hold."""
+    first = add("read")
+    server = start(keys_file=str(keys_file))
+    reading, release = threading.Event(), threading.Event()
+    load = keys.load
+
+    def slow(path: Path) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            reading.set()
+            assert release.wait(60)
+        return load(path)
+
+    monkeypatch.setattr(keys, "load", slow)
+    try:
+        second = add("read")
+        with (
+            connect(server.address, api_key=first, retry_s=0) as old,
+            connect(server.address, api_key=second, retry_s=0) as new,
+        ):
+            while not reading.is_set():
+                old.list_collections(timeout_s=20)
+            old.list_collections(timeout_s=20)
+            with pytest.raises(errors.Unauthenticated):
+                new.list_collections(timeout_s=20)
+            threading.Timer(0.2, release.set).start()
+            assert server.reload() == ["keys"]
+            new.list_collections()
+            assert server.reload() == []
+    finally:
+        release.set()

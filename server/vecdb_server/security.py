@@ -70,7 +70,9 @@ class Security:
         return changed
 
     def close(self) -> None:
-        """Closes the audit log; no call may follow."""
+        """Looks after keys no more, and closes the audit log; no call may follow."""
+        if self._ring is not None:
+            self._ring.close()
         if self.audit is not None:
             self.audit.close()
 
