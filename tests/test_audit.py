@@ -13,12 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from conftest import AddKey, StartServer, wait_until
 
 from vecdb.backup import taking
 from vecdb_client import connect, errors
-from vecdb_server import keys
+from vecdb_client.v1 import vecdb_pb2 as pb
+from vecdb_server import arrivals, keys
 from vecdb_server.audit import AuditLog
 
 
@@ -153,6 +155,52 @@ def test_a_stranger_cannot_fill_the_audit_log(
         for x in (tmp_path / n).read_text().splitlines()
     ]
     assert newest == list(range(100 - len(newest), 100))
+
+
+def test_a_slow_disk_of_the_audit_log_keeps_no_call_waiting(
+    start: StartServer,
+    add: AddKey,
+    keys_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While the line of a stranger's call is not written yet, others are answered; of strangers beyond those that wait for
+    their line, each is refused at once and counted."""
+    reader, log = add("read"), tmp_path / "audit.jsonl"
+    server = start(keys_file=str(keys_file), audit_log=str(log))
+    writing, release = threading.Event(), threading.Event()
+    append = AuditLog._append
+
+    def slow(self: Any, fields: dict[str, Any]) -> None:
+        writing.set()
+        assert release.wait(60)
+        append(self, fields)
+
+    monkeypatch.setattr(AuditLog, "_append", slow)
+    try:
+        with (
+            connect(server.address, api_key=reader, retry_s=0) as client,
+            connect(server.address, retry_s=0) as stranger,
+        ):
+            stub: Any = stranger._connection._stub
+            asked = [
+                stub.ListCollections.future(pb.ListCollectionsRequest(), timeout=60)
+                for _ in range(arrivals.MOST_REFUSALS + 10)
+            ]
+            assert writing.wait(30)
+            client.list_collections(timeout_s=20)
+            wait_until(lambda: sum(one.done() for one in asked) == 10, "ten are refused at once")
+            client.list_collections(timeout_s=20)
+            release.set()
+            for one in asked:
+                assert one.exception().code() is grpc.StatusCode.UNAUTHENTICATED
+    finally:
+        release.set()
+    server.stop()
+    server.stop = lambda: True
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    told = sum(line.get("method") == "ListCollections" for line in lines)
+    assert told + sum(line.get("count", 0) for line in lines if "event" in line) == len(asked)
 
 
 def test_a_backup_is_one_line(

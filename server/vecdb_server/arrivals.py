@@ -16,13 +16,15 @@ from typing import Any
 from vecdb.errors import InvalidArgument, ResourceExhausted, VecdbError
 from vecdb_client.transport import COLLECTION_KEY
 
-from .fair_pool import FairPool
+from .fair_pool import NOBODY, FairPool
 from .fair_queue import Who
 from .readers.forwarded import origin
 
 Decide = Callable[[FairPool, Who, "float | None"], "VecdbError | None"]
 _MAX_NAME_BYTES = 512
 _NO_THREAD_MS = 500
+MOST_REFUSALS = 50
+"""As many as the audit log has lines for in a second."""
 
 
 class _Here(threading.local):
@@ -79,6 +81,22 @@ class _AtOnce(ThreadPoolExecutor):
 
 AT_ONCE = _AtOnce()
 """For refusals: they take 0.1 ms, and a queue of them would have no end."""
+
+
+class RefusingPool(FairPool):
+    """One thread for refusals that belong into the audit log, whose disk may be slow: the thread that brings them is
+    the one that all messages go through. Where it is `MOST_REFUSALS` behind, they are done at once and get no line."""
+
+    def __init__(self) -> None:
+        super().__init__(1, "refusing")
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **_: Any) -> Future[Any]:
+        if self.busy < MOST_REFUSALS:
+            try:
+                return self.submit_for(NOBODY, fn, *args)
+            except RuntimeError:  # the system gives no thread
+                pass
+        return AT_ONCE.submit(fn, *args)
 
 
 class GatedPool(FairPool):

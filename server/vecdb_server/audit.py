@@ -37,6 +37,8 @@ class AuditLines(ABC):
         self._second = 0
         self._refused = 0
         self._left_out = 0
+        self._counting = threading.Lock()
+        """Of what is left out; never held while a line is written."""
 
     @abstractmethod
     def _append(self, fields: dict[str, Any]) -> None:
@@ -53,20 +55,29 @@ class AuditLines(ABC):
             second = int(time.monotonic())
             if second != self._second:
                 self._second, self._refused = second, 0
-                if self._left_out:
-                    self._append({"event": "refusals left out", "count": self._left_out})
-                    self._left_out = 0
+                self._tell_left_out()
             self._refused += 1
             if self._refused > REFUSALS_A_SECOND:
-                self._left_out += 1
+                self.leave_out()
                 return
             self._append(fields)
+
+    def leave_out(self) -> None:
+        """Counts a refusal that gets no line; waits for no disk."""
+        with self._counting:
+            self._left_out += 1
+
+    def _tell_left_out(self) -> None:
+        """With the lock."""
+        with self._counting:
+            count, self._left_out = self._left_out, 0
+        if count:
+            self._append({"event": "refusals left out", "count": count})
 
     def close(self) -> None:
         """Tells of what was left out; later lines may be lost."""
         with self._lock:
-            if self._left_out:
-                self._append({"event": "refusals left out", "count": self._left_out})
+            self._tell_left_out()
 
 
 def _ends_a_line(path: Path) -> bool:

@@ -16,6 +16,7 @@ from vecdb.errors import Cancelled, InvalidSetting, PermissionDenied, Unauthenti
 from . import keys
 from .access import CALLER, ROLE_OF, Caller
 from .audit import AuditLines
+from .fair_pool import this_pool
 from .keys import Key
 from .limits import Limits, Peers
 from .readers.forwarded import origin
@@ -143,7 +144,11 @@ class Guard:
         return caller.may("read", collection)
 
     def refused(self, method: str, context: Any, error: Exception) -> None:
-        """Tells the audit log of a call that `known_as` has stopped."""
+        """Tells the audit log of a call that `known_as` has stopped; only its number from a thread of no pool, which must
+        not wait for a disk."""
+        if self._audit is not None and this_pool() is None:
+            self._audit.leave_out()
+            return
         peer = origin(context.peer(), context.invocation_metadata()).peer
         self._note(Caller(method, None, peer), None, None, error)
 

@@ -16,7 +16,7 @@ from typing import Protocol
 from vecdb.errors import VecdbError
 
 from .admission import Admission
-from .arrivals import GatedPool
+from .arrivals import GatedPool, RefusingPool
 from .awaited import Awaited
 from .fair_pool import MOST_LENT, FairPool
 from .fair_queue import Who
@@ -81,6 +81,8 @@ class Pools:
         self.queries = GatedPool(query_streams, "stream", self._refusal_of_stream)
         self.reflection = GatedPool(_REFLECTION_THREADS, "reflection", self._refusal_of_reflection)
         self.health = GatedPool(_HEALTH_THREADS, "health", self._refusal_of_health)
+        self.refusals = RefusingPool()
+        """Of calls without a good key."""
         self._gated = (self.reads, self.writes, self.long)
         self.awaited = Awaited(admission)
         """Requests that calls wait for, but those of health and reflection and of streams of queries."""
@@ -104,7 +106,7 @@ class Pools:
         return self.writes if name in _WRITES else self.reads
 
     def by_name(self) -> dict[str, FairPool]:
-        """All of them."""
+        """All that serve calls."""
         return {pool.name: pool for pool in self._all()}
 
     def _all(self) -> tuple[FairPool, ...]:
@@ -150,5 +152,5 @@ class Pools:
 
     def shutdown(self, *, wait: bool) -> None:
         """Ends the threads; with `wait` once they are through."""
-        for pool in self._all():
+        for pool in (*self._all(), self.refusals):
             pool.shutdown(wait=wait, cancel_futures=True)

@@ -372,9 +372,9 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
 
         def refuse(requests: Any, context: grpc.ServicerContext) -> NoReturn:
             self._guard.refused(method.removeprefix(PREFIX), context, error)
-            self._fail(method.removeprefix(PREFIX), context, error, time.perf_counter())
+            self._fail(method.removeprefix(PREFIX), context, error, came_s())
 
-        return grpc.stream_unary_rpc_method_handler(in_pool(refuse, arrivals.AT_ONCE))
+        return grpc.stream_unary_rpc_method_handler(in_pool(refuse, self._pools.refusals))
 
     def _worked(
         self, name: str, request: Any, answer: Any, failure: Exception | None, took_s: float
