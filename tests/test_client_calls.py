@@ -285,9 +285,29 @@ def test_pauses_are_random_and_bounded() -> None:
     assert len({pauses[0] for pauses in found}) > 10
     assert all(0.05 <= pauses[0] <= 0.1 for pauses in found)
     assert list(transport.retry_pauses_s(0)) == []
-    for wrong in (-1, "x", None, True):
+    for wrong in (-1, "x", True):
         with pytest.raises(errors.InvalidSetting, match="retry_s"):
             connect("127.0.0.1", retry_s=wrong)  # type: ignore[arg-type]
+
+
+def test_calls_wait_longest_for_a_server_that_has_answered() -> None:
+    """A client that says nothing of repetitions waits for a minute where its server is away, once that has answered a call,
+    as long as for any where it is busy; one that names a time waits for that."""
+
+    def paused_s(pauses: transport.Pauses, is_away: bool) -> float:
+        return sum(iter(lambda: pauses.next(is_away) or 0.0, 0.0))
+
+    for retry_s, has_worked, longest_s in (
+        (None, False, transport.DEFAULT_RETRY_S),
+        (None, True, transport.RESTART_S),
+        (5.0, True, 5.0),
+        (0.0, True, 0.0),
+    ):
+        repeating = transport.Repeating(retry_s)
+        repeating.has_worked = has_worked
+        usual_s = transport.DEFAULT_RETRY_S if retry_s is None else retry_s
+        assert paused_s(repeating.pauses(), True) == pytest.approx(longest_s)
+        assert paused_s(repeating.pauses(), False) == pytest.approx(usual_s)
 
 
 def test_calls_are_reported(forgetful: Any) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from conftest import wait_until
 from server_process import spawn
 
 import vecdb
-from vecdb_client import connect
+from vecdb_client import aio, connect
 
 RESTARTS = 2
 CALLERS = 3
@@ -106,3 +108,88 @@ def test_a_restart_loses_no_call_of_clients_that_retry(tmp_path: Path) -> None:
         assert docs.count() == len(traffic.inserted) + 1
         assert len(docs.get(traffic.inserted[-500:], include=[])) == len(traffic.inserted[-500:])
         assert docs.check().ok
+
+
+DRAIN_S = 6
+"""Longer than calls are repeated for before a server has answered their client."""
+
+
+def test_a_restart_beside_a_scan_loses_no_call_of_clients_as_they_come(tmp_path: Path) -> None:
+    """Clients that say nothing of repetitions wait for a server that a running scan keeps from ending, and for the next
+    one; the scan goes on there and gives each record once."""
+    folder, port = tmp_path / "db", free_port()
+    flags = ("--log-level", "error", "--drain-timeout-s", str(DRAIN_S))
+    process, address = spawn(folder, *flags, port=port)
+    ids = [f"r{n}" for n in range(40)]
+    answered, failures, end = Counter[str](), list[BaseException](), threading.Event()
+
+    def calls(name: str, call: Any) -> None:
+        try:
+            while not end.is_set():
+                call()
+                answered[name] += 1
+                time.sleep(0.01)
+        except BaseException as error:
+            failures.append(error)
+
+    def in_asyncio() -> None:
+        async def ask() -> None:
+            async with aio.connect(address, timeout_s=120) as client:
+                docs = await client.get_collection("docs")
+                while not end.is_set():
+                    await docs.query([1, 1], k=1)
+                    answered["asyncio"] += 1
+                    await asyncio.sleep(0.01)
+
+        try:
+            asyncio.run(ask())
+        except BaseException as error:
+            failures.append(error)
+
+    try:
+        # So long a patience only where a machine is slow: a restart takes some DRAIN_S.
+        with connect(address, timeout_s=120) as client:
+            docs = client.create_collection("docs", dimension=2)
+            docs.insert(ids, np.ones((40, 2)), documents=["d" * 200_000] * 40)
+            # More than lies in buffers: the server waits for its reader.
+            scan = docs.scan(include=["document"], batch_size=1)
+            seen = list(next(scan).ids)
+            threads = [
+                threading.Thread(target=calls, args=("query", lambda: docs.query([1, 1], k=1))),
+                threading.Thread(
+                    target=calls, args=("write", lambda: docs.upsert(["w"], [[0, 1]]))
+                ),
+                threading.Thread(target=in_asyncio),
+            ]
+            for thread in threads:
+                thread.start()
+
+            def goes_on() -> None:
+                before = answered.copy()
+                wait_until(
+                    lambda: (
+                        bool(failures)
+                        or all(answered[one] > before[one] for one in ("query", "write", "asyncio"))
+                    ),
+                    "all are answered",
+                )
+
+            goes_on()
+            begun_s = time.monotonic()
+            process.terminate()
+            _, err = process.communicate(timeout=60)
+            assert process.returncode == 0, err
+            assert time.monotonic() - begun_s >= DRAIN_S, "the scan has kept the server"
+            process, _ = spawn(folder, *flags, port=port)
+            goes_on()
+            end.set()
+            for thread in threads:
+                thread.join(130)
+            assert failures == []
+            for records in scan:
+                seen += records.ids
+    finally:
+        end.set()
+        process.terminate()
+        process.communicate(timeout=60)
+    assert sorted(seen) == sorted(ids)

@@ -84,7 +84,7 @@ def test_a_stopped_server_is_unavailable(start: StartServer, tmp_path: Path) -> 
     """After the stop a call is Unavailable and names the address; its folder can be opened."""
     server = Server({"data": str(tmp_path / "db"), "port": 0})
     server.start()
-    with connect(server.address) as client:
+    with connect(server.address, retry_s=0.5) as client:
         client.create_collection("docs", dimension=2).insert(["a"], [[1, 2]])
         assert server.stop()
         with pytest.raises(errors.Unavailable, match=server.address):

@@ -28,7 +28,7 @@ def connect(
     api_key: str | None = None,
     tls: Tls | bool | None = None,
     timeout_s: float = transport.DEFAULT_TIMEOUT_S,
-    retry_s: float = transport.DEFAULT_RETRY_S,
+    retry_s: float | None = None,
     idle_s: float = DEFAULT_IDLE_S,
     max_message_bytes: int = transport.DEFAULT_MESSAGE_BYTES,
     on_call: OnCall | None = None,
@@ -46,7 +46,8 @@ def connect(
     `api_key` is the text that `vecdb keys add` printed, None for that of the environment variable
     VECDB_API_KEY, if it is set. `tls` encrypts: True with the authorities that gRPC ships, or a `Tls`. A
     key goes unencrypted to this machine only, unless `send_key_unencrypted` says otherwise. `retry_s`
-    bounds how long a failing call is repeated (see `transport.py`); 0: never. `on_call` gets a
+    bounds how long a failing call is repeated (see `transport.py`); 0: never; None: 3 s, and up to 60 s within its `timeout_s`
+    while a server is away, as for a restart, that has answered this client before. `on_call` gets a
     `CallReport` of each call, in the thread that made it. `call_metadata` is asked once for each call
     for further metadata, such as the `traceparent` of a trace; queries are then sent as calls, never on
     streams. InvalidSetting.

@@ -1,7 +1,8 @@
 """The gRPC side that sync and asyncio clients share: target, options, retry rule, errors.
 
-Retry rule: a call that may be repeated is, with growing random pauses of `retry_s` (3 seconds) in all,
-while the server is UNAVAILABLE and the deadline allows it. Those are the reads, writes of records, and changes
+Retry rule: a call that may be repeated is, with growing random pauses of `retry_s` in all, while the server is
+UNAVAILABLE and the deadline allows it. Unless a client says otherwise, these are 3 seconds; and 60 where a server is away
+that has answered this client before, since it will be back when its restart is through. Those are the reads, writes of records, and changes
 of collections and aliases: each change carries a request id of its own, by which the server knows a repetition and
 answers it as the first time. A server that names a delay (`vecdb-retry-after-ms`) has changed nothing for the call, so that any call
 is repeated, after that delay at the earliest: an ingest with the messages that it has sent, as long as none was
@@ -34,6 +35,8 @@ SERVICE = "vecdb.v1.VecdbService"
 DEFAULT_PORT = 7700
 DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_RETRY_S = 3.0
+RESTART_S = 60.0
+"""What a restart may take: running calls end within 20 s by default, then files are closed and opened."""
 _LONGEST_DELAY_MS = 60_000
 DEFAULT_MESSAGE_BYTES = 64 * 1024 * 1024
 
@@ -141,6 +144,34 @@ def checked_retry(retry_s: float) -> float:
     return float(retry_s)
 
 
+class Repeating:
+    """How long the calls of one client are repeated. Any thread."""
+
+    def __init__(self, retry_s: float | None) -> None:
+        """None: see the head of this file. InvalidSetting."""
+        self._is_said = retry_s is not None
+        self._retry_s = checked_retry(DEFAULT_RETRY_S if retry_s is None else retry_s)
+        self.has_worked = False
+        """Whether the server has answered a call."""
+
+    def pauses(self) -> Pauses:
+        """The pauses of one call that begins now."""
+        usual = retry_pauses_s(self._retry_s)
+        waits = self.has_worked and not self._is_said
+        return Pauses(usual, retry_pauses_s(RESTART_S) if waits else usual)
+
+
+class Pauses:
+    """The pauses before each repetition of one call."""
+
+    def __init__(self, usual: Iterator[float], while_away: Iterator[float]) -> None:
+        self._usual, self._while_away = usual, while_away
+
+    def next(self, is_away: bool) -> float | None:
+        """Seconds, None where the call must not be repeated. `is_away`: it was not refused, there is no server."""
+        return next(self._while_away if is_away else self._usual, None)
+
+
 def retry_pauses_s(retry_s: float) -> Iterator[float]:
     """Pauses before each repetition, `retry_s` in all; random, so that many clients do not come at once."""
     longest_s, left_s = 0.1, retry_s
@@ -152,7 +183,7 @@ def retry_pauses_s(retry_s: float) -> Iterator[float]:
 
 
 def pause_before_retry_s(
-    raised: errors.VecdbError, may_repeat: bool, pauses_s: Iterator[float], end_s: float | None
+    raised: errors.VecdbError, may_repeat: bool, pauses: Pauses, end_s: float | None
 ) -> float:
     """The pause before a call is repeated; raises `raised` when it must not be, or no time is left."""
     # A list is no delay: details of errors are whatever a server sends.
@@ -163,7 +194,7 @@ def pause_before_retry_s(
         (refused and delay_s is not None) or (may_repeat and isinstance(raised, errors.Unavailable))
     ):
         raise raised from None
-    pause_s = next(pauses_s, None)
+    pause_s = pauses.next(isinstance(raised, errors.Unavailable) and delay_s is None)
     if pause_s is not None and delay_s is not None:
         pause_s = max(pause_s, delay_s * random.uniform(1.0, 1.5))  # nosec B311: no secret
     if pause_s is None or (end_s is not None and time.monotonic() + pause_s >= end_s):
@@ -172,11 +203,11 @@ def pause_before_retry_s(
 
 
 def pause_after_refusal_s(
-    raised: errors.VecdbError, pauses_s: Iterator[float], end_s: float | None
+    raised: errors.VecdbError, pauses: Pauses, end_s: float | None
 ) -> float | None:
     """The pause before a stream is opened again that the server has not begun; None when it must not be."""
     try:
-        return pause_before_retry_s(raised, False, pauses_s, end_s)
+        return pause_before_retry_s(raised, False, pauses, end_s)
     except errors.VecdbError:
         return None
 

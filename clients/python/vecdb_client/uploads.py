@@ -26,7 +26,7 @@ class Upload:
         self._collection = collection
         limit_s = transport.checked_timeout(timeout_s, None)
         self._end_s = None if limit_s is None else time.monotonic() + limit_s
-        self._pauses_s = connection.pauses_s()
+        self._pauses = connection.pauses()
         self._meter = meter
         self._kept: list[Any] | None = []
         self._open()
@@ -59,7 +59,7 @@ class Upload:
                     raise
                 self._meter.failed(error)
                 pause_s = transport.pause_after_refusal_s(
-                    self._connection.raised(error), self._pauses_s, self._end_s
+                    self._connection.raised(error), self._pauses, self._end_s
                 )
                 if pause_s is None:
                     raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -56,7 +56,7 @@ class Connection:
         shown: Credentials,
         *,
         timeout_s: float,
-        retry_s: float,
+        retry_s: float | None,
         idle_s: float,
         max_message_bytes: int,
         on_call: OnCall | None,
@@ -65,7 +65,7 @@ class Connection:
         self.target = transport.normalised_target(target)
         self.max_message_bytes = max_message_bytes
         self._timeout_s = transport.checked_timeout(timeout_s, None)
-        self._retry_s = transport.checked_retry(retry_s)
+        self._repeating = transport.Repeating(retry_s)
         self.idle_s = checked_idle(idle_s)
         self._shown = shown
         self.on_call = on_call
@@ -128,15 +128,15 @@ class Connection:
                     "known"
                 ) from None
 
-    def pauses_s(self) -> Iterator[float]:
-        """Pauses before each repetition of a call."""
-        return transport.retry_pauses_s(self._retry_s)
+    def pauses(self) -> transport.Pauses:
+        """Pauses before each repetition of a call that begins now."""
+        return self._repeating.pauses()
 
     async def run(self, call: Call[T], timeout_s: float | None = None) -> T:
         method = self.method(call.rpc, getattr(call.request, "collection", None), call.request_id)
         limit_s = transport.checked_timeout(timeout_s, self._timeout_s)
         end_s = None if limit_s is None else time.monotonic() + limit_s
-        pauses_s = self.pauses_s()
+        pauses = self.pauses()
         meter = Meter(call.rpc, self.on_call)
         # What goes with a call alone cannot go with a stream of many.
         streams = call.streams and self._call_metadata is None
@@ -152,13 +152,12 @@ class Connection:
                 except (grpc.RpcError, grpc.aio.UsageError, VecdbError) as error:
                     meter.failed(error)
                     raised = self.raised(error)
-                    pause_s = transport.pause_before_retry_s(
-                        raised, call.may_repeat, pauses_s, end_s
-                    )
+                    pause_s = transport.pause_before_retry_s(raised, call.may_repeat, pauses, end_s)
                 except BaseException as error:
                     self.failed(meter, error)
                     raise
                 else:
+                    self._repeating.has_worked = True
                     meter.received(answer)
                     return await self.aside.read(call.read, answer)
                 await asyncio.sleep(pause_s)
@@ -171,7 +170,7 @@ class Connection:
         limit_s = transport.checked_timeout(timeout_s, None)
         end_s = None if limit_s is None else time.monotonic() + limit_s
         method = self.method(call.rpc, getattr(call.request, "collection", None))
-        pauses_s = self.pauses_s()
+        pauses = self.pauses()
         meter = Meter(call.rpc, self.on_call)
         begun = False
         try:
@@ -190,7 +189,7 @@ class Connection:
                     raised = self.raised(error)
                     if begun:
                         raise raised from None
-                    pause_s = transport.pause_before_retry_s(raised, False, pauses_s, end_s)
+                    pause_s = transport.pause_before_retry_s(raised, False, pauses, end_s)
                 except BaseException as error:
                     self.failed(meter, error)
                     raise
@@ -224,7 +223,7 @@ class Connection:
         """A scan that goes on from its last cursor when the server was away for a moment."""
         end_s = None if limit_s is None else time.monotonic() + limit_s
         left: Call[Records] | None = call
-        pauses_s = self.pauses_s()
+        pauses = self.pauses()
         meter = Meter(call.rpc, self.on_call)
         try:
             while left is not None:
@@ -238,7 +237,7 @@ class Connection:
                         meter.received(answer)
                         records = await self.aside.read(left.read, answer)
                         left = reads.behind(left, records)
-                        pauses_s = self.pauses_s()
+                        pauses = self.pauses()
                         yield records
                         if left is None:
                             return
@@ -246,7 +245,7 @@ class Connection:
                 except (grpc.RpcError, grpc.aio.UsageError) as error:
                     meter.failed(error)
                     raised = self.raised(error)
-                    pause_s = transport.pause_before_retry_s(raised, True, pauses_s, end_s)
+                    pause_s = transport.pause_before_retry_s(raised, True, pauses, end_s)
                 except BaseException as error:
                     self.failed(meter, error)
                     raise
