@@ -74,14 +74,14 @@ overload: $(STAMP) ## A minute of three times the calls that can be answered. Lo
 
 # Strict: without it a package that the index does not know, or an index that is not there, is passed over and the end
 # is 0. By the file, not by .venv, as strict takes our own distributions there for packages that nobody knows.
-audit: $(STAMP) ## bandit over the code, and known faults of the packages in constraints.txt.
+audit: $(STAMP) ## Known faults of the packages in constraints.txt.
 	@$(PIP) --no-build-isolation -e '.[audit]'
-	$(BIN)/bandit -q -r -c pyproject.toml vecdb server/vecdb_server clients/python/vecdb_client tools
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
-check: $(STAMP) ## Format, lint, types, contract, generated files, house rules.
+check: $(STAMP) ## Format, lint, faults of safety (bandit), types, contract, generated files, house rules.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/bandit -q -r -c pyproject.toml vecdb server/vecdb_server clients/python/vecdb_client tools
 	$(BIN)/mypy
 	$(BIN)/buf lint proto
 	$(BIN)/python tools/generate.py --check

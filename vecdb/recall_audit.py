@@ -116,7 +116,7 @@ class Audit:
         self._core = ref(core)
         self._care = care
         self._share = share
-        self._random = random.Random(seed).random  # nosec B311: a sample, no secret
+        self._random = random.Random(seed).random  # nosec B311 # a sample, no secret
         self._queue: deque[_Sample] = deque()
         self._windows: dict[str, _Window] = {}
         self._lock = threading.Lock()

@@ -41,7 +41,7 @@ def retry_after_ms(delay_s: float) -> int:
     """When a call that was refused may come again, for the details of its error: after about `delay_s`, 20 ms to
     5 s."""
     # Random, or those who were refused together would come back together.
-    delay_s *= random.uniform(0.75, 1.5)  # nosec B311: no secret
+    delay_s *= random.uniform(0.75, 1.5)  # nosec B311 # no secret
     return int(1000 * min(_LONGEST_DELAY_S, max(_SHORTEST_DELAY_S, delay_s)))
 
 

@@ -141,7 +141,7 @@ class Catalog:
             raw = transaction.get(META_CHANGES, db=self._env.table("meta"))
             return changes.find(raw, change, time.time_ns() // 1_000)
 
-    def _change(
+    def _change(  # nosec B107 # a token names a folder
         self, work: Callable[[Any], Result], change: Change | None = None, token: str = ""
     ) -> Result:
         """One commit; `change` is remembered in it, with the token of what it makes."""

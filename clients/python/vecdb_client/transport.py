@@ -176,7 +176,7 @@ def retry_pauses_s(retry_s: float) -> Iterator[float]:
     """Pauses before each repetition, `retry_s` in all; random, so that many clients do not come at once."""
     longest_s, left_s = 0.1, retry_s
     while left_s > 0:
-        pause_s = min(random.uniform(longest_s / 2, longest_s), left_s)  # nosec B311: no secret
+        pause_s = min(random.uniform(longest_s / 2, longest_s), left_s)  # nosec B311 # no secret
         left_s -= pause_s
         longest_s = min(2 * longest_s, 2.0)
         yield pause_s
@@ -196,7 +196,7 @@ def pause_before_retry_s(
         raise raised from None
     pause_s = pauses.next(isinstance(raised, errors.Unavailable) and delay_s is None)
     if pause_s is not None and delay_s is not None:
-        pause_s = max(pause_s, delay_s * random.uniform(1.0, 1.5))  # nosec B311: no secret
+        pause_s = max(pause_s, delay_s * random.uniform(1.0, 1.5))  # nosec B311 # no secret
     if pause_s is None or (end_s is not None and time.monotonic() + pause_s >= end_s):
         raise raised from None
     return pause_s
