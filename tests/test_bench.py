@@ -57,19 +57,23 @@ def test_the_price_of_durability_is_measured_and_written(tmp_path: Path) -> None
 
 @pytest.mark.long
 def test_queries_through_the_server_are_measured_beside_echoes(tmp_path: Path) -> None:
-    """Each kind of caller has a rate, and a line on the page with its share of both echoes."""
+    """Each kind of caller has a rate, and a line on the page with its share of both echoes; also callers that are
+    processes of their own."""
     arguments = ["--rows", "2000", "--queries", "50", "--seconds", "0.1", "--rounds", "1"]
-    assert serving.main([*arguments, "--in-flight", "2", "--results", str(tmp_path)]) == 0
+    wanted = ["--in-flight", "2", "--processes", "2", "--results", str(tmp_path)]
+    assert serving.main([*arguments, *wanted]) == 0
     (found,) = tmp_path.glob("*-serving.json")
     results = json.loads(found.read_text())
-    assert [one["kind"] for one in results["figures"]] == list(serving.KINDS)
+    assert [one["kind"] for one in results["figures"]] == 2 * list(serving.KINDS)
+    assert [one["processes"] for one in results["figures"]] == 5 * [1] + 5 * [2]
     half, most = results["half_load"], max(one["queries_per_s"] for one in results["figures"][3:4])
     assert half["asked"] == most / 2
     assert 0 < half["p50_ms"] <= half["p99_ms"]
     assert all(one["queries_per_s"] > 0 for one in results["figures"])
     assert results["recall"] > 0.9
     text = found.with_suffix(".md").read_text()
-    assert len(re.findall(r"^\| 2 \| (echo|vecdb), ", text, re.MULTILINE)) == 5
+    lines = re.findall(r"^\| 2 \| (?:echo|vecdb), \w+(, 2 processes)? \|", text, re.MULTILINE)
+    assert lines == 5 * [""] + 5 * [", 2 processes"]
 
 
 @pytest.mark.long

@@ -5,7 +5,8 @@
 A server and, beside it, a process that echoes: both are gRPC's synchronous server with a thread a core. A third
 process asks: asyncio tasks or threads, each with one query under way. vecdb's clients open streams by themselves,
 except in the line "calls". Callers of the echo send what a query weighs and get what its answer weighs, as calls
-or on one stream. Rounds are interleaved, medians are given.
+or on one stream. Then several processes ask at once, each one caller with a connection of its own, of the echo too.
+Rounds are interleaved, medians are given.
 
 At half load queries come by chance, on average half as many a second as the asyncio client had answered at most,
 whatever the answers take: so none waits because an earlier one is late.
@@ -38,8 +39,12 @@ from . import pages
 NAME = "bench"
 K = 10
 IN_FLIGHT = (1, 8, 32)
+PROCESSES = (8,)
 KINDS = ("echo, calls", "echo, stream", "vecdb, calls", "vecdb, asyncio", "vecdb, threads")
 _WARM_S = 0.7
+_LOAD_S = 0.05
+_STREAMS = 64
+"""Threads of the echo for streams: as many as vecdb's server has by default (query_streams)."""
 _BATCH = 5_000
 
 
@@ -80,13 +85,18 @@ class Echo:
 
         answer = b"x" * answer_bytes
 
+        def echo_all(requests: Any, context: Any) -> Any:
+            return (answer for _ in requests)
+
+        # A stream keeps its thread: without others further ones would wait until the first are closed. gRPC looks for
+        # this attribute, as in vecdb's server.
+        echo_all.experimental_thread_pool = ThreadPoolExecutor(_STREAMS)  # type: ignore[attr-defined]
+
         class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc,unused-ignore]
             def service(self, details: Any) -> Any:
                 if details.method == "/bench/Call":
                     return grpc.unary_unary_rpc_method_handler(lambda request, context: answer)
-                return grpc.stream_stream_rpc_method_handler(
-                    lambda requests, context: (answer for _ in requests)
-                )
+                return grpc.stream_stream_rpc_method_handler(echo_all)
 
         self._server = grpc.server(ThreadPoolExecutor(max(2, os.cpu_count() or 1)))
         self._server.add_generic_rpc_handlers((Handlers(),))
@@ -253,6 +263,34 @@ class Load:
             return all_ask(seconds)
 
 
+def asked(
+    load: tuple[Any, ...], kind: str, processes: int, callers: int, seconds: float
+) -> dict[str, float]:
+    """`Load.run` of several processes at once: the sum of what they were answered and used, the median of their p50, the
+    worst p99. `load` is what a `Load` is made of."""
+    # A process for each: what one client leaves behind must not be in the way of the next.
+    askers = [Child("bench.serving.queries:Load", *load) for _ in range(processes)]
+    try:
+        with ThreadPoolExecutor(processes) as pool:
+
+            def all_run(seconds: float) -> list[dict[str, float]]:
+                return list(pool.map(lambda one: one.call("run", kind, callers, seconds), askers))
+
+            if processes > 1:
+                # They load what they need first, or some would be done before others have begun.
+                all_run(_LOAD_S)
+            found = all_run(seconds)
+    finally:
+        for one in askers:
+            one.close()
+    return {
+        "queries_per_s": sum(one["queries_per_s"] for one in found),
+        "p50_ms": median(one["p50_ms"] for one in found),
+        "p99_ms": max(one["p99_ms"] for one in found),
+        "cores_of_the_asker": sum(one["cores_of_the_asker"] for one in found),
+    }
+
+
 def _figures(taken_s: list[float], took_s: float, used_s: float) -> dict[str, float]:
     p50_s, p99_s = np.percentile(taken_s, [50, 99])
     return {
@@ -270,18 +308,27 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each figure (default 3)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--in-flight", type=int, nargs="+", default=list(IN_FLIGHT))
+    parser.add_argument(
+        "--processes", type=int, nargs="*", default=list(PROCESSES), help="of one caller each"
+    )
     parser.add_argument("--results", type=Path, default=Path("bench/results"))
     args = parser.parse_args(arguments)
+    # (processes, callers of each)
+    cases = [(1, callers) for callers in args.in_flight] + [(count, 1) for count in args.processes]
     results = {
         **pages.begun("serving", *arguments),
-        **run(args.rows, args.queries, args.seconds, args.rounds, args.in_flight),
+        **run(args.rows, args.queries, args.seconds, args.rounds, cases),
     }
     pages.save(args.results, "serving", results, page(results))
     return 0
 
 
 def run(
-    rows: int | None, queries: int, seconds: float, rounds: int, in_flight: Sequence[int]
+    rows: int | None,
+    queries: int,
+    seconds: float,
+    rounds: int,
+    cases: Sequence[tuple[int, int]],
 ) -> dict[str, Any]:
     dataset = datasets.load(rows, queries, 1)
     truth = dataset.truth(K)
@@ -294,7 +341,7 @@ def run(
             answer_bytes = 4 * K + sum(map(len, found[0])) + 2 * K + 16
             with Child("bench.serving.queries:Echo", answer_bytes) as echo:
                 load = (echo.call("address"), served.client.target, dataset.queries)
-                figures = _rounds(load, seconds, rounds, in_flight)
+                figures = _rounds(load, seconds, rounds, cases)
                 half = _at_half(load, seconds, rounds, figures)
         finally:
             served.close()
@@ -311,25 +358,24 @@ def run(
 
 
 def _rounds(
-    load: tuple[Any, ...], seconds: float, rounds: int, in_flight: Sequence[int]
+    load: tuple[Any, ...], seconds: float, rounds: int, cases: Sequence[tuple[int, int]]
 ) -> list[dict[str, Any]]:
-    seen: dict[tuple[int, str], list[dict[str, float]]] = {}
+    seen: dict[tuple[int, int, str], list[dict[str, float]]] = {}
     for _ in range(rounds):
-        for callers in in_flight:
+        for processes, callers in cases:
             for kind in KINDS:
-                # A process for each: what one client leaves behind must not be in the way of the next.
-                with Child("bench.serving.queries:Load", *load) as asker:
-                    one = asker.call("run", kind, callers, seconds)
-                seen.setdefault((callers, kind), []).append(one)
+                one = asked(load, kind, processes, callers, seconds)
+                seen.setdefault((processes, callers, kind), []).append(one)
     return [
         {
-            "in_flight": callers,
+            "processes": processes,
+            "in_flight": processes * callers,
             "kind": kind,
             **{name: median(one[name] for one in all_) for name in all_[0]},
             "lowest": min(one["queries_per_s"] for one in all_),
             "highest": max(one["queries_per_s"] for one in all_),
         }
-        for (callers, kind), all_ in seen.items()
+        for (processes, callers, kind), all_ in seen.items()
     ]
 
 
@@ -337,7 +383,8 @@ def _at_half(
     load: tuple[Any, ...], seconds: float, rounds: int, figures: list[dict[str, Any]]
 ) -> dict[str, float]:
     """Medians at half of the most that the asyncio client had answered; `asked` is what should come a second."""
-    most = max(f["queries_per_s"] for f in figures if f["kind"] == "vecdb, asyncio")
+    alone = [f for f in figures if f["processes"] == 1]
+    most = max(f["queries_per_s"] for f in alone if f["kind"] == "vecdb, asyncio")
     seen = []
     for _ in range(rounds):
         with Child("bench.serving.queries:Load", *load) as asker:
@@ -349,16 +396,26 @@ def page(results: dict[str, Any]) -> str:
     """The page of a run."""
     half = results["half_load"]
     dataset = results["dataset"]
-    rate = {(f["in_flight"], f["kind"]): f["queries_per_s"] for f in results["figures"]}
+
+    def share(of: dict[str, Any], kind: str) -> str:
+        """Of what callers of this kind got who were as many, in as many processes."""
+        (same,) = [
+            f
+            for f in results["figures"]
+            if (f["processes"], f["in_flight"], f["kind"])
+            == (of["processes"], of["in_flight"], kind)
+        ]
+        return f"{of['queries_per_s'] / same['queries_per_s']:.2f}"
+
     lines = [
         (
             str(f["in_flight"]),
-            f["kind"],
+            f["kind"] if f["processes"] == 1 else f"{f['kind']}, {f['processes']} processes",
             f"{f['queries_per_s']:,.0f} ({f['lowest']:,.0f}-{f['highest']:,.0f})",
             f"{f['p50_ms']:.2f}",
             f"{f['p99_ms']:.2f}",
-            f"{f['queries_per_s'] / rate[f['in_flight'], 'echo, calls']:.2f}",
-            f"{f['queries_per_s'] / rate[f['in_flight'], 'echo, stream']:.2f}",
+            share(f, "echo, calls"),
+            share(f, "echo, stream"),
             f"{f['cores_of_the_asker']:.2f}",
         )
         for f in results["figures"]
@@ -372,7 +429,8 @@ def page(results: dict[str, Any]) -> str:
             f"{dataset['name']}: {dataset['rows']:,} rows of {results['dimension']} dimensions, k = {K}, ids and "
             f"distances, recall@10 {results['recall']:.3f}; an answer has {results['answer_bytes']} bytes. Server "
             f"and asker on the same machine; medians of {results['rounds']} rounds of {results['seconds']:g} s, "
-            "lowest and highest rate in brackets.\n",
+            "lowest and highest rate in brackets. Several processes have one caller each: the sum of what they were "
+            "answered and used, the median of p50, the worst p99.\n",
             table(header, lines),
             f"At half load, {half['asked']:,.0f} queries a second that come by chance, asyncio client:"
             f" {half['queries_per_s']:,.0f} answered a second, p50 {half['p50_ms']:.2f} ms, p99"

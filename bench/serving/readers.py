@@ -15,17 +15,15 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from .. import datasets
-from ..children import Child
 from ..index.tables import table
 from ..peers.server import Server
 from . import pages
-from .queries import NAME, K, fill
+from .queries import NAME, K, asked, fill
 
 CLIENTS = ("1x8", "2x4", "4x2", "2x16")
 KINDS = ("vecdb, asyncio", "vecdb, threads")
@@ -106,7 +104,8 @@ def _rounds(
         for one in clients:
             for kind in KINDS:
                 for count, server in servers.items():
-                    found = _asked(server.address, queries, one, kind, seconds)
+                    processes, callers = map(int, one.split("x"))
+                    found = asked(("", server.address, queries), kind, processes, callers, seconds)
                     if turn >= 0:  # the round before only brings collections into memory
                         seen.setdefault((one, kind, count), []).append(found)
     return [
@@ -120,23 +119,6 @@ def _rounds(
         }
         for (one, kind, count), all_ in seen.items()
     ]
-
-
-def _asked(address: str, queries: Any, clients: str, kind: str, seconds: float) -> dict[str, float]:
-    """All clients at once: the sum of what they were answered, the worst p99."""
-    processes, callers = map(int, clients.split("x"))
-    askers = [Child("bench.serving.queries:Load", "", address, queries) for _ in range(processes)]
-    try:
-        with ThreadPoolExecutor(processes) as pool:
-            found = list(pool.map(lambda one: one.call("run", kind, callers, seconds), askers))
-    finally:
-        for one in askers:
-            one.close()
-    return {
-        "queries_per_s": sum(one["queries_per_s"] for one in found),
-        "p50_ms": median(one["p50_ms"] for one in found),
-        "p99_ms": max(one["p99_ms"] for one in found),
-    }
 
 
 def page(results: dict[str, Any]) -> str:
