@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Protocol, TypeVar
 
 import grpc
@@ -189,13 +189,13 @@ def outcome_of(answer: pb.StreamedAnswer) -> pb.QueryResponse | errors.VecdbErro
         return errors.Internal(f"the server refused a query with code {answer.error.code}")
 
 
-def nobody_waits(group: Iterable[Waits], left: Iterable[Waits]) -> bool:
-    """Whether all callers of a message who have no answer, `left`, have given up, while the server may go on with it:
-    when the time of the most patient is over, it ends by itself."""
-    ends = [asked.end_s for asked in group]
+def nobody_waits(group: Collection[Waits]) -> bool:
+    """Whether all callers of a message have given up while the server may go on with it: when the time of the most patient
+    is over, it ends by itself."""
+    if not all(asked.given_up for asked in group):
+        return False
     now_s = time.monotonic()
-    goes_on = any(end_s is None or end_s > now_s for end_s in ends)
-    return goes_on and all(asked.given_up for asked in left)
+    return any(asked.end_s is None or asked.end_s > now_s for asked in group)
 
 
 def late() -> errors.DeadlineExceeded:

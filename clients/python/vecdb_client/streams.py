@@ -79,8 +79,9 @@ class _Stream:
         parcels = streaming.parcels(group)
         self._messages.put(streaming.message_of(parcels))
         self.sent_s = time.monotonic()
-        # Some may have left before they could see by which stream they go.
-        self.end_if_unwanted()
+        if any(asked.given_up for asked in group):
+            # They left before they could see by which stream they go.
+            self.end_if_unwanted()
         left = set(range(len(parcels)))
         while left:
             response = next(self._call, None)
@@ -92,9 +93,8 @@ class _Stream:
 
     def end_if_unwanted(self) -> None:
         """Ends the stream where nobody waits for its answers, or one has left and they are late. Any thread."""
-        group, sent_s = self._group, self.sent_s
-        left = [asked for asked in group if not asked.settled]
-        if left and streaming.nobody_waits(group, left):
+        sent_s = self.sent_s
+        if streaming.nobody_waits([asked for asked in self._group if not asked.settled]):
             self.unwanted = True
             self._call.cancel()
         elif sent_s is not None and time.monotonic() - sent_s > streaming.SILENT_S:

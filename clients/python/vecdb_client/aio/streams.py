@@ -86,7 +86,7 @@ class _Stream:
 
     def end_if_unwanted(self) -> None:
         """Ends the stream where nobody waits for its answers, or one has left and they are late."""
-        if self._group and streaming.nobody_waits(self._group, self._group):
+        if streaming.nobody_waits(self._group):
             self._unwanted = True
             self._call.cancel()
         elif self.sent_s is not None and time.monotonic() - self.sent_s > streaming.SILENT_S:
