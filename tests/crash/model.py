@@ -113,12 +113,14 @@ class Model:
     ) -> None:
         """An operation begins; the one before has ended, whatever of it was acknowledged."""
         self.operation += 1
+        # Sent again behind other writes they would be others (--seed 9301, kill 307: an insert of what was there by then).
+        self.under_way = []
         self.began_s = time.monotonic() if at_s is None else at_s
         self.pending = list(parts)
         self.in_order = in_order
         if any(part["do"] == "repair" for part in self.pending):
             # Of damage it may forget which requests were done; it says so then.
-            self.done, self.under_way = [], []
+            self.done = []
         self.old_touched |= any(part["do"] in OF_OLD for part in self.pending)
         self.version = max([self.version, *(part.get("v", 0) for part in self.pending)])
 

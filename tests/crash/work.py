@@ -126,7 +126,6 @@ class Writer(ClosedVerbs):
             if part["in"] in model.collections:
                 self._journal(("verb", "again"))
                 self._one(part, lambda part=part: send(self._database, model, part))  # type: ignore[misc]
-        model.under_way = []
 
     def _one(self, part: Part, work: Callable[[], object]) -> None:
         self._begin([part])
