@@ -12,6 +12,7 @@ import pytest
 from vecdb.device import Device
 from vecdb.device.stand_in import nearest
 from vecdb.index.card import count_gpus
+from vecdb.turns import PATIENT, Wait
 
 D = 16
 
@@ -41,8 +42,8 @@ def place(one: Device, y: Any, metric: str = "l2") -> Any:
     return one.place_flat(y.shape[1], metric, "float32", len(y), [y])
 
 
-def ask(one: Device, placed: Any, x: Any, k: int = 3, end: float | None = None) -> Any:
-    return one.search(placed.handle, placed.generation, x, k, 0, end)
+def ask(one: Device, placed: Any, x: Any, k: int = 3, wait: Wait = PATIENT) -> Any:
+    return one.search(placed.handle, placed.generation, x, k, 0, wait)
 
 
 def assert_same(found: Any, x: Any, y: Any, k: int, metric: str = "l2") -> None:

@@ -23,6 +23,7 @@ from vecdb.errors import (
     InvalidVector,
     LimitExceeded,
 )
+from vecdb.turns import Wait
 
 
 @pytest.fixture(scope="module", params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)])
@@ -163,14 +164,14 @@ def test_a_deadline_ends_the_wait(slow: Device) -> None:
     """A search whose time is over leaves the queue, or is not waited for; the device goes on."""
     placed = place(slow, vectors(5))
     with pytest.raises(DeadlineExceeded):
-        ask(slow, placed, vectors(1), end=time.monotonic() - 1)
+        ask(slow, placed, vectors(1), wait=Wait(time.monotonic() - 1))
 
     def too_late() -> None:
         with pytest.raises(DeadlineExceeded):
-            ask(slow, placed, vectors(1), end=time.monotonic() + 0.05)
+            ask(slow, placed, vectors(1), wait=Wait(time.monotonic() + 0.05))
 
     once_below(0.19, lambda: seconds(too_late))
-    assert ask(slow, placed, vectors(1), end=time.monotonic() + 60)[1].shape == (1, 3)
+    assert ask(slow, placed, vectors(1), wait=Wait(time.monotonic() + 60))[1].shape == (1, 3)
     until(lambda: slow.stats().queued == 0)
 
 

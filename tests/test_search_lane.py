@@ -17,13 +17,14 @@ from timing import once_below
 import vecdb
 from vecdb import errors
 from vecdb.index import Found
-from vecdb.search_lane import LANE, MAX_TOGETHER, Note, SearchLane
+from vecdb.search_lane import LANE, MAX_TOGETHER, SearchLane
+from vecdb.search_note import Note
 
 
 class PlainView:
     """A view whose answer to a query is the query itself; `gate` holds searches back."""
 
-    is_simple, tail_rows = False, 0
+    is_simple, asks_devices, tail_rows = False, False, 0
 
     def __init__(self):
         self.calls = []

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from .index import Trace, View, figures_of
-from .search_lane import Note
+from .search_note import Note
 from .steps import Steps
 from .types import Explain, QueryResult
 

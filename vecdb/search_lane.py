@@ -15,6 +15,9 @@ and without, so only the proportions tell: 8 callers 1,220 to 2,420 and 1,240 to
 callers alike. `sys.setswitchinterval` was no remedy: who holds the lock enters FAISS long before the 5 ms
 are over.
 
+A search that waits for a device needs no core: it gives its place to another meanwhile (`turns.py`), and has one again before it goes
+on, ahead of those who have not begun. So any number of them waits for the device at once, where they are a batch.
+
 Short searches, single queries to a graph or lists, get `_SPARE` places more: who comes back from FAISS waits
 longer for that lock than such a search takes, and meanwhile a core would have nothing to do. 116,659 x 384 (HNSW),
 2 quiet cores, queries a second with a place a core and with 4 more: 3 callers 7,710 and 9,190, 4 callers 5,910 and
@@ -34,12 +37,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DeadlineExceeded
+from .errors import Cancelled, DeadlineExceeded
 from .index import Found, Trace, View
+from .search_note import Note
 from .selection import Selection
 from .steps import HERE
 from .stopping import stop_if_unwanted, watched
 from .tally import SIZES, Tally
+from .turns import having
 
 MAX_TOGETHER = 64
 """Queries that are searched in one call for several callers, at most."""
@@ -54,42 +59,15 @@ _LOOK_S = 1.0
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Note:
-    """What the searches of one call tell about themselves, for `explain`."""
-
-    __slots__ = ("batch", "candidates", "rerank_s", "rows_compared", "search_s", "trace", "wait_s")
-
-    def __init__(self) -> None:
-        self.trace: Trace | None = None
-        """Of the first search: its plan and setting; of the first one with a note of devices, if there is one,
-        so that a device lost between the slices of a batch is not passed over."""
-        self.batch = 1
-        """Queries that were searched in the same call, at most."""
-        self.candidates = 0
-        self.rows_compared = 0
-        self.wait_s = 0.0
-        self.search_s = 0.0
-        self.rerank_s = 0.0
-
-    def add(self, trace: Trace, queries: int, batch: int, took_s: float) -> None:
-        """A search of `queries` of ours among `batch`. Times are those of the whole search."""
-        if self.trace is None or (trace.device_note and not self.trace.device_note):
-            self.trace = trace
-        self.batch = max(self.batch, batch)
-        self.candidates += queries * trace.candidates
-        self.rows_compared += queries * (trace.main_rows_compared + trace.tail_rows_compared)
-        self.search_s += took_s
-        self.rerank_s += 1e-6 * trace.rerank_us
-
-
 class _Ask:
-    """A search that waits for its turn. Its fields are written under the mutex of the lane."""
+    """A search that waits for its turn. Its fields are written under the mutex of the lane. To `turns.py` it is the turn itself."""
 
-    __slots__ = ("allowed", "alone", "end", "exact", "found", "group", "k", "key", "note", "queries",
+    __slots__ = ("allowed", "alone", "end", "exact", "found", "gone", "group", "k", "key", "lane", "note", "queries",
                  "target_recall", "view", "wake")  # fmt: skip
 
     def __init__(
         self,
+        lane: SearchLane,
         view: View,
         queries: NDArray[Any],
         k: int,
@@ -100,6 +78,7 @@ class _Ask:
         note: Note | None,
         alone: bool,
     ) -> None:
+        self.lane = lane
         self.view = view
         self.queries = queries
         self.k = k
@@ -114,6 +93,8 @@ class _Ask:
         """Set when it is this one's turn: itself, and those it is to search for."""
         self.found: Found | None = None
         """Set when another has searched for this one."""
+        self.gone = False
+        """Its thread waits no more."""
         self.wake = allocate_lock()
         self.wake.acquire()
 
@@ -130,12 +111,20 @@ class _Ask:
         )
 
     def search(self, queries: NDArray[Any], trace: Trace | None) -> Found:
-        # What ends the search of one, its deadline or that its caller has gone, must not end that of others.
+        # What ends the search of one, its deadline or that its caller has gone, must not end that of others. Only a wait for
+        # a device ends by it: then another of them asks again.
         alone = len(self.group) == 1
-        return self.view.search(
-            queries, self.k, allowed=self.allowed, exact=self.exact,
-            target_recall=self.target_recall, trace=trace, check=_until(self.end) if alone else _never,
-        )  # fmt: skip
+        with having(self):
+            return self.view.search(
+                queries, self.k, allowed=self.allowed, exact=self.exact,
+                target_recall=self.target_recall, trace=trace, check=_until(self.end) if alone else _never,
+            )  # fmt: skip
+
+    def leave(self) -> None:
+        self.lane._leave(self)
+
+    def take_again(self, waits: bool) -> None:
+        self.lane._take_again(self, waits)
 
 
 class SearchLane:
@@ -152,7 +141,11 @@ class SearchLane:
         self._running: dict[int, Sequence[_Ask]] = {}
         """Threads that search, each with those it searches for. Two may take the last place at the same
         time: one search too many does no harm."""
+        self._away: dict[int, Sequence[_Ask]] = {}
+        """The same of those that wait for a device, and have no place."""
         self._waiting: deque[_Ask] = deque()
+        self._returning: deque[_Ask] = deque()
+        """Those that are away, and want a place again."""
         self._mutex = threading.Lock()
 
     def search(
@@ -175,10 +168,10 @@ class SearchLane:
         squared length of a single query, where it is known.
         """
         busy = len(self._running)
-        if self._waiting or note is not None or (
+        if self._waiting or note is not None or view.asks_devices or (
             busy >= self._cores and busy >= self._places(view, queries, exact)
         ):  # fmt: skip
-            ask = _Ask(view, queries, k, allowed, exact, target_recall, end, note, alone)
+            ask = _Ask(self, view, queries, k, allowed, exact, target_recall, end, note, alone)
             return self._in_turn(ask)
         key = get_ident()
         try:
@@ -195,7 +188,7 @@ class SearchLane:
             )  # fmt: skip
         finally:
             self._running.pop(key, None)
-            if self._waiting:
+            if self._waiting or self._returning:
                 self._call_next()
 
     def slices(
@@ -238,7 +231,7 @@ class SearchLane:
     @property
     def idle(self) -> bool:
         """Whether nobody searches."""
-        return not self._running
+        return not self._running and not self._away
 
     @property
     def waiting(self) -> int:
@@ -254,10 +247,11 @@ class SearchLane:
             if len(self._running) < self._places(ask.view, ask.queries, ask.exact):
                 self._call_next()
             while not ask.wake.acquire(timeout=_left(end)):
+                stop_if_unwanted()
                 if end is not None and time.monotonic() > end:
-                    if self._left_queue(ask):
+                    if self._given_up(ask):
                         raise _too_late()
-                    end = None  # its turn has come after all: the answer is near
+                    end = None  # its turn has come after all, or its answer
                 if self._is_served(ask):
                     break
             begun = time.monotonic()
@@ -281,6 +275,8 @@ class SearchLane:
         self.batches.add(len(queries))
         try:
             found = ask.search(queries, trace)
+        except (DeadlineExceeded, Cancelled):
+            raise  # ours alone: another of the group searches for the rest
         except Exception:
             if len(group) == 1:
                 raise
@@ -288,7 +284,7 @@ class SearchLane:
             with self._mutex:
                 for other in group:
                     other.alone = True
-                self._waiting.extendleft(reversed(group[1:]))
+                self._again(group[1:])
                 ask.group = self._running[ask.key] = group[:1]
             self._search_group(ask, begun)
             return
@@ -306,8 +302,12 @@ class SearchLane:
             start = stop
 
     def _call_next(self) -> None:
-        """Lets those who wait first search, as long as a core is free."""
+        """Lets those go on who come back, and those who wait first search, as long as a core is free."""
         with self._mutex:
+            while self._returning and len(self._running) < self._cores:
+                back = self._returning.popleft()
+                self._running[back.key] = self._away.pop(back.key, back.group)
+                back.wake.release()
             waiting = self._waiting
             while waiting:
                 first = waiting[0]
@@ -341,34 +341,68 @@ class SearchLane:
             if self._running.get(ask.key):
                 ask.group = list(self._running[ask.key])
                 return True
-            taken = any(ask in group for group in list(self._running.values()))
+            taken = any(ask in group for group in [*self._running.values(), *self._away.values()])
             if not taken and ask not in self._waiting:
                 self._waiting.append(ask)
         if len(self._running) < self._places(ask.view, ask.queries, ask.exact):
             self._call_next()
         return False
 
-    def _left_queue(self, ask: _Ask) -> bool:
-        """Takes a search out of the queue; False if its turn has come meanwhile."""
+    def _given_up(self, ask: _Ask) -> bool:
+        """Takes a search out of the queue, or away from whoever searches for it; False if it is its own turn, or has its answer."""
         with self._mutex:
-            if ask not in self._waiting:
+            if ask.group or ask.found is not None:
                 return False
-            self._waiting.remove(ask)
+            ask.gone = True
+            if ask in self._waiting:
+                self._waiting.remove(ask)
             return True
+
+    def _again(self, asks: Sequence[_Ask]) -> None:
+        """Puts searches first that have no answer and are still wanted. Under the mutex."""
+        wanted = [a for a in asks if a.found is None and not a.gone]
+        self._waiting.extendleft(reversed(wanted))
+
+    def _leave(self, ask: _Ask) -> None:
+        """See `turns.Turn`; so is the next."""
+        with self._mutex:
+            self._away[ask.key] = self._running.pop(ask.key, ask.group)
+        if self._waiting or self._returning:
+            self._call_next()
+
+    def _take_again(self, ask: _Ask, waits: bool) -> None:
+        with self._mutex:
+            if not waits or (len(self._running) < self._cores and not self._returning):
+                self._running[ask.key] = self._away.pop(ask.key, ask.group)
+                return
+            self._returning.append(ask)
+        while not ask.wake.acquire(timeout=_left(ask.end)):
+            stop_if_unwanted()
+            if ask.end is not None and time.monotonic() > ask.end:
+                raise _too_late()
+            with self._mutex:
+                # As in `_is_served`, for what Ctrl-C in another thread may have left undone.
+                if ask.key in self._running:
+                    return
+                if ask not in self._returning:
+                    self._returning.append(ask)
+            self._call_next()
 
     def _settle(self, ask: _Ask) -> None:
         """However a search ended, by an answer, an error or Ctrl-C: no place lost, no one forgotten."""
         if ask.found is not None and not ask.group:
             return
         with self._mutex:
+            ask.gone = True
             if ask.group:
                 # Where our search failed, each of the others meets its own failure, or none.
-                unserved = [a for a in ask.group[1:] if a.found is None]
-                self._waiting.extendleft(reversed(unserved))
+                self._again(ask.group[1:])
                 self._running.pop(ask.key, None)
-            elif ask in self._waiting:
-                self._waiting.remove(ask)
-        if self._waiting:
+                self._away.pop(ask.key, None)
+            for queue in (self._waiting, self._returning):
+                if ask in queue:
+                    queue.remove(ask)
+        if self._waiting or self._returning:
             self._call_next()
 
 

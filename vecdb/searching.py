@@ -22,7 +22,8 @@ from .query_spec import Query
 from .query_vectors import Targets, find_targets
 from .ranking import most_relevant
 from .recall_audit import Audit
-from .search_lane import LANE, MAX_TOGETHER, Note
+from .search_lane import LANE, MAX_TOGETHER
+from .search_note import Note
 from .selection import Selection
 from .steps import HERE
 from .stopping import deadline

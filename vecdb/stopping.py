@@ -33,6 +33,8 @@ class Caller:
     """Seconds of a core that evaluating one filter may take; 0: any."""
     rest: Callable[[], object] | None = None
     """Lets others go first; None: nobody goes first."""
+    lend: Callable[[bool], object] | None = None
+    """Told True when the thread begins to wait for a device, and False when that is over: others may have what it keeps meanwhile."""
 
 
 class _Mine(threading.local):
@@ -69,12 +71,16 @@ class on_behalf_of:  # noqa: N801 - is used as a function is
         _mine.caller = self._before
 
 
-def while_wanted(wanted: Callable[[], bool], filter_s: float = 0.0) -> on_behalf_of:
+def while_wanted(
+    wanted: Callable[[], bool],
+    filter_s: float = 0.0,
+    lend: Callable[[bool], object] | None = None,
+) -> on_behalf_of:
     """Reads and waits of this thread, and what a write does before its commit, end with Cancelled soon after
     `wanted` says no. It is called often and must be quick. A commit is not ended: others may share it.
 
-    `filter_s` bounds the evaluation of a filter, in seconds of a core; 0: not at all."""
-    return on_behalf_of(Caller(wanted, filter_s))
+    `filter_s` bounds the evaluation of a filter, in seconds of a core; 0: not at all. `lend` is told of waits for devices."""
+    return on_behalf_of(Caller(wanted, filter_s, lend=lend))
 
 
 def resting(rest: Callable[[], object]) -> on_behalf_of:
@@ -87,6 +93,13 @@ def give_way() -> None:
     rest = _mine.caller.rest
     if rest is not None:
         rest()
+
+
+def lend(begins: bool) -> None:
+    """Says that this thread begins to wait for a device, or that this is over."""
+    told = _mine.caller.lend
+    if told is not None:
+        told(begins)
 
 
 def watched() -> bool:

@@ -23,6 +23,8 @@ _WEIGHT = 0.05
 """Of the newest piece of work in the mean of what one takes."""
 MOST_LENT = 32
 """Threads more, at most, that a pool has in the place of those whose work waits for its client."""
+MOST_AT_DEVICES = 128
+"""The same of those whose work waits for a device: many at once are a batch there, and one that hangs keeps no thread from others."""
 
 
 _Job = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], float]
@@ -37,6 +39,7 @@ class _Here(threading.local):
     """How long the work of this thread has waited for its client."""
     lent_s = 0.0
     """How long of that another could have the thread."""
+    device_since_s = 0.0
 
 
 _here = _Here()
@@ -73,6 +76,12 @@ def came_s() -> float:
     return time.perf_counter() - _here.waited_s
 
 
+def lend(begins: bool) -> None:
+    """The work of this thread begins to wait for a device, or that is over: meanwhile its pool has another thread."""
+    if _here.pool is not None:
+        _here.pool.lend(begins)
+
+
 def waits_no_more() -> None:
     """What this thread works on from now on came after its work had got the thread."""
     _here.waited_s = 0.0
@@ -88,7 +97,7 @@ class FairPool(ThreadPoolExecutor):
     waits of clients of whom nothing runs. So calls that last, of a client or some, keep no other from an answer.
 
     Work that waits for its client steps aside (`step_aside`): for each of up to `most_lent` there is one thread more
-    meanwhile, so that whoever sends nothing, or slowly, keeps no other from a thread.
+    meanwhile, so that whoever sends nothing, or slowly, keeps no other from a thread. So does work that waits for a device (`lend`).
     """
 
     def __init__(
@@ -98,6 +107,8 @@ class FairPool(ThreadPoolExecutor):
         self._most_lent = most_lent
         self._aside: dict[int, _Aside] = {}
         """By thread."""
+        self._at_devices = 0
+        """Pieces of work that wait for a device."""
         self._relief_s = relief_s
         self._relief: threading.Thread | None = None
         self._crowded = threading.Event()
@@ -193,15 +204,36 @@ class FairPool(ThreadPoolExecutor):
     @property
     def _room(self) -> int:
         """How many threads there may be. With the guard, or for a first look."""
-        return self.size + min(len(self._aside), self._most_lent)
+        lent = min(len(self._aside), self._most_lent) + min(self._at_devices, MOST_AT_DEVICES)
+        return self.size + lent
+
+    def lend(self, begins: bool) -> None:
+        """See the function of this name."""
+        if begins:
+            _here.device_since_s = time.perf_counter()
+            with self._guard:
+                self._at_devices += 1
+                self._grow()
+            return
+        with self._guard:
+            lent = self._at_devices <= MOST_AT_DEVICES
+            self._at_devices -= 1
+        if lent:
+            waited_s = time.perf_counter() - _here.device_since_s
+            _here.aside_s += waited_s
+            _here.lent_s += waited_s
 
     def step_aside(self, since_s: float) -> None:
         """The work of this thread waits for its client, since a moment of `time.perf_counter`: until `step_back`
         another thread may do what waits."""
         with self._guard:
             self._aside[threading.get_ident()] = _Aside(_here.client, since_s)
-            if self._queue.waiting and len(self._pool_threads) < self._room and not self._ended:
-                self._add_thread()
+            self._grow()
+
+    def _grow(self) -> None:
+        """One thread more where work waits for one and there may be. With the guard."""
+        if self._queue.waiting and len(self._pool_threads) < self._room and not self._ended:
+            self._add_thread()
 
     def step_back(self) -> bool:
         """What was waited for has come, or will not; whether the work was told meanwhile to end for another."""

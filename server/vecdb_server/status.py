@@ -23,7 +23,7 @@ from vecdb_client.transport import ERROR_KEY, RETRY_AFTER_KEY
 from . import arrivals
 from .access import ROLE_OF
 from .admission import retry_after_ms
-from .fair_pool import came_s
+from .fair_pool import came_s, lend
 from .pools import Pools
 from .slow_calls import SlowCalls, rows_of
 from .untaken import Untaken
@@ -256,7 +256,7 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
                 request = self._pools.awaited.only(requests)
                 begun_s = time.perf_counter()
                 _refuse_late(context)
-                wanted = while_wanted(context.is_active, self._filter_s())
+                wanted = while_wanted(context.is_active, self._filter_s(), lend)
                 with self._watching.call(name, context), wanted:
                     message = behavior(_checked(request), context)
                     data = self._bytes(message, context)
@@ -292,7 +292,7 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
                     begun_s = time.perf_counter()
                     try:
                         # For each step: between them other calls use the thread.
-                        with while_wanted(context.is_active, self._filter_s()):
+                        with while_wanted(context.is_active, self._filter_s(), lend):
                             message = next(messages, None)
                         if message is None:
                             return

@@ -22,9 +22,10 @@ from ..errors import (
     Internal,
     VecdbError,
 )
+from ..turns import PATIENT, Wait
 from . import messages as m
 from .card import CardInfo, Limits
-from .queue import MAX_BATCH, Ask, Order, Queue
+from .queue import MAX_BATCH, Ask, Order, Queue, answered
 from .worker import Died, Worker
 
 log = logging.getLogger("vecdb")
@@ -36,6 +37,8 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 30.0
 _START_TIMEOUT_S = 120.0
 """Loading CUDA and a first context take seconds, on a machine with many cards more."""
 _PING_EVERY_S = 5.0
+_SHORT_S = 0.25
+"""A search waits no longer than this for a request that may take long, where the host can answer it too."""
 
 
 class Linked:
@@ -74,6 +77,8 @@ class Linked:
         self._spent: dict[int, tuple[float, int, int]] = {}
         """Of each handle that was searched: seconds, calls, queries. Only the link writes."""
         self._last_error = ""
+        self._long: tuple[float, str] | None = None
+        """Since when, by `time.monotonic`, the worker is at a request that may take long, and its name. Only the link writes."""
         self._ended = 0
         """The generation whose process is known to have ended."""
         first = threading.Event()
@@ -132,17 +137,30 @@ class Linked:
                 f"the worker of {self.name} was started anew, and what was placed on it is gone"
             )
 
-    def _run(self, order: Order) -> Any:
-        """Any request but a search, to its end."""
+    def _run(self, order: Order, wait: Wait = PATIENT) -> Any:
+        """Any request but a search, to its end, or that of the wait."""
+        wait = self._impatient(wait)
         self._put(order)
-        try:
-            order.wake.acquire()
-        except BaseException:
-            self._queue.withdraw(order)
-            raise
-        if order.error is not None:
-            raise order.error
+        answered(order, wait, self._queue.withdraw)
         return order.result
+
+    def _impatient(self, wait: Wait) -> Wait:
+        """The same wait, which also ends while a request holds the card for long, if there is a check: DeviceLost then, now or later."""
+        check = wait.check
+        if check is None:
+            return wait
+
+        def look() -> None:
+            check()
+            self._not_for_long()
+
+        self._not_for_long()
+        return Wait(wait.end, look)
+
+    def _not_for_long(self) -> None:
+        held = self._long
+        if held is not None and time.monotonic() > held[0] + _SHORT_S:
+            raise self._lost(f"{self.name} is busy for long ({held[1]})")
 
     def _fitting(self, dimension: int, k: int) -> int:
         """Queries that fit one call."""
@@ -286,7 +304,12 @@ class Linked:
     def _order(self, worker: Worker, order: Order) -> None:
         for offset, values in order.arrays:
             m.array(worker.memory, values.shape, values.dtype, offset)[:] = values
-        said = worker.call(order.request, order.timeout_s)
+        if order.timeout_s > self._timeout_s:
+            self._long = time.monotonic(), type(order.request).__name__.lower()
+        try:
+            said = worker.call(order.request, order.timeout_s)
+        finally:
+            self._long = None
         if isinstance(said, m.Failed):
             order.error = self._failure(said)
         else:

@@ -4,8 +4,8 @@ One thread, the *link*, starts workers and speaks to them, one request at a time
 requests into its queue and waits. Whatever waits when the link is free is the next batch (`queue.py`).
 
 Long work (placing, k-means) is a row of short requests, each of which queues up anew, so searches
-get between them. What cannot be cut is the copy of lists to the card and the building of a graph: searches of
-that device wait meanwhile.
+get between them. What cannot be cut is the copy of lists to the card, a round of k-means and the building of a graph: searches of
+that device wait meanwhile, those that the host can answer as well for a quarter of a second at most (`turns.Wait`).
 
 What a search costs beside the card's own call: 0.1 ms. Stand-in card, 64 vectors of 384 dimensions, k = 10, one
 caller, 2 cores of an AMD EPYC (Zen 4), of which another program used one; tenth percentile of 3,000 searches (median): one
@@ -29,6 +29,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import InvalidVector
+from ..turns import PATIENT, Wait
 from ..types import DeviceStats
 from .card import Floats, Rows
 from .life import GIVE_UP_AFTER, MEMORY_BYTES
@@ -77,16 +78,16 @@ class Device(Placing):
         queries: Floats,
         k: int,
         setting: int,
-        end: float | None = None,
+        wait: Wait = PATIENT,
         mask: int = 0,
     ) -> tuple[Floats, Rows, int]:
         """The k nearest of each of `queries` (q, d) float32: scores and positions (q, k), as `Card` gives
         them, and how many queries shared the call (the most, where the batch was cut).
 
-        `end` is a time of `time.monotonic`, `mask` the number of one that was given to `mask`. LimitExceeded when the queue is full, DeadlineExceeded,
+        `mask` is the number of one that was given to `mask`. LimitExceeded when the queue is full; what the `wait` says;
         DeviceLost, DeviceFull, Closed; FailedPrecondition for what the card refuses.
         """
-        return collected(self.begin(handle, generation, queries, k, setting, end, mask).result())
+        return collected(self.begin(handle, generation, queries, k, setting, wait, mask).result())
 
     def begin(
         self,
@@ -95,7 +96,7 @@ class Device(Placing):
         queries: Floats,
         k: int,
         setting: int,
-        end: float | None = None,
+        wait: Wait = PATIENT,
         mask: int = 0,
     ) -> Waiting:
         """`search` without waiting: for one caller who asks several devices. See `collected`."""
@@ -109,7 +110,7 @@ class Device(Placing):
             Ask(int(handle), generation, x[start : start + step], int(k), int(setting), mask)
             for start in range(0, len(x), step)
         ]
-        return Waiting(asks, end, self._put, self._queue.withdraw)
+        return Waiting(asks, self._impatient(wait), self._put, self._queue.withdraw)
 
     def spent(self, handle: int) -> tuple[float, int, int]:
         """Seconds that searches of a placement have taken of the device, in how many calls, and for how many queries."""

@@ -22,10 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeviceFull, DeviceLost
+from ..turns import PATIENT, Wait
 from .card import Floats, Rows
 from .link import Device, collected
 from .merging import merged
 from .placing import Placed
+from .queue import Waiting
 
 Make = Callable[[Device, int, int], Placed]
 """(device, start, stop): places rows start..stop there. Called without any lock, by whoever calls `place`."""
@@ -44,8 +46,7 @@ class Shard:
 
 @dataclass(slots=True, eq=False)
 class Placement:
-    """`shards` in the order of their rows. Searched by way of `Placements.search`, or by oneself within
-    `Placements.using`."""
+    """`shards` in the order of their rows. Searched by way of `Placements.search`, or within `Placements.using`."""
 
     key: Hashable
     shards: tuple[Shard, ...]
@@ -98,10 +99,7 @@ class _Share:
 
 
 class Placements:
-    """Any thread may call. Does not own the devices.
-
-    `devices`, or what starts them: that is called when they are first asked for, which takes seconds then.
-    """
+    """Any thread may call. Does not own `devices`, or what starts them: that is called when they are first asked for, which takes seconds."""
 
     def __init__(
         self,
@@ -111,9 +109,7 @@ class Placements:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._start, self._starting = devices, threading.Lock()
-        self._devices: tuple[Device, ...] | None = None
-        if not callable(devices):
-            self._devices = tuple(devices)
+        self._devices = None if callable(devices) else tuple(devices)
         self._keep_s = keep_s
         self._clock = clock
         self._changed = threading.Condition()
@@ -222,7 +218,7 @@ class Placements:
         k: int,
         setting: int,
         metric: str,
-        end: float | None = None,
+        wait: Wait = PATIENT,
         mask: int = 0,
     ) -> tuple[Floats, Rows, int] | None:
         """The k nearest by `Device.search`, with positions of the whole; None when there is no placement.
@@ -233,17 +229,30 @@ class Placements:
         with self.using(key) as placement:
             if placement is None:
                 return None
-            return searched(placement, queries, k, setting, metric, end, mask)
 
-    def mask(self, key: Hashable, number: int, flags: NDArray[np.bool_]) -> bool:
+            def begin(one: Shard) -> Waiting:
+                held = one.placed
+                return one.device.begin(
+                    held.handle, held.generation, queries, k, setting, wait, mask
+                )
+
+            return _searched(placement.shards, begin, k, metric)
+
+    def mask(
+        self, key: Hashable, number: int, flags: NDArray[np.bool_], wait: Wait = PATIENT
+    ) -> bool:
         """Lets searches with this number, new to the key, find only positions whose flag is set, (rows,) bool.
-        False when there is no placement. DeviceFull, DeviceLost."""
+        False when there is no placement. DeviceFull, DeviceLost, what the `wait` says."""
         with self.using(key) as placement:
             if placement is None:
                 return False
-            for one in placement.shards:
-                bits = np.packbits(flags[one.start : one.stop], bitorder="little")
-                one.device.mask(one.placed, number, bits)
+            try:
+                for one in placement.shards:
+                    bits = np.packbits(flags[one.start : one.stop], bitorder="little")
+                    one.device.mask(one.placed, number, bits, wait)
+            except BaseException:
+                self.unmask(key, number)
+                raise
         return True
 
     def unmask(self, key: Hashable, number: int) -> None:
@@ -388,25 +397,15 @@ class Placements:
         return tuple(made)
 
 
-def searched(
-    placement: Placement,
-    queries: Floats,
-    k: int,
-    setting: int,
-    metric: str,
-    end: float | None,
-    mask: int = 0,
+def _searched(
+    shards: Sequence[Shard], begin: Callable[[Shard], Waiting], k: int, metric: str
 ) -> tuple[Floats, Rows, int]:
     """Scores and positions (q, k) of all shards together, and the queries that shared the call."""
-    shards = placement.shards
     if len(shards) == 1:
-        held = shards[0].placed
-        return shards[0].device.search(held.handle, held.generation, queries, k, setting, end, mask)
-    waiting = []
+        return collected(begin(shards[0]).result())
+    waiting: list[Waiting] = []
     try:
-        for one in shards:
-            handle, generation = one.placed.handle, one.placed.generation
-            waiting.append(one.device.begin(handle, generation, queries, k, setting, end, mask))
+        waiting.extend(begin(one) for one in shards)
         parts, together = [], 0
         for one, asked in zip(shards, waiting, strict=True):
             scores, positions, shared = collected(asked.result())

@@ -18,6 +18,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..errors import DeadlineExceeded, LimitExceeded
+from ..turns import Wait
 from . import messages as m
 from .card import Floats, Rows
 
@@ -25,6 +26,8 @@ MAX_BATCH = 1_024
 """Queries in one call of the card at most."""
 _RETRY_AFTER_MS = 100
 """When a search that finds the queue full may come again: by then the card has taken some batches."""
+_LOOK_S = 0.1
+"""How often somebody who waits asks whether he still should."""
 
 
 class Ask:
@@ -208,37 +211,29 @@ class Waiting:
     """Searches that were asked for and not waited for yet: one, or the parts of a large batch, which
     queue up one after the other so that others get between them."""
 
-    __slots__ = ("_asks", "_end", "_put", "_withdraw")
+    __slots__ = ("_asks", "_put", "_wait", "_withdraw")
 
     def __init__(
         self,
         asks: list[Ask],
-        end: float | None,
+        wait: Wait,
         put: Callable[[Ask], None],
         withdraw: Callable[[Ask], bool],
     ) -> None:
         self._asks = asks
-        self._end = end
+        self._wait = wait
         self._put = put
         self._withdraw = withdraw
-        if end is not None and time.monotonic() > end:
+        if wait.end is not None and time.monotonic() > wait.end:
             raise _too_late()
         put(asks[0])
 
     def result(self) -> list[Ask]:
-        """All of them, answered. DeadlineExceeded when `end` passes first; what was asked before is then
-        taken out of the queue, and if its turn has come, its answer is thrown away."""
+        """All of them, answered; see `answered`."""
         for at, ask in enumerate(self._asks):
             if at:
                 self._put(ask)
-            try:
-                if not ask.wake.acquire(timeout=self._left()):
-                    raise _too_late()
-            except BaseException:
-                self._withdraw(ask)
-                raise
-            if ask.error is not None:
-                raise ask.error
+            answered(ask, self._wait, self._withdraw)
         return self._asks
 
     def cancel(self) -> None:
@@ -246,8 +241,29 @@ class Waiting:
         for ask in self._asks:
             self._withdraw(ask)
 
-    def _left(self) -> float:
-        return -1.0 if self._end is None else max(0.0, self._end - time.monotonic())
+
+def answered(one: Ask | Order, wait: Wait, withdraw: Callable[[Any], bool]) -> None:
+    """Waits for the answer to what was put. Raises its error, DeadlineExceeded when the end passes first, and what the check raises; what
+    was asked is then taken out of the queue, and if its turn has come, its answer is thrown away."""
+    try:
+        while not one.wake.acquire(timeout=_step(wait)):
+            if wait.end is not None and time.monotonic() >= wait.end:
+                raise _too_late()
+            if wait.check is not None:
+                wait.check()
+    except BaseException:
+        withdraw(one)
+        raise
+    if one.error is not None:
+        raise one.error
+
+
+def _step(wait: Wait) -> float:
+    """How long to wait before one looks."""
+    if wait.end is None:
+        return -1.0 if wait.check is None else _LOOK_S
+    left = max(0.0, wait.end - time.monotonic())
+    return left if wait.check is None else min(left, _LOOK_S)
 
 
 def _too_late() -> DeadlineExceeded:

@@ -104,7 +104,7 @@ class DeviceMain(There, Main):
             )
         metric = "l2" if self._metric == L2 else "ip"
         try:
-            answer = self.placements.search(self.key, queries, k, self._within(k, setting), metric)
+            answer = self.ask(queries, k, self._within(k, setting), metric)
         except Closed:
             raise
         except (DeviceLost, DeviceFull, FailedPrecondition) as error:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..device import Placements
 from ..selection import Selection
+from ..turns import away
 from .distance import Rows
 from .live import Bits, is_set, unpack
 
@@ -82,8 +83,9 @@ class Masks:
     def _made(self, allowed: Selection, live: Bits) -> _Mask | None:
         flags = self.flags(allowed, live)
         number = next(self._numbers)
-        if not self._placements.mask(self._key, number, flags):
-            return None
+        with away() as wait:
+            if not self._placements.mask(self._key, number, flags, wait):
+                return None
         return _Mask(number, int(np.count_nonzero(flags)), (allowed, live))
 
     def flags(self, allowed: Selection, live: Bits) -> np.ndarray:

@@ -224,7 +224,7 @@ class Served(There):
             check()
             some = x if open_.size == len(x) else np.ascontiguousarray(x[open_])
             width = min(width, limit, len(self.rows))
-            answer = self.placements.search(self.key, some, width, 0, self._lies_as, mask=mask)
+            answer = self.ask(some, width, 0, self._lies_as, mask)
             if answer is None:
                 self.note = "what lay on the device had to go"
                 return None

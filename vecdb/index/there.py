@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from ..device import Placements
+from ..turns import away
+from .distance import Floats, Rows
 
 
 class There:
@@ -32,6 +34,13 @@ class There:
     def there(self) -> bool:
         """Whether it still lies there: not evicted, and its workers live."""
         return self.placements.get(self.key) is not None
+
+    def ask(
+        self, queries: Floats, k: int, setting: int, metric: str, mask: int = 0
+    ) -> tuple[Floats, Rows, int] | None:
+        """`Placements.search` of this. Whoever has the turn of this thread ends the wait, and lets others search meanwhile."""
+        with away() as wait:
+            return self.placements.search(self.key, queries, k, setting, metric, wait, mask)
 
     def leave(self) -> None:
         """Gives the memory back; searches go to the host from now on."""

@@ -92,6 +92,8 @@ class View:
         self.tiled = tiled
         self.lasting = lasting
         self._fews = Fews(lasting)
+        self.asks_devices = self.served is not None or device_main is not None
+        """Whether a search may wait for a device."""
         self.is_simple = device_main is None and one.is_simple(main, pieces, lossy_tail)
         self._whole_tail = n_live - main_live == self.tail_rows
 

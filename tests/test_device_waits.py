@@ -1,0 +1,253 @@
+"""A device that hangs, or is at something long: deadlines are kept, and nobody waits who does not ask it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from device_here import device, place, until, vectors
+from device_lists_here import devices_are_asked, listed, queries_near
+from on_devices import QUERIES, check, filled, opened, placed, using, wait_for
+from server_process import spawn
+from test_device_served import workers
+
+import vecdb_client
+from vecdb.device import placing
+from vecdb.errors import Cancelled, DeadlineExceeded, DeviceLost, LimitExceeded
+from vecdb.search_lane import CORES
+from vecdb.stopping import while_wanted
+from vecdb.turns import Wait
+from vecdb_server.fair_pool import FairPool, lend
+
+__all__ = ["devices_are_asked"]
+
+PATIENT = {"device_timeout_s": 60.0}
+"""A worker that hangs is left alone for longer than a test here takes; without what is tested it takes as long."""
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    return using("stand-in", monkeypatch)
+
+
+def the_device(database):
+    (one,) = database.devices.placements.devices
+    return one
+
+
+@contextmanager
+def hanging(pid):
+    """The worker process does nothing meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+class Calls:
+    """Calls in threads of their own; what came of each."""
+
+    def __init__(self, *calls):
+        self.outcomes = [None] * len(calls)
+        self.threads = [threading.Thread(target=self._run, args=one) for one in enumerate(calls)]
+        for thread in self.threads:
+            thread.start()
+
+    def _run(self, place, call):
+        try:
+            self.outcomes[place] = call()
+        except BaseException as error:
+            self.outcomes[place] = error
+
+    def ended(self):
+        for thread in self.threads:
+            thread.join(120)
+            assert not thread.is_alive()
+        return self.outcomes
+
+
+@pytest.mark.parametrize("part", [None, 30])
+def test_a_deadline_holds_while_a_device_hangs(tmp_path, devices, part):
+    """A query ends at its deadline, or when nobody wants it any more, whatever the device does, in its search or while it is told of
+    a filter; afterwards the device goes on, and what came too late is nobody's answer."""
+    devices()
+    with opened(tmp_path, **PATIENT) as database:
+        made, rows = filled(database)
+        placed(made)
+        live = np.ones(len(rows), np.bool_)
+        ask = None if part is None else {"part": {"$lt": part}}
+        with hanging(the_device(database)._worker.pid):
+            with pytest.raises(DeadlineExceeded):
+                made.query(QUERIES, k=10, filter=ask, timeout_s=0.3)
+            wanted = iter([True] * 3)
+            with while_wanted(lambda: next(wanted, False)), pytest.raises(Cancelled):
+                made.query(QUERIES, k=10, filter=ask)
+        check(made, QUERIES, live, rows, "l2", part=part)
+        check(made, QUERIES + 1, live, rows, "l2", part=part)
+
+
+def test_a_deadline_holds_for_lists_of_a_device_that_hangs(tmp_path, devices):
+    """The same of lists."""
+    devices()
+    with opened(tmp_path, **PATIENT) as database:
+        made, rows = listed(database)
+        queries = queries_near(rows)
+        before = made.query(queries, k=10)
+        with hanging(the_device(database)._worker.pid), pytest.raises(DeadlineExceeded):
+            made.query(queries, k=10, timeout_s=0.3)
+        after = made.query(queries, k=10, explain=True)
+        assert (after.ids, after.explain.device) == (before.ids, "gpu:0")
+
+
+def test_a_device_that_hangs_holds_up_nobody_else(tmp_path, devices):
+    """More callers than there are cores wait for the device at once, and a collection of the CPU is searched meanwhile."""
+    devices()
+    with opened(tmp_path, **PATIENT) as database:
+        made, rows = filled(database)
+        other = database.create_collection("other", dimension=16, metric="l2", device="cpu")
+        other.insert([f"r{i}" for i in range(len(rows))], rows)
+        placed(made)
+        with hanging(the_device(database)._worker.pid):
+            calls = Calls(*[
+                lambda k=k: made.query(QUERIES[:1], k=k, explain=True) for k in range(1, CORES + 4)
+            ])  # fmt: skip
+            # All but the one whose call the worker was sent.
+            wait_for(lambda: database.devices.stats()[0].queued == CORES + 2)
+            assert other.query(rows[5], k=1).ids == [["r5"]]
+            assert calls.outcomes == [None] * (CORES + 3)
+        assert [one.explain.device for one in calls.ended()] == ["gpu:0"] * (CORES + 3)
+
+
+def test_queries_beyond_the_queue_of_a_device_are_refused(tmp_path, devices):
+    """Those that find it full get LimitExceeded, with the setting and when to come again; the others their answers."""
+    devices()
+    room = CORES + 1
+    with opened(tmp_path, device_queue=room, **PATIENT) as database:
+        made, _ = filled(database)
+        placed(made)
+        with hanging(the_device(database)._worker.pid):
+            calls = Calls(*[
+                lambda k=k: made.query(QUERIES[:1], k=k) for k in range(1, room + 2)
+            ])  # fmt: skip
+            wait_for(lambda: database.devices.stats()[0].queued == room)
+            with pytest.raises(LimitExceeded) as refused:
+                made.query(QUERIES[:1], k=50)
+        assert refused.value.details["setting"] == "device_queue"
+        assert refused.value.details["retry_after_ms"] == 100
+        assert [len(one.ids[0]) for one in calls.ended()] == list(range(1, room + 2))
+
+
+def test_a_server_says_when_to_come_again(tmp_path, monkeypatch):
+    """A client whose query finds the queue full is refused with that delay where it does not repeat, and is answered where it does."""
+    monkeypatch.setenv("VECDB_STAND_IN_DEVICES", "1")
+    process, address = spawn(
+        tmp_path / "db", "--device", "gpu", "--exact-max-scalars", "1000", "--audit-share", "0", "--device-queue", "1",
+        "--device-timeout-s", "60",
+    )  # fmt: skip
+    try:
+        with vecdb_client.connect(address, retry_s=0) as db, vecdb_client.connect(address) as again:
+            made = db.create_collection("docs", dimension=16, metric="l2")
+            rows = np.random.default_rng(7).standard_normal((3_000, 16)).astype(np.float32)
+            made.insert([f"r{i}" for i in range(len(rows))], rows)
+            placed(made)
+            (worker,) = workers(process.pid)
+            with hanging(worker):
+                first = Calls(lambda: made.query(rows[:1], k=1))
+                wait_for(lambda: made.stats().devices[0].queued == 0)
+                second = Calls(lambda: made.query(rows[1:2], k=2))
+                wait_for(lambda: made.stats().devices[0].queued == 1)
+                with pytest.raises(vecdb_client.errors.LimitExceeded) as refused:
+                    made.query(rows[2:3], k=3)
+                patient = Calls(lambda: again.get_collection("docs").query(rows[3:4], k=4))
+            assert refused.value.details["setting"] == "device_queue"
+            assert refused.value.details["retry_after_ms"] == 100
+            found = [calls.ended()[0].ids[0] for calls in (first, second, patient)]
+            assert [(ids[0], len(ids)) for ids in found] == [("r0", 1), ("r1", 2), ("r3", 4)]
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def test_a_call_that_waits_for_a_device_lends_its_thread():
+    """Another has a thread of the pool meanwhile, up to a limit; afterwards the pool is as large as before."""
+    pool, may_end = FairPool(1, "lent", None), threading.Event()
+
+    def work():
+        lend(True)
+        assert may_end.wait(60)
+        lend(False)
+
+    held = [pool.submit(work) for _ in range(5)]
+    until(lambda: pool._at_devices == 5)
+    assert pool.submit(pow, 2, 3).result(60) == 8
+    may_end.set()
+    for one in held:
+        one.result(60)
+    assert pool.submit(pow, 2, 3).result(60) == 8
+    until(lambda: len(pool._pool_threads) <= 1 or pool.submit(pow, 2, 3).result(60) != 8)
+    assert pool._at_devices == 0
+    pool.shutdown()
+
+
+def test_the_cpu_answers_while_something_long_holds_the_device(tmp_path, devices):
+    """While a graph is built there, queries do not wait for its end: the CPU answers them, with a note."""
+    devices()
+    with opened(tmp_path, **PATIENT) as database:
+        made, rows = filled(database)
+        placed(made)
+        live = np.ones(len(rows), np.bool_)
+        one = the_device(database)
+        flat = one.place_flat(16, "l2", "float32", 100, [rows[:100]])
+        with hanging(one._worker.pid):
+            building = Calls(lambda: one.place_graph(flat, 32))
+            until(lambda: one._long is not None)
+            for part in (None, 30):
+                told = check(made, QUERIES, live, rows, "l2", part=part, on="cpu")
+                assert told.device_note == "gpu:0 is busy for long (graph); answered by the CPU"
+            assert building.outcomes == [None]
+        assert building.ended()[0].bytes > 0
+        check(made, QUERIES, live, rows, "l2")
+
+
+def test_only_who_can_be_answered_elsewhere_gives_way():
+    """A search without a check waits for a long request, as do those that measure a graph."""
+    one = device()
+    try:
+        placed_ = place(one, vectors(100))
+
+        def search(wait):
+            return one.search(placed_.handle, placed_.generation, vectors(1), 3, 0, wait)
+
+        with hanging(one._worker.pid):
+            calls = Calls(lambda: one.place_graph(placed_, 32), lambda: search(Wait()))
+            until(lambda: one._long is not None)
+            until(lambda: len(one._queue) == 1)
+            with pytest.raises(DeviceLost, match="busy for long"):
+                search(Wait(check=lambda: None))
+        assert calls.ended()[1][1].shape == (1, 3)
+    finally:
+        one.close()
+
+
+def test_a_worker_that_hangs_at_a_graph_is_ended(monkeypatch):
+    """Patience for what cannot be cut goes by its bytes: a small graph is given up long before an hour is over."""
+    monkeypatch.setattr(placing, "_LEAST_PATIENCE_S", 0.5)
+    one = device(timeout_s=0.5)
+    try:
+        placed_ = place(one, vectors(100))
+        assert one._patience_s(0) == 0.5
+        assert one._patience_s(10**9) > 60
+        worker = one._worker.pid
+        os.kill(worker, signal.SIGSTOP)
+        with pytest.raises(DeviceLost, match=r"no answer to Graph within 0\.5"):
+            one.place_graph(placed_, 32)
+        until(lambda: one.up)
+    finally:
+        one.close()
