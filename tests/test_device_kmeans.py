@@ -13,6 +13,7 @@ from on_devices import DIMENSION, SEED, filled, opened, placed
 from vecdb.device import Device
 from vecdb.device import messages as m
 from vecdb.errors import DeviceFull
+from vecdb.index.on_device import OnDevice
 
 ROWS = 8_000
 
@@ -104,6 +105,21 @@ def test_the_cpu_trains_where_a_device_fails(tmp_path, devices, rounds, caplog, 
         stats = made.stats().index
         assert (stats.kind, stats.indexed_rows, stats.last_error) == ("ivf", ROWS, "")
         assert recalled(made, vectors) >= 0.92
+
+
+@pytest.mark.parametrize("device", ["gpu", "auto"])
+def test_the_log_says_that_no_device_is_up_for_lists(
+    tmp_path, devices, monkeypatch, caplog, device
+):
+    """Where a device was asked for and none is up, the CPU does not train or assign in silence; where none was it may."""
+    devices()
+    with opened(tmp_path, device=device) as database, caplog.at_level(logging.WARNING, "vecdb"):
+        monkeypatch.setattr(OnDevice, "_roomiest", lambda _: None)
+        made, _ = filled(database, n=ROWS, vectors=vectors_of("l2"), index="ivf")
+        made.build_index(wait=True)
+        assert made.stats().index.indexed_rows == ROWS
+        for what in ("trains lists", "assigns rows to lists"):
+            assert (f"the CPU {what}, as gpu:0 is not up" in caplog.text) == (device == "gpu")
 
 
 def in_their_lists(made, vectors):

@@ -22,7 +22,9 @@ from vecdb.errors import Cancelled, DeadlineExceeded, DeviceLost, LimitExceeded
 from vecdb.search_lane import CORES
 from vecdb.stopping import while_wanted
 from vecdb.turns import Wait
+from vecdb_server.admission import Admission
 from vecdb_server.fair_pool import FairPool, lend
+from vecdb_server.metrics import Metrics
 
 __all__ = ["devices_are_asked"]
 
@@ -197,7 +199,7 @@ def test_a_call_that_waits_for_a_device_lends_its_thread():
 
 
 def test_the_cpu_answers_while_something_long_holds_the_device(tmp_path, devices):
-    """While a graph is built there, queries do not wait for its end: the CPU answers them, with a note."""
+    """While a graph is built there, queries do not wait for its end: the CPU answers them, with a note, and metrics count them."""
     devices()
     with opened(tmp_path, **PATIENT) as database:
         made, rows = filled(database)
@@ -214,6 +216,8 @@ def test_the_cpu_answers_while_something_long_holds_the_device(tmp_path, devices
             assert building.outcomes == [None]
         assert building.ended()[0].bytes > 0
         check(made, QUERIES, live, rows, "l2")
+        counted = Metrics(database, {}, Admission({})).text()
+        assert f"vecdb_device_taken_over_queries_total {2.0 * len(QUERIES)}\n" in counted
 
 
 def test_only_who_can_be_answered_elsewhere_gives_way():

@@ -191,6 +191,18 @@ def test_the_log_says_what_searches(
     assert line["level"] == "info"
 
 
+@pytest.mark.parametrize(("device", "there"), [("auto", 2), ("auto", 0), ("cpu", 2)])
+def test_gpus_that_reading_processes_leave_idle_are_told_of(
+    start: StartServer, monkeypatch: pytest.MonkeyPatch, device: str, there: int
+) -> None:
+    """With `read_processes` and `auto` the CPU searches: where there are GPUs the log warns, once."""
+    monkeypatch.setenv("VECDB_STAND_IN_DEVICES", str(there))
+    lines = lines_of("json", lambda _: start(device=device, read_processes=1)).splitlines()
+    told = [one for one in map(json.loads, lines) if "not used" in one["message"]]
+    expected = [("warning", "gpu:0,gpu:1")] if device == "auto" and there else []
+    assert [(one["level"], one["unused"]) for one in told] == expected
+
+
 # --- a real process
 
 

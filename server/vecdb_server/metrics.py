@@ -96,6 +96,7 @@ METRICS = (
     Row("device_queued", "gauge", ("device",), "Searches that wait for the GPU.", lambda d: d.queued),
     Row("device_batches_total", "counter", ("device",), "Calls that searched on the GPU.", lambda d: d.batches),
     Row("device_queries_total", "counter", ("device",), "Queries in them.", lambda d: d.queries),
+    Row("device_taken_over_queries_total", "counter", (), "Queries that the CPU answered because a GPU failed, had lost what lay there, or was busy for long. 0 where there is no GPU."),
     Row("device_restarts_total", "counter", ("device",), "Times that the GPU's process was started again.", lambda d: d.restarts),
 )  # fmt: skip
 """All but those of the process, which are prometheus_client's: process_..., python_gc_..."""
@@ -163,6 +164,9 @@ class Metrics:
         devices = self._database.devices
         for device in () if devices is None else devices.stats():
             _of_device(families, device)
+        placements = None if devices is None else devices.placements
+        taken = 0.0 if placements is None else placements.taken_over.read().total
+        families["device_taken_over_queries_total"].add_metric([], taken)
         return iter(families.values())
 
     def of_this_process(self) -> CallFigures:

@@ -15,7 +15,9 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_reflection.v1alpha import reflection
 
 import vecdb
+from vecdb.device import choose
 from vecdb.errors import InvalidSetting
+from vecdb.index.card import count_gpus
 from vecdb_client.v1 import vecdb_pb2 as pb
 from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 
@@ -94,6 +96,13 @@ class Server:
             self.settings["data"], **{**self._engine_settings, "device": self._device}
         )
         database.others_read = bool(self.settings["read_processes"])
+        if self._device != self._engine_settings["device"]:
+            there = [one.name for one in choose("auto", count_gpus)]
+            if there:
+                log.warning(
+                    "GPUs are not used: with read_processes the CPU searches",
+                    extra={"unused": ",".join(there)},
+                )
         return database
 
     @property

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DeviceFull, DeviceLost
+from ..tally import SIZES, Tally
 from ..turns import PATIENT, Wait
 from .card import Floats, Rows
 from .link import Device, collected
@@ -110,13 +111,14 @@ class Placements:
     ) -> None:
         self._start, self._starting = devices, threading.Lock()
         self._devices = None if callable(devices) else tuple(devices)
-        self._keep_s = keep_s
-        self._clock = clock
+        self._keep_s, self._clock = keep_s, clock
         self._changed = threading.Condition()
         self._placements: dict[Hashable, Placement] = {}
         self._making: set[Hashable] = set()
         self._reserved: defaultdict[str, int] = defaultdict(int)
         self.evictions = 0
+        self.taken_over = Tally(SIZES)
+        """Queries that the host answered as a device failed, had lost what lay there, or was busy for long; added by who asked."""
 
     @property
     def started(self) -> bool:
@@ -158,8 +160,7 @@ class Placements:
 
         What is there under this key already is returned as it is. Two calls for one key: the second waits for the first.
         `divisible` False: in one piece or not at all. `each`: bytes of those needed that every shard takes, however few its rows. `among` names the devices that it may lie on, None means all. DeviceFull
-        when it does not fit even after everything that may go is gone; DeviceLost when no device is up; and whatever `make` raises,
-        after which nothing of it is left.
+        when it does not fit even after everything that may go is gone; DeviceLost when no device is up; whatever `make` raises, after which nothing is left.
         """
         with self._changed:
             while key in self._making:

@@ -108,10 +108,10 @@ class DeviceMain(There, Main):
         except Closed:
             raise
         except (DeviceLost, DeviceFull, FailedPrecondition) as error:
-            self.note = error.message
+            self.failed(error.message, len(queries))
             raise Unanswered(self.note) from error
         if answer is None:
-            self.note = GONE
+            self.failed(GONE, len(queries))
             self._gone()
             raise Unanswered(self.note)
         self.note = ""

@@ -268,6 +268,7 @@ class OnDevice:
         up, or it fails in the middle. `check` is called between rounds, and may raise."""
         device = self._roomiest()
         if device is None:
+            self._tell_of_none("trains lists")
             return None
         try:
             return device.kmeans(sample, lists, rounds, spherical, seed, check)
@@ -281,6 +282,8 @@ class OnDevice:
         device is up or it cannot say, then the CPU has to. They lie on the device with most room meanwhile."""
         device, placed = self._roomiest(), None
         metric = "l2" if self._metric == "l2" else "ip"
+        if device is None:
+            self._tell_of_none("assigns rows to lists")
         try:
             if device is not None:
                 rows, dimension = centroids.shape
@@ -307,6 +310,10 @@ class OnDevice:
         finally:
             if device is not None and placed is not None:
                 device.drop(placed.handle, placed.generation)
+
+    def _tell_of_none(self, what: str) -> None:
+        if self.asked_for:
+            log.warning("the CPU %s, as %s is not up", what, ", ".join(self.names))
 
     def _roomiest(self) -> Device | None:
         """The device with most room of those that are up."""

@@ -157,7 +157,7 @@ class Served(There):
         """
         held = self.placements.get(self.key)
         if held is None:
-            self.note = "what lay on the device had to go, or its worker died"
+            self.failed("what lay on the device had to go, or its worker died", len(x))
             return None
         if self.code == "float16" and np.abs(x).max(initial=0.0) > LARGEST_HALF:
             # Infinite there: its products are no numbers, and nothing may be given as if it were all.
@@ -189,7 +189,7 @@ class Served(There):
                 return None if merger is None else (merger, plan, names)
             with self._masks.using(allowed, view.live) as (mask, inside):
                 if not mask:
-                    self.note = "what lay on the device had to go"
+                    self.failed("what lay on the device had to go", len(x))
                     return None
                 if trace is not None:
                     trace.main_rows_compared = inside
@@ -199,7 +199,7 @@ class Served(There):
                 merger = self._nearest(names, view, x, k, width, limit, allowed, mask, trace, check)
                 return None if merger is None else (merger, "exact", names)
         except (DeviceLost, DeviceFull) as error:
-            self.note = error.message
+            self.failed(error.message, len(x))
             return None
 
     def _nearest(
@@ -226,7 +226,7 @@ class Served(There):
             width = min(width, limit, len(self.rows))
             answer = self.ask(some, width, 0, self._lies_as, mask)
             if answer is None:
-                self.note = "what lay on the device had to go"
+                self.failed("what lay on the device had to go", len(x))
                 return None
             keys, rows, sure = self._allowed_first(view, some, answer[0], answer[1], k, allowed)
             if trace is not None:

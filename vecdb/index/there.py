@@ -35,6 +35,11 @@ class There:
         """Whether it still lies there: not evicted, and its workers live."""
         return self.placements.get(self.key) is not None
 
+    def failed(self, why: str, queries: int) -> None:
+        """Notes that the host has to answer so many queries, and counts them."""
+        self.note = why
+        self.placements.taken_over.add(queries)
+
     def ask(
         self, queries: Floats, k: int, setting: int, metric: str, mask: int = 0
     ) -> tuple[Floats, Rows, int] | None:

@@ -125,7 +125,7 @@ class Tiled:
         if not self._is_much(view, len(x), allowed):
             return None
         if time.monotonic() < self._rest_until_s:
-            return self._told(trace)
+            return self._told(trace, len(x))
         devices = self._within(k)
         rows = _wanted(view, allowed)
         if not devices or not rows.size:
@@ -133,7 +133,7 @@ class Tiled:
                 self._note = (
                     f"{', '.join(self._names)} {'is' if len(self._names) == 1 else 'are'} not up"
                 )
-                return self._told(trace)
+                return self._told(trace, len(x))
             return None
         try:
             if not self._pays(view, len(x), k, rows, devices):
@@ -142,7 +142,7 @@ class Tiled:
             keys, found = self._through(view.source, devices, x, _width(k), rows, check)
         except (DeviceLost, DeviceFull, FailedPrecondition) as error:
             self._failed(error.message)
-            return self._told(trace)
+            return self._told(trace, len(x))
         self._note = ""
         out = self._ranked(view, x, k, keys, found, rows, allowed, trace, check)
         self._learn(len(x), k, rows, time.perf_counter() - begun)
@@ -216,8 +216,9 @@ class Tiled:
         self._note = why
         self._rest_until_s = time.monotonic() + _REST_S
 
-    def _told(self, trace: Trace | None) -> tuple[Floats, Rows] | None:
+    def _told(self, trace: Trace | None, queries: int) -> tuple[Floats, Rows] | None:
         """None: the host answers although the device would have, and `trace` says why."""
+        self._placements.taken_over.add(queries)
         if trace is not None and not trace.device_note:
             trace.device_note = f"{self._note}; answered by the CPU"
         return None
