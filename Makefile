@@ -126,7 +126,8 @@ bench-index: $(STAMP) ## Measure the index; writes to bench/results. Smaller: ma
 	@$(PIP) --no-build-isolation -e '.[cpu,bench]'
 	$(BIN)/python -m bench index $(ARGS)
 
-# A card wants a Python with vecdb[gpu] or vecdb[gpu-cuvs], the server, the client and, to measure its limits, torch: PYTHON. What pretends one runs
+# A card wants a Python with vecdb[gpu] or vecdb[gpu-cuvs], the server, the client and, to measure its limits, torch: PYTHON. What its tests need
+# beside is installed there, where it lacks. What pretends one runs
 # in .venv, which holds FAISS for the CPU.
 DRY := $(strip $(findstring --backend cpu,$(ARGS)) $(findstring --backend=cpu,$(ARGS)) $(findstring stand-in,$(ARGS)))
 CARD = $(if $(DRY),$(BIN)/python,$(PYTHON))
@@ -135,6 +136,8 @@ bench-gpu: $(if $(DRY),$(STAMP)) ## Measure a card in under 8 minutes. No card: 
 	$(CARD) -m bench gpu $(ARGS)
 
 test-gpu: $(if $(DRY),$(STAMP)) ## Run the tests that need a GPU, the long ones too. No GPU: make test-gpu ARGS='--device=stand-in'
+	@$(CARD) -c 'import hypothesis, pytest' 2>/dev/null || \
+	  $(CARD) -m pip --disable-pip-version-check install -q -c constraints.txt hypothesis pytest
 	$(CARD) -m pytest -q $(or $(TESTS),tests) -m gpu $(ARGS)
 
 clean: ## Remove .venv, .venv-bench, .venv-vectordbbench and everything that can be made again.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import trustme
+import pytest
 
 
 class Authority:
     """An authority with certificates in files, as an operator has them."""
 
     def __init__(self, folder: Path) -> None:
-        self._ca = trustme.CA()
+        self._ca = pytest.importorskip("trustme").CA()
         self._folder = folder
         self.ca = folder / "ca.pem"
         self._ca.cert_pem.write_to_path(str(self.ca))

@@ -8,7 +8,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import trustme
 from conftest import StartServer
 
 from vecdb_server import keys
@@ -35,7 +34,7 @@ def test_the_typescript_example(start: StartServer, tmp_path: Path) -> None:
     ):
         pytest.skip("npm reaches no registry here")
     assert installed.returncode == 0, installed.stderr
-    ca = trustme.CA()
+    ca = pytest.importorskip("trustme").CA()
     made = ca.issue_cert("localhost")
     ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     made.private_key_pem.write_to_path(str(tmp_path / "s.key"))
