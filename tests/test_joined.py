@@ -136,6 +136,40 @@ def test_a_graph_that_a_device_joined_finds_what_is_near(
         assert len(graphs) == 1
 
 
+@pytest.fixture
+def poor(monkeypatch):
+    """Devices join each row to the first one only; how many of such graphs there were."""
+    count = []
+    asked = Device.links
+
+    def links(self, graph, degree, check):
+        rows = len(asked(self, graph, degree, check))
+        count.append(rows)
+        return np.zeros((rows, degree), np.int32)
+
+    monkeypatch.setattr(Device, "links", links)
+    return count
+
+
+def test_a_graph_that_misses_the_target_is_built_by_the_cpu(tmp_path, devices, poor, caplog):
+    """Where only a graph may serve and that of a device does not reach the target, the CPU's does, which is told once; and
+    devices join no other for this index, so that the next build is not done twice."""
+    devices(graphs=True)
+    with caplog.at_level(logging.WARNING, "vecdb"), vecdb.open(tmp_path / "db", **SETTINGS) as one:
+        collection, vectors = made(one, quantization="none")
+        main = collection._core.index.view.main
+        assert (main.kind, main.n) == ("hnsw", ROWS)
+        assert main.setting(0.95, 10) is not None
+        fresh = rows_of("float32", ROWS, SEED + 2)
+        add(collection, fresh, ROWS)
+        collection.build_index(wait=True)
+        assert collection.stats().index.indexed_rows == 2 * ROWS
+        check(collection, np.concatenate([vectors, fresh]), "l2")
+    assert len(poor) == 1
+    told = [one for one in caplog.records if "does not reach a recall of 0.95" in one.message]
+    assert len(told) == 1
+
+
 @pytest.mark.parametrize(("metric", "storage", "quantization"), STORED[:2])
 @pytest.mark.parametrize("fault", ["die_at_add=1", "die_at_graph=1"])
 def test_a_device_that_fails_costs_no_graph(

@@ -52,6 +52,7 @@ class _Helper:
     """A card as `makers.Trainer` and `makers.Joining` want one."""
 
     room = 0
+    joined, missed = 0, False
 
     def __init__(self, card: Any) -> None:
         self._card = card

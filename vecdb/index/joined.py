@@ -77,11 +77,17 @@ class Joiner:
         self._dimension = dimension
         self._metric = metric
         self._attempts = Attempts()
+        self.joined = 0
+        """Graphs whose links it gave."""
+        self.missed = False
+        """One of these did not reach the target: no other is joined."""
 
     def takes(self, rows: int) -> bool:
         """Whether a graph of so many rows is to be joined on a device: one that can is up and has a budget for
-        it, and the rows are enough for that to be quicker."""
-        return rows >= LEAST_ROWS and not self._attempts.spent and self._code(rows) is not None
+        it, and the rows are enough for that to be quicker; and no graph that was joined missed the target where the CPU's had to
+        serve instead."""
+        spent = self.missed or self._attempts.spent
+        return rows >= LEAST_ROWS and not spent and self._code(rows) is not None
 
     def links(
         self, rows: int, slices: Callable[[], Iterable[Floats]], check: Callable[[], None]
@@ -118,6 +124,7 @@ class Joiner:
             self._placements.forget(key)
         if found.shape != (rows, DEGREE) or found.min() < -1 or found.max() >= rows:
             raise FailedPrecondition(f"{shard.device.name} gave no links of {rows:,} rows")
+        self.joined += 1
         return found
 
     def _devices(self) -> list[Device]:

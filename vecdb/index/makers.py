@@ -47,6 +47,9 @@ class Outgrown(Exception):
 class Joining(Protocol):
     """What joins the rows of graphs in place of the CPU; see `joined.Joiner`."""
 
+    joined: int
+    missed: bool
+
     def takes(self, rows: int) -> bool: ...
 
     def links(

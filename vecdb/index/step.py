@@ -7,6 +7,7 @@ made too, and what answers single queries in less time stays.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -23,6 +24,8 @@ from .door import give_memory_back
 from .handover import HandOver
 from .main import Main
 from .makers import Job, Outgrown
+
+log = logging.getLogger("vecdb")
 
 _ANEW_SHARE = 0.25
 """Fresh rows, as a share of those in a graph, from which on one that a device joins is made anew. The CPU makes its
@@ -83,7 +86,7 @@ class Step:
         if same and main is not None and self.first == self.rows.size == main.n and not anew:
             return None
         if kind != "auto":
-            return self._one(kind, self._code(kind), grows)
+            return self._good_enough(kind, self._code(kind), grows)
         if main is not None and main.kind == "ivf":
             # A graph would not do, or not fit, or is still to be made: see `_auto`.
             lists = self._one("ivf", main.code, grows)
@@ -182,6 +185,25 @@ class Step:
                 pass
         self._check_budget(kind, code, 0, rows.size, first, beside)
         return self._fine_enough(build.anew(rows, self.n_rows, self.sequence), beside)
+
+    def _good_enough(self, kind: str, code: str, grows: bool) -> Main | None:
+        """One index; where it is a graph that a device has joined and that misses the target, the CPU's instead, and devices join no
+        other for this index. (Where lists may serve they do, see `_auto`.)"""
+        device, target = self.index.on_device, self.index.target_recall
+        joiner = None if device is None else device.joiner
+        before = 0 if joiner is None else joiner.joined
+        made = self._one(kind, code, grows)
+        if made is None or joiner is None or joiner.joined == before:
+            return made
+        if made.setting(target, SMALL_K) is not None:
+            return made
+        joiner.missed = True
+        log.warning(
+            "a graph of %d rows that a device joined does not reach a recall of %g: it is built by the CPU",
+            made.n, target,
+        )  # fmt: skip
+        del made  # both would be in memory
+        return self._one(kind, code, False)
 
     def _fine_enough(self, made: Main | None, beside: int) -> Main | None:
         """`made`, or lists of a finer code where it misses the target and they do not."""
