@@ -16,6 +16,7 @@ from on_devices import (
     filled,
     opened,
     placed,
+    plain,
     rows_of,
     using,
     wait_for,
@@ -254,3 +255,37 @@ def test_a_vector_that_few_records_have_is_served(tmp_path, devices):
         assert not there.wants_placing()
         made.insert([f"more{n}" for n in range(ROWS)], np.ones((ROWS, 2), np.float32))
         assert not there.wants_placing(), "none of these has the vector"
+
+
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+@pytest.mark.parametrize("part", [None, 60])
+def test_of_equal_rows_the_lower_ones_answer(tmp_path, devices, monkeypatch, metric, part):
+    """Whatever order a card has rows in that are equally near, also at the border of what it gives."""
+    devices()
+    rng, count = np.random.default_rng(SEED), 1_500
+    # 30 different vectors of small whole numbers, whose products are exact in any order; each lies there some fifty times.
+    vectors = rng.integers(-2, 3, (30, DIMENSION)).astype(np.float32)[rng.integers(0, 30, count)]
+    queries = rng.integers(-2, 3, (50, DIMENSION)).astype(np.float32)
+    ask = None if part is None else {"part": {"$lt": part}}
+    with opened(tmp_path) as database:
+        made, _ = filled(database, metric, n=count, vectors=vectors)
+        placed(made)
+        placements = database.devices.placements
+        asked = placements.search
+
+        def backwards(key, x, k, setting, lies_as, wait, mask=0):
+            """All that lie there, of equal ones the last first."""
+            scores, at, together = asked(key, x, count, setting, lies_as, wait, mask)
+            order = np.lexsort((-at, scores if lies_as == "l2" else -scores), axis=1)[:, :k]
+            return np.take_along_axis(scores, order, 1), np.take_along_axis(at, order, 1), together
+
+        monkeypatch.setattr(placements, "search", backwards)
+        far = plain(queries, vectors, metric)
+        if part is not None:
+            far[:, np.arange(count) % 100 >= part] = np.inf
+        nearest = np.argsort(far, axis=1, kind="stable")
+        for k in (1, 10, 120):
+            found = made.query(queries, k=k, filter=ask, explain=True)
+            assert found.explain.device == "gpu:0"
+            rows = [[int(one[1:]) for one in ids] for ids in found.ids]
+            assert rows == nearest[:, :k].tolist()
