@@ -24,6 +24,7 @@ from bench.gpu import (
     goals,
     plan,
     run,
+    served,
     timing,
 )
 
@@ -73,9 +74,9 @@ def test_every_part_measures_and_stands_on_the_page(dry: Dry) -> None:
     """All parts end well, each has its lines in all three files and its chapter, the goals come first."""
     assert dry.code == 0
     assert dry.results["failed"] == {}
-    assert set(dry.results["parts"]) == set(run.PARTS)
+    assert set(dry.results["parts"]) == set(run.PARTS) - run.WHEN_NAMED
     assert not [one for one in dry.lines if one["kind"] in ("failed", "left out")]
-    for part in run.PARTS:
+    for part in dry.results["parts"]:
         assert dry.cases(part), part
     titles = [line for line in dry.page.splitlines() if line.startswith("## ")]
     assert titles == [
@@ -91,6 +92,25 @@ def test_every_part_measures_and_stands_on_the_page(dry: Dry) -> None:
     assert "A dry run on the CPU" in dry.page
     assert dry.results["date"][:10] in dry.page
     assert len(dry.lines) == 1 + sum(map(len, dry.results["parts"].values()))  # and the card
+
+
+def test_exact_search_through_the_engine_is_measured_beside_the_cpu(tmp_path: Path) -> None:
+    """Where it is named, the part asks the CPU, the card and a server for the same rows, in each batch, and they answer alike;
+    the page says how many times the CPU's rate each reached, and the commit that was told."""
+    dry = started(tmp_path, "--only", "served", "--commit", "1234abc")
+    assert dry.code == 0
+    cases = dry.cases("served")
+    assert [(one["way"], one["batch"]) for one in cases] == [
+        (way, batch) for way in served.WAYS for batch in plan.TINY.batches
+    ]
+    for one in cases:
+        assert one["device"] == ("cpu" if one["way"] == served.CPU else "gpu:0")
+        assert one["same"] >= 0.99
+        assert one["queries_per_s"] > 0
+    assert "## Exact search through the engine" in dry.page
+    assert "1.00 x" in dry.page
+    assert "commit 1234abc" in dry.page
+    assert dry.results["machine"]["commit"] == "1234abc"
 
 
 def test_exact_search_is_measured_in_every_cell_and_right(dry: Dry) -> None:
