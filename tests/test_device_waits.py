@@ -178,8 +178,10 @@ def test_a_server_says_when_to_come_again(tmp_path, monkeypatch):
 
 
 def test_a_call_that_waits_for_a_device_lends_its_thread():
-    """Another has a thread of the pool meanwhile, up to a limit; afterwards the pool is as large as before."""
-    pool, may_end = FairPool(1, "lent", None), threading.Event()
+    """Another has a thread of the pool meanwhile, and afterwards the pool is as large as before; a pool whose threads are the limit
+    of what may be open, as those of streams, stays as it is."""
+    pool, may_end = FairPool(1, "lent", None, 1), threading.Event()
+    streams = FairPool(1, "streams")
 
     def work():
         lend(True)
@@ -188,14 +190,18 @@ def test_a_call_that_waits_for_a_device_lends_its_thread():
 
     held = [pool.submit(work) for _ in range(5)]
     until(lambda: pool._at_devices == 5)
+    streaming, behind = streams.submit(work), streams.submit(work)
+    until(lambda: streams.running == 1)
+    assert (streams._room, streams.waiting) == (1, 1)
     assert pool.submit(pow, 2, 3).result(60) == 8
     may_end.set()
-    for one in held:
+    for one in (*held, streaming, behind):
         one.result(60)
     assert pool.submit(pow, 2, 3).result(60) == 8
     until(lambda: len(pool._pool_threads) <= 1 or pool.submit(pow, 2, 3).result(60) != 8)
     assert pool._at_devices == 0
     pool.shutdown()
+    streams.shutdown()
 
 
 def test_the_cpu_answers_while_something_long_holds_the_device(tmp_path, devices):

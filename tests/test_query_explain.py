@@ -174,7 +174,7 @@ def test_queries_that_were_searched_together_say_so(docs):
     class Held:
         """A view whose search takes until the gate opens."""
 
-        is_simple, asks_devices, tail_rows = True, False, 0
+        is_simple, tail_rows, asks_devices_from = True, 0, 1_000
 
         def search(self, *args, **options):
             assert gate.wait(20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import statistics
@@ -24,7 +25,7 @@ from vecdb.search_note import Note
 class PlainView:
     """A view whose answer to a query is the query itself; `gate` holds searches back."""
 
-    is_simple, asks_devices, tail_rows = False, False, 0
+    is_simple, tail_rows, asks_devices_from = False, 0, math.inf
 
     def __init__(self):
         self.calls = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -20,7 +21,7 @@ from vecdb.turns import away
 class Asking:
     """A view that waits for a device, until `gate` is open or the wait ends; then it works until `done` is."""
 
-    is_simple, asks_devices, tail_rows = False, True, 0
+    is_simple, tail_rows, asks_devices_from = False, 0, 0
 
     def __init__(self):
         self.gate, self.done = threading.Event(), threading.Event()
@@ -62,7 +63,7 @@ class Asking:
 class Busy(Asking):
     """A view that waits for no device."""
 
-    asks_devices = False
+    asks_devices_from = math.inf
 
     def search(self, queries, k, **options):
         self.working += 1

@@ -18,15 +18,17 @@ from on_devices import (
     placed,
     plain,
 )
+from test_device_waits import PATIENT, hanging
 from test_on_device import _few_are_fewer
 
 import vecdb
 from vecdb.device import Device
 from vecdb.device.choice import STAND_IN_DEVICES
-from vecdb.errors import DeadlineExceeded, DeviceFull
+from vecdb.errors import Cancelled, DeadlineExceeded, DeviceFull
 from vecdb.index import tiled
 from vecdb.index.tiled import Tiled
 from vecdb.selection import Selection
+from vecdb.stopping import while_wanted
 
 few_are_fewer = _few_are_fewer
 NO_ROOM = 20_000
@@ -59,13 +61,13 @@ def sent(monkeypatch):
 
     counts, lock, compare = Sent(), threading.Lock(), Device.compare
 
-    def counted(self, queries, vectors, *rest):
+    def counted(self, queries, vectors, *rest, **named):
         with lock:
             counts.append(len(vectors))
             happening = counts.at.get(len(counts))
         if happening is not None:
             happening()
-        return compare(self, queries, vectors, *rest)
+        return compare(self, queries, vectors, *rest, **named)
 
     monkeypatch.setattr(Device, "compare", counted)
     return counts
@@ -233,6 +235,22 @@ def test_time_that_is_over_ends_the_search(tmp_path, devices, sent, monkeypatch)
         with pytest.raises(DeadlineExceeded):
             made.query(QUERIES, k=3, timeout_s=0.3)
         assert len(sent) < ROWS // 312
+
+
+def test_a_device_that_hangs_ends_no_later_than_the_deadline(tmp_path, devices):
+    """A search whose tiles are not answered ends in time, or when nobody wants it any more; later ones go there again."""
+    devices()
+    with opened(tmp_path, device_memory_bytes=NO_ROOM, **PATIENT) as database:
+        made, vectors = filled(database)
+        queries = np.resize(QUERIES, (2 * LEAST_QUERIES, DIMENSION))
+        (one,) = database.devices.placements.devices
+        with hanging(one._worker.pid):
+            with pytest.raises(DeadlineExceeded):
+                made.query(queries, k=3, timeout_s=0.3)
+            wanted = iter([True] * 12)
+            with while_wanted(lambda: next(wanted, False)), pytest.raises(Cancelled):
+                made.query(queries, k=3)
+        assert check(made, queries, LIVE, vectors, "l2").plan == "tiled"
 
 
 def test_a_large_batch_shares_the_way(tmp_path, devices, sent):

@@ -168,7 +168,7 @@ class SearchLane:
         squared length of a single query, where it is known.
         """
         busy = len(self._running)
-        if self._waiting or note is not None or view.asks_devices or (
+        if self._waiting or note is not None or len(queries) >= view.asks_devices_from or (
             busy >= self._cores and busy >= self._places(view, queries, exact)
         ):  # fmt: skip
             ask = _Ask(self, view, queries, k, allowed, exact, target_recall, end, note, alone)

@@ -48,6 +48,12 @@ class _Mine(threading.local):
 _mine = _Mine()
 
 
+def waits_here() -> Wait:
+    """How a search of this thread waits where it keeps its place, since it has other work to do meanwhile."""
+    turn = _mine.turn
+    return PATIENT if turn is None else Wait(turn.end, stop_if_unwanted)
+
+
 class having:  # noqa: N801 - is used as a function is
     """Within it the search of this thread has `turn`."""
 

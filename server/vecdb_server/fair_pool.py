@@ -208,7 +208,9 @@ class FairPool(ThreadPoolExecutor):
         return self.size + lent
 
     def lend(self, begins: bool) -> None:
-        """See the function of this name."""
+        """See the function of this name. Pools that lend to nobody, as where streams have a thread each, do not so either."""
+        if not self._most_lent:
+            return
         if begins:
             _here.device_since_s = time.perf_counter()
             with self._guard:

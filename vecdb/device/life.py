@@ -37,8 +37,10 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 30.0
 _START_TIMEOUT_S = 120.0
 """Loading CUDA and a first context take seconds, on a machine with many cards more."""
 _PING_EVERY_S = 5.0
+_LONG = (m.Graph, m.Kmeans, m.Links, m.Lists)
+"""Requests that may take long; all others are cut into short ones."""
 _SHORT_S = 0.25
-"""A search waits no longer than this for a request that may take long, where the host can answer it too."""
+"""A search waits no longer than this for one of these, where the host can answer it too."""
 
 
 class Linked:
@@ -304,7 +306,7 @@ class Linked:
     def _order(self, worker: Worker, order: Order) -> None:
         for offset, values in order.arrays:
             m.array(worker.memory, values.shape, values.dtype, offset)[:] = values
-        if order.timeout_s > self._timeout_s:
+        if isinstance(order.request, _LONG):
             self._long = time.monotonic(), type(order.request).__name__.lower()
         try:
             said = worker.call(order.request, order.timeout_s)

@@ -131,12 +131,18 @@ class Placing(Linked):
             raise
 
     def compare(
-        self, queries: Floats, vectors: Floats, k: int, metric: str, check: Check = _go_on
+        self,
+        queries: Floats,
+        vectors: Floats,
+        k: int,
+        metric: str,
+        check: Check = _go_on,
+        wait: Wait = PATIENT,
     ) -> tuple[Floats, Rows]:
         """The k nearest of `vectors` (n, d) that are on the host: scores and positions (q, k), exactly.
 
         Both go through the shared memory in tiles of a quarter of it; the card holds one at a time. `check`
-        raises when the time is over.
+        raises when the time is over; how each request waits is up to `wait`.
         """
         x = np.ascontiguousarray(queries, np.float32)
         y = np.ascontiguousarray(vectors, np.float32)
@@ -150,7 +156,8 @@ class Placing(Linked):
             best: list[tuple[Floats, Rows]] = []
             for start in range(0, len(y), tile):
                 check()
-                found = self._compare(asked, y[start : start + tile], k, metric, generation)
+                part = y[start : start + tile]
+                found = self._compare(asked, part, k, metric, generation, wait)
                 found[1][found[1] >= 0] += start
                 best = [merged([*best, found], k, metric)] if best else [found]
             answers.append(
@@ -198,7 +205,7 @@ class Placing(Linked):
     ) -> None:
         """`Card.mask` for flat vectors, under a number of the caller's. Where it raises there may be one all the same, now or later."""
         request = m.Mask(placed.handle, number, bits.size)
-        self._run(Order(request, placed.generation, self._timeout_s, [(0, bits)]), wait)
+        self._request(request, placed.generation, self._timeout_s, [(0, bits)], wait=wait)
 
     def unmask(self, placed: Placed, number: int) -> None:
         """Forgets a mask, without waiting."""
@@ -244,8 +251,9 @@ class Placing(Linked):
         timeout_s: float,
         arrays: Any = (),
         read: Callable[[mmap.mmap, int], Any] | None = None,
+        wait: Wait = PATIENT,
     ) -> Any:
-        return self._run(Order(request, generation, timeout_s, arrays, read))
+        return self._run(Order(request, generation, timeout_s, arrays, read), wait)
 
     def _later(self, request: m.Request, generation: int) -> None:
         try:
@@ -279,7 +287,13 @@ class Placing(Linked):
         return out
 
     def _compare(
-        self, queries: Floats, vectors: Floats, k: int, metric: str, generation: int
+        self,
+        queries: Floats,
+        vectors: Floats,
+        k: int,
+        metric: str,
+        generation: int,
+        wait: Wait,
     ) -> tuple[Floats, Rows]:
         (q, d), n = queries.shape, len(vectors)
         vectors_at, scores_at, positions_at, _ = m.compare_layout(q, n, d, k)
@@ -292,7 +306,7 @@ class Placing(Linked):
         arrays = [(0, queries), (vectors_at, vectors)]
         request = m.Compare(q, n, d, k, metric)
         found: tuple[Floats, Rows] = self._request(
-            request, generation, self._timeout_s, arrays, read
+            request, generation, self._timeout_s, arrays, read, wait
         )
         return found
 

@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from ..device import Device, Placements
 from ..errors import Cancelled, DeviceFull, DeviceLost, FailedPrecondition
 from ..selection import Selection
+from ..turns import Wait, waits_here
 from .blocks import FloatBlock
 from .distance import Floats, Merger, Rows, padded, to_distances
 from .door import CORES, faiss_metric
@@ -51,6 +53,8 @@ _KEPT_S = 60.0
 """A measurement is made again after so long: by then the machine may do other things, or the store be in memory."""
 _REST_S = 5.0
 """After a failure the host answers for so long, so that not every search begins in vain."""
+_LOOK_S = 0.1
+"""How often a search that waits for a tile asks whether it should go on."""
 _DENSE = 4
 """Rows that are at least a fourth of their range are cut out of it, fewer are read one by one."""
 _HOST_QUERIES = 128
@@ -192,9 +196,12 @@ class Tiled:
         vectors = self._read(source, part)
         read_s = time.perf_counter() - begun
         x = np.resize(vectors, (queries, self._dimension))
-        one.compare(x[:1], vectors[:1], 1, self._scores)  # whatever the first call prepares
+        wait = waits_here()
+        one.compare(
+            x[:1], vectors[:1], 1, self._scores, wait=wait
+        )  # whatever the first call prepares
         begun = time.perf_counter()
-        one.compare(x, vectors, _width(k), self._scores)
+        one.compare(x, vectors, _width(k), self._scores, wait=wait)
         compare_s = time.perf_counter() - begun
         block, some = FloatBlock(vectors, faiss_metric(self._metric)), x[:_HOST_QUERIES]
         begun = time.perf_counter()
@@ -259,11 +266,17 @@ class Tiled:
         merger = Merger(width)
         ended = threading.Event()
 
-        def compare(device: Device, part: Rows) -> tuple[Floats, Rows]:
+        def stopped() -> None:
             if ended.is_set():
                 raise Cancelled("the search has ended")
+
+        wait = Wait(waits_here().end, stopped)
+
+        def compare(device: Device, part: Rows) -> tuple[Floats, Rows]:
+            stopped()
             vectors = self._read(source, part)
-            scores, at = device.compare(x, vectors, min(width, len(part)), self._scores, check)
+            most = min(width, len(part))
+            scores, at = device.compare(x, vectors, most, self._scores, check, wait)
             keys = scores if self._metric == "l2" else -scores
             missing = at < 0
             return np.where(missing, np.float32(np.inf), keys), np.where(missing, -1, part[at])
@@ -275,12 +288,11 @@ class Tiled:
                 for number, start in enumerate(range(0, rows.size, step)):
                     check()
                     if len(waiting) == threads:
-                        merger.add(*waiting.popleft().result())
+                        merger.add(*_answer(waiting.popleft(), check))
                     device = devices[number % len(devices)]
                     waiting.append(pool.submit(compare, device, rows[start : start + step]))
                 while waiting:
-                    check()
-                    merger.add(*waiting.popleft().result())
+                    merger.add(*_answer(waiting.popleft(), check))
             finally:
                 ended.set()
         return merger.best(len(x))
@@ -339,6 +351,14 @@ class Tiled:
         scale = np.float32(2.0**-24 * (16.0 + 2.0 * np.sqrt(self._dimension)))
         there &= keys.max(axis=1) - scale * (lengths + reach * reach) > kth
         return there
+
+
+def _answer(waiting: Future[tuple[Floats, Rows]], check: Check) -> tuple[Floats, Rows]:
+    """The answer of a tile; `check` is called before and meanwhile, and may raise."""
+    check()
+    while not futures.wait([waiting], _LOOK_S).done:
+        check()
+    return waiting.result()
 
 
 def _wanted(view: Seen, allowed: Selection | None) -> Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +26,7 @@ from .served import Served
 from .side import Sides
 from .source import VectorSource, true_keys
 from .tail import Piece
-from .tiled import PLAN, Tiled
+from .tiled import LEAST_QUERIES, PLAN, Tiled
 from .trace import FEW, Trace
 
 _ON_DEVICE = 1_024
@@ -90,10 +91,12 @@ class View:
         self.reasons = reasons
         """Says why the CPU answers; None where no device was asked for."""
         self.tiled = tiled
+        self.asks_devices_from = math.inf if tiled is None else LEAST_QUERIES
+        """A search of at least so many queries may wait for a device."""
+        if self.served is not None or device_main is not None:
+            self.asks_devices_from = 0
         self.lasting = lasting
         self._fews = Fews(lasting)
-        self.asks_devices = self.served is not None or device_main is not None
-        """Whether a search may wait for a device."""
         self.is_simple = device_main is None and one.is_simple(main, pieces, lossy_tail)
         self._whole_tail = n_live - main_live == self.tail_rows
 
