@@ -5,17 +5,33 @@ from __future__ import annotations
 import math
 import signal
 import threading
-import time
 
 import numpy as np
 import pytest
 from conftest import wait_until
 
-from vecdb import errors
+from vecdb import errors, search_lane
 from vecdb.index import Found
 from vecdb.search_lane import SearchLane
 from vecdb.stopping import while_wanted
 from vecdb.turns import away
+
+
+class Clock:
+    """In place of `time` in the lane: it is `now` until the test says otherwise."""
+
+    now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(search_lane, "time", made)
+    monkeypatch.setattr(search_lane, "_LOOK_S", 0.01)
+    return made
 
 
 class Asking:
@@ -37,7 +53,7 @@ class Asking:
         try:
             with away() as wait:
                 while not self.gate.wait(0.01):
-                    if wait.end is not None and time.monotonic() > wait.end:
+                    if wait.end is not None and search_lane.time.monotonic() > wait.end:
                         raise errors.DeadlineExceeded("late, on purpose")
                     wait.check()
                 if self.failing:
@@ -143,11 +159,11 @@ def of_two(lane, view, first, second):
     return calls
 
 
-def test_who_is_searched_for_waits_until_its_deadline_only():
+def test_who_is_searched_for_waits_until_its_deadline_only(clock):
     """A caller whose query another has taken to the device gets DeadlineExceeded in time; the other gets its answer."""
     lane, view = SearchLane(1), Asking()
-    # Late enough that it is still in time when the device is asked.
-    first, second = of_two(lane, view, {}, {"end": time.monotonic() + 2.0})
+    first, second = of_two(lane, view, {}, {"end": 5.0})
+    clock.now = 6.0
     assert isinstance(second.ended(), errors.DeadlineExceeded)
     assert first.is_alive()
     view.gate.set()
@@ -157,10 +173,11 @@ def test_who_is_searched_for_waits_until_its_deadline_only():
     assert is_free(lane)
 
 
-def test_a_deadline_of_who_searches_ends_the_search_of_no_other():
+def test_a_deadline_of_who_searches_ends_the_search_of_no_other(clock):
     """Where the caller who took others along is too late, another of them asks the device again."""
     lane, view = SearchLane(1), Asking()
-    first, second = of_two(lane, view, {"end": time.monotonic() + 2.0}, {})
+    first, second = of_two(lane, view, {"end": 5.0}, {})
+    clock.now = 6.0
     assert isinstance(first.ended(), errors.DeadlineExceeded)
     wait_until(lambda: view.calls == [2, 1], "the other asks")
     view.gate.set()
@@ -169,12 +186,13 @@ def test_a_deadline_of_who_searches_ends_the_search_of_no_other():
     assert is_free(lane)
 
 
-def test_nobody_is_searched_for_who_has_gone():
+def test_nobody_is_searched_for_who_has_gone(clock):
     """A caller that waits no more is left out when the search that took it along is done again."""
     lane, view = SearchLane(1), Asking()
-    end = time.monotonic() + 2.0
-    first, second = of_two(lane, view, {"end": end + 1.0}, {"end": end})
+    first, second = of_two(lane, view, {"end": 7.0}, {"end": 5.0})
+    clock.now = 6.0
     assert isinstance(second.ended(), errors.DeadlineExceeded)
+    clock.now = 8.0
     assert isinstance(first.ended(), errors.DeadlineExceeded)
     assert view.calls == [2]
     assert is_free(lane)
