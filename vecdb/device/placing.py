@@ -27,7 +27,7 @@ STEP_BYTES = 8 << 20
 """Bytes that are copied to a worker in one request: about a millisecond, which a search may have to wait."""
 _LEAST_RATE = 10e6
 """Bytes a second that what cannot be cut works through at least: lists on their way to the card, a graph being built, a round of
-k-means. CAGRA over 1.5 GB took an H200 9 s,."""
+k-means. CAGRA over 1.5 GB took an H200 9 s."""
 _LEAST_PATIENCE_S = 60.0
 Check = Callable[[], None]
 

@@ -125,8 +125,10 @@ class Environment(OpenFile):
                 self._opened()  # What is cut off is refused as that, and not as a sync that fails.
                 if reserves and self._beyond(limit):
                     raise MapFull
+                unsynced = False
                 if self._lazy is not None:
                     self._lazy.before_write()
+                    unsynced = self._lazy.has_unsynced
                 if self._commits % _COMMITS_A_READER_CHECK == 0:
                     self._env.reader_check()
                 with in_our_words(self.folder):
@@ -136,9 +138,13 @@ class Environment(OpenFile):
                 smaller = self._beyond(limit) if reserves else 0
             finally:
                 self._leave()
-            if size >= limit and not smaller:
-                raise self._full(limit, reserves)
             lazy = self._lazy
+            if size >= limit and not smaller:
+                if lazy is None or not unsynced:
+                    raise self._full(limit, reserves)
+                # What those commits freed may be written over from then on.
+                lazy.flush()
+                continue
             if lazy is not None:
                 # Moving the map ends all transactions, that on the synced commit too.
                 lazy.settle()

@@ -176,6 +176,11 @@ class LazySync:
         return None if self.settled else self._sequence
 
     @property
+    def has_unsynced(self) -> bool:
+        """Whether there may be commits after the one that is kept whole, whose freed pages nothing can have yet."""
+        return self._since is not None or self._under_way is not None
+
+    @property
     def settled(self) -> bool:
         """Whether `settle` was called, and nothing written since."""
         return self._stand is None and self._since is None
