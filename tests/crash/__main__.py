@@ -64,6 +64,8 @@ def main() -> int:
     SETTINGS["durability"] = asked.durability
     SETTINGS["durability_interval_ms"] = 40.0
     seed = int.from_bytes(os.urandom(4), "little") if asked.seed is None else asked.seed
+    if asked.folder is not None:
+        asked.folder.mkdir(parents=True, exist_ok=True)
     parent = Path(tempfile.mkdtemp(prefix="vecdb-crash-", dir=asked.folder))
     ways = WAYS if asked.way == "both" else (asked.way,)
     campaign = Campaign(
