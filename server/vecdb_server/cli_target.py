@@ -29,7 +29,7 @@ exit codes:
   2  wrong usage of the command line
   3  the data folder cannot be used: in use, of another version, missing, or not accessible
   4  check or verify found problems, a repair lost something, or list a collection that cannot be opened
-  5  the server cannot be reached
+  5  the server cannot be reached, or the target of backups cannot be used
   6  verify found no fault in what is complete, but a backup without a manifest, or no backup at all
   130  interrupted (Ctrl-C)
   141  whoever read the output stopped reading"""

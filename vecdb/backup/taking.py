@@ -228,7 +228,7 @@ def _must_be_there(
     if lost:
         raise Unavailable(
             f"{lost[0]} was removed while the backup was taken, as prune does with backups that take too "
-            "long; repeat the backup"
+            "long, or the target does not list what it holds; repeat the backup"
         )
 
 

@@ -24,18 +24,20 @@ from ..errors import (
     BackupNotFound,
     InvalidArgument,
     MissingDependency,
-    StorageFull,
     Unavailable,
 )
 from . import direct
 from .blocks import Blocks
 from .digests import Blake3
 from .ids import is_id
+from .store_errors import full, in_our_words, unusable
 
 if TYPE_CHECKING:
     from ..backup_types import BackupTarget
 
 _WHAT = "backup"
+_LISTS = 4
+"""So often a list that was cut off is asked for."""
 
 
 class Target(Protocol):
@@ -231,14 +233,16 @@ class StoreTarget:
         self.name = name
 
     def write(self, name: str, parts: Sequence[Any]) -> None:
-        with _in_our_words(self.name):
-            self._door.put(self._store, name, b"".join(parts))
+        with in_our_words(self.name, writes=True):
+            # In one call: who is killed leaves no parts of an upload that are paid for and that no list shows, and
+            # a call whose answer was lost can be repeated. The end of an upload in parts cannot.
+            self._door.put(self._store, name, b"".join(parts), use_multipart=False)
 
     def make_durable(self, backup: str) -> None:
         """Objects are durable when they are there."""
 
     def read(self, name: str, limit_bytes: int) -> bytes:
-        with _in_our_words(self.name):
+        with in_our_words(self.name):
             answer = self._door.get(self._store, name)
             _must_fit(name, int(answer.meta["size"]), limit_bytes)
             data = bytes(answer.bytes())
@@ -251,28 +255,49 @@ class StoreTarget:
 
     def backups(self) -> dict[str, dict[str, int]]:
         found: dict[str, dict[str, int]] = {}
-        with _in_our_words(self.name):
-            for page in self._door.list(self._store):
-                for one in page:
-                    backup, _, file = str(one["path"]).partition("/")
-                    if file and "/" not in file:
-                        found.setdefault(backup, {})[file] = int(one["size"])
+        for path, size in self._listed():
+            backup, _, file = path.partition("/")
+            if file and "/" not in file:
+                found.setdefault(backup, {})[file] = size
         return found
 
     def delete(self, name: str) -> None:
-        with _in_our_words(self.name), suppress(FileNotFoundError):
-            self._door.delete(self._store, name)
+        with in_our_words(self.name), suppress(FileNotFoundError):
+            try:
+                self._door.delete(self._store, name)
+            except FileNotFoundError:
+                # Gone already, or the store does not know the call.
+                self._door.head(self._store, name)
+                raise unusable(
+                    self.name,
+                    f"{name} is there and cannot be deleted",
+                    "see whether the store knows DeleteObjects",
+                ) from None
 
     def delete_folder(self, backup: str) -> None:
-        with _in_our_words(self.name):
-            names = [
-                str(one["path"])
-                for page in self._door.list(self._store, prefix=backup)
-                for one in page
-            ]
-            for name in names:
-                if name.startswith(backup + "/"):
-                    self.delete(name)
+        for path, _ in self._listed(backup):
+            if path.startswith(backup + "/"):
+                self.delete(path)
+
+    def _listed(self, prefix: str | None = None) -> list[tuple[str, int]]:
+        """Names and bytes of all objects in backups, or in one."""
+        with in_our_words(self.name):
+            for _ in range(_LISTS - 1):
+                try:
+                    return list(self._list(prefix))
+                except Exception as error:
+                    # What obstore repeats is a call; it gives up where an answer that has begun ends in the middle.
+                    if "response body" not in str(error):
+                        raise
+            return list(self._list(prefix))
+
+    def _list(self, prefix: str | None) -> Iterator[tuple[str, int]]:
+        for page in self._door.list(self._store, prefix=prefix):
+            for one in page:
+                path = str(one["path"])
+                # What else lies there may be any number of objects.
+                if is_id(path.partition("/")[0]):
+                    yield path, int(one["size"])
 
 
 def _obstore() -> Any:
@@ -326,7 +351,7 @@ def _numbers(view: memoryview) -> NDArray[Any]:
 
 def _not_as_written(name: str) -> BackupDamaged:
     return BackupDamaged(
-        f"{name} does not hold what was just written to it; look at the disk, then repeat the backup",
+        f"{name} does not hold what was just written to it; look at the disk or the store, then repeat the backup",
         file=name,
     )
 
@@ -348,16 +373,7 @@ def _in_our_words(target: str) -> Iterator[None]:
         text = str(error).partition("\n")[0]
         raise BackupNotFound(f"there is no such backup in {target}: {text}") from error
     except OSError as error:
-        raise _fault(target, error, error.errno) from error
-    except Exception as error:
-        # Errors of obstore that are none of the system.
-        if type(error).__module__.startswith("obstore"):
-            raise _fault(target, error, None) from error
-        raise
-
-
-def _fault(target: str, error: Exception, number: int | None) -> StorageFull | Unavailable:
-    text = str(error).partition("\n")[0]
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return StorageFull(f"{target} is full: {text}; free space there and repeat the backup")
-    return Unavailable(f"the backup target {target} cannot be used: {text}")
+        text = str(error).partition("\n")[0]
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise full(target, text) from error
+        raise Unavailable(f"the backup target {target} cannot be used: {text}") from error

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..backup_types import BackupProgress, BackupReport, BackupTarget, Progress, unwatched
 from ..collection_info import shape_of
-from ..errors import BackupDamaged, VecdbError
+from ..errors import BackupDamaged, Unavailable, VecdbError
 from ..out_of_memory import memory_told
 from ..store import Shape, StoredRows
 from . import manifest
@@ -18,7 +18,7 @@ from .chains import Chain, Step, complete, folders, incomplete, load, must_be_th
 from .live_ids import LiveIds
 from .reading import History, Mask, rows_of
 from .restoring import check_rows, only_live
-from .target import Target, open_target
+from .target import StoreTarget, Target, open_target
 
 _MOST_PROBLEMS = 100
 
@@ -85,17 +85,24 @@ class _Found:
             for _ in chain:
                 pass
         except VecdbError as error:
-            self.problems.append(error.message)
+            self._note(error)
             return
         self.files += 1
         for part in chain.start[0].collections:
             try:
                 self._look_at(chain, part)
             except VecdbError as error:
-                self.problems.append(error.message)
+                self._note(error)
             self.files += len(manifest.files_of(part))
             self.bytes += sum(file.bytes for file in manifest.files_of(part))
             self._progress(BackupProgress("verify", backup, 0, 0, self.bytes))
+
+    def _note(self, error: VecdbError) -> None:
+        # A disk may fail to give one file. A store that does not answer says nothing of what it holds, and to ask it for
+        # each of its files takes minutes a file.
+        if isinstance(error, Unavailable) and isinstance(self._target, StoreTarget):
+            raise error
+        self.problems.append(error.message)
 
     def _look_at(self, chain: Chain, part: manifest.Part) -> None:
         steps, backup = steps_to(chain, part.token), chain.start[0].id
