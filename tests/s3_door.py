@@ -13,6 +13,7 @@ import email.utils
 import hashlib
 import hmac
 import re
+import socket
 import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler
@@ -24,7 +25,7 @@ from xml.sax.saxutils import escape
 KEY, SECRET, TOKEN, REGION = "AKIDTEST", "the/secret+of-tests", "token-of-tests", "eu-test-1"
 LEAST_PART_BYTES = 5 << 20
 _KNOWN = {
-    "prefix", "delimiter", "list-type", "continuation-token", "start-after", "max-keys", "encoding-type",
+    "prefix", "delimiter", "list-type", "continuation-token", "start-after", "max-keys",
     "uploads", "uploadId", "partNumber", "delete",
 }  # fmt: skip
 
@@ -92,13 +93,16 @@ class Door(BaseHTTPRequestHandler):
                     if self.fault.how == "flipped"
                     else b""
                 )
+            if self.fault.how == "late":
+                self.connection.shutdown(socket.SHUT_RDWR)
+                self.fault.released.wait()
             with self.s3.lock:
                 status, headers, answer = getattr(self, _method_of(call))(key, asked, body)
             if self.fault.how == "held":
-                self.s3.ended.wait(self.fault.pause_s)
+                self.fault.released.wait()
             if self.fault.how == "gone":
                 self.s3.plant("*", "cut")
-            if self.fault.how in ("unheard", "gone"):
+            if self.fault.how in ("unheard", "gone", "late"):
                 raise Cut
             self._answer(status, headers, answer)
         except Refused as refused:
@@ -109,9 +113,10 @@ class Door(BaseHTTPRequestHandler):
     def _fail_before(self) -> None:
         how = self.fault.how
         if how == "slow":
-            self.s3.ended.wait(self.fault.pause_s)
+            self.fault.released.wait()
         refusal = {
             "slow_down": Refused(503, "SlowDown"),
+            "timeout": Refused(504, "GatewayTimeout"),
             "denied": Refused(403, "AccessDenied"),
             "no_bucket": Refused(404, "NoSuchBucket"),
             "no_key": Refused(404, "NoSuchKey"),
@@ -123,7 +128,6 @@ class Door(BaseHTTPRequestHandler):
                 f"<AWSAccessKeyId>{KEY}</AWSAccessKeyId><CanonicalRequest>GET\nx-amz-security-token:"
                 f"{self.headers.get('x-amz-security-token')}\n</CanonicalRequest>",
             ),
-            "error_in_200": Refused(200, "InternalError"),
         }.get(how)
         if refusal is not None:
             self._body()

@@ -23,19 +23,19 @@ from s3_door import KEY, REGION, SECRET, TOKEN, Door
 class Fault:
     """What goes wrong with calls of some name (`*`: any) on keys in which `key` stands, `left` times.
 
-    `slow_down`, `denied`, `no_bucket`, `no_key`, `full`, `mismatch`: an answer of that error, and nothing is done;
+    `slow_down`, `timeout`, `denied`, `no_bucket`, `no_key`, `full`, `mismatch`: an answer of that error, and nothing is done;
     `cut`: the connection ends in the middle of what is sent, either way; `unheard`: it is done, and the connection ends
-    before the answer; `gone`: likewise, and from then on nobody is answered; `slow`: nothing is done before `pause_s`;
-    `held`: it is done, and the answer waits as long; `flipped`, `short`: what is kept is not what was sent, and the answer is
-    as ever; `error_in_200`: an error in an answer that says 200, as the end of an upload may have it; `stale`: a list of
-    what was there when this was planted.
+    before the answer; `gone`: likewise, and from then on nobody is answered; `late`: the connection ends, and it is done when
+    `released` is set; `slow`: nothing is done before that; `held`: it is done, and the answer waits for that; `flipped`,
+    `short`: what is kept is not what was sent, and the answer is as ever; `stale`: a list of what was there when this was
+    planted.
     """
 
     call: str
     how: str
     left: int
     key: str = ""
-    pause_s: float = 600.0
+    released: threading.Event = field(default_factory=threading.Event)
     seen: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -50,7 +50,7 @@ class S3:
         self.calls: Counter[str] = Counter()
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
-        self.ended = threading.Event()
+        self._planted: list[Fault] = []
         self._numbers = itertools.count(1)
         self._connections: set[socket.socket] = set()
         self._server = ThreadingHTTPServer(
@@ -98,10 +98,11 @@ class S3:
         with self.lock:
             fault = Fault(call, how, times, seen=dict(self.objects), **more)
             self.faults.append(fault)
+            self._planted.append(fault)
             return fault
 
     def mend(self) -> None:
-        """Takes all faults away."""
+        """Takes all faults away, but for those that have begun."""
         with self.lock:
             self.faults.clear()
 
@@ -124,10 +125,11 @@ class S3:
 
     def close(self) -> None:
         """Ends it: from now on nobody is answered, not even who has been connected before."""
-        self.ended.set()
         self._server.shutdown()
         self._server.server_close()
         with self.lock:
+            for fault in self._planted:
+                fault.released.set()
             for connection in self._connections:
                 with suppress(OSError):  # it has ended
                     connection.shutdown(socket.SHUT_RDWR)

@@ -15,14 +15,17 @@ _USER = re.compile(r"(\w://)[^/\s]*@")
 _QUERY = re.compile(r"(\w://[^\s?]*)\?\S*")
 _FULL = (" 507 ", "QuotaExceeded", "StorageFull")
 """What stores with a quota or a disk of their own say."""
+_UNANSWERED = re.compile("HTTP error| 50[024] ")
+"""No answer, or half of one, as obstore says it; or that of a gateway that had none."""
 _DENIED = ("PermissionDeniedError", "UnauthenticatedError")
 """Of obstore; a list that is refused has no class of its own."""
 
 
 @contextmanager
-def in_our_words(target: str, *, writes: bool = False) -> Iterator[None]:
+def in_our_words(target: str, *, writes: str = "") -> Iterator[None]:
     """Errors of obstore as StorageFull, BackupNotFound, for an object to be read that is not there, else Unavailable.
-    They have no cause: that of obstore tells all that the store has answered."""
+    They have no cause: that of obstore tells all that the store has answered. `writes` names an object to be written: it
+    may come yet where the details of the error have it as `unanswered`."""
     try:
         yield
     except Exception as error:
@@ -36,15 +39,16 @@ def in_our_words(target: str, *, writes: bool = False) -> Iterator[None]:
         if missing and not writes and "NoSuchBucket" not in text:
             raise BackupNotFound(f"there is no such backup in {target}: {text}") from None
         advice = "make the bucket, or mend its name" if missing else _advice(error, text)
-        raise unusable(target, text, advice) from None
+        late = {"unanswered": writes} if writes and _UNANSWERED.search(text) else {}
+        raise unusable(target, text, advice, **late) from None
 
 
 def full(target: str, text: str) -> StorageFull:
     return StorageFull(f"{target} is full: {text}; free space there and repeat the backup")
 
 
-def unusable(target: str, text: str, advice: str) -> Unavailable:
-    return Unavailable(f"the backup target {target} cannot be used: {text}; {advice}")
+def unusable(target: str, text: str, advice: str, **details: str) -> Unavailable:
+    return Unavailable(f"the backup target {target} cannot be used: {text}; {advice}", **details)
 
 
 def _text(error: Exception) -> str:

@@ -125,9 +125,14 @@ def take(
                 {alias: name for alias, name in aliases.items() if name in held},
             )
             _finish(target, whole, before, verify=verify)
-        except BaseException:
-            with suppress(StorageFull, Unavailable):  # what is left is pruned later
-                remove(target, backup)
+        except BaseException as error:
+            # A manifest that may come yet is to find its files; they count as nothing until then.
+            if not (
+                isinstance(error, Unavailable)
+                and error.details.get("unanswered") == _manifest_of(backup)
+            ):
+                with suppress(StorageFull, Unavailable):  # what is left is pruned later
+                    remove(target, backup)
             raise
     return manifest.describe(whole)
 
@@ -208,7 +213,7 @@ def _finish(target: Target, whole: Manifest, before: _Before, *, verify: bool) -
     """Writes the manifest, once all that it names is durable."""
     _must_be_there(folders(target), whole, before)
     data, _ = manifest.encode(whole)
-    path = f"{whole.id}/{manifest.MANIFEST_FILE}"
+    path = _manifest_of(whole.id)
     if any(manifest.files_of(part) for part in whole.collections):
         target.make_durable(whole.id)
     target.write(path, [data])
@@ -217,6 +222,10 @@ def _finish(target: Target, whole: Manifest, before: _Before, *, verify: bool) -
         target.read_back(path, [data])
     # Who prunes meanwhile has not seen the manifest, so may have taken what it continues.
     _must_be_there(folders(target), whole, before)
+
+
+def _manifest_of(backup: str) -> str:
+    return f"{backup}/{manifest.MANIFEST_FILE}"
 
 
 def _must_be_there(

@@ -49,7 +49,8 @@ class Target(Protocol):
     """What another process opens the same target by; empty where it cannot."""
 
     def write(self, name: str, parts: Sequence[Any]) -> None:
-        """Writes buffers one behind the other; durable on return, but for the names of folders."""
+        """Writes buffers one behind the other; durable on return, but for the names of folders. Where a store has not
+        answered it may come yet: then the file is named by `unanswered` in the details of Unavailable."""
 
     def make_durable(self, backup: str) -> None:
         """Makes the names of a backup's files durable, before its manifest is written and after."""
@@ -233,7 +234,7 @@ class StoreTarget:
         self.name = name
 
     def write(self, name: str, parts: Sequence[Any]) -> None:
-        with in_our_words(self.name, writes=True):
+        with in_our_words(self.name, writes=name):
             # In one call: who is killed leaves no parts of an upload that are paid for and that no list shows, and
             # a call whose answer was lost can be repeated. The end of an upload in parts cannot.
             self._door.put(self._store, name, b"".join(parts), use_multipart=False)
