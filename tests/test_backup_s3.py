@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from backup_rows import NAMED, change, everything, filled, two_collections
 from conftest import serving, wait_until
@@ -168,6 +169,29 @@ def test_a_file_goes_in_one_call(s3):
     opened.write("20260131T021500.123456Z-1f2e3d4c/000001.chunk", [data[:9], data[9:]])
     assert s3.calls == {"PutObject": 1}
     assert list(s3.objects.values()) == [data]
+
+
+@pytest.mark.long
+def test_files_of_their_real_size(s3, db, tmp_path):
+    """Files of 16 MiB, copied by another process, whose calls break off in the middle of the bytes in both directions, or are
+    not heard of: all are repeated, and what comes back is what was there."""
+    rows = np.random.default_rng(RUN_SEED).standard_normal((20_000, 512)).astype(np.float32)
+    db.create_collection("docs", dimension=512).insert([str(n) for n in range(len(rows))], rows)
+    for call in ("PutObject", "GetObject"):
+        for how in ("cut", "slow_down", "unheard"):
+            s3.plant(call, how, 1, key=".chunk")
+    made = db.backup(URL)
+    assert (made.files > 3, s3.uploads) == (True, {})
+    assert not [fault for fault in s3.faults if fault.left]
+    for how in ("cut", "cut", "unheard"):
+        s3.plant("GetObject", how, 1, key=".chunk")
+    assert vecdb.verify_backups(URL).ok
+    assert not [fault for fault in s3.faults if fault.left]
+    vecdb.restore(URL, tmp_path / "new")
+    with vecdb.open(tmp_path / "new", read_only=True) as new:
+        found = new.get_collection("docs").get(["7", "19999"], include=["vector"])
+        assert np.array_equal(found.vectors, rows[[7, 19_999]])
+        assert new.get_collection("docs").check().ok
 
 
 BACKUP = """
