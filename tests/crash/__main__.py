@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from crash.campaign import SETTINGS, WAYS, Campaign
+from crash.campaign import SETTINGS, WAYS, Campaign, remove
 from crash.child import Failed
 from crash.tally import save, summed, table
 
@@ -98,7 +97,7 @@ def main() -> int:
         print(f"FAILED at kill {number}: {error}\nthe database is kept in {parent}")
         print(f"repeat with: {repeat} --kills {number + 1}", flush=True)
     else:
-        shutil.rmtree(parent)
+        remove(parent)
     if asked.journal:
         asked.journal.write_text("".join(f"{line}\n" for line in campaign.journal))
     if asked.save:

@@ -104,8 +104,7 @@ class Campaign:
             self.finish()
             self._life, self._model = 0, Model()
             for folder in (self.folder, self._beside(), self._backups()):
-                # A process that copied may still be about to end.
-                shutil.rmtree(folder, ignore_errors=folder != self.folder)
+                remove(folder)
         self._life += 1
         self._tidy()
         (self._embedded if case.way == "embedded" else self._server)(case, rng)
@@ -427,16 +426,15 @@ def _model_of(told: Any, before: Model) -> Model:
     )
 
 
-def _put_in_place(root: Path, aside: Path) -> None:
-    """`aside` becomes `root`. A process that copied for a backup of a case before, whose writer was killed, may be on
-    its way to its end still, and have its lock file put into a folder that is being removed."""
+def remove(root: Path) -> None:
+    """Removes a folder. A process that copied or read, whose writer was killed, may be on its way to its end still, and
+    put its lock file into it meanwhile."""
     end_s = time.monotonic() + children.PATIENCE_S
-    while True:
-        shutil.rmtree(root, ignore_errors=True)
-        try:
-            aside.rename(root)
-            return
-        except OSError:
-            if time.monotonic() > end_s:
-                raise
-            time.sleep(0.02)
+    while root.exists():
+        shutil.rmtree(root, ignore_errors=time.monotonic() < end_s)
+        time.sleep(0.05 * root.exists())
+
+
+def _put_in_place(root: Path, aside: Path) -> None:
+    remove(root)
+    aside.rename(root)

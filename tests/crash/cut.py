@@ -56,6 +56,8 @@ class Disk:
         self._lazy = lazy
         self._begun: dict[int, bytes] = {}
         """What files held when their last sync began: what is written while it runs may be on the disk or not."""
+        self._in_order: set[int] = set()
+        """Files of LMDB in which a commit runs that waits for the disk."""
         self._rng = random.Random(seed)
         self._lock = threading.Lock()
         self._files: dict[int, _File] = {}
@@ -71,6 +73,10 @@ class Disk:
         with self._lock:
             now = self._now()
             file = path / layout.DATA_FILE if path.is_dir() else path
+            if step == "commit" and not self._is_unsynced(what, path):
+                (self._in_order.add if when == "before" else self._in_order.discard)(
+                    self._number(file)
+                )
             if when == "before":
                 if step == "sync" and self._number(file) in self._files:
                     self._begun[self._number(file)] = self._content(self._number(file))
@@ -215,7 +221,9 @@ class Disk:
             elif _is_lock(name):
                 (target / name).touch()
             else:
-                in_order = name == layout.DATA_FILE and not (self._lazy and self._is_lazy(target))
+                in_order = name == layout.DATA_FILE and (
+                    number in self._in_order or not (self._lazy and self._is_lazy(target))
+                )
                 content, missing = self._some_pages(number, in_order)
                 (target / name).write_bytes(content)
                 left_out += missing
