@@ -13,7 +13,7 @@ import pytest
 from pretended_server import serving
 from timing import once_below, seconds
 
-from vecdb_client import aio, connect, errors
+from vecdb_client import aio, connect, errors, transport
 from vecdb_client.v1 import vecdb_pb2 as pb
 from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 
@@ -30,12 +30,16 @@ class Flaky(pb_grpc.VecdbServiceServicer):  # type: ignore[misc,unused-ignore]
         self.failures = 0
         self.calls = 0
         self.full = False
+        self.answers = False
         self.request_ids: list[str] = []
 
     def _fail(self, context: Any) -> None:
         self.calls += 1
         if self.failures:
             self.failures -= 1
+            if self.answers:
+                said = b'{"reason": "DEVICE_LOST", "message": "no GPU is up", "details": {}}'
+                context.set_trailing_metadata(((transport.ERROR_KEY, said),))
             context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
 
     def GetCollection(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -88,6 +92,37 @@ def test_a_read_is_repeated_while_the_server_is_away(flaky: Any) -> None:
         servicer.failures = 5
         with pytest.raises(errors.Unavailable):
             docs.count()
+
+
+def test_a_server_that_says_what_is_unavailable_is_not_waited_for_as_one_that_is_away(
+    flaky: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a server that has answered before both clients wait long where it is away, and as briefly as ever where it says
+    itself that something is unavailable: its user is to know."""
+    brief_s = transport.DEFAULT_RETRY_S
+    monkeypatch.setattr(
+        transport, "retry_pauses_s", lambda s: iter([0.01] * (2 if s == brief_s else 5))
+    )
+    servicer, address = flaky
+
+    async def attempts() -> int:
+        servicer.calls, servicer.failures = 0, 0
+        async with aio.connect(address) as db:
+            docs = await db.get_collection("docs")
+            servicer.failures = 100
+            with pytest.raises(errors.Unavailable):
+                await docs.count()
+        return int(servicer.calls)
+
+    for servicer.answers, wanted in ((False, 6), (True, 3)):
+        servicer.calls, servicer.failures = 0, 0
+        with connect(address) as client:
+            docs = client.get_collection("docs")
+            servicer.failures = 100
+            with pytest.raises(errors.Unavailable):
+                docs.count()
+        assert servicer.calls == wanted
+        assert asyncio.run(attempts()) == wanted
 
 
 @pytest.mark.usefixtures("short_retries")

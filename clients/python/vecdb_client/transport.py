@@ -2,7 +2,8 @@
 
 Retry rule: a call that may be repeated is, with growing random pauses of `retry_s` in all, while the server is
 UNAVAILABLE and the deadline allows it. Unless a client says otherwise, these are 3 seconds; and 60 where a server is away
-that has answered this client before, since it will be back when its restart is through. Those are the reads, writes of records, and changes
+that has answered this client before, since it will be back when its restart is through. One that says itself that
+something is unavailable, as the target of a backup, is not away. Those are the reads, writes of records, and changes
 of collections and aliases: each change carries a request id of its own, by which the server knows a repetition and
 answers it as the first time. A server that names a delay (`vecdb-retry-after-ms`) has changed nothing for the call, so that any call
 is repeated, after that delay at the earliest: an ingest with the messages that it has sent, as long as none was
@@ -168,7 +169,7 @@ class Pauses:
         self._usual, self._while_away = usual, while_away
 
     def next(self, is_away: bool) -> float | None:
-        """Seconds, None where the call must not be repeated. `is_away`: it was not refused, there is no server."""
+        """Seconds, None where the call must not be repeated. `is_away`: no server has answered it."""
         return next(self._while_away if is_away else self._usual, None)
 
 
@@ -194,7 +195,7 @@ def pause_before_retry_s(
         (refused and delay_s is not None) or (may_repeat and isinstance(raised, errors.Unavailable))
     ):
         raise raised from None
-    pause_s = pauses.next(isinstance(raised, errors.Unavailable) and delay_s is None)
+    pause_s = pauses.next(raised.details.get("answered") is False and delay_s is None)
     if pause_s is not None and delay_s is not None:
         pause_s = max(pause_s, delay_s * random.uniform(1.0, 1.5))  # nosec B311 # no secret
     if pause_s is None or (end_s is not None and time.monotonic() + pause_s >= end_s):
@@ -237,14 +238,19 @@ def _retry_after_ms(trailing: Iterable[tuple[str, Any]]) -> int | None:
 def _of_status(code: grpc.StatusCode, text: str, target: str) -> errors.VecdbError:
     kind = _BY_CODE.get(code, errors.Internal)
     if code is grpc.StatusCode.UNAVAILABLE:
-        return kind(f"no server answers at {target}; is `vecdb serve` running there? ({text})")
+        return kind(
+            f"no server answers at {target}; is `vecdb serve` running there? ({text})",
+            answered=False,
+        )
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return kind("not done in time; give a larger timeout_s. A write may have happened or not")
     if code is grpc.StatusCode.CANCELLED:
         if text in _CANCELLED_HERE:
             return kind("the call was cancelled")
         # A server that stops ends so what it has no time to finish.
-        return errors.Unavailable(f"the server at {target} has ended the call ({text})")
+        return errors.Unavailable(
+            f"the server at {target} has ended the call ({text})", answered=False
+        )
     sizes = _SIZES.search(text)
     if kind is errors.LimitExceeded and sizes:
         given, limit = int(sizes[1]), int(sizes[2])
