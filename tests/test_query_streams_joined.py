@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from conftest import StartServer
@@ -72,13 +73,29 @@ def test_queries_that_went_as_one_are_counted_each(start: StartServer) -> None:
         assert server._streams._under_way == 0
 
 
+def test_a_count_that_is_made_up_counts_for_no_more_than_its_bytes(start: StartServer) -> None:
+    """A request that says to have four billion vectors is refused, and is no more queries to the metrics than it has bytes."""
+    server = start()
+    with connect(server.address) as client:
+        filled(client)
+        data = VECTORS[0].tobytes()
+        vectors = pb.Vectors(data=data, count=2**32 - 1, dimension=DIMENSION)
+        made_up = pb.StreamedQuery(query=pb.QueryRequest(collection="docs", vectors=vectors))
+        (answer,) = raw(client, [pb.QueryStreamRequest(queries=[made_up])])
+        assert answer.answers[0].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    labels = {"method": "QueryStream", "code": "INVALID_ARGUMENT"}
+    registry = server._observing.metrics.registry
+    counted = registry.get_sample_value("vecdb_calls_seconds_count", labels) or 0.0
+    assert 1 <= counted <= len(data)
+
+
 def test_only_who_is_alone_searches_with_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """While anything else is under way in the server, and where it is small, a message is searched by one thread."""
     limits: list[int] = []
     monkeypatch.setattr(vecdb, "limit_search_threads", limits.append)
     streams = QueryStreams(Admission({"max_wait_s": 1.0}))
     for under_way, count in ((1, MANY_QUERIES), (2, MANY_QUERIES), (1, MANY_QUERIES - 1)):
-        vectors = pb.Vectors(count=count)
+        vectors = pb.Vectors(count=count, data=bytes(4 * count))
         queries = [pb.StreamedQuery(query=pb.QueryRequest(collection="docs", vectors=vectors))]
         streams.under_way = lambda: under_way  # noqa: B023
         answered = streams._message(

@@ -124,7 +124,7 @@ class QueryStreams:
         client: str = "",
     ) -> Iterator[Any]:
         begun_s, refusal, unread_s = time.perf_counter(), None, 0.0
-        vectors = [max(1, streamed.query.vectors.count) for streamed in queries]
+        vectors = [_count_of(streamed.query.vectors) for streamed in queries]
         count = left = sum(vectors)
         with self._guard:
             before = self._under_way
@@ -187,6 +187,11 @@ class QueryStreams:
             return next(requests, None)
         finally:
             self._silences.over(context)
+
+
+def _count_of(vectors: Any) -> int:
+    """How many queries a request is: as many as it says, but no more than it has bytes, which cannot be made up."""
+    return max(1, min(int(vectors.count), len(vectors.data)))
 
 
 def _answers(
