@@ -41,7 +41,7 @@ FEW_QUERIES = 3
 IDLE_S = 20.0
 """A stream that had nothing to do for so long is closed."""
 SILENT_S = 5.0
-"""A stream whose answer is late by so much is given up."""
+"""A stream whose answer is late by so much is given up, when a caller leaves who waited for it or for its turn."""
 PAUSE_S = 1.0
 LONG_PAUSE_S = 30.0
 """No stream is opened for so long after one broke; after a server had no room, or knows no streams."""

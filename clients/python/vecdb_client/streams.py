@@ -119,6 +119,8 @@ class QueryStreams:
         self._gathering: list[Any] = []
         """Locks that threads wait for until callers have come back."""
         self._sharing = streaming.Sharing()
+        self._streams: set[_Stream] = set()
+        """Those of threads that are open."""
         self._threads = 0
         self._queries = 0
         self._closed_until_s = 0.0
@@ -170,12 +172,20 @@ class QueryStreams:
         try:
             is_answered = asked.wake.acquire(timeout=patience_s)
         except BaseException:  # Ctrl-C
-            asked.leave()
+            self._left(asked)
             raise
         if not is_answered:
-            asked.leave()
+            self._left(asked)
             raise streaming.late()
         return asked.outcome
+
+    def _left(self, asked: _Asked) -> None:
+        """The caller of a query waits no more."""
+        asked.leave()
+        if asked.stream is None:
+            # No stream had time for it. Those whose callers have left before them may be late by now.
+            for stream in list(self._streams):
+                stream.end_if_unwanted()
 
     def _wake_one(self, now_s: float) -> None:
         """Calls a thread for what waits. With the mutex."""
@@ -211,12 +221,13 @@ class QueryStreams:
             while (group := self._next_group()) is not None:
                 if stream is None:
                     stream = _Stream(self._open_call)
+                    self._streams.add(stream)
                 begun_s = time.monotonic()
                 if stream.exchange(group):
                     with self._mutex:
                         self._sharing.answered(len(group), begun_s, time.monotonic())
                 else:
-                    stream.close()
+                    self._close(stream)
                     stream = None
                     with self._mutex:
                         self._sharing.broke(len(group))
@@ -228,7 +239,11 @@ class QueryStreams:
             self._closed_until_s = max(self._closed_until_s, time.monotonic() + pause_s)
             self._release(group or [])
         if stream is not None:
-            stream.close()
+            self._close(stream)
+
+    def _close(self, stream: _Stream) -> None:
+        self._streams.discard(stream)
+        stream.close()
 
     def _next_group(self) -> list[_Asked] | None:
         """What waits, as soon as it is enough for a message; None to end the thread, which is counted out

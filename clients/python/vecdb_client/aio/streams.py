@@ -63,10 +63,14 @@ class _Stream:
             asked.stream = self
         try:
             await self._exchange(group)
-        except (Exception, asyncio.CancelledError):
-            # grpc.aio says CancelledError also of a call that was cancelled here.
+        except (Exception, asyncio.CancelledError) as error:
             task = asyncio.current_task()
-            if not self._unwanted or (task is not None and task.cancelling()):
+            if task is not None and task.cancelling():
+                raise
+            if not self._unwanted:
+                if isinstance(error, asyncio.CancelledError):
+                    # grpc.aio says so of a call that was cancelled here.
+                    raise EOFError("the answers of the stream were late") from None
                 raise
         self._group = []
         return not self._unwanted
@@ -105,6 +109,8 @@ class QueryStreams:
         self._bells: list[asyncio.Future[bool]] = []
         """What tasks without work wait for: True when there is some, False when there was none for long."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._streams: set[_Stream] = set()
+        """Those that are open."""
         self._queries = 0
         self._closed_until_s = 0.0
 
@@ -124,11 +130,11 @@ class QueryStreams:
         asked = _Asked(request, end_s, loop.create_future())
         self._waiting.append(asked)
         self._wake_one(loop)
-        alarm = None if timeout_s is None else loop.call_later(timeout_s, _end, asked)
+        alarm = None if timeout_s is None else loop.call_later(timeout_s, self._end, asked)
         try:
             outcome = await asked.outcome
         except asyncio.CancelledError:
-            asked.leave()
+            self._left(asked)
             raise
         finally:
             if alarm is not None:
@@ -136,6 +142,19 @@ class QueryStreams:
         if isinstance(outcome, VecdbError):
             raise outcome
         return outcome
+
+    def _end(self, asked: _Asked) -> None:
+        """The time of a query is over."""
+        asked.settle(streaming.late())
+        self._left(asked)
+
+    def _left(self, asked: _Asked) -> None:
+        """The caller of a query waits no more, and its `outcome` is done."""
+        asked.leave()
+        if asked.stream is None:
+            # No stream had time for it. Those whose callers have left before them may be late by now.
+            for stream in list(self._streams):
+                stream.end_if_unwanted()
 
     def _wake_one(self, loop: asyncio.AbstractEventLoop) -> None:
         while self._bells:
@@ -167,8 +186,9 @@ class QueryStreams:
             while group := await self._next_group():
                 if stream is None:
                     stream = _Stream(self._open_call())
+                    self._streams.add(stream)
                 if not await stream.exchange(group):
-                    stream.close()
+                    self._close(stream)
                     stream = None
         except Exception as error:
             pause_s = streaming.pause_after_s(error)
@@ -179,7 +199,11 @@ class QueryStreams:
             raise
         finally:
             if stream is not None:
-                stream.close()
+                self._close(stream)
+
+    def _close(self, stream: _Stream) -> None:
+        self._streams.discard(stream)
+        stream.close()
 
     async def _next_group(self) -> list[_Asked]:
         """What waits, as soon as something does; nothing to end the task."""
@@ -207,9 +231,3 @@ class QueryStreams:
         self._waiting.clear()
         for asked in left:
             asked.settle(None)
-
-
-def _end(asked: _Asked) -> None:
-    """The time of a query is over."""
-    asked.settle(streaming.late())
-    asked.leave()
