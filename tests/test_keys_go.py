@@ -13,6 +13,8 @@ from conftest import AddKey, StartServer, wait_until
 
 from vecdb.errors import InvalidSetting
 from vecdb_client import connect, errors
+from vecdb_server import guard
+from vecdb_server.guard import KeyRing
 from vecdb_server.security import Security
 
 
@@ -82,3 +84,46 @@ def test_a_bad_file_keeps_no_other_from_being_read(
         security.reload()
     assert all(one in str(caught.value) for one in said)
     assert ("read again: " + read in caplog.text) == bool(read)
+
+
+def test_a_bad_keys_file_is_told_of_once(
+    add: AddKey,
+    keys_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The file is looked at every second; one that stays bad has one line of the log for each fault, not one for each look."""
+    text = (add("read"), keys_file.read_text())[1]
+    looks, read = [0], KeyRing._read
+
+    def counted(self: KeyRing) -> None:
+        try:
+            read(self)
+        finally:
+            looks[0] += 1
+
+    def put(what: str) -> None:
+        aside = keys_file.with_suffix(".new")
+        aside.write_text(what)
+        aside.replace(keys_file)
+
+    monkeypatch.setattr(guard, "_LOOK_EVERY_S", 0.001)
+    monkeypatch.setattr(guard, "_TELL_EVERY_S", 3_600.0)
+    monkeypatch.setattr(KeyRing, "_read", counted)
+    ring = KeyRing(keys_file, None)
+    try:
+        for change in (
+            lambda: put("no keys"),
+            keys_file.unlink,
+            lambda: put(text + " "),
+            keys_file.unlink,
+        ):
+            change()
+            before = looks[0]
+            wait_until(lambda: looks[0] > before + 5, "it is looked at")  # noqa: B023
+    finally:
+        ring.close()
+    told = [one.getMessage() for one in caplog.records if one.levelno == logging.ERROR]
+    faults = ("is not JSON", "cannot read", "cannot read")
+    assert len(told) == len(faults)
+    assert all(fault in line for fault, line in zip(faults, told, strict=True))

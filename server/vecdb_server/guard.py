@@ -26,6 +26,8 @@ from .status import code_of
 log = logging.getLogger("vecdb.server")
 
 _LOOK_EVERY_S = 1.0
+_TELL_EVERY_S = 60.0
+"""A file that stays bad is told of so often, and when its fault is another one."""
 _CLOSE_S = 5.0
 """How long the end of a server waits for a file of keys that is being read."""
 _SCHEME = "bearer "
@@ -84,14 +86,19 @@ class KeyRing:
             self._audit.write(event="keys changed", **ids)
 
     def _look(self) -> None:
+        told, told_s = "", 0.0
         while not self._ended.wait(_LOOK_EVERY_S):
             try:
                 with self._lock:
                     self._read()
-            except InvalidSetting as error:
-                log.error("%s; the keys before stay in use", error.message)
-            except Exception:
-                log.exception("keys could not be read again; the keys before stay in use")
+                told = ""
+            except Exception as error:
+                fault, now_s = str(error) or repr(error), time.monotonic()
+                if fault == told and now_s - told_s < _TELL_EVERY_S:
+                    continue
+                told, told_s = fault, now_s
+                unforeseen = None if isinstance(error, InvalidSetting) else error
+                log.error("%s; the keys before stay in use", fault, exc_info=unforeseen)
 
     def close(self) -> None:
         """Looks no more."""
