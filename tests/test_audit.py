@@ -203,6 +203,48 @@ def test_a_slow_disk_of_the_audit_log_keeps_no_call_waiting(
     assert told + sum(line.get("count", 0) for line in lines if "event" in line) == len(asked)
 
 
+def test_refusals_that_wait_for_their_line_when_a_server_ends_are_counted(
+    start: StartServer,
+    add: AddKey,
+    keys_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that ends while a slow disk has the line of one refusal writes no more of them, and their number."""
+    add("read")
+    log, append, refused = tmp_path / "audit.jsonl", AuditLog._append, 20
+    server = start(keys_file=str(keys_file), audit_log=str(log))
+    release = threading.Event()
+
+    def slow(self: Any, fields: dict[str, Any]) -> None:
+        assert release.wait(60)
+        append(self, fields)
+
+    monkeypatch.setattr(AuditLog, "_append", slow)
+    monkeypatch.setattr("vecdb_server.server._GRACE_S", 60.0)
+    refusing = server._pools.refusals
+    ending = threading.Thread(target=server.stop)
+    try:
+        with connect(server.address, retry_s=0) as stranger:
+            stub: Any = stranger._connection._stub
+            asked = [
+                stub.ListCollections.future(pb.ListCollectionsRequest(), timeout=60)
+                for _ in range(refused)
+            ]
+            wait_until(lambda: refusing.busy == refused, "all wait for their line")
+            ending.start()
+            wait_until(lambda: refusing.ended, "the server ends")
+            release.set()
+            ending.join(60)
+            assert all(one.exception() is not None for one in asked)
+    finally:
+        release.set()
+    server.stop = lambda: True
+    (told, counted) = [json.loads(line) for line in log.read_text().splitlines()]
+    assert told["method"] == "ListCollections"
+    assert counted["count"] == refused - 1
+
+
 def test_a_backup_is_one_line(
     start: StartServer,
     add: AddKey,

@@ -135,6 +135,11 @@ class FairPool(ThreadPoolExecutor):
         return self._queue.waiting
 
     @property
+    def ended(self) -> bool:
+        """Whether it was shut down: what still waits is to be brief."""
+        return self._ended
+
+    @property
     def running(self) -> int:
         return self.busy - self._queue.waiting
 

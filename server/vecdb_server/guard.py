@@ -152,8 +152,9 @@ class Guard:
 
     def refused(self, method: str, context: Any, error: Exception) -> None:
         """Tells the audit log of a call that `known_as` has stopped; only its number from a thread of no pool, which must
-        not wait for a disk."""
-        if self._audit is not None and this_pool() is None:
+        not wait for a disk, and where the server ends."""
+        pool = this_pool()
+        if self._audit is not None and (pool is None or pool.ended):
             self._audit.leave_out()
             return
         peer = origin(context.peer(), context.invocation_metadata()).peer
