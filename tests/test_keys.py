@@ -114,7 +114,7 @@ def test_a_wrong_grant_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"format": 2, "keys": []}', '{"format": 1, "keys": [{"id": "a"}]}', "\x00",
+    ["", "[]", "{}", "[" * 200_000, '{"format": 2, "keys": []}', '{"format": 1, "keys": [{"id": "a"}]}', "\x00",
      '{"format": 1, "keys": [{"id": "a", "note": "", "grants": [{"role": "root", "collections": "*"}],'
      ' "created_at": null, "revoked_at": null, "secrets": []}]}'],
 )  # fmt: skip

@@ -160,7 +160,7 @@ def load(path: Path) -> dict[str, Key]:
         held = json.loads(path.read_bytes())
     except OSError as error:
         raise InvalidSetting(f"cannot read keys file {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidSetting(f"keys file {path} is not JSON: {error}") from None
     try:
         if held["format"] != FORMAT:
