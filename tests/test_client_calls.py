@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -308,6 +309,31 @@ def test_calls_wait_longest_for_a_server_that_has_answered() -> None:
         usual_s = transport.DEFAULT_RETRY_S if retry_s is None else retry_s
         assert paused_s(repeating.pauses(), True) == pytest.approx(longest_s)
         assert paused_s(repeating.pauses(), False) == pytest.approx(usual_s)
+
+
+def test_calls_are_repeated_until_shortly_before_their_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However long the next pause would be, a server that is back within its time is asked; a delay that a server names is
+    kept to."""
+    clock_s = [0.0]
+    monkeypatch.setattr(transport, "time", SimpleNamespace(monotonic=lambda: clock_s[0]))
+    away = errors.Unavailable("no server answers", answered=False)
+    busy = errors.ResourceExhausted("too busy", retry_after_ms=700)
+    for end_s in (0.5, 1.0, 2.0, 5.0, 30.0) * 5:
+        repeating = transport.Repeating(60.0)
+        clock_s[0], pauses = 0.0, repeating.pauses()
+        with pytest.raises(errors.Unavailable):
+            while True:
+                clock_s[0] += transport.pause_before_retry_s(away, True, pauses, end_s)
+        assert end_s - 0.2 <= clock_s[0] + 1e-9 < end_s
+        clock_s[0], pauses = 0.0, repeating.pauses()
+        with pytest.raises(errors.ResourceExhausted):
+            while True:
+                pause_s = transport.pause_before_retry_s(busy, True, pauses, end_s)
+                assert pause_s >= 0.7
+                clock_s[0] += pause_s
+        assert clock_s[0] < end_s
 
 
 def test_calls_are_reported(forgetful: Any) -> None:

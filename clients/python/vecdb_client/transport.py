@@ -1,7 +1,7 @@
 """The gRPC side that sync and asyncio clients share: target, options, retry rule, errors.
 
 Retry rule: a call that may be repeated is, with growing random pauses of `retry_s` in all, while the server is
-UNAVAILABLE and the deadline allows it. Unless a client says otherwise, these are 3 seconds; and 60 where a server is away
+UNAVAILABLE and the deadline allows it: until 0.2 s before that. Unless a client says otherwise, these are 3 seconds; and 60 where a server is away
 that has answered this client before, since it will be back when its restart is through. One that says itself that
 something is unavailable, as the target of a backup, is not away. Those are the reads, writes of records, and changes
 of collections and aliases: each change carries a request id of its own, by which the server knows a repetition and
@@ -38,6 +38,8 @@ DEFAULT_TIMEOUT_S = 30.0
 DEFAULT_RETRY_S = 3.0
 RESTART_S = 60.0
 """What a restart may take: running calls end within 20 s by default, then files are closed and opened."""
+_LAST_PAUSE_S = 0.1
+"""A pause that is cut short for a deadline is no shorter, and leaves the call as long."""
 _LONGEST_DELAY_MS = 60_000
 DEFAULT_MESSAGE_BYTES = 64 * 1024 * 1024
 
@@ -198,7 +200,11 @@ def pause_before_retry_s(
     pause_s = pauses.next(raised.details.get("answered") is False and delay_s is None)
     if pause_s is not None and delay_s is not None:
         pause_s = max(pause_s, delay_s * random.uniform(1.0, 1.5))  # nosec B311 # no secret
-    if pause_s is None or (end_s is not None and time.monotonic() + pause_s >= end_s):
+    left_s = math.inf if end_s is None else end_s - time.monotonic()
+    if pause_s is not None and delay_s is None and pause_s >= left_s > 2 * _LAST_PAUSE_S:
+        # The server may be there sooner than after that, and the caller would still wait.
+        pause_s = left_s / 2
+    if pause_s is None or pause_s >= left_s:
         raise raised from None
     return pause_s
 
