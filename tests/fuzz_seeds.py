@@ -268,6 +268,9 @@ def _ingest(rng: random.Random) -> list[Any]:
     for later in sent[1:]:
         if rng.random() < 0.5:
             later.collection = ""
+    for one in sent:
+        if rng.random() < 0.3:
+            one.request_id = f"id{rng.randrange(10)}"
     return sent
 
 

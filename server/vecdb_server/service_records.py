@@ -178,7 +178,8 @@ class Service(CollectionHandlers, BackupHandlers):
                 )
             else:
                 self._database.ask_again(collection, name)
-            return collection.prepare_put(**_columns(request.records), replace=request.upsert)
+            columns = _columns(request.records)
+            return collection.prepare_put(**columns, replace=request.upsert, **_once(request))
 
         for commit in one_ahead(requests, prepared):
             result = commit()

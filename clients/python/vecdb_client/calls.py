@@ -274,23 +274,38 @@ def delete(collection: str, ids: Any, where: Any, request_id: str | None) -> Cal
     return Call("Delete", request, _written, True)
 
 
-def ingest(
-    collection: str, batch_stream: Iterable[Any], upsert: bool, max_message_bytes: int
-) -> Iterator[Any]:
-    """The messages of an ingest; a batch that is too large for one becomes several."""
-    replaces = arguments.flag("upsert", upsert, InvalidArgument)
-    for batch in batch_stream:
-        yield from ingest_batch(collection, batches.of_any(batch), replaces, max_message_bytes)
+class IngestMessages:
+    """Makes the messages of one ingest; a batch that is too large for one becomes several.
 
+    Each carries a request id: `request_id` with its number in the whole ingest, else a random one.
+    """
 
-def ingest_batch(
-    collection: str, columns: wire.Columns, upsert: bool, max_message_bytes: int
-) -> Iterator[Any]:
-    """The messages of one batch of an ingest."""
-    for start, stop in batches.cut(columns, None, max_message_bytes):
-        request = pb.IngestRequest(collection=collection, upsert=upsert)
-        wire.encode_columns(columns, start, stop, request.records)
-        yield request
+    def __init__(
+        self, collection: str, upsert: bool, max_message_bytes: int, request_id: str | None
+    ) -> None:
+        """InvalidArgument, InvalidBatch."""
+        self._collection = collection
+        self._replaces = arguments.flag("upsert", upsert, InvalidArgument)
+        self._limit = max_message_bytes
+        arguments.request_id(request_id)
+        self._request_id = request_id
+        self._made = 0
+
+    def of_batch(self, columns: wire.Columns) -> Iterator[Any]:
+        """The messages of one batch."""
+        for start, stop in batches.cut(columns, None, self._limit):
+            own = arguments.request_id(self._request_id, self._made)
+            request = pb.IngestRequest(
+                collection=self._collection, upsert=self._replaces, request_id=own
+            )
+            self._made += 1
+            wire.encode_columns(columns, start, stop, request.records)
+            yield request
+
+    def of(self, batch_stream: Iterable[Any]) -> Iterator[Any]:
+        """The messages of all batches."""
+        for batch in batch_stream:
+            yield from self.of_batch(batches.of_any(batch))
 
 
 def present(acknowledgement: Any) -> Any:

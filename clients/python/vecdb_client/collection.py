@@ -9,7 +9,7 @@ import grpc
 
 from . import batches, calls, reads, transport
 from .connection import Connection
-from .errors import DeadlineExceeded
+from .errors import DeadlineExceeded, Internal
 from .reports import Meter
 from .types import (
     CheckReport,
@@ -143,22 +143,31 @@ class Collection:
         return self._connection.run(calls.delete(self.name, ids, filter, request_id), timeout_s)
 
     def ingest(
-        self, batch_stream: Iterable[Any], upsert: bool = False, *, timeout_s: float | None = None
+        self,
+        batch_stream: Iterable[Any],
+        upsert: bool = False,
+        *,
+        request_id: str | None = None,
+        timeout_s: float | None = None,
     ) -> Generator[WriteResult, None, None]:
         """Writes a stream of batches; yields the acknowledgement of each message, in order.
 
         A batch is a mapping of columns, a tuple of columns in the order of `insert`, or Records.
         At most 4 messages are under way at once; batches are taken from the iterable, in the
         caller's thread, as acknowledgements come back. Nothing happens unless the result is
-        iterated. The first failure ends the stream, unless the server was too busy to begin it, see
-        `retry_s`; batches acknowledged before it stay, and its details count their records; a
-        `position` counts from the first record of the stream.
+        iterated. Where the stream breaks, or the server has no room, messages without acknowledgement are sent
+        again on a new one, as `retry_s` says, and each is done once. Any other failure ends the ingest;
+        batches acknowledged before it stay, and its details count their records; a `position` counts from
+        the first record of the stream. With a `request_id` of your own, 1 to 52 bytes, an ingest that ended early may be
+        called again with the same batches: those that were done, within the last hour and 100,000 writes, are
+        acknowledged as the first time and not done again.
         `timeout_s` is for the whole stream; None: no limit, but each acknowledgement comes within five times `idle_s` of `connect`.
         """
         connection = self._connection
         meter = Meter("Ingest", connection.on_call)
+        made = calls.IngestMessages(self.name, upsert, connection.max_message_bytes, request_id)
         upload = Upload(connection, self.name, timeout_s, meter)
-        messages = calls.ingest(self.name, batch_stream, upsert, connection.max_message_bytes)
+        messages = made.of(batch_stream)
         done = WriteResult(0, 0)
         under_way = 0
         failure: Exception | None = None
@@ -183,7 +192,7 @@ class Collection:
                 ack = upload.acknowledgement()
                 done = WriteResult(ack.sequence, done.count + ack.count)
                 yield WriteResult(ack.sequence, ack.count)
-        except (grpc.RpcError, DeadlineExceeded) as error:
+        except (grpc.RpcError, DeadlineExceeded, Internal) as error:
             meter.failed(error)
             raise calls.acknowledged(connection.raised(error), done) from None
         except BaseException as error:

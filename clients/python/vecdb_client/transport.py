@@ -4,11 +4,11 @@ Retry rule: a call that may be repeated is, with growing random pauses of `retry
 UNAVAILABLE and the deadline allows it: until 0.2 s before that. Unless a client says otherwise, these are 3 seconds; and 60 where a server is away
 that has answered this client before, since it will be back when its restart is through. One that says itself that
 something is unavailable, as the target of a backup, is not away. Those are the reads, writes of records, and changes
-of collections and aliases: each change carries a request id of its own, by which the server knows a repetition and
-answers it as the first time. A server that names a delay (`vecdb-retry-after-ms`) has changed nothing for the call, so that any call
-is repeated, after that delay at the earliest: an ingest with the messages that it has sent, as long as none was
-acknowledged, a backup as long as none of its answers has come. Otherwise streams of an ingest and backups are sent
-once.
+of collections and aliases: each change, and each message of an ingest, carries a request id of its own, by which the server knows a
+repetition and answers it as the first time. An ingest goes on with those of its messages that are not acknowledged, and
+its pauses begin anew with each acknowledgement. A server that names a delay (`vecdb-retry-after-ms`) has changed
+nothing for the call, so that any call is repeated, after that delay at the earliest: a backup as long as none of its
+answers has come. Otherwise backups are sent once.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Repeating:
         """Whether the server has answered a call."""
 
     def pauses(self) -> Pauses:
-        """The pauses of one call that begins now."""
+        """The pauses of one call that begins now, or has got on."""
         usual = retry_pauses_s(self._retry_s)
         waits = self.has_worked and not self._is_said
         return Pauses(usual, retry_pauses_s(RESTART_S) if waits else usual)
@@ -209,12 +209,12 @@ def pause_before_retry_s(
     return pause_s
 
 
-def pause_after_refusal_s(
+def pause_before_going_on_s(
     raised: errors.VecdbError, pauses: Pauses, end_s: float | None
 ) -> float | None:
-    """The pause before a stream is opened again that the server has not begun; None when it must not be."""
+    """The pause before an ingest goes on with a new stream; None when it must not."""
     try:
-        return pause_before_retry_s(raised, False, pauses, end_s)
+        return pause_before_retry_s(raised, True, pauses, end_s)
     except errors.VecdbError:
         return None
 

@@ -1,9 +1,10 @@
-"""The stream of an ingest: messages out, their acknowledgements back; opened again while the server refuses it."""
+"""The stream of an ingest: messages out, their acknowledgements back; opened again where it breaks or is refused."""
 
 from __future__ import annotations
 
 import queue
 import time
+from collections import deque
 from typing import Any
 
 import grpc
@@ -15,8 +16,8 @@ from .reports import Meter
 
 
 class Upload:
-    """One Ingest, for one thread. Messages are kept until the first acknowledgement: until then a server that
-    names a delay has taken none of them, and they are sent again after it."""
+    """One Ingest, for one thread. Messages are kept until they are acknowledged: they have request ids, so that a
+    server which has done one before its stream broke only acknowledges it again."""
 
     def __init__(
         self, connection: Connection, collection: str, timeout_s: float | None, meter: Meter
@@ -28,7 +29,7 @@ class Upload:
         self._end_s = None if limit_s is None else time.monotonic() + limit_s
         self._pauses = connection.pauses()
         self._meter = meter
-        self._kept: list[Any] | None = []
+        self._kept: deque[Any] = deque()
         self._open()
 
     def _open(self) -> None:
@@ -39,8 +40,7 @@ class Upload:
 
     def send(self, message: Any) -> None:
         """Gives a message to gRPC; None says that no more follow."""
-        if self._kept is not None:
-            self._kept.append(message)
+        self._kept.append(message)
         self._put(message)
 
     def _put(self, message: Any) -> None:
@@ -50,21 +50,20 @@ class Upload:
 
     def acknowledgement(self) -> Any:
         """The next acknowledgement. Internal where none comes, DeadlineExceeded where it does not come in time,
-        grpc.RpcError where the server has ended the ingest."""
+        grpc.RpcError where the server has ended the ingest for good."""
         while True:
             try:
                 found = calls.present(self._connection.idle.next(self._stream, UPLOAD_TIMES))
             except grpc.RpcError as error:
-                if self._kept is None:
-                    raise
                 self._meter.failed(error)
-                pause_s = transport.pause_after_refusal_s(
+                pause_s = transport.pause_before_going_on_s(
                     self._connection.raised(error), self._pauses, self._end_s
                 )
                 if pause_s is None:
                     raise
             else:
-                self._kept = None
+                self._kept.popleft()
+                self._pauses = self._connection.pauses()
                 self._meter.received(found)
                 return found
             self.end()

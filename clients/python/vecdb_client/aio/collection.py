@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 
 from .. import batches, calls, reads, transport
-from ..errors import DeadlineExceeded, Unavailable
+from ..errors import DeadlineExceeded, Internal, Unavailable
 from ..reports import Meter
 from ..types import (
     CheckReport,
@@ -147,14 +147,16 @@ class Collection:
         batch_stream: Iterable[Any] | AsyncIterable[Any],
         upsert: bool = False,
         *,
+        request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[WriteResult, None]:
         """Writes a stream of batches, from an iterable or an asynchronous one; yields each
         message's acknowledgement in order."""
         connection = self._connection
         meter = Meter("Ingest", connection.on_call)
+        made = calls.IngestMessages(self.name, upsert, connection.max_message_bytes, request_id)
         upload = Ingest(connection, self.name, timeout_s, meter)
-        messages = messages_of(connection, self.name, batch_stream, upsert)
+        messages = messages_of(connection, made, batch_stream)
         done = WriteResult(0, 0)
         try:
             message, failure = await following(messages)
@@ -166,7 +168,7 @@ class Collection:
                 done = WriteResult(ack.sequence, done.count + ack.count)
                 yield WriteResult(ack.sequence, ack.count)
             await upload.finish()
-        except (grpc.RpcError, Unavailable, DeadlineExceeded) as error:
+        except (grpc.RpcError, Unavailable, DeadlineExceeded, Internal) as error:
             meter.failed(error)
             raise calls.acknowledged(connection.raised(error), done) from None
         except BaseException as error:

@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from .. import arguments, batches, calls, transport
-from ..errors import InvalidArgument, Unavailable
+from .. import batches, calls, transport
+from ..errors import Internal, Unavailable
 from ..idle import UPLOAD_TIMES
 from ..reports import Meter
 from .connection import Connection, within
@@ -24,17 +24,14 @@ _STATUS_WAIT_S = 5.0
 
 async def messages_of(
     connection: Connection,
-    collection: str,
+    made: calls.IngestMessages,
     batch_stream: Iterable[Any] | AsyncIterable[Any],
-    upsert: bool,
 ) -> AsyncGenerator[Any, None]:
     """The messages of an ingest, from a plain or an asynchronous iterable of batches, which is asked in the event loop."""
-    replaces = arguments.flag("upsert", upsert, InvalidArgument)
-    limit = connection.max_message_bytes
     asked = batch_stream if isinstance(batch_stream, AsyncIterable) else _each(batch_stream)
     async for batch in asked:
         columns = await connection.aside.columns(batches.of_any, batch)
-        for message in calls.ingest_batch(collection, columns, replaces, limit):
+        for message in made.of_batch(columns):
             yield message
 
 
@@ -93,10 +90,12 @@ class Upload:
             await asyncio.wait_for(self._ended.wait(), _STATUS_WAIT_S)
         except TimeoutError:
             pass  # no status came: the connection is gone
-        if self._status is None or self._status.code() is grpc.StatusCode.OK:
+        if self._status is None:
             return Unavailable(
                 "the server ended the ingest before it took all messages; it may be shutting down"
             )
+        if self._status.code() is grpc.StatusCode.OK:
+            return Internal("the server ended the ingest without acknowledging all messages")
         status: Exception = self._status
         return status
 
@@ -117,9 +116,10 @@ class Upload:
 
 
 class Ingest:
-    """An `Upload` that is opened again while the server refuses it. For one task.
+    """An `Upload` that is opened again where it breaks or is refused. For one task.
 
-    The first message is kept until it is acknowledged: until then a server that names a delay has not taken it.
+    A message is kept until it is acknowledged: it has a request id, so that a server which has done it before its stream
+    broke only acknowledges it again.
     """
 
     def __init__(
@@ -132,55 +132,49 @@ class Ingest:
         self._end_s = None if limit_s is None else time.monotonic() + limit_s
         self._pauses = connection.pauses()
         self._meter = meter
-        self._first: Any = None
-        self._is_begun = False
+        self._kept: Any = None
         self._open()
 
     def _open(self) -> None:
         method = self._connection.method("Ingest", self._collection)
         stream = method(timeout=transport.left_s(self._end_s))
         self._upload = Upload(stream, self._connection.idle_s)
-        self._refused: Exception | None = None
+        self._failure: Exception | None = None
         self._meter.attempt()
 
     async def send(self, message: Any) -> None:
-        """Writes a message; raises the status of a stream that the server has ended, of the first message
-        only with its acknowledgement."""
+        """Writes a message. The status of a stream that the server has ended comes with its acknowledgement."""
         self._meter.sent(message)
-        if self._is_begun:
-            await self._upload.send(message)
-            return
-        self._first = message
+        self._kept = message
         try:
             await self._upload.send(message)
         except (grpc.RpcError, Unavailable) as error:
-            self._refused = error
+            self._failure = error
 
     async def acknowledgement(self) -> Any:
         """The answer to the message before. Internal where none comes; the status where the server has ended
-        the ingest."""
+        the ingest for good."""
         while True:
             try:
-                if self._refused is not None:
-                    raise self._refused
+                if self._failure is not None:
+                    raise self._failure
                 found = calls.present(await self._upload.acknowledgement())
             except (grpc.RpcError, Unavailable) as error:
-                if self._is_begun:
-                    raise
                 self._meter.failed(error)
-                pause_s = transport.pause_after_refusal_s(
+                pause_s = transport.pause_before_going_on_s(
                     self._connection.raised(error), self._pauses, self._end_s
                 )
                 if pause_s is None:
                     raise
             else:
-                self._first, self._is_begun = None, True
+                self._kept = None
+                self._pauses = self._connection.pauses()
                 self._meter.received(found)
                 return found
             self._upload.cancel()
             await asyncio.sleep(pause_s)
             self._open()
-            await self.send(self._first)
+            await self.send(self._kept)
 
     async def finish(self) -> None:
         """Says that no message follows. Every one is acknowledged by now."""

@@ -406,14 +406,16 @@ class DeleteResponse(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class IngestRequest(_message.Message):
-    __slots__ = ("collection", "records", "upsert")
+    __slots__ = ("collection", "records", "upsert", "request_id")
     COLLECTION_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     UPSERT_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     collection: str
     records: RecordBatch
     upsert: bool
-    def __init__(self, collection: _Optional[str] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ..., upsert: _Optional[bool] = ...) -> None: ...
+    request_id: str
+    def __init__(self, collection: _Optional[str] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ..., upsert: _Optional[bool] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class IngestResponse(_message.Message):
     __slots__ = ("sequence", "count")

@@ -304,7 +304,8 @@ class VecdbServiceServicer:
     def Ingest(self, request_iterator, context):
         """A stream of batches, each one acknowledged in order once it is durable. The server reads the next
         message only when it has room, so a fast sender is held back by flow control. The first batch
-        that fails ends the stream with its error; batches acknowledged before stay.
+        that fails ends the stream with its error; batches acknowledged before stay. Where the stream breaks, those
+        that have request ids and are not acknowledged may be sent again on another one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
