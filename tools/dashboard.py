@@ -46,7 +46,7 @@ PANELS: tuple[tuple[str, tuple[tuple[str, str, tuple[tuple[str, str], ...]], ...
     )),
     ("GPUs", (
         ("Memory that placements take", "bytes", ((f"vecdb_device_used_bytes{{{_I}}}", "{{device}}"), (f"vecdb_device_budget_bytes{{{_I}}}", "budget {{device}}"))),
-        ("Queries a second", "reqps", ((f"rate(vecdb_device_queries_total{{{_I}}}[$__rate_interval])", "{{device}}"),)),
+        ("Queries a second", "reqps", ((f"rate(vecdb_device_queries_total{{{_I}}}[$__rate_interval])", "{{device}}"), (f"rate(vecdb_device_taken_over_queries_total{{{_I}}}[$__rate_interval])", "by the CPU instead"))),
         ("Searches that wait", "short", ((f"vecdb_device_queued{{{_I}}}", "{{device}}"),)),
         ("Restarts in a day", "short", ((f"increase(vecdb_device_restarts_total{{{_I}}}[1d])", "{{device}}"),)),
         ("Evictions a minute", "short", ((f"60 * rate(vecdb_device_evictions_total{{{_I}}}[$__rate_interval])", "{{device}}"),)),
