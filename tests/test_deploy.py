@@ -119,6 +119,23 @@ def test_the_image_sets_settings_that_there_are() -> None:
     assert {name.removeprefix(ENV_PREFIX).lower() for name in given} <= NAMES
 
 
+def test_the_image_installs_extras_that_there_are() -> None:
+    """Each extra of the Dockerfile, and each that its FAISS may be, is one of that package, whose versions are pinned."""
+    pinned = set(re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text().lower(), re.M))
+    install = next(run for run in instructions("RUN") if "./server" in run)
+    named = re.findall(r'"(\.[\w/]*)\[([^\]]*)\]"', install)
+    assert [package for package, _ in named] == [".", "./server"]
+    (choices,) = re.findall(r"FAISS is one of the extras (.*?)\. ", DOCKERFILE)
+    for package, extras in named:
+        project = tomllib.loads((ROOT / package / "pyproject.toml").read_text())["project"]
+        there = project["optional-dependencies"]
+        wanted = extras.replace("${FAISS}", re.sub(r" ?\(.*?\)", "", choices)).split(",")
+        assert len(wanted) >= 1
+        for extra in wanted:
+            for needed in there[extra.strip()]:
+                assert re.split(r"[><=; \[]", needed.lower())[0] in pinned, needed
+
+
 @pytest.mark.long
 def test_the_image_copies_what_its_commands_need(tmp_path: Path) -> None:
     """From nothing but what the Dockerfile copies the three packages are built and installed, and its commands
