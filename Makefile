@@ -74,9 +74,9 @@ overload: $(STAMP) ## A minute of three times the calls that can be answered. Lo
 
 # Strict: without it a package that the index does not know, or an index that is not there, is passed over and the end
 # is 0. By the file, not by .venv, as strict takes our own distributions there for packages that nobody knows.
-audit: $(STAMP) ## Known faults of the packages in constraints.txt.
+audit: $(STAMP) ## Known faults of the packages in constraints.txt. Without a network: make audit ADVISORIES=advisory-database
 	@$(PIP) --no-build-isolation -e '.[audit]'
-	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+	$(if $(ADVISORIES),$(BIN)/python tools/advisories.py '$(ADVISORIES)' )$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 check: $(STAMP) ## Format, lint, faults of safety (bandit), types, contract, generated files, house rules.
 	$(BIN)/ruff format --check .
