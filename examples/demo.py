@@ -41,8 +41,9 @@ def fail(text: str) -> None:
 
 
 def fresh_folder() -> Path:
-    """A folder that did not exist, so that nothing of anybody is touched."""
-    parent = ROOT / "data"
+    """A folder that did not exist, so that nothing of anybody is touched; not in ./data, which is the database of who
+    follows README, or runs `vecdb serve` as it comes."""
+    parent = ROOT / "demo-data"
     parent.mkdir(exist_ok=True)
     number = 1
     while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import re
 import shlex
@@ -92,11 +93,24 @@ def test_the_client_examples_run(tmp_path):
         assert run_python(code, tmp_path) == "100 1000\n"
 
 
+def test_readme_can_be_followed_in_one_folder(tmp_path, monkeypatch):
+    """The demo, the embedded examples and those of the client stand in nobody's way, one after the other: the server takes
+    the database that the embedded ones have left in ./data."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    demo = importlib.import_module("demo")
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    assert demo.fresh_folder().is_dir()
+    examples = blocks(README, "python")
+    run_python("\n".join(b for b in examples if NEEDS_SERVER not in b), tmp_path)
+    with serving(tmp_path / "data") as address:
+        code = "\n".join(b for b in examples if NEEDS_SERVER in b)
+        assert run_python(code.replace("127.0.0.1:7700", address), tmp_path) == "100 1000\n"
+
+
 def test_the_command_line_examples_run(tmp_path):
     """Every line of the command-line example does what it says, on the sample."""
     (commands,) = [b for b in blocks(README, "sh") if "vecdb import" in b]
-    for name, source in (("rows.jsonl.gz", "rows.jsonl.gz"), ("vectors.npy", "vectors.f16.npy")):
-        (tmp_path / name).symlink_to(ROOT / "examples" / "wordnet" / source)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     outputs = []
     with serving(tmp_path / "data") as address:
         for line in commands.splitlines():
