@@ -57,7 +57,7 @@ log = logging.getLogger("vecdb")
 def open(path: str | os.PathLike[str], *, read_only: bool = False, **settings: Any) -> Database:
     """Opens the database in folder `path`, making an empty one if the folder is missing or empty.
 
-    One process may have it open for writing; others may open it with `read_only=True` beside it and follow its commits. Settings are those of docs/reference.md. Raises DatabaseLocked, DatabaseNotFound (read_only), FormatMismatch, InvalidSetting, DeviceNotFound when
+    One process may have it open for writing; others may open it with `read_only=True` beside it and follow its commits. Settings are those of docs/reference.md. Raises DatabaseLocked, DatabaseNotFound (read_only, or where `path` is no folder), FormatMismatch, InvalidSetting, DeviceNotFound when
     the setting `device` names GPUs that are not there; ReadOnly when this process may not write the folder,
     StorageFull, LimitExceeded (open files, address space), Internal when the disk fails (EIO), and OSError when the folder cannot be made for another reason. Collections that ask for a GPU open without one too, see `create_collection`.
     """
@@ -188,7 +188,9 @@ class Database(BackedUp, Naming):
             if held is not None and exist_ok:
                 must_agree(info, self._info(name, held))
                 return self._collection(name, held)
-            if held is not None or name in names.aliases:
+            if held is not None:
+                raise taken(name, "or open it with get_collection, or with exist_ok=True")
+            if name in names.aliases:
                 raise taken(name)
             self._must_have_room(1)
             must_be_there(name, info.device, self.devices, str(self._options["device"]))

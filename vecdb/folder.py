@@ -30,9 +30,11 @@ _TAKEN = (errno.EAGAIN, errno.EACCES)
 def prepare(path: Path, read_only: bool) -> bool:
     """Whether the catalog may be made there: whether no collection was ever made.
 
-    Called before the lock is taken, and makes the folder only. Raises DatabaseNotFound (read_only)
-    and Corrupted when the folder holds something else, or collections without a catalog.
+    Called before the lock is taken, and makes the folder only. Raises DatabaseNotFound (read_only, or where
+    it is no folder) and Corrupted when the folder holds something else, or collections without a catalog.
     """
+    if os.path.lexists(path) and not path.is_dir():
+        raise DatabaseNotFound(f"{path} is no folder; give an empty folder or a new one")
     disk.must_be_folder(path / COLLECTIONS_FOLDER, _PUT_BACK)
     catalog = disk.must_be_folder(path / CATALOG_FOLDER, _PUT_BACK) and disk.must_be_file(
         path / CATALOG_FOLDER / DATA_FILE, _PUT_BACK

@@ -47,8 +47,9 @@ def check_schema(schema: Mapping[str, str]) -> dict[str, str]:
                 known = ", ".join(FIELD_TYPES)
                 raise Refused(f"type must be one of {known}, or one with [], given {shown(name)}")
         except Refused as reason:
+            named = path if isinstance(path, str) else shown(path)
             raise InvalidSetting(
-                f"schema field {shown(path)}: {reason}", setting="schema", path=shown(path)
+                f"schema field {named}: {reason}", setting="schema", path=named
             ) from None
     return dict(schema)
 

@@ -281,10 +281,11 @@ def _crc_of_ids(ids: Sequence[bytes], kind: int) -> int:
 
 def _exists(ids: Sequence[bytes], stored: NDArray[np.bool_]) -> RecordExists:
     names = [ids[i].decode() for i in np.flatnonzero(stored).tolist()]
-    more = f" and {len(names) - 1} more ids" if len(names) > 1 else ""
+    who = f"record {names[0]!r} exists"
+    if len(names) > 1:
+        who = f"records {names[0]!r} and {len(names) - 1} more exist"
     return RecordExists(
-        f"record {names[0]!r}{more} exist already; nothing of the batch was written. Use upsert to "
-        "replace them",
+        f"{who} already; nothing of the batch was written. Use upsert to replace them",
         ids=names[:_SHOWN_IDS],
         count=len(names),
     )

@@ -110,7 +110,7 @@ class KeyRing:
         given = next((value for name, value in metadata or () if name == "authorization"), None)
         if given is None:
             raise Unauthenticated(
-                "this server wants an API key: give `api_key` to connect, or the metadata entry "
+                "this server wants an API key: give `api_key` to connect, set VECDB_API_KEY, or send the metadata entry "
                 "authorization: Bearer <key>"
             )
         text = given if isinstance(given, str) else given.decode("latin-1")

@@ -351,5 +351,10 @@ def _why_not(host: str, port: int) -> str:
         with socket.socket(family, kind, protocol) as probe:
             probe.bind(address)
     except OSError as error:
-        return str(error.strerror or error)
+        said = str(error.strerror or error)
+        if error.errno == errno.EADDRINUSE:
+            return (
+                f"{said}; another server may run there. Choose another port, or 0 for any free one"
+            )
+        return said
     return "the address is in use or not allowed; choose another port, or 0 for any free one"

@@ -13,7 +13,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import vecdb
-from vecdb.errors import DatabaseLocked, FormatMismatch, InvalidSetting, VecdbError
+from vecdb.errors import (
+    DatabaseLocked,
+    DatabaseNotFound,
+    FormatMismatch,
+    InvalidSetting,
+    VecdbError,
+)
 
 from . import logs
 from .notify import notify, reloading
@@ -99,7 +105,7 @@ def serve(settings: Mapping[str, Any], read: Read | None = None) -> int:
             server.start()
         except InvalidSetting as error:
             return _refuse(error.message, EXIT_SETTING)
-        except (DatabaseLocked, FormatMismatch) as error:
+        except (DatabaseLocked, DatabaseNotFound, FormatMismatch) as error:
             return _refuse(error.message, EXIT_FOLDER)
         except VecdbError as error:
             folder_fault = error.reason in ("CORRUPTED", "STORAGE_FULL", "INVALID_NAME")

@@ -354,8 +354,9 @@ def not_found(name: object) -> CollectionNotFound:
     )
 
 
-def taken(name: str) -> CollectionExists:
+def taken(name: str, further: str = "") -> CollectionExists:
+    """`further`: what else to do."""
+    advice = ", ".join(filter(None, ("choose another or drop that first", further)))
     return CollectionExists(
-        f"the name {name!r} is taken by a collection or an alias; choose another or drop that first",
-        name=name,
+        f"the name {name!r} is taken by a collection or an alias; {advice}", name=name
     )

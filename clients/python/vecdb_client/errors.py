@@ -23,7 +23,7 @@ VecdbError                       the root; `reason` is a stable word that script
 ├── FailedPrecondition           the call is right, the state of the database is not
 │   ├── ReadOnly                 a write on a database opened with read_only=True, or to a folder that may not be written
 │   ├── Closed                   the database or the collection was closed or dropped
-│   ├── DatabaseNotFound         a read-only open of a folder that holds no database
+│   ├── DatabaseNotFound         no folder, or a read-only open of one that holds no database
 │   ├── FormatMismatch           the folder was written by another version of the format
 │   ├── MissingDependency        no FAISS is installed, or two that overwrite each other
 │   └── DeviceNotFound           a GPU is asked for by name, and it is not there

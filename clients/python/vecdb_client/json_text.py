@@ -71,6 +71,8 @@ def _fault(value: Any, path: str, depth: int = 0) -> tuple[str, str]:
             _dump(item)
         except _JSON_ERRORS:
             return _fault(item, deeper, depth + 1)
+    if isinstance(value, float | np.floating) and not np.isfinite(value):
+        return path, f"{value} is no number that can be stored or compared"
     try:
         _dump(value)
     except _JSON_ERRORS as error:

@@ -241,13 +241,29 @@ def _retry_after_ms(trailing: Iterable[tuple[str, Any]]) -> int | None:
     return None
 
 
+_MET = {
+    "Hostname Verification": "the certificate of the server at {} is not for that name; connect by the name that it is for, or give "
+    "Tls(server_name=...)",
+    "CERTIFICATE_VERIFY_FAILED": "the certificate of the server at {} is of no authority that is trusted here; give Tls(ca=...)",
+    "WRONG_VERSION_NUMBER": "what listens at {} speaks no TLS; if it is a server of vecdb, connect without `tls`",
+    "Socket closed": "no server answers at {}, or one with TLS, which wants tls=True or Tls(ca=...); is `vecdb serve` running "
+    "there?",
+}
+"""What gRPC says of a connection that could not be made, and what it comes from."""
+
+
+def _whom_we_met(text: str, target: str) -> str:
+    if "failed to connect" in text:
+        for word, meaning in _MET.items():
+            if word in text:
+                return meaning.format(target)
+    return f"no server answers at {target}; is `vecdb serve` running there?"
+
+
 def _of_status(code: grpc.StatusCode, text: str, target: str) -> errors.VecdbError:
     kind = _BY_CODE.get(code, errors.Internal)
     if code is grpc.StatusCode.UNAVAILABLE:
-        return kind(
-            f"no server answers at {target}; is `vecdb serve` running there? ({text})",
-            answered=False,
-        )
+        return kind(f"{_whom_we_met(text, target)} ({text})", answered=False)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return kind("not done in time; give a larger timeout_s. A write may have happened or not")
     if code is grpc.StatusCode.CANCELLED:
