@@ -189,8 +189,9 @@ def rows_beside(path: Path) -> Path:
 
 
 def _packed(raw: IO[bytes]) -> Any:
-    """gzip without name and time in it: the same records give the same bytes."""
-    return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0)
+    """gzip without name and time in it: the same records give the same bytes. Of digits, which vectors are as text, the
+    highest level makes 3 % fewer bytes in four times the time."""
+    return gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=3)
 
 
 def _npz(path: Path, stack: ExitStack, info: Any, named: tuple[str, ...]) -> Iterator[Sink]:
