@@ -186,6 +186,32 @@ def test_a_query_that_fails_before_it_searches_has_no_plan(tmp_path: Path) -> No
     assert as_noted(made)["times_us"]["total"] > 0
 
 
+def test_waiting_for_a_commit_is_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `explain` and by what is noted of slow queries, of those that end without the commit too."""
+    with vecdb.open(tmp_path / "db", device="cpu") as db:
+        docs = db.create_collection("docs", dimension=4)
+        docs.insert(["a"], np.ones((1, 4)))
+        before = docs._core.wait_for
+
+        def late(sequence: int | None, timeout_s: float | None) -> Any:
+            time.sleep(0.2)
+            return before(sequence, timeout_s)
+
+        monkeypatch.setattr(docs._core, "wait_for", late)
+        given = {"k": 1, "min_sequence": 1}
+        explained = docs.query(np.ones(4), explain=True, **given).explain.times_us
+        for times in (explained, noted(docs, np.ones(4), **given)["times_us"]):
+            assert times["wait"] >= 200_000
+            assert times["wait"] + times["search"] <= times["total"]
+        made = steps.begin()
+        with pytest.raises(vecdb.errors.DeadlineExceeded):
+            docs.query(np.ones(4), k=1, min_sequence=9, timeout_s=0.1)
+        steps.end()
+        failed = as_noted(made)
+        assert failed["plan"] == ""
+        assert failed["times_us"]["wait"] >= 300_000
+
+
 def test_a_line_is_bounded_by_no_request(caplog: pytest.LogCaptureFixture) -> None:
     """What a client repeats, or makes long, is cut: it could fill the disk otherwise."""
     calls = SlowCalls({"slow_query_s": 1.0})

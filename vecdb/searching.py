@@ -183,7 +183,9 @@ class Search:
         self.asked = asked
         self._end = None if asked.timeout_s is None else time.monotonic() + asked.timeout_s
         self.check = deadline(asked.timeout_s)
-        view = core.wait_for(asked.min_sequence, asked.timeout_s)
+        self.note = Note() if asked.explain else None
+        self._noted = HERE.now
+        view = self._moment()
         self.field: Field = core.field(asked.vector_name)
         self.records = view.n_live
         self.view: View = view if asked.vector_name is None else self.field.index.view
@@ -192,8 +194,6 @@ class Search:
             core.wait_for(self.view.sequence, asked.timeout_s)
         # Without a k a distance bound asks for all that lie within: the index cannot know how many.
         self.exact = asked.exact or asked.k is None
-        self.note = Note() if asked.explain else None
-        self._noted = HERE.now
         if self._noted is not None:
             self._noted.view, self._noted.target_recall = self.view, self.target_recall
         self.filter_s = 0.0
@@ -209,6 +209,19 @@ class Search:
                     self._noted.filter_s = self.filter_s
         plain = asked.group_by is None and asked.mmr_lambda is None and asked.target_recall is None
         self._audit = audit if plain else None
+
+    def _moment(self) -> View:
+        """The view to read, which has the commit that is waited for: time that is no search."""
+        asked = self.asked
+        if asked.min_sequence is None:
+            return self.core.wait_for(None, asked.timeout_s)
+        begun = time.perf_counter()
+        try:
+            return self.core.wait_for(asked.min_sequence, asked.timeout_s)
+        finally:
+            for notes in (self.note, self._noted):
+                if notes is not None:
+                    notes.wait_s += time.perf_counter() - begun
 
     @property
     def target_recall(self) -> float:
