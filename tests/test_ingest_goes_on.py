@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -149,23 +150,27 @@ def test_an_ingest_that_is_not_to_be_repeated_says_what_was_acknowledged(
 
 
 @both_clients
-def test_a_killed_server_is_waited_for(tmp_path: Path, client: str) -> None:
-    """The server dies by SIGKILL in the middle, twice, and comes back on its port: the ingest goes on, each batch is
-    acknowledged with the commit that holds it, and is there once."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_server_that_is_started_again_is_waited_for(
+    tmp_path: Path, client: str, number: signal.Signals
+) -> None:
+    """The server is killed in the middle, twice, or told to stop, and comes back on its port: the ingest goes on, each
+    batch is acknowledged with the commit that holds it, and is there once."""
     folder, port = tmp_path / "db", free_port()
-    process, address = spawn(folder, "--log-level", "error", port=port)
+    flags = "--log-level", "error", "--drain-timeout-s", "0.5"
+    process, address = spawn(folder, *flags, port=port)
     try:
         with connect(address) as db:
             db.create_collection("docs", dimension=2)
 
         def batches() -> Iterator[Any]:
             nonlocal process
-            for number in range(60):
-                if number in (20, 40):
-                    process.kill()
+            for made in range(60):
+                if made in (20, 40):
+                    process.send_signal(number)
                     process.communicate()
-                    process, _ = spawn(folder, "--log-level", "error", port=port)
-                yield batch(number)
+                    process, _ = spawn(folder, *flags, port=port)
+                yield batch(made)
 
         done = Ingested(client, address, batches())
         done.all_once(60)
