@@ -264,3 +264,99 @@ def test_an_interrupted_wait_leaves_nothing_behind():
     other.done.set()
     assert busy.ended() == 3
     assert is_free(lane)
+
+
+def coming_back(lane, view, *others):
+    """A search whose device has answered, while others have more places than there are cores."""
+    back = Call(lane, view, 1)
+    wait_until(lambda: view.waiting == 1, "the device is asked")
+    calls = []
+    for number, other in enumerate(others, 2):
+        calls.append(Call(lane, other, number))
+        wait_until(lambda other=other: other.working == 1, "it has a place")
+    view.gate.set()
+    wait_until(lambda: len(lane._returning) == 1, "it wants to come back")
+    return back, calls
+
+
+def test_short_searches_keep_nobody_from_coming_back():
+    """Who comes back from a device is not passed over by short searches, which have places beside one a core: those that begin
+    meanwhile wait behind it, however many there are."""
+    lane, view = SearchLane(1), Asking()
+    first, second, third = Busy(), Busy(), Busy()
+    for one in (first, second, third):
+        one.is_simple = True
+    back, (one, two) = coming_back(lane, view, first, second)
+    late = Call(lane, third, 4)
+    wait_until(lambda: lane.waiting or third.working, "it comes")
+    assert (lane.waiting, third.working) == (1, 0)
+    first.done.set()
+    assert one.ended() == 2
+    assert (lane.waiting, third.working, len(lane._returning)) == (1, 0, 1)
+    second.done.set()
+    assert two.ended() == 3
+    wait_until(lambda: view.working == 1, "it has come back")
+    view.done.set()
+    third.done.set()
+    assert (back.ended(), late.ended()) == (1, 4)
+    assert is_free(lane)
+
+
+def test_who_comes_back_as_the_last_place_is_given_up_is_not_left_to_wait(monkeypatch):
+    """Another may end between the look at the places and queueing up, and does not see who queues up: that one looks again."""
+    monkeypatch.setattr(search_lane, "_LOOK_S", 90.0)
+    lane, view = SearchLane(1), Asking()
+
+    class Places(dict):
+        """One of another thread is given up just after they were counted."""
+
+        def __len__(self):
+            count = super().__len__()
+            if view.gate.is_set():
+                self.pop(0, None)
+            return count
+
+    lane._running = Places()
+    back = Call(lane, view, 1)
+    wait_until(lambda: view.waiting == 1, "the device is asked")
+    lane._running[0] = ()
+    view.done.set()
+    view.gate.set()
+    assert back.ended() == 1
+    assert is_free(lane)
+
+
+def test_a_turn_that_came_unnoticed_gives_no_place_later(monkeypatch):
+    """A search whose turn comes just after it has looked in vain goes on at once; back from a device it waits for a place all the
+    same, and is called once."""
+    monkeypatch.setattr(search_lane, "_LOOK_S", 0.01)
+    lane, view, before, after = SearchLane(1), Asking(), Busy(), Busy()
+    looks = []
+
+    def wanted():
+        if lane.waiting:
+            before.done.set()
+            holder.join(60)  # it has called this one
+        looks.append(None)
+        return True
+
+    class Watched(Call):
+        def run(self):
+            with while_wanted(wanted):
+                super().run()
+
+    holder = Call(lane, before, 1)
+    wait_until(lambda: before.working == 1, "the core is taken")
+    back = Watched(lane, view, 2)
+    wait_until(lambda: view.waiting == 1, "the device is asked")
+    busy = Call(lane, after, 3)
+    wait_until(lambda: after.working == 1, "the core is taken again")
+    view.gate.set()
+    wait_until(lambda: len(lane._returning) == 1, "it wants to come back")
+    seen = len(looks)
+    wait_until(lambda: len(looks) > seen + 2, "it waits for that, and looks whether it should")
+    assert view.working == 0
+    after.done.set()
+    view.done.set()
+    assert (holder.ended(), busy.ended(), back.ended()) == (1, 3, 2)
+    assert is_free(lane)

@@ -16,7 +16,7 @@ callers alike. `sys.setswitchinterval` was no remedy: who holds the lock enters 
 are over.
 
 A search that waits for a device needs no core: it gives its place to another meanwhile (`turns.py`), and has one again before it goes
-on, ahead of those who have not begun. So any number of them waits for the device at once, where they are a batch.
+on, ahead of all who have not begun. So any number of them waits for the device at once, where they are a batch.
 
 Short searches, single queries to a graph or lists, get `_SPARE` places more: who comes back from FAISS waits
 longer for that lock than such a search takes, and meanwhile a core would have nothing to do. 116,659 x 384 (HNSW),
@@ -139,8 +139,7 @@ class SearchLane:
     def clear(self) -> None:
         """Forgets all searches: those that a forked process does not have."""
         self._running: dict[int, Sequence[_Ask]] = {}
-        """Threads that search, each with those it searches for. Two may take the last place at the same
-        time: one search too many does no harm."""
+        """Threads that search, each with those it searches for. Two may take the last place at once, which does no harm."""
         self._away: dict[int, Sequence[_Ask]] = {}
         """The same of those that wait for a device, and have no place."""
         self._waiting: deque[_Ask] = deque()
@@ -168,8 +167,9 @@ class SearchLane:
         squared length of a single query, where it is known.
         """
         busy = len(self._running)
-        if self._waiting or note is not None or len(queries) >= view.asks_devices_from or (
-            busy >= self._cores and busy >= self._places(view, queries, exact)
+        if (
+            self._waiting or self._returning or note is not None or len(queries) >= view.asks_devices_from
+            or (busy >= self._cores and busy >= self._places(view, queries, exact))
         ):  # fmt: skip
             ask = _Ask(self, view, queries, k, allowed, exact, target_recall, end, note, alone)
             return self._in_turn(ask)
@@ -309,7 +309,8 @@ class SearchLane:
                 self._running[back.key] = self._away.pop(back.key, back.group)
                 back.wake.release()
             waiting = self._waiting
-            while waiting:
+            # Short searches wait too: while they have the places beside one a core, nobody would ever come back.
+            while waiting and not self._returning:
                 first = waiting[0]
                 if len(self._running) >= self._places(first.view, first.queries, first.exact):
                     return
@@ -331,10 +332,8 @@ class SearchLane:
         return self._cores + _SPARE if short else self._cores
 
     def _is_served(self, ask: _Ask) -> bool:
-        """Whether its turn came unnoticed; if not, sees to it that it will.
-
-        Only Ctrl-C in the few steps in which another thread calls the next ones makes it necessary.
-        """
+        """Whether its turn came unnoticed; if not, sees to it that it will. Only Ctrl-C in the few steps in which another
+        thread calls the next ones makes that necessary."""
         with self._mutex:
             if ask.found is not None or ask.group:
                 return True
@@ -375,7 +374,12 @@ class SearchLane:
             if not waits or (len(self._running) < self._cores and not self._returning):
                 self._running[ask.key] = self._away.pop(ask.key, ask.group)
                 return
+            # Its turn may have come before unnoticed, see `_is_served`: that says nothing of this one.
+            ask.wake.acquire(blocking=False)
             self._returning.append(ask)
+        # As in `_in_turn`: who ended before that did not see us wait.
+        if len(self._running) < self._cores:
+            self._call_next()
         while not ask.wake.acquire(timeout=_left(ask.end)):
             stop_if_unwanted()
             if ask.end is not None and time.monotonic() > ask.end:
@@ -413,9 +417,7 @@ def _part(found: Found, start: int, stop: int) -> Found:
 
 
 def _left(end: float | None) -> float:
-    if end is None:
-        return _LOOK_S
-    return min(_LOOK_S, max(0.0, end - time.monotonic()))
+    return _LOOK_S if end is None else min(_LOOK_S, max(0.0, end - time.monotonic()))
 
 
 def _until(end: float | None) -> Callable[[], None]:
