@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
+
+import pytest
 
 import vecdb
+from vecdb import open_here
 
 OPENED = """
     import os, sys, numpy as np, vecdb
@@ -54,6 +59,65 @@ def test_an_audit_ends_before_the_interpreter(data_folder):
         """,
     )
     assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
+
+
+SEARCHING = """
+    import threading, time
+    from vecdb.index.view import View
+    docs.build_index()
+    real, begun = View.search, threading.Event()
+    def search(*given, **named):
+        answer = real(*given, **named)
+        if threading.current_thread().daemon:
+            begun.set()
+            closed_s = None
+            while closed_s is None or time.monotonic() < closed_s + 1.0:
+                if closed_s is None and db._closed:
+                    closed_s = time.monotonic()
+                real(*given, **named)
+        return answer
+    View.search = search
+    asked = [points(1)]
+"""
+
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("audited", [True, False])
+def test_searches_end_before_the_interpreter(data_folder, audited, closed):
+    """A recall audit, or a search of a daemon thread, that goes on for a second after the database was closed, by the script or at
+    its end, ends first: without SIGABRT."""
+    own = "threading.Thread(target=docs.query, args=asked, kwargs={'k': 10}, daemon=True).start()"
+    code = [
+        textwrap.dedent(SEARCHING), "docs.query(*asked, k=10)" if audited else own,
+        "assert begun.wait(60)", "db.close()" if closed else "", "print('end')",
+    ]  # fmt: skip
+    done = ended(data_folder, "\n".join(code))
+    assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
+
+
+def test_the_end_waits_for_no_threads_of_others(data_folder):
+    """Those of a client that is still connected, whose names begin alike and which live on, hold up nothing: waited for they would
+    take the patience of 20 s."""
+    done = ended(
+        data_folder,
+        """
+        import threading, time
+        threading.Thread(target=time.sleep, args=(3_600,), name="vecdb-queries", daemon=True).start()
+        from vecdb import open_here
+        open_here.PATIENCE_S = 3_600.0
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_threads_that_may_outlive_their_database_are_known():
+    """Each daemon thread of the engine with a name of its own is waited for at the end, or by what closes the database."""
+    folder = Path(open_here.__file__).parent
+    found = set()
+    for file in folder.rglob("*.py"):
+        found |= set(re.findall(r'name="(vecdb-[\w-]+)",\s*daemon=True', file.read_text()))
+    joined = {"vecdb-build", "vecdb-sync"}  # by `Builder.close`, `LazySync.close`
+    assert found == open_here.BEHIND | joined
 
 
 def test_a_build_ends_before_the_interpreter(data_folder):

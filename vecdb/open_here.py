@@ -2,7 +2,7 @@
 
 Python ends a daemon thread where it next asks for the interpreter lock, by unwinding its stack. FAISS's wrappers catch all
 that passes them, and the C library then ends the process with SIGABRT: so did a script that had closed no database, where
-a recall audit was under way.
+a recall audit was under way, and one whose own daemon thread was searching.
 """
 
 from __future__ import annotations
@@ -14,10 +14,19 @@ import threading
 import time
 from typing import Protocol
 
+from .search_lane import LANE
+
 log = logging.getLogger("vecdb")
 
 PATIENCE_S = 20.0
-"""How long an ending process waits for threads that have been told to end: steps of builds, searches of audits."""
+"""How long an ending process waits for threads that have been told to end: steps of builds, searches."""
+_LOOK_S = 0.01
+
+BEHIND = frozenset({
+    "vecdb-audit", "vecdb-behind", "vecdb-columns", "vecdb-follow", "vecdb-index-build", "vecdb-postings",
+})  # fmt: skip
+"""Names of daemon threads that may outlive the database they work for. Those of clients and servers are no affair of ours:
+some of them live on for a minute after the last call."""
 
 lock = threading.Lock()
 """Held by whoever opens one."""
@@ -50,15 +59,17 @@ def remove(path: str) -> None:
 
 @atexit.register
 def _close_all() -> None:
-    """Closes what this process has opened, not what it was forked with, and waits for threads that work behind."""
+    """Closes what this process has opened, not what it was forked with, and waits for threads that work behind or search,
+    also for databases that were closed before."""
     here = os.getpid()
-    own = [database for pid, database in list(_open.values()) if pid == here]
-    for database in own:
+    for database in [database for pid, database in list(_open.values()) if pid == here]:
         try:
             database.close()
         except Exception:
             log.exception("a database could not be closed at the end of the process")
     end_s = time.monotonic() + PATIENCE_S
-    for thread in threading.enumerate() if own else ():
-        if thread.daemon and thread.name.startswith("vecdb-"):
+    for thread in threading.enumerate():
+        if thread.daemon and thread.name in BEHIND:
             thread.join(max(0.0, end_s - time.monotonic()))
+    while not LANE.idle and time.monotonic() < end_s:
+        time.sleep(_LOOK_S)
