@@ -52,7 +52,7 @@ class PlainView:
             with self._lock:
                 self.at_once -= 1
 
-    def together(self, count, k, allowed, exact):
+    def together(self, count, k, allowed, exact, wait):
         return 0
 
 
@@ -372,7 +372,7 @@ def test_large_batches_do_not_starve_small_queries(data_folder):
 def test_a_batch_that_belongs_together_is_one_call():
     """Where a view wants many queries in one call, slices are that large, however long each takes."""
     lane, view, note = SearchLane(1), PlainView(), Note()
-    view.together = lambda count, k, allowed, exact: min(count, 500)
+    view.together = lambda count, k, allowed, exact, wait: min(count, 500)
     queries = np.arange(3_600, dtype=np.float32).reshape(1_200, 3)
     parts = list(lane.slices(view, queries, 2, note=note))
     assert view.calls == [500, 500, 200]

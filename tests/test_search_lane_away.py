@@ -72,7 +72,7 @@ class Asking:
         near = np.repeat(queries[:, :1], k, axis=1)
         return Found(near, np.zeros(near.shape, np.int64), False, "asking")
 
-    def together(self, count, k, allowed, exact):
+    def together(self, count, k, allowed, exact, wait):
         return 0
 
 

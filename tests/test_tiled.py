@@ -27,8 +27,10 @@ from vecdb.device.choice import STAND_IN_DEVICES
 from vecdb.errors import Cancelled, DeadlineExceeded, DeviceFull
 from vecdb.index import tiled
 from vecdb.index.tiled import Tiled
+from vecdb.search_lane import MAX_TOGETHER
 from vecdb.selection import Selection
 from vecdb.stopping import while_wanted
+from vecdb.turns import Wait
 
 few_are_fewer = _few_are_fewer
 NO_ROOM = 20_000
@@ -253,6 +255,25 @@ def test_a_device_that_hangs_ends_no_later_than_the_deadline(tmp_path, devices):
         assert check(made, queries, LIVE, vectors, "l2").plan == "tiled"
 
 
+def test_a_device_that_hangs_is_measured_for_no_longer_than_the_deadline(
+    tmp_path, devices, monkeypatch
+):
+    """Nor is a large batch kept, of which a tile is compared to know whether it should go there, nor one that nobody wants."""
+    devices()
+    monkeypatch.setattr(Tiled, "_pays", PAYS)
+    with opened(tmp_path, device_memory_bytes=NO_ROOM, **PATIENT) as database:
+        made, vectors = filled(database)
+        queries = np.resize(QUERIES, (2 * MAX_TOGETHER, DIMENSION))
+        (one,) = database.devices.placements.devices
+        with hanging(one._worker.pid):
+            with pytest.raises(DeadlineExceeded):
+                made.query(queries, k=3, timeout_s=0.3)
+            wanted = iter([True] * 12)
+            with while_wanted(lambda: next(wanted, False)), pytest.raises(Cancelled):
+                made.query(queries, k=3)
+        check(made, queries, LIVE, vectors, "l2", on=None)
+
+
 def test_a_large_batch_shares_the_way(tmp_path, devices, sent):
     """All queries of a large batch go in one call, so that each vector crosses the bus once."""
     devices()
@@ -303,7 +324,7 @@ def test_rates_are_measured(tmp_path, devices):
         made, _ = filled(database)
         view = made._core.view
         found = view.tiled._measured(
-            view.source, 64, 10, np.arange(ROWS), database.devices.placements.devices
+            view.source, 64, 10, np.arange(ROWS), database.devices.placements.devices, Wait()
         )
         assert 0 < found.device_s < 1e-3
         assert 0 < found.host_s < 1e-3

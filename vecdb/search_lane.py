@@ -44,7 +44,7 @@ from .selection import Selection
 from .steps import HERE
 from .stopping import stop_if_unwanted, watched
 from .tally import SIZES, Tally
-from .turns import having
+from .turns import Wait, having
 
 MAX_TOGETHER = 64
 """Queries that are searched in one call for several callers, at most."""
@@ -203,8 +203,8 @@ class SearchLane:
         note: Note | None = None,
     ) -> Iterator[Found]:
         """The answers to a large batch, slice by slice, in order."""
-        start, together = 0, view.together(len(queries), k, allowed, exact)
-        size = together or _FIRST_SLICE
+        together = view.together(len(queries), k, allowed, exact, Wait(end, stop_if_unwanted))
+        start, size = 0, together or _FIRST_SLICE
         if len(queries) <= size:
             # One slice has no pace to be found out, and a search that notes nothing is a shorter one.
             yield self.search(

@@ -99,14 +99,16 @@ class Tiled:
         self._rest_until_s = 0.0
         self._note = ""
 
-    def together(self, view: Seen, count: int, k: int, allowed: Selection | None) -> int:
-        """How many of `count` queries should be searched in one call; 0 where the host is to answer."""
+    def together(
+        self, view: Seen, count: int, k: int, allowed: Selection | None, wait: Wait
+    ) -> int:
+        """How many of `count` queries should be searched in one call; 0 where the host is to answer. What the `wait` says."""
         most = min(count, MOST_TOGETHER)
         if time.monotonic() < self._rest_until_s or not self._is_much(view, most, allowed):
             return 0
         try:
             devices, rows = self._within(k), _wanted(view, allowed)
-            paid = devices and rows.size and self._pays(view, most, k, rows, devices)
+            paid = devices and rows.size and self._pays(view, most, k, rows, devices, wait)
         except (DeviceLost, DeviceFull, FailedPrecondition) as error:
             self._failed(error.message)
             return 0
@@ -140,7 +142,7 @@ class Tiled:
                 return self._told(trace, len(x))
             return None
         try:
-            if not self._pays(view, len(x), k, rows, devices):
+            if not self._pays(view, len(x), k, rows, devices, waits_here()):
                 return None
             begun = time.perf_counter()
             keys, found = self._through(view.source, devices, x, _width(k), rows, check)
@@ -172,18 +174,30 @@ class Tiled:
         return up if all(_width(k) <= one.info.limits.k for one in up) else []
 
     def _pays(
-        self, view: Seen, queries: int, k: int, rows: Rows, devices: Sequence[Device]
+        self,
+        view: Seen,
+        queries: int,
+        k: int,
+        rows: Rows,
+        devices: Sequence[Device],
+        wait: Wait,
     ) -> bool:
         key = _key(queries, k, rows)
         known = self._rates.get(key)
         if known is None or time.monotonic() > known.until_s:
-            known = self._measured(view.source, queries, k, rows, devices)
+            known = self._measured(view.source, queries, k, rows, devices, wait)
             with self._lock:
                 self._rates[key] = known
         return known.device_s < known.host_s
 
     def _measured(
-        self, source: VectorSource, queries: int, k: int, rows: Rows, devices: Sequence[Device]
+        self,
+        source: VectorSource,
+        queries: int,
+        k: int,
+        rows: Rows,
+        devices: Sequence[Device],
+        wait: Wait,
     ) -> _Rates:
         """Both rates by the first tile of these rows, which costs that tile and a little of the host's time.
 
@@ -196,7 +210,6 @@ class Tiled:
         vectors = self._read(source, part)
         read_s = time.perf_counter() - begun
         x = np.resize(vectors, (queries, self._dimension))
-        wait = waits_here()
         one.compare(
             x[:1], vectors[:1], 1, self._scores, wait=wait
         )  # whatever the first call prepares

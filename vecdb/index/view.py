@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import InvalidQuery, InvalidVector
 from ..layout import vector_width
 from ..selection import Selection
+from ..turns import Wait
 from . import chosen, main_part, one, proof
 from .blocks import Allowed, Mask
 from .chosen import Few, MainMask
@@ -206,15 +207,18 @@ class View:
         why = why or trace.why_cpu or self.reasons.of_answer(self)
         trace.device_note = f"{why}; answered by the CPU"
 
-    def together(self, count: int, k: int, allowed: Selection | None, exact: bool) -> int:
-        """How many of a large batch of `count` queries belong into one call; 0: as many as one likes."""
+    def together(
+        self, count: int, k: int, allowed: Selection | None, exact: bool, wait: Wait
+    ) -> int:
+        """How many of a large batch of `count` queries belong into one call; 0: as many as one likes. A device may be measured for
+        that, for no longer than the `wait` says."""
         placed = self.served is not None and self.served.there
         copy = self.device_main
         if placed or (copy is not None and not (exact and copy.beneath is None)):
             return _ON_DEVICE  # its own queue lets others in between
         if self.tiled is None or not (exact or self.main is None):
             return 0
-        return self.tiled.together(self, count, k, allowed)
+        return self.tiled.together(self, count, k, allowed, wait)
 
     def _one(self, x: Floats, k: int, target: float, allowed: Selection | None) -> Found | None:
         """Queries to a graph or lists, of one also to the tail; None where it is not as simple as that."""
