@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from index_rows import DIMENSION, Rows, build, filled, small_steps
 
+from vecdb.errors import LimitExceeded
 from vecdb.index import choice
 from vecdb.index.build import Build, build_bytes
 from vecdb.index.calibrate import Curve, Point
@@ -127,6 +128,24 @@ def test_lists_beside_a_graph_fit_with_what_the_graph_keeps(both):
     assert lists + kept > largest + 1_000
     assert build(both(build_memory_bytes=largest)).kind == "hnsw"
     assert build(both(build_memory_bytes=lists + kept)).kind == "ivf"
+
+
+def test_a_graph_is_made_at_once_where_lists_to_serve_meanwhile_do_not_fit(monkeypatch):
+    """Many rows at once go through lists where these fit, whose training may take more than a graph; a budget that has room for the
+    graph alone gives that, and one for neither is told of."""
+    small_steps(monkeypatch)
+    monkeypatch.setattr(choice, "_LISTS_FIRST_ROWS", N)
+    monkeypatch.setattr(choice, "needs_lists", lambda *_: False)
+    rows = Rows(N, dimension=64)
+    graph, lists = (build_bytes(*one, 64, 0, N, 0) for one in (("hnsw", "float32"), ("ivf", "sq8")))
+    assert lists > graph
+
+    def made(limit):
+        return build(filled(rows, "auto", "l2", exact_max_scalars=0, build_memory_bytes=limit)).kind
+
+    assert (made(lists), made(graph)) == ("ivf", "hnsw")
+    with pytest.raises(LimitExceeded, match="as hnsw"):
+        made(graph - 1)
 
 
 @pytest.mark.parametrize("first", ["hnsw", "ivf"])

@@ -103,10 +103,14 @@ class Step:
             and not joined
             and choice.goes_through_lists(code, self.first, self.rows.size, target)
         ):
-            lists = self._lists(code)
-            if lists is None:
+            lists, fit = None, True
+            try:
+                lists = self._lists(code)
+            except LimitExceeded:
+                fit = False  # to train them may take more for a while than a graph does: it is made at once
+            if lists is None and fit:
                 return None
-            if lists.setting(target, SMALL_K) is not None:
+            if lists is not None and lists.setting(target, SMALL_K) is not None:
                 return lists.as_provisional(not choice.keep_up(lists, self.main, index))
             del lists  # before there is a graph as well
             give_memory_back()
