@@ -138,13 +138,13 @@ class Environment(OpenFile):
                 smaller = self._beyond(limit) if reserves else 0
             finally:
                 self._leave()
-            lazy = self._lazy
             if size >= limit and not smaller:
-                if lazy is None or not unsynced:
+                if not unsynced:
                     raise self._full(limit, reserves)
-                # What those commits freed may be written over from then on.
-                lazy.flush()
+                # What those commits freed may be written over from then on; if the file rests by now it is so already.
+                self.flush()
                 continue
+            lazy = self._lazy
             if lazy is not None:
                 # Moving the map ends all transactions, that on the synced commit too.
                 lazy.settle()
