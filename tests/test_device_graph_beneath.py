@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from on_devices import DIMENSION, QUERIES, check, filled, opened, placed, using
+from on_devices import DIMENSION, QUERIES, check, filled, opened, placed, plain, using
 
 from vecdb.index import chosen, plan
 
@@ -64,6 +64,45 @@ def test_any_k_and_exact_answers_are_the_devices(tmp_path, devices, metric, stor
         on = "gpu:0" if storage == "float32" or metric != "cosine" else None
         check(made, QUERIES, live, vectors, metric, exact=True, on=on)
         check(made, QUERIES, live, vectors, metric, part=30, exact=True, on=on)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "ip"])
+@pytest.mark.parametrize("part", [None, 60])
+def test_of_equal_rows_the_lower_ones_answer(tmp_path, devices, monkeypatch, metric, part):
+    """Whatever order a card has rows in that are equally near, also at the border of what it gives, and where it compares rows of
+    cosine by l2."""
+    devices(graphs=True)
+    rng, count = np.random.default_rng(4), 1_500
+    different = rng.standard_normal((30, DIMENSION)).astype(np.float32)
+    which = rng.integers(0, 30, count)  # each lies there some fifty times
+    queries = different[:20] + np.float32(0.1)
+    ask = None if part is None else {"part": {"$lt": part}}
+    with opened(tmp_path) as database:
+        made, _ = filled(
+            database, metric, n=count, vectors=different[which], index="hnsw", quantization="none"
+        )
+        made.build_index(wait=True)
+        placed(made)
+        placements = database.devices.placements
+        asked = placements.search
+
+        def backwards(key, x, k, setting, lies_as, wait, mask=0):
+            """All that lie there, of equal ones the last first."""
+            scores, at, together = asked(key, x, count, setting, lies_as, wait, mask)
+            near = np.round(scores if lies_as == "l2" else -scores, 4)
+            order = np.lexsort((-at, near), axis=1)[:, :k]
+            return np.take_along_axis(scores, order, 1), np.take_along_axis(at, order, 1), together
+
+        monkeypatch.setattr(placements, "search", backwards)
+        far = plain(queries, different, metric)[:, which]
+        if part is not None:
+            far[:, np.arange(count) % 100 >= part] = np.inf
+        nearest = np.argsort(far, axis=1, kind="stable")
+        for k in (1, 10, 60):
+            found = made.query(queries, k=k, filter=ask, exact=True, explain=True)
+            assert found.explain.device == "gpu:0"
+            rows = [[int(one[1:]) for one in ids] for ids in found.ids]
+            assert rows == nearest[:, :k].tolist()
 
 
 def test_what_codes_say_of_vectors_is_not_taken_for_exact(tmp_path, devices):

@@ -282,7 +282,12 @@ class Served(There):
             sure &= keys[:, k - 1] <= self._at_least(x, last)
         elif self._lies_as == "l2" and not self._by_l2:
             sure &= keys[:, k - 1] < self._not_nearer(x, last, keys[:, k - 1])
-        elif not self._by_l2:
+        elif self._by_l2:
+            # |x - y|^2 = 2 + 2 key
+            kth = keys[:, k - 1]
+            least = 0.5 * self._not_nearer(x, 2.0 * (last + 1.0), 2.0 * (kth + 1.0))
+            sure &= kth < least - 1.0 - _ROUND
+        else:
             # Of many queries FAISS's products give equal ones in an order of their own: all of them must be here, to go by row.
             sure &= keys[:, k - 1] < last
         return keys, rows, sure
