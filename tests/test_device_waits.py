@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +244,21 @@ def test_the_cpu_answers_while_something_long_holds_the_device(tmp_path, devices
         check(made, QUERIES, live, rows, "l2")
         counted = Metrics(database, {}, Admission({})).text()
         assert f"vecdb_device_taken_over_queries_total {2.0 * len(QUERIES)}\n" in counted
+
+
+def test_closing_waits_for_no_build_on_a_device_that_hangs(tmp_path, devices, caplog):
+    """Nor does the end of a process, which closes what is open: the worker is ended, and what was placed there given up."""
+    devices()
+    with opened(tmp_path, **PATIENT) as database:
+        one = the_device(database)
+        with suppress(ProcessLookupError), hanging(one._worker.pid):
+            before = one._queue._number
+            filled(database)
+            until(lambda: one._queue._number > before)
+            begun = time.monotonic()
+            database.close()
+            assert time.monotonic() - begun < PATIENT["device_timeout_s"] / 2
+    assert [one.message for one in caplog.records if one.levelname == "ERROR"] == []
 
 
 def test_only_who_can_be_answered_elsewhere_gives_way():

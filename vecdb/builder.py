@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -188,14 +188,15 @@ class Builder:
         # What failed meanwhile, too: another collection may get the same id.
         self._forget(core)
 
-    def close(self) -> None:
-        """Cancels everything and waits for the thread."""
+    def close(self, let_go: Callable[[], None] = lambda: None) -> None:
+        """Cancels everything, calls `let_go`, which ends what the thread may wait for, and waits for the thread."""
         with self._lock:
             self._closed = True
             for job in self._jobs.values():
                 job.cancel.set()
             self._lock.notify_all()
             thread = self._thread
+        let_go()
         if thread is not None:
             thread.join()
 
@@ -354,7 +355,7 @@ class Builder:
             if isinstance(job.error, Internal):
                 log.exception("collection %s: %s failed", core.info.name, job.task)
         try:
-            if job.error is None and job.cancel.is_set():
+            if job.cancel.is_set() and (job.error is None or isinstance(job.error, Closed)):
                 job.error = job.stopped
             elif job.error is not None:
                 self._note_failure(job, job.error, time.monotonic() - started_s)

@@ -284,7 +284,8 @@ class Database(BackedUp, Naming):
             for lock in opening:
                 with lock:
                     pass  # whoever was opening a collection has seen that we are closed
-            self._builder.close()
+            # A build that waits for a device that hangs would be waited for as long.
+            self._builder.close(self._end_devices)
             failed: VecdbError | None = None
             for core in self._cores.values():
                 try:
@@ -292,12 +293,14 @@ class Database(BackedUp, Naming):
                 except VecdbError as error:
                     failed = error
             self._lane_threads.close()
-            if self.devices is not None:
-                self.devices.close()
             self._catalog.close()
             self._release()
             if failed is not None:
                 raise failed
+
+    def _end_devices(self) -> None:
+        if self.devices is not None:
+            self.devices.close()
 
     def _release(self) -> None:
         open_here.remove(self._key)
