@@ -24,7 +24,7 @@ from test_on_device import _few_are_fewer
 import vecdb
 from vecdb.device import Device
 from vecdb.device.choice import STAND_IN_DEVICES
-from vecdb.errors import Cancelled, DeadlineExceeded, DeviceFull
+from vecdb.errors import Cancelled, DeadlineExceeded, DeviceFull, DeviceLost
 from vecdb.index import tiled
 from vecdb.index.tiled import Tiled
 from vecdb.search_lane import MAX_TOGETHER
@@ -272,6 +272,27 @@ def test_a_device_that_hangs_is_measured_for_no_longer_than_the_deadline(
             with while_wanted(lambda: next(wanted, False)), pytest.raises(Cancelled):
                 made.query(queries, k=3)
         check(made, queries, LIVE, vectors, "l2", on=None)
+
+
+def test_queries_that_a_device_fails_twice_are_counted_once(tmp_path, devices, monkeypatch):
+    """Where what lies there is not searched, and tiles are not compared either, the CPU takes each query over once."""
+    devices()
+    with opened(tmp_path) as database:
+        made, vectors = filled(database)
+        placed(made)
+        placements = database.devices.placements
+        lost = []
+
+        def lose(*_, **__):
+            lost.append(True)
+            raise DeviceLost("lost, on purpose", device="gpu:0")
+
+        monkeypatch.setattr(placements, "search", lose)
+        monkeypatch.setattr(Device, "compare", lose)
+        before = placements.taken_over.read().total
+        check(made, QUERIES, LIVE, vectors, "l2", on="cpu")
+        assert len(lost) > 1
+        assert placements.taken_over.read().total - before == len(QUERIES)
 
 
 def test_a_large_batch_shares_the_way(tmp_path, devices, sent):

@@ -122,16 +122,18 @@ class Tiled:
         allowed: Selection | None,
         trace: Trace | None,
         check: Check,
+        counted: bool = False,
     ) -> tuple[Floats, Rows] | None:
         """Distances and rows (q, k) of the nearest live and allowed rows, exact, nearest first, ties by row; NaN and
         -1 where there are fewer. None where the host had better answer, or must: then `trace` has a note.
 
-        `x` (q, d) is in the index's space. `check` is called between tiles and may raise.
+        `x` (q, d) is in the index's space. `check` is called between tiles and may raise. `counted`: these queries are among
+        `Placements.taken_over` already, since what lay on a device failed.
         """
         if not self._is_much(view, len(x), allowed):
             return None
         if time.monotonic() < self._rest_until_s:
-            return self._told(trace, len(x))
+            return self._told(trace, 0 if counted else len(x))
         devices = self._within(k)
         rows = _wanted(view, allowed)
         if not devices or not rows.size:
@@ -139,7 +141,7 @@ class Tiled:
                 self._note = (
                     f"{', '.join(self._names)} {'is' if len(self._names) == 1 else 'are'} not up"
                 )
-                return self._told(trace, len(x))
+                return self._told(trace, 0 if counted else len(x))
             return None
         try:
             if not self._pays(view, len(x), k, rows, devices, waits_here()):
@@ -148,7 +150,7 @@ class Tiled:
             keys, found = self._through(view.source, devices, x, _width(k), rows, check)
         except (DeviceLost, DeviceFull, FailedPrecondition) as error:
             self._failed(error.message)
-            return self._told(trace, len(x))
+            return self._told(trace, 0 if counted else len(x))
         self._note = ""
         out = self._ranked(view, x, k, keys, found, rows, allowed, trace, check)
         self._learn(len(x), k, rows, time.perf_counter() - begun)
@@ -238,7 +240,8 @@ class Tiled:
 
     def _told(self, trace: Trace | None, queries: int) -> tuple[Floats, Rows] | None:
         """None: the host answers although the device would have, and `trace` says why."""
-        self._placements.taken_over.add(queries)
+        if queries:
+            self._placements.taken_over.add(queries)
         if trace is not None and not trace.device_note:
             trace.device_note = f"{self._note}; answered by the CPU"
         return None

@@ -164,12 +164,16 @@ class View:
             return Found(near, rows, True, "exact")
         if simple and allowed is not None and (found := self._one(x, k, simple, allowed)):
             return found
+        counted = (
+            False  # whether these queries are among those that the host has taken over already
+        )
         if self.served is not None:
             answered = self.served.answer(self, x, k, allowed, trace, check)
             if answered is not None:
                 if trace is not None:
                     trace.allowed_rows = self.count(allowed)
                 return Found(answered[0], answered[1], True, answered[2])
+            counted = bool(self.served.note)
         compared = target is None or main is None
         if target is not None and main is not None and main.by_codes:
             # No setting reaches the target: then the codes themselves cannot tell the vectors apart.
@@ -183,8 +187,9 @@ class View:
                     if trace is not None:
                         trace.allowed_rows = self.count(allowed)
                     return Found(answered[0], answered[1], True, answered[2])
+                counted = counted or bool(copy.beneath.note)
         if compared and self.tiled is not None:
-            near_rows = self.tiled.answer(self, x, k, allowed, trace, check)
+            near_rows = self.tiled.answer(self, x, k, allowed, trace, check, counted)
             if near_rows is not None:
                 return Found(*near_rows, True, PLAN)
         if trace is not None and compared and copy is not None and (names := copy.names):
