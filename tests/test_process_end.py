@@ -152,6 +152,26 @@ def test_a_forked_process_closes_nothing_of_its_parent(data_folder):
     assert (done.returncode, done.stdout) == (0, "20001 True\n"), done.stderr
 
 
+def test_a_process_forked_while_another_thread_opens_one_can_open_others(data_folder):
+    """The child has not that thread, nor waits for it."""
+    done = ended(
+        data_folder,
+        """
+        import signal
+        from vecdb import open_here
+        with open_here.lock:
+            child = os.fork()
+            if not child:
+                signal.alarm(60)
+                with vecdb.open(sys.argv[1] + "-other", device="cpu") as other:
+                    other.create_collection("docs", dimension=2)
+                os._exit(0)
+            print(os.waitpid(child, 0)[1])
+        """,
+    )
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
 def test_sigterm_ends_a_script_as_ever(data_folder):
     """A signal that Python does not catch runs no such code: what was acknowledged is there all the same."""
     done = ended(data_folder, "os.kill(os.getpid(), 15)")

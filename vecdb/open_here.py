@@ -57,6 +57,16 @@ def remove(path: str) -> None:
     _open.pop(path, None)
 
 
+def _renew() -> None:
+    """In a forked process, where whoever was opening one does not go on, and would hold the lock for ever."""
+    global lock
+    lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
+
+
 @atexit.register
 def _close_all() -> None:
     """Closes what this process has opened, not what it was forked with, and waits for threads that work behind or search,
