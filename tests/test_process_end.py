@@ -95,6 +95,28 @@ def test_searches_end_before_the_interpreter(data_folder, audited, closed):
     assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
 
 
+def test_a_large_batch_of_a_daemon_thread_does_not_go_on_at_the_end(data_folder):
+    """It ends with the slice that is under way: without SIGABRT, though it would take longer than is waited for."""
+    done = ended(
+        data_folder,
+        """
+        import threading
+        from vecdb.index.view import View
+        docs.build_index()
+        real, begun = View.search, threading.Event()
+        def search(view, queries, k, **named):
+            for _ in range(1_000):  # nearly always in FAISS, and never for long
+                real(view, queries[:1], k, **named)
+            begun.set()
+            return real(view, queries, k, **named)
+        View.search = search
+        threading.Thread(target=docs.query, args=(points(40_000),), kwargs={"k": 10}, daemon=True).start()
+        assert begun.wait(60)
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_end_waits_for_no_threads_of_others(data_folder):
     """Those of a client that is still connected, whose names begin alike and which live on, hold up nothing: waited for they would
     take the patience of 20 s."""

@@ -15,6 +15,7 @@ import time
 from typing import Protocol
 
 from .search_lane import LANE
+from .stopping import end_threads
 
 log = logging.getLogger("vecdb")
 
@@ -77,6 +78,7 @@ def _close_all() -> None:
             database.close()
         except Exception:
             log.exception("a database could not be closed at the end of the process")
+    end_threads()
     end_s = time.monotonic() + PATIENCE_S
     for thread in threading.enumerate():
         if thread.daemon and thread.name in BEHIND:

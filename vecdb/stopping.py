@@ -43,6 +43,13 @@ class _Mine(threading.local):
 
 
 _mine = _Mine()
+_ends = False
+
+
+def end_threads() -> None:
+    """The process ends: what other threads than the main one do ends as if nobody waited for it."""
+    global _ends
+    _ends = True
 
 
 def caller() -> Caller:
@@ -108,10 +115,12 @@ def watched() -> bool:
 
 
 def stop_if_unwanted() -> None:
-    """Cancelled when the caller of this thread has gone."""
+    """Cancelled when the caller of this thread has gone, or the process ends and this is not its main thread."""
     wanted = _mine.caller.wanted
     if wanted is not None and not wanted():
         raise Cancelled("the caller does not wait for the answer any more; the call was ended")
+    if _ends and threading.current_thread() is not threading.main_thread():
+        raise Cancelled("the process ends, and the call with it")
 
 
 def deadline(timeout_s: float | None) -> Interrupt:
