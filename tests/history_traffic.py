@@ -16,6 +16,8 @@ from test_concurrency import run_all
 
 ROWS, DIMENSION, HOT = 2_100, 24, 24
 WRITERS, READERS = 3, 3
+_PATIENCE_S = 300.0
+"""For a build, whose threads are of the lowest priority: under stress one took longer than a call has (seed 36020)."""
 TARGET, SLACK = 0.9, 0.03
 ENOUGH = 12
 """Queries of a vector field without which nothing is known about its recall."""
@@ -182,7 +184,7 @@ class Run:
         for n in range(self.plan.writers):
             load.call("insert", **source.records(self._ids(n)[: ROWS // self.plan.writers]))
         load.call("insert", **source.records([f"hot{i}" for i in range(HOT)]))
-        docs.build_index()
+        docs.build_index(timeout_s=_PATIENCE_S)
         self.begun = time.monotonic()
         run_all(
             *[own(self._write, n) for n in range(self.plan.writers)],
@@ -338,7 +340,7 @@ class Run:
         """Builds again and again, and compacts."""
         while self.go_on():
             try:
-                docs.build_index(wait=True)
+                docs.build_index(timeout_s=_PATIENCE_S)
                 self.builds += 1
             except Exception as error:
                 if type(error).__name__ != "Cancelled":
