@@ -28,7 +28,8 @@ SAVED = sorted(DATA.glob("format-*.tar.gz"))
 
 
 def number_of(path):
-    return int(path.name.split("-")[1].split(".")[0])
+    """`format-2.tar.gz`, and `format-2-checksums.tar.gz` for what came to be kept in that format later."""
+    return int(path.name.split(".")[0].split("-")[1])
 
 
 def unpacked(path, folder):

@@ -1,12 +1,14 @@
 """Saves a small database for `tests/data`, one a format version; they are opened by tests for ever.
 
     python tools/save_database.py tests/data/format-2.tar.gz
+    python tools/save_database.py tests/data/format-2-checksums.tar.gz
     python tools/save_database.py tests/data/indexes-4.tar.gz
     python tools/save_database.py tests/data/backups-3.tar.gz
     python tools/save_database.py tests/data/index-records-5-sha256.tar.gz
 
-The second holds a saved index of each kind, named after the format of their records, the third a database and backups of
-it, named after the format of their manifests. The fourth is small and holds a graph and lists, named after the format of
+The first two are of one format; since the first was saved settings, times, names and requests have got checksums, and backups
+their epochs, which files without them are read without. The third holds a saved index of each kind, named after the format of their records, the fourth a database and backups of
+it, named after the format of their manifests. The last is small and holds a graph and lists, named after the format of
 their records and how the checksums of their files were made. Run it once when a format is new, never again for the same
 version. What an earlier version has written is made by its code: `git archive COMMIT | tar x -C old`, then
 `PYTHONPATH=old python tools/save_database.py ...`.
