@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -156,7 +157,12 @@ def test_a_collection_outlives_its_device(name, data_folder, monkeypatch, caplog
     assert warnings[0].levelno == logging.WARNING
 
 
-def test_explain_says_which_device_answered(backend, monkeypatch):
+def searched_by(search):
+    """Within: what the backend "gpu" has put there itself is put back before it goes, which `monkeypatch` does not do."""
+    return mock.patch.object(View, "search", search)
+
+
+def test_explain_says_which_device_answered(backend):
     """Device and note are those that the search has put into its trace; the note of any slice of a large
     batch is told."""
     docs = backend.db.create_collection("docs", dimension=2, metric="l2")
@@ -171,12 +177,13 @@ def test_explain_says_which_device_answered(backend, monkeypatch):
             trace.device, trace.device_note = traced.pop(0) if traced else ("gpu:0,1", "")
         return found
 
-    monkeypatch.setattr(View, "search", on_a_device)
-    told = docs.query([[0, 0]], explain=True).explain
-    assert (told.device, told.device_note) == ("gpu:0,1", "")
-    traced[:] = [("gpu:0,1", ""), ("cpu", lost)]
-    told = docs.query(np.zeros((1_100, 2)), explain=True).explain  # more than a device gets at once
-    assert (told.device, told.device_note) == ("cpu", lost)
+    with searched_by(on_a_device):
+        told = docs.query([[0, 0]], explain=True).explain
+        assert (told.device, told.device_note) == ("gpu:0,1", "")
+        traced[:] = [("gpu:0,1", ""), ("cpu", lost)]
+        many = np.zeros((1_100, 2))  # more than a device gets at once
+        told = docs.query(many, explain=True).explain
+        assert (told.device, told.device_note) == ("cpu", lost)
 
 
 @pytest.mark.usefixtures("short_retries")
@@ -188,7 +195,7 @@ def test_explain_says_which_device_answered(backend, monkeypatch):
         ("LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED"),
     ],
 )
-def test_what_a_device_fails_with_arrives(backend, monkeypatch, reason, code):
+def test_what_a_device_fails_with_arrives(backend, reason, code):
     """What a device refuses or loses is the same error for every caller, with its details, under the status
     that the reference names."""
     kind = vecdb.errors.by_reason(reason)
@@ -198,8 +205,10 @@ def test_what_a_device_fails_with_arrives(backend, monkeypatch, reason, code):
 
     docs = backend.db.create_collection("docs", dimension=2)
     docs.insert(["a"], [[1, 2]])
-    monkeypatch.setattr(View, "search", fails)
-    with pytest.raises(backend.errors.by_reason(reason), match="the sentence") as caught:
+    with (
+        searched_by(fails),
+        pytest.raises(backend.errors.by_reason(reason), match="the sentence") as caught,
+    ):
         docs.query([[1, 2]], timeout_s=5.0)
     assert type(caught.value).__name__ == kind.__name__
     assert caught.value.details == {"device": "gpu:0"}
