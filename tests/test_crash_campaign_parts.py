@@ -180,8 +180,9 @@ def test_damage_that_is_planted_is_repaired(data_folder):
         model = Model({"t": Held("graph", dict.fromkeys(range(400), (1, 0, 1, 1)))}, {"a": "t"})
         verify(database, model)
     path = collection / "data.mdb"
-    raw = bytearray(path.read_bytes())
-    at = raw.index(records.document(33, 1).encode())
+    raw, text = bytearray(path.read_bytes()), records.document(33, 1).encode()
+    found = (raw.find(text, at, at + size) for at, size in damage.values_of(path, "documents"))
+    at = next(at for at in found if at >= 0)
     raw[at : at + 2] = b"??"
     path.write_bytes(raw)
     with pytest.raises(Wrong, match="lost"):

@@ -55,19 +55,28 @@ def _a_bit(collection: Path, rng: random.Random) -> bool:
     """A bit of a vector: the checksum of its row tells which. Not of what says where a block of vectors lies: without that
     nothing can be told of any of its rows (--seed 7301)."""
     path = collection / DATA_FILE
-    held = PageFile(path)
-    tables = held.subtrees(held.walk(held.metas()[0].main, MAIN).entries)
-    values = [value for _, value in held.items(held.walk(tables["vectors"], "vectors").entries)]
+    values = values_of(path, "vectors")
     if not values:
         return False
-    block = np.frombuffer(rng.choice(values), np.uint8)
-    place = block.ctypes.data - held.raw.ctypes.data + rng.randrange(block.size)
+    first, size = rng.choice(values)
+    place = first + rng.randrange(size)
     file = os.open(path, os.O_RDWR)
     try:
         _overwrite(file, place, bytes([os.pread(file, 1, place)[0] ^ 1 << rng.randrange(8)]))
     finally:
         os.close(file)
     return True
+
+
+def values_of(path: Path, table: str) -> list[tuple[int, int]]:
+    """(place in the file, bytes) of each value of a table: the same bytes may lie in what pages have left of earlier ones."""
+    held = PageFile(path)
+    tables = held.subtrees(held.walk(held.metas()[0].main, MAIN).entries)
+    blocks = [
+        np.frombuffer(value, np.uint8)
+        for _, value in held.items(held.walk(tables[table], table).entries)
+    ]
+    return [(block.ctypes.data - held.raw.ctypes.data, block.size) for block in blocks]
 
 
 def _on_a_page(path: Path, table: str, rng: random.Random) -> bool:
