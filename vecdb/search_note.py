@@ -6,7 +6,7 @@ from .index import Trace
 
 
 class Note:
-    """What the searches of one call tell about themselves, for `explain`."""
+    """Written by the thread that searches, read by the caller when it is through."""
 
     __slots__ = ("batch", "candidates", "rerank_s", "rows_compared", "search_s", "trace", "wait_s")
 

@@ -150,18 +150,18 @@ class FolderTarget:
 
     def write(self, name: str, parts: Sequence[Any]) -> None:
         path = self.path / name
-        with _in_our_words(self.name):
+        with _disk_in_our_words(self.name):
             disk.make_folder(path.parent, _WHAT, parents=True, exist_ok=True)
             with disk.written_aside(path, _WHAT) as file:
                 direct.write(file.fileno(), parts, lambda: disk.sync_file(file, path, _WHAT))
 
     def make_durable(self, backup: str) -> None:
-        with _in_our_words(self.name):
+        with _disk_in_our_words(self.name):
             for path in (self.path / backup, self.path, self.path.parent):
                 disk.sync_folder(path, _WHAT)
 
     def read(self, name: str, limit_bytes: int) -> bytes:
-        with _in_our_words(self.name), self._plain_file(name) as file:
+        with _disk_in_our_words(self.name), self._plain_file(name) as file:
             size = os.fstat(file.fileno()).st_size
             _must_fit(name, size, limit_bytes)
             # Memory is asked for as many bytes as are read for; one more tells that the file has grown.
@@ -172,7 +172,7 @@ class FolderTarget:
     def read_back(self, name: str, parts: Sequence[Any]) -> str:
         memory = [self._blocks.take()]
         try:
-            with _in_our_words(self.name), self._plain_file(name) as file:
+            with _disk_in_our_words(self.name), self._plain_file(name) as file:
                 return _same(name, direct.read(file.fileno(), memory[0]), parts)
         finally:
             self._blocks.give(memory)
@@ -195,7 +195,7 @@ class FolderTarget:
 
     def backups(self) -> dict[str, dict[str, int]]:
         found: dict[str, dict[str, int]] = {}
-        with _in_our_words(self.name):
+        with _disk_in_our_words(self.name):
             for entry in os.scandir(self.path):
                 # What else lies there nobody may be allowed to look into, as the lost+found of a disk.
                 if is_id(entry.name) and entry.is_dir(follow_symlinks=False):
@@ -204,13 +204,13 @@ class FolderTarget:
         return found
 
     def delete(self, name: str) -> None:
-        with _in_our_words(self.name), suppress(FileNotFoundError):
+        with _disk_in_our_words(self.name), suppress(FileNotFoundError):
             disk.remove(self.path / name, _WHAT)
             # A power cut must not bring a manifest back when its files have gone.
             disk.sync_folder((self.path / name).parent, _WHAT)
 
     def delete_folder(self, backup: str) -> None:
-        with _in_our_words(self.name), suppress(FileNotFoundError):
+        with _disk_in_our_words(self.name), suppress(FileNotFoundError):
             disk.remove_tree(self.path / backup, _WHAT, paced=True)
 
 
@@ -367,7 +367,7 @@ def _must_fit(name: str, size: int, limit_bytes: int) -> None:
 
 
 @contextmanager
-def _in_our_words(target: str) -> Iterator[None]:
+def _disk_in_our_words(target: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:

@@ -132,8 +132,9 @@ class Tiled:
         """
         if not self._is_much(view, len(x), allowed):
             return None
+        taken_over = 0 if counted else len(x)
         if time.monotonic() < self._rest_until_s:
-            return self._told(trace, 0 if counted else len(x))
+            return self._told(trace, taken_over)
         devices = self._within(k)
         rows = _wanted(view, allowed)
         if not devices or not rows.size:
@@ -141,7 +142,7 @@ class Tiled:
                 self._note = (
                     f"{', '.join(self._names)} {'is' if len(self._names) == 1 else 'are'} not up"
                 )
-                return self._told(trace, 0 if counted else len(x))
+                return self._told(trace, taken_over)
             return None
         try:
             if not self._pays(view, len(x), k, rows, devices, waits_here()):
@@ -150,7 +151,7 @@ class Tiled:
             keys, found = self._through(view.source, devices, x, _width(k), rows, check)
         except (DeviceLost, DeviceFull, FailedPrecondition) as error:
             self._failed(error.message)
-            return self._told(trace, 0 if counted else len(x))
+            return self._told(trace, taken_over)
         self._note = ""
         out = self._ranked(view, x, k, keys, found, rows, allowed, trace, check)
         self._learn(len(x), k, rows, time.perf_counter() - begun)
@@ -212,9 +213,8 @@ class Tiled:
         vectors = self._read(source, part)
         read_s = time.perf_counter() - begun
         x = np.resize(vectors, (queries, self._dimension))
-        one.compare(
-            x[:1], vectors[:1], 1, self._scores, wait=wait
-        )  # whatever the first call prepares
+        # Whatever the first call prepares.
+        one.compare(x[:1], vectors[:1], 1, self._scores, wait=wait)
         begun = time.perf_counter()
         one.compare(x, vectors, _width(k), self._scores, wait=wait)
         compare_s = time.perf_counter() - begun

@@ -164,9 +164,8 @@ class View:
             return Found(near, rows, True, "exact")
         if simple and allowed is not None and (found := self._one(x, k, simple, allowed)):
             return found
-        counted = (
-            False  # whether these queries are among those that the host has taken over already
-        )
+        # Whether these queries are among those that the host has taken over already.
+        counted = False
         if self.served is not None:
             answered = self.served.answer(self, x, k, allowed, trace, check)
             if answered is not None:

@@ -58,7 +58,7 @@ class _Stream:
         """When the message was sent whose answers are not complete."""
         self._group: list[_Asked] = []
         """The queries of that message."""
-        self.unwanted = False
+        self._unwanted = False
         """Whether it was ended since nobody waited for its answers."""
         self._call = open_call(iter(self._messages.get, None))
 
@@ -70,10 +70,10 @@ class _Stream:
         try:
             self._exchange(group)
         except Exception:
-            if not self.unwanted:
+            if not self._unwanted:
                 raise
         self._group = []
-        return not self.unwanted
+        return not self._unwanted
 
     def _exchange(self, group: list[_Asked]) -> None:
         parcels = streaming.parcels(group)
@@ -95,7 +95,7 @@ class _Stream:
         """Ends the stream where nobody waits for its answers, or one has left and they are late. Any thread."""
         sent_s = self.sent_s
         if streaming.nobody_waits([asked for asked in self._group if not asked.settled]):
-            self.unwanted = True
+            self._unwanted = True
             self._call.cancel()
         elif sent_s is not None and time.monotonic() - sent_s > streaming.SILENT_S:
             self._call.cancel()
