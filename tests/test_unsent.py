@@ -180,7 +180,7 @@ def test_who_sends_nothing_for_too_long_is_ended(silent: Callable[..., tuple[Any
         assert error.details["setting"] == "max_request_s"
         assert "had not come" in error.message
     assert unsent(server, "limit") == 4
-    assert server._pools.running() == 0
+    wait_until(lambda: server._pools.running() == 0, "their threads are free")
 
 
 def test_an_ingest_that_falls_silent_is_ended(start: StartServer) -> None:
@@ -276,7 +276,7 @@ def test_a_call_without_its_request_is_told_so(silent: Callable[..., tuple[Any, 
         time.sleep(pause_s)
         them._said[-1].put(None)
         assert isinstance(ended(call), errors.InvalidArgument)
-    assert server._pools.running() == 0
+    wait_until(lambda: server._pools.running() == 0, "their threads are free")
 
 
 class Held:
