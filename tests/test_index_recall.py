@@ -59,7 +59,13 @@ def chosen_combinations():
     return [(*one, DIMENSIONS[i % len(DIMENSIONS)]) for i, one in enumerate(chosen)]
 
 
-COMBINATIONS = chosen_combinations()
+SIGNED = [
+    (kind, metric, "float32", quantization, dimension)
+    for kind, quantization in (("hnsw", "none"), ("hnsw", "sq8"), ("ivf", "sq8"))
+    for metric, dimension in (("cosine", 96), ("ip", 128))
+]
+"""Those whose 8-bit codes walks read as signed bytes, see `signed.py`."""
+COMBINATIONS = list(dict.fromkeys([*chosen_combinations(), *SIGNED]))
 
 
 class Case:

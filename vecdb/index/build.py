@@ -29,7 +29,7 @@ from .device_main import Unanswered
 from .distance import Floats, Merger, Rows
 from .door import CORES, faiss_metric, limit_threads, use_threads
 from .joined import graph_maker
-from .main import EF_SETTINGS, Main, finder, refined
+from .main import EF_SETTINGS, Main
 from .makers import (
     SEED,
     CodesMaker,
@@ -43,6 +43,7 @@ from .makers import (
 from .plan import widest
 from .side import SideGraph, Wanted
 from .source import READ_ROWS, scan, true_keys
+from .walking import finder, refined
 
 Made = TypeVar("Made")
 

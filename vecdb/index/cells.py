@@ -19,6 +19,7 @@ import numpy as np
 
 from .distance import Floats, at_a_line
 from .door import faiss, flat_over
+from .signed import scale_between, signed_quantizer
 
 LEAST_SCALARS = 400_000
 """Of centroids that have codes. 1,000 x 384: 39 us by codes and 69 without, 500 x 384: 34 and 27."""
@@ -32,6 +33,7 @@ _MOST_SHARE = 4
 """Where more than one in so many is to be compared again, codes spare nothing any more."""
 _SCAN_COST = 6
 """Codes that cost as much as a comparison in float32, with all that is around them."""
+_NOTHING = (None, None, None)
 _LEVELS = np.array([-1.510, -0.4528, 0.4528, 1.510], np.float32)
 """The best four values for a normal distribution: J. Max, Quantizing for minimum distortion, IRE Transactions on
 Information Theory 6 (1960), table I."""
@@ -43,7 +45,8 @@ def align_centroids(lists: Any) -> None:
     if not lists.own_fields:
         # They are there; vectors may have come since.
         for twin in lists.referenced_objects[1:]:
-            twin.ntotal = lists.ntotal
+            if twin is not None:
+                twin.ntotal = lists.ntotal
         return
     old = lists.quantizer
     centroids = at_a_line(old.reconstruct_n(0, int(lists.nlist)))
@@ -53,8 +56,21 @@ def align_centroids(lists: Any) -> None:
     lists.quantizer = flat
     flat.thisown = True  # see `main.attach`
     many = centroids.size >= LEAST_SCALARS and centroids.shape[1] % 2 == 0
-    # The wrappers of FAISS take no other name.
-    lists.referenced_objects = [flat, *([_twin(lists, _coded(flat, centroids))] if many else [])]
+    # The wrappers of FAISS take no other name. A twin is searched for the lists that it shares with `lists`: as signed
+    # bytes where they can be that, and by codes of the centroids.
+    signed = scale_of(lists) is not None
+    lists.referenced_objects = [
+        flat,
+        _twin(lists, flat) if signed else None,
+        _twin(lists, _coded(flat, centroids)) if many else None,
+    ]
+
+
+def scale_of(lists: Any) -> float | None:
+    """The scale of lists whose codes are signed bytes to who searches them by `probing`; else None."""
+    if not isinstance(lists, faiss.IndexIVFScalarQuantizer):
+        return None
+    return scale_between(lists.sq)
 
 
 def probing(lists: Any, nprobe: int, queries: int) -> tuple[Any, Any]:
@@ -63,7 +79,10 @@ def probing(lists: Any, nprobe: int, queries: int) -> tuple[Any, Any]:
     """
     nprobe = min(nprobe, int(lists.nlist))
     twin = _by_codes(lists, nprobe) if queries <= _MOST_QUERIES else None
-    return (lists, _probe(nprobe)) if twin is None else (twin, _probe_by_codes(nprobe))
+    if twin is not None:
+        return twin, _probe_by_codes(nprobe)
+    signed = _held(lists)[1]
+    return (lists if signed is None else signed), _probe(nprobe)
 
 
 def rows_probed(lists: Any, queries: Floats, nprobe: int) -> int:
@@ -87,10 +106,16 @@ def cost(lists: Any, nprobe: int) -> float:
 
 def _by_codes(lists: Any, nprobe: int) -> Any:
     """The twin of lists that finds so many of them by codes; None where there is none, or it spares nothing."""
-    held: Any = getattr(lists, "referenced_objects", ())
-    if len(held) < 2 or _MOST_SHARE * _compared_again(nprobe) > lists.nlist:
+    twin = _held(lists)[2]
+    if twin is None or _MOST_SHARE * _compared_again(nprobe) > lists.nlist:
         return None
-    return held[1]
+    return twin
+
+
+def _held(lists: Any) -> Any:
+    """What `align_centroids` has put beside lists: their centroids, and two twins or None."""
+    held: Any = getattr(lists, "referenced_objects", _NOTHING)
+    return held if len(held) == len(_NOTHING) else _NOTHING
 
 
 def _compared_again(nprobe: int) -> int:
@@ -168,6 +193,9 @@ def _twin(lists: Any, quantizer: Any) -> Any:
     It does not keep `lists` alive: the two would keep each other for ever.
     """
     twin = empty_like(lists, quantizer)
+    scale = scale_of(lists)
+    if scale is not None:
+        twin.sq = signed_quantizer(int(lists.d), scale)
     twin.replace_invlists(lists.invlists, False)
     twin.ntotal = lists.ntotal
     return twin

@@ -1,8 +1,8 @@
 """Codes: the forms in which an index holds vectors, and what each loses.
 
 A *code* is what stands for a vector inside FAISS. `float32` loses nothing, `float16` rounds, `sq8` and
-`sq4` keep 8 or 4 bits a dimension between trained bounds, `pq4` names the nearest of 16 trained values for each
-few dimensions (product quantization, read by FAISS's fast-scan: André, Kermarrec and Le Scouarnec, VLDB 2015),
+`sq4` keep 8 or 4 bits a dimension between trained bounds (`sq8` often between bounds that all dimensions share, see
+`signed.py`), `pq4` names the nearest of 16 trained values for each few dimensions (product quantization, read by FAISS's fast-scan: André, Kermarrec and Le Scouarnec, VLDB 2015),
 `pq8` the nearest of 256 (Jégou, Douze and Schmid, PAMI 2011), in as many bytes as a GPU can hold;
 `binary` are stored bits as they are. Stored integers
 of 8 bits are float16 here, which holds them exactly: FAISS's own byte codes round the query to bytes
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from .distance import Floats, unit, wide
 from .door import faiss, faiss_metric
+from .signed import as_added, has_bytes, set_bounds, shared_scale
 
-_SCALAR_TYPES = {
+SCALAR_TYPES = {
     "float16": faiss.ScalarQuantizer.QT_fp16,
     "sq8": faiss.ScalarQuantizer.QT_8bit,
     "sq4": faiss.ScalarQuantizer.QT_4bit,
@@ -117,14 +118,25 @@ def new_codes(code: str, dimension: int, metric: str, sample: Floats | None = No
     """
     if code == "float32":
         return faiss.IndexFlat(dimension, faiss_metric(metric))
-    index = faiss.IndexScalarQuantizer(dimension, _SCALAR_TYPES[code], faiss_metric(metric))
-    if code == "float16":
-        index.is_trained = True
-    else:
+    index = faiss.IndexScalarQuantizer(dimension, SCALAR_TYPES[code], faiss_metric(metric))
+    if code != "float16":
         assert sample is not None
-        index.sq.rangestat_arg = _ROOM
-        index.train(np.ascontiguousarray(sample, np.float32))
+        train_scalars(index.sq, code, metric, sample, _ROOM)
+    index.is_trained = True
     return index
+
+
+def train_scalars(
+    quantizer: Any, code: str, metric: str, sample: Floats, room: float = 0.0
+) -> None:
+    """Gives a scalar quantizer of sq8 or sq4 its bounds, from `sample` (n, d) float32; those of each dimension reach
+    `room` of their distance beyond the sample's."""
+    scale = shared_scale(sample, metric) if code == "sq8" else None
+    if scale is not None:
+        set_bounds(quantizer, scale)
+        return
+    quantizer.rangestat_arg = room
+    quantizer.train(np.ascontiguousarray(sample, np.float32))
 
 
 def like(index: Any) -> Any:
@@ -138,23 +150,28 @@ def like(index: Any) -> Any:
 
 def decoded(index: Any, codes: NDArray[np.uint8]) -> Floats:
     """Vectors (n, d) float32 of codes (n, bytes)."""
-    if int(index.sq.qtype) == _SCALAR_TYPES["float16"]:
+    if int(index.sq.qtype) == SCALAR_TYPES["float16"]:
         halves: NDArray[np.float16] = codes.view(np.float16)
         # Not by `wide`: values that are too large for a half are infinite here.
         return halves.astype(np.float32)
-    return np.asarray(index.sa_decode(np.ascontiguousarray(codes)), np.float32)
+    vectors = np.asarray(index.sa_decode(np.ascontiguousarray(codes)), np.float32)
+    return vectors / np.float32(index.sq.rangestat_arg) if has_bytes(index) else vectors
+
+
+def coded(index: Any, vectors: Floats) -> Floats:
+    """Vectors (n, d) float32 as their codes in `index` stand for them."""
+    return decoded(index, index.sa_encode(as_added(index, vectors)))
 
 
 def largest_error(index: Any, vectors: Floats) -> float:
     """Largest Euclidean distance of one of `vectors` from what its code says."""
-    codes = index.sa_encode(np.ascontiguousarray(vectors, np.float32))
-    difference = decoded(index, codes) - vectors
+    difference = coded(index, vectors) - vectors
     return float(np.sqrt(np.einsum("nd,nd->n", difference, difference).max(initial=0.0)))
 
 
 def typical_error(index: Any, vectors: Floats) -> float:
     """Root of the mean squared Euclidean distance of `vectors` from what their codes say."""
-    difference = decoded(index, index.sa_encode(np.ascontiguousarray(vectors))) - vectors
+    difference = coded(index, vectors) - vectors
     return float(np.sqrt(np.einsum("nd,nd->n", difference, difference).mean()))
 
 
@@ -176,6 +193,6 @@ def is_guide(codes: Any) -> bool:
     (float16 is about as fast, and takes half more.)"""
     return (
         isinstance(codes, faiss.IndexScalarQuantizer)
-        and int(codes.sq.qtype) == _SCALAR_TYPES["sq8"]
+        and (has_bytes(codes) or int(codes.sq.qtype) == SCALAR_TYPES["sq8"])
         and int(codes.d) >= LEAST_GUIDED_DIMENSION
     )

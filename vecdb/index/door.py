@@ -167,10 +167,15 @@ def flat_over(vectors: NDArray[np.float32], metric: int) -> Any:
     n, d = vectors.shape
     index = faiss.IndexFlat(d, metric)
     raw = faiss.swig_ptr(vectors.reshape(-1).view(np.uint8))
-    index.codes = faiss.MaybeOwnedVectorUInt8.create_view(raw, 4 * n * d, _NO_OWNER)
+    index.codes = view_of(raw, 4 * n * d)
     index.ntotal = n
     index.referenced_objects = [vectors]
     return index
+
+
+def view_of(data: Any, size: int) -> Any:
+    """`size` bytes at a pointer of FAISS's as what an index has its codes in; who makes it keeps the memory alive."""
+    return faiss.MaybeOwnedVectorUInt8.create_view(data, size, _NO_OWNER)
 
 
 def reserve(codes: Any, size: int) -> None:

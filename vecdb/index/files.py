@@ -34,6 +34,7 @@ from .filling import BEHIND_BYTES, LateBlock, fill
 from .main import BuiltIndex, Main, attach, block_of, whole
 from .makers import Job
 from .mapped_file import MappedFile
+from .signed import between_bounds, for_walks
 
 _CLASSES = {"hnsw": faiss.IndexHNSW, "ivf": faiss.IndexIVF, "flat": faiss.IndexScalarQuantizer}
 
@@ -146,9 +147,8 @@ def save(job: Job, main: Main, folder: Path) -> IndexRecord:
         file.write(main.rows.astype("<i8").tobytes())
 
     def write_codes(file: BinaryIO) -> None:
-        faiss.write_index(
-            faiss.downcast_index(main.index.storage), faiss.PyCallbackIOWriter(file.write)
-        )
+        codes = between_bounds(faiss.downcast_index(main.index.storage))
+        faiss.write_index(codes, faiss.PyCallbackIOWriter(file.write))
 
     apart = main.kind == "hnsw" and (main.code != own_code(job.storage) or main.guide is not None)
     names = [f"index-{token}.{kind}" for kind in ("faiss", "rows", "codes")]
@@ -287,7 +287,7 @@ def load(job: Job, record: IndexRecord, folder: Path, *, behind: bool = False) -
             raise Corrupted(
                 f"index file {record.codes.name} does not fit its record", file=record.codes.name
             )
-        attach(index, storage)
+        attach(index, for_walks(storage))
     elif arena is not None:
         storage = flat_over(look, faiss_metric(record.metric))
         attach(index, storage)

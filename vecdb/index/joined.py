@@ -25,6 +25,7 @@ from .distance import Floats, Rows
 from .door import faiss
 from .main import HNSW_M, Main, attach, empty_graph
 from .makers import GraphMaker, Joining, Making
+from .signed import as_added, between_bounds
 from .source import READ_ROWS
 
 log = logging.getLogger("vecdb")
@@ -181,7 +182,8 @@ class JoinedMaker(GraphMaker):
             return [self.arena.vectors[: self.arena.used]]
         walk, rows = self.walk, int(self.walk.ntotal)
         starts = range(0, rows, READ_ROWS)
-        return (walk.reconstruct_n(start, min(READ_ROWS, rows - start)) for start in starts)
+        look = between_bounds(walk)
+        return (look.reconstruct_n(start, min(READ_ROWS, rows - start)) for start in starts)
 
     def _by_cpu(self) -> None:
         job, old, slices = self.build.job, self.walk, self._slices()
@@ -199,7 +201,7 @@ class JoinedMaker(GraphMaker):
         for part in slices:
             for start in range(0, len(part), READ_ROWS):
                 self.build.check()
-                self.graph.add(np.ascontiguousarray(part[start : start + READ_ROWS]))
+                self.graph.add(as_added(self.walk, part[start : start + READ_ROWS]))
 
 
 def set_links(graph: Any, links: NDArray[np.int32]) -> None:

@@ -6,25 +6,24 @@ is made; growing it makes another one, which may share memory with it.
 
 from __future__ import annotations
 
-import atexit
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
 
 from ..types import LISTS_ONLY
 from .arena import Arena
-from .blocks import Allowed, BitBlock, Block, CodeBlock, FloatBlock, ListBlock, as_keys
+from .blocks import Allowed, BitBlock, Block, CodeBlock, FloatBlock, ListBlock
 from .calibrate import Curve
 from .cells import probing
-from .codes import part_of, parts_of
+from .codes import SCALAR_TYPES, part_of, parts_of, train_scalars
 from .distance import Floats, Rows
-from .door import L2, faiss, faiss_metric, flat_over, search_one, use_threads_for
+from .door import L2, faiss, faiss_metric, use_threads_for
 from .filling import LateBlock
 from .mapped_file import MappedFile
+from .signed import asked, between_bounds, has_bytes
+from .walking import by_codes, finder, guide_of, refined, scale_of, walk, walk_and_compare, widened
 
 HNSW_M = 16
 EF_CONSTRUCTION = 100
@@ -37,8 +36,6 @@ EF_SETTINGS = (
     16, 20, 24, 28, 32, 36, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 256, 384, 512, 768, 1024,
 )  # fmt: skip
 GRAPH_BYTES_A_ROW = 2 * HNSW_M * 4 + 16
-GUIDE_EXTRA = 6
-"""Candidates beyond k that a walk over small codes gives, at least, to be compared by the vectors."""
 _KEPT_SETTINGS = 4_096
 _UNKNOWN = object()
 SETTING_NAMES = {"hnsw": "efSearch", "ivf": "nprobe", "flat": ""}
@@ -102,6 +99,8 @@ class Main:
         self._late = block if isinstance(block, LateBlock) else None
         self._refined = refined(code, index, block)
         self._find = finder(kind, code, index, self._refined)
+        self.scale = None if self._refined is not None else scale_of(kind, index)
+        """Of scores of signed bytes that are its answers, see `signed.py`; None for others."""
         self._settings: dict[tuple[float, int], Any] = {}
         self._positions: Rows | None = None
 
@@ -193,8 +192,9 @@ class Main:
         self, late: LateBlock, queries: Any, k: int, setting: int
     ) -> tuple[Floats, Rows]:
         """As `_refined` answers, by the same candidates."""
-        ef_search, factor = _widened(k, setting, int(self.index.ntotal))
-        found = self.index.search(queries, int(k * factor), params=_walk(ef_search))
+        ef_search, factor = widened(k, setting, int(self.index.ntotal))
+        walked = asked(queries)[0] if has_bytes(self.guide) else queries
+        found = self.index.search(walked, int(k * factor), params=walk(ef_search))
         return late.nearest_of(queries, found[1], k)
 
     def gives(self, k: int, setting: int) -> bool:
@@ -210,17 +210,13 @@ class Main:
             if positions.min() < 0:
                 return None
             return (keys if int(index.metric_type) == L2 else -keys), positions
-        if self.kind == "ivf":
-            index, params = probing(index, setting, len(queries))
-        elif self._refined is None:
-            params = _walk(max(setting, k))
+        if self._refined is not None:
+            found = walk_and_compare(self._refined, queries, k, setting, self.n)
+        elif self.kind == "ivf":
+            found = by_codes(*probing(index, setting, len(queries)), queries, k, self.scale)
         else:
-            index, params = self._refined, _refine(*_widened(k, setting, self.n))
-        if len(queries) == 1:
-            scores, positions = search_one(index, queries, k, params)
-            return (scores, positions) if positions[0, -1] >= 0 else None
-        scores, positions = index.search(queries, k, params=params)
-        return (scores, positions) if positions[:, -1].min() >= 0 else None
+            found = by_codes(index, walk(max(setting, k)), queries, k, self.scale)
+        return found if found[1][:, -1].min() >= 0 else None
 
     def exact(self, queries: Any, k: int, allowed: Allowed | None) -> tuple[Floats, Rows]:
         """Answers among all (allowed) positions, exact by the code; keys and positions (q, <= k)."""
@@ -257,87 +253,6 @@ class BuiltIndex:
         return self.main.curve
 
 
-Find = Callable[[Any, int, int], tuple[Floats, Rows]]
-"""(queries, k, setting) -> keys and positions; see `Main.search`."""
-
-
-def finder(kind: str, code: str, index: Any, both: Any, *, alone: bool = False) -> Find:
-    """`Main.search` of an index that may not be a Main yet; `both` is its `refined`. `alone`: however many queries are
-    given, it answers as each would be answered that comes alone, see `cells.probing`."""
-    if both is not None:
-        size, metric = int(index.ntotal), int(index.metric_type)
-
-        def walk_and_compare(queries: Any, k: int, setting: int) -> tuple[Floats, Rows]:
-            use_threads_for(len(queries))
-            params = _refine(*_widened(k, setting, size))
-            scores, positions = both.search(queries, k, params=params)
-            return as_keys(scores, positions, metric)
-
-        return walk_and_compare
-
-    def find(queries: Any, k: int, setting: int) -> tuple[Floats, Rows]:
-        use_threads_for(len(queries))
-        if kind == "flat":
-            scores, positions = index.search(queries, k)
-            return as_keys(scores, positions, int(index.metric_type))
-        if kind == "hnsw":
-            params = _walk(max(setting, k))
-            searched = index
-        else:
-            searched, params = probing(index, setting, 1 if alone else len(queries))
-        scores, positions = searched.search(queries, k, params=params)
-        if scores.dtype != np.float32:
-            scores = scores.astype(np.float32)
-        return as_keys(
-            scores, positions, faiss_metric("l2") if code == "binary" else int(index.metric_type)
-        )
-
-    return find
-
-
-def guide_of(code: str, index: Any) -> Any:
-    """The codes that a graph over float32 walks over; None for everything else."""
-    if code != "float32" or not isinstance(index, faiss.IndexHNSW):
-        return None
-    storage = index.referenced_objects[0]
-    return storage if isinstance(storage, faiss.IndexScalarQuantizer) else None
-
-
-def refined(code: str, graph: Any, block: Block) -> Any:
-    """A FAISS index that walks over the guide of `graph` and compares what it finds by the vectors of
-    `block`; None where there is no guide."""
-    if guide_of(code, graph) is None:
-        return None
-    assert isinstance(block, FloatBlock)
-    vectors = flat_over(block.vectors, block.metric)
-    both = faiss.IndexRefine(graph, vectors)
-    both.referenced_objects = [graph, vectors]
-    return both
-
-
-def _widened(k: int, setting: int, rows: int) -> tuple[int, float]:
-    """(efSearch, candidates as a multiple of k) of a walk over a guide."""
-    width = min(rows, k + max(GUIDE_EXTRA, k // 4))
-    # FAISS cuts the product off to an integer.
-    return max(setting, width), (width + 0.5) / k
-
-
-@lru_cache(maxsize=4_096)
-def _walk(ef_search: int) -> Any:
-    """Parameters of a walk. A search only reads them, so threads may share them."""
-    return faiss.SearchParametersHNSW(efSearch=ef_search)
-
-
-@lru_cache(maxsize=4_096)
-def _refine(ef_search: int, factor: float) -> Any:
-    return faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=_walk(ef_search))
-
-
-# Before the interpreter takes FAISS apart: its wrappers would complain that they cannot free them.
-atexit.register(_walk.cache_clear)
-atexit.register(_refine.cache_clear)
-
-
 _PQ8_ROUNDS = 8
 """Of k-means, for each part of a vector. On WordNet (48 parts, 16,384 rows) the 20, 40 and 80 nearest by codes held as many
 of the ten true neighbours as after FAISS's 25 rounds, to 0.004, in 0.4 of the time."""
@@ -364,16 +279,11 @@ def new_ivf(dimension: int, metric: str, code: str, centroids: Floats, sample: F
         index.pq.cp.niter = _PQ8_ROUNDS
         index.train(sample)
     else:
-        kind = {
-            "float16": faiss.ScalarQuantizer.QT_fp16,
-            "sq8": faiss.ScalarQuantizer.QT_8bit,
-            "sq4": faiss.ScalarQuantizer.QT_4bit,
-        }[code]
         index = faiss.IndexIVFScalarQuantizer(
-            quantizer, dimension, lists, kind, faiss_metric(metric), False
+            quantizer, dimension, lists, SCALAR_TYPES[code], faiss_metric(metric), False
         )
         if code in ("sq8", "sq4"):
-            index.sq.train(sample)
+            train_scalars(index.sq, code, metric, sample)
     quantizer.this.disown()
     index.own_fields = True
     index.is_trained = True
@@ -422,7 +332,7 @@ def block_of(kind: str, code: str, index: Any, storage: Any) -> Block:
         bits = faiss.rev_swig_ptr(storage.xb.data(), n * width).reshape(n, width)
         return BitBlock(bits, owner=index)
     if code != "float32":
-        return CodeBlock(storage, owner=index)
+        return CodeBlock(between_bounds(storage), owner=index)
     n, d = int(storage.ntotal), int(storage.d)
     if not n:
         return FloatBlock(np.empty((0, d), np.float32), int(storage.metric_type), owner=index)

@@ -18,6 +18,7 @@ from .codes import is_fine, is_guide, like, new_codes, typical_error
 from .distance import Floats, Rows
 from .door import READ_FLAGS, add_to_lists, faiss, flat_over, give_memory_back, reserve
 from .main import HNSW_M, Main, attach, block_of, empty_graph, new_ivf, whole
+from .signed import as_added, emptied
 from .source import READ_ROWS, VectorSource
 
 _TRAIN_ROWS_A_LIST = 40
@@ -34,8 +35,6 @@ EF_AMONG = 60
 1.03; recall@10 at efSearch 32 / 48 0.953 / 0.975, 0.945 / 0.970 and 0.931 / 0.959. Queries wait for it to be there, and
 with 60 it takes them a tenth more of the walk, 4 us."""
 SEED = 7_700
-
-
 _OUTGROWN = 2.0
 """Codes whose bounds were trained on other data err more than new ones would; by this factor at most."""
 
@@ -185,7 +184,7 @@ class GraphMaker:
             build.check()
             assert old is not None
             vectors = old.block.take(np.arange(start, min(held, start + READ_ROWS)))
-            self.walk.add(vectors)
+            self.walk.add(as_added(self.walk, vectors))
             if self.codes is not self.walk:
                 self.codes.add(vectors)
         attach(self.graph, self.walk)
@@ -219,7 +218,7 @@ class GraphMaker:
         if not len(part):
             return
         attach(self.graph, self.walk)
-        self.graph.add(part)
+        self.graph.add(as_added(self.walk, part))
         if self.arena is not None:
             start = self.arena.put(part)
             if rows.size:
@@ -247,11 +246,11 @@ def _walk_codes(build: Making, old: Main | None, sample: Floats) -> Any:
     job, code = build.job, build.code
     if code not in ("float32", "sq4"):
         if old is not None and isinstance(old.block, CodeBlock):
-            return like(old.block.index)
-        return new_codes(code, job.dimension, job.metric, sample)
+            return emptied(like(old.block.index))
+        return emptied(new_codes(code, job.dimension, job.metric, sample))
     for small in ("sq8", "float16"):
         if is_fine(small, sample, job.metric):
-            return new_codes(small, job.dimension, job.metric, sample)
+            return emptied(new_codes(small, job.dimension, job.metric, sample))
     return new_codes("float32", job.dimension, job.metric)
 
 
@@ -271,7 +270,7 @@ def graph_among(build: Making, main: Main, positions: Rows) -> Any:
     attach(graph, walk)
     for start in range(0, positions.size, _ADD_AMONG):
         build.check()
-        graph.add(main.block.take(positions[start : start + _ADD_AMONG]))
+        graph.add(as_added(walk, main.block.take(positions[start : start + _ADD_AMONG])))
     hnsw = graph.hnsw
     links = faiss.rev_swig_ptr(hnsw.neighbors.data(), hnsw.neighbors.size())
     return joined_among(

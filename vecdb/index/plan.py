@@ -45,6 +45,9 @@ proving a query's answer. 5,000 to 25,000 of 116,659 rows, in a run or not, as p
 38 ns a row and query for 16 queries, 20 for 32, 10 for 100 and 5 for 1,000."""
 LISTS_COST_A_ROW = 1.0
 """Of a row in a visited IVF list: the same distances over contiguous codes."""
+SIGNED_SCAN = 0.25
+"""A row in a list of signed bytes to one of float32 in a row of all (384 dimensions, one thread of an Intel Xeon with AVX-512:
+20 ns of 165 to 190; where memory is quicker, 50 to 65 of these are known)."""
 FAST_SCAN = 0.25
 """A row in a list of pq4 to one of float32 (116,659 rows, 64 of 1,366 lists, single queries: some 14 ns of 50)."""
 TABLE_SCAN, TABLES_A_LIST = 0.5, 90.0
@@ -85,6 +88,8 @@ def walk_cost(main: Main, k: int, setting: int) -> float:
         return float(main.n)
     lists = int(main.index.nlist)
     a_row = LISTS_COST_A_ROW * {"pq4": FAST_SCAN, "pq8": TABLE_SCAN}.get(main.code, 1.0)
+    if main.scale is not None:
+        a_row *= SIGNED_SCAN
     tables = main.code == "pq8" and int(main.index.metric_type) == L2
     a_list = TABLES_A_LIST if tables else 0.0
     return cells.cost(main.index, setting) + min(setting, lists) * (a_list + a_row * main.n / lists)
