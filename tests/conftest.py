@@ -198,31 +198,31 @@ class Backend:
 
 
 @contextmanager
-def open_backend(name: str, folder: Path, **engine_settings: Any) -> Iterator[Backend]:
-    """A database in `folder`, reached as `name` says; the server runs in this process.
-
-    "gpu" is the embedded database with a GPU, and skips the test where there is none; "stand-in" is that with a
-    device of numpy.
-    """
+def open_backend(
+    name: str, folder: Path, devices: Any = None, **engine_settings: Any
+) -> Iterator[Backend]:
+    """A database in `folder`, reached as `name` says; the server runs in this process. `devices`: its source of devices. "gpu" is
+    embedded, with a GPU, and skips the test where there is none; "stand-in" is that with a device of numpy."""
     with ExitStack() as stack:
-        if name in ("embedded", "gpu", "stand-in"):
-            import vecdb
-            from vecdb import errors, types
+        from vecdb import Database, errors, types
 
-            if name != "embedded":
-                import shared_device
+        db: Any
+        if name in ("gpu", "stand-in"):
+            import shared_device
 
-                stack.enter_context(shared_device.shared(name))
-                engine_settings = {**shared_device.SETTINGS, **engine_settings}
-            db: Any = stack.enter_context(vecdb.open(folder, **engine_settings))
-            yield Backend("embedded" if name == "embedded" else "gpu", db, errors, types, folder)
+            db = stack.enter_context(shared_device.opened(name, folder, engine_settings))
+            yield Backend("gpu", db, errors, types, folder)
+            return
+        if name == "embedded":
+            db = Database(folder, read_only=False, settings=engine_settings, devices=devices)
+            yield Backend(name, stack.enter_context(db), errors, types, folder)
             return
         import vecdb_client
         from vecdb_client import aio
         from vecdb_client import errors as client_errors
         from vecdb_client import types as client_types
 
-        address = stack.enter_context(serving(folder, **engine_settings))
+        address = stack.enter_context(serving(folder, devices, **engine_settings))
         if name == "client":
             db = stack.enter_context(vecdb_client.connect(address))
         else:
@@ -246,13 +246,13 @@ def _aio_connected(aio: Any, address: str, loop: asyncio.AbstractEventLoop) -> I
 
 
 @contextmanager
-def serving(folder: Path, **settings: Any) -> Iterator[str]:
+def serving(folder: Path, devices: Any = None, **settings: Any) -> Iterator[str]:
     """A server in this process on a free port of the loopback device; yields its address."""
     from vecdb_server.server import Server
 
     processes = {"read_processes": 1} if _through_reader else {}
     server = Server(
-        {"data": str(folder), "port": 0, "drain_timeout_s": 5.0, **processes, **settings}
+        {"data": str(folder), "port": 0, "drain_timeout_s": 5.0, **processes, **settings}, devices
     )
     server.start()
     try:
@@ -272,8 +272,9 @@ def start(tmp_path: Path) -> Iterator[StartServer]:
 
     started: list[Server] = []
 
-    def start_one(**given: Any) -> Server:
-        server = Server({"data": str(tmp_path / "db"), "port": 0, "drain_timeout_s": 5.0, **given})
+    def start_one(devices: Any = None, **given: Any) -> Server:
+        settings = {"data": str(tmp_path / "db"), "port": 0, "drain_timeout_s": 5.0, **given}
+        server = Server(settings, devices)
         server.start()
         started.append(server)
         return server

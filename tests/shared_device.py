@@ -10,15 +10,18 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 
-from vecdb import database
+from vecdb.builder import Builder
 from vecdb.collection import Collection
+from vecdb.core import Core
+from vecdb.database import Database
 from vecdb.device import Chosen, Device, Placements, parse, start
 from vecdb.errors import VecdbError
 from vecdb.index import Index, View, chosen, plan
@@ -84,55 +87,67 @@ def close_devices() -> None:
 
 
 class _Watched:
-    """Places before each query what the engine wants placed, and notes searches that the CPU answers without a reason."""
+    """Of one database: places before each query what the engine wants placed, and notes searches that the CPU answers without a
+    reason. It is put before the objects of that database, never before their classes, which other databases have too."""
 
     def __init__(self) -> None:
         self.wrong: list[str] = []
         self._asked: Counter[str] = Counter()
         """Searches by the device that answered, or the reason of the CPU."""
         self._indexes: weakref.WeakSet[Index] = weakref.WeakSet()
-        self._place, self._query, self._search = Index.place, Collection.query, View.search
 
-    def patches(self) -> list[Any]:
-        """To be entered while databases are open."""
-        watched = self
+    def look_after(self, core: Core) -> None:
+        """Before anything of the collection can be placed."""
+        for field in core.all_fields:
+            if field.index not in self._indexes:
+                self._indexes.add(field.index)
+                self._in_turn(field.index)
 
-        def place(index: Index, *, cancel: threading.Event) -> int:
-            # One thread at a time may place: the builder's, and those that ask.
+    def _in_turn(self, index: Index) -> None:
+        """One thread at a time may place: the builder's, and those that ask."""
+        held = weakref.ref(index)
+
+        def placed(*, cancel: threading.Event) -> int:
+            there = held()
+            assert there is not None
             with _placing:
-                return watched._place(index, cancel=cancel) if index.wants_placing() else 0
+                return Index.place(there, cancel=cancel) if there.wants_placing() else 0
 
-        def query(collection: Any, *args: Any, **words: Any) -> Any:
-            for field in collection._core.all_fields:
-                watched._placed(field.index)
-            return watched._query(collection, *args, **words)
+        index.place = placed  # type: ignore[method-assign]
 
-        def search(view: View, queries: Any, k: int, **words: Any) -> Any:
+    def ready(self, core: Core) -> None:
+        """Before a query: places what is to be placed, and watches the searches of what serves now."""
+        self.look_after(core)
+        for field in core.all_fields:
+            index = field.index
+            try:
+                while index.wants_placing():
+                    if not index.place(cancel=threading.Event()):
+                        break
+            except VecdbError as error:
+                self.wrong.append(f"placing failed: {error.message}")
+            view = index.view
+            if "search" not in vars(view):
+                self._watch(view)
+
+    def _watch(self, view: View) -> None:
+        held = weakref.ref(view)
+
+        def watched(queries: Any, k: int, **words: Any) -> Any:
+            seen = held()
+            assert seen is not None
             trace = words.pop("trace", None) or Trace()
-            found = watched._search(view, queries, k, trace=trace, **words)
-            watched._judge(view, trace)
+            found = View.search(seen, queries, k, trace=trace, **words)
+            self._judge(seen, trace)
             return found
 
-        return [
-            mock.patch.object(Index, "place", place),
-            mock.patch.object(Collection, "query", query),
-            mock.patch.object(View, "search", search),
-        ]
+        view.search = watched  # type: ignore[method-assign]
 
     def check(self) -> None:
         """AssertionError where a search was the CPU's without a reason, or all were that a device could answer."""
         assert not self.wrong, self.wrong
         could = [one for one in self._asked if not any(why in one for why in _NEVER)]
         assert not could or "gpu:0" in self._asked, self._asked
-
-    def _placed(self, index: Index) -> None:
-        self._indexes.add(index)
-        try:
-            while index.wants_placing():
-                if not index.place(cancel=threading.Event()):
-                    break
-        except VecdbError as error:
-            self.wrong.append(f"placing failed: {error.message}")
 
     def _judge(self, view: View, trace: Trace) -> None:
         if view.reasons is None or not view.n_live:
@@ -145,22 +160,50 @@ class _Watched:
             self.wrong.append(f"the CPU answered, and says {trace.device_note!r}")
 
 
+class _WatchedCollection(Collection):
+    """A collection whose queries are watched."""
+
+    def __init__(self, core: Core, builder: Builder, watched: _Watched) -> None:
+        super().__init__(core, builder)
+        self._watched = watched
+
+    def query(self, *args: Any, **words: Any) -> Any:
+        self._watched.ready(self._core)
+        return super().query(*args, **words)
+
+
+class WatchedDatabase(Database):
+    """A database on the device of this run. `watched.check` says in the end what is wrong with its searches."""
+
+    def __init__(self, folder: Path, device: Device, settings: Mapping[str, Any]) -> None:
+        def given(options: Mapping[str, Any]) -> SharedDevices | None:
+            return None if parse(str(options["device"])).kind == "cpu" else SharedDevices(device)
+
+        self.watched = _Watched()
+        super().__init__(folder, read_only=False, settings=settings, devices=given)
+        attend = self._builder.attend
+
+        def attended(core: Core) -> None:
+            self.watched.look_after(core)
+            attend(core)
+
+        self._builder.attend = attended  # type: ignore[method-assign]
+
+    def _collection(self, name: str, token: str, *, making: bool = False) -> Collection:
+        core = self._core(name, token, making=making)
+        return _WatchedCollection(core, self._builder, self.watched)
+
+
 @contextmanager
-def shared(kind: str) -> Iterator[None]:
-    """Databases that are opened meanwhile use the device of this run, also for filters that leave some rows. In the end
-    what `_Watched.check` says of them."""
-    device, watched = device_of(kind), _Watched()
-
-    def opened(options: Any, count: Any) -> SharedDevices | None:
-        return None if parse(str(options["device"])).kind == "cpu" else SharedDevices(device)
-
+def opened(kind: str, folder: Path, settings: Mapping[str, Any]) -> Iterator[Database]:
+    """A database on the device of this run, "gpu" or "stand-in", which is asked also for filters that leave some rows; closed in the end,
+    with what `_Watched.check` says of it."""
+    device = device_of(kind)
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(database, "open_devices", opened))
         stack.enter_context(mock.patch.object(chosen, "FEW_ROWS", FEW_ROWS))
         # Some thousand rows would be compared by the CPU instead of asking a device for its lists or graph.
         stack.enter_context(mock.patch.object(plan, "DEVICE_CALL", 1.0))
         stack.enter_context(mock.patch.object(plan, "ON_DEVICE", 1e-3))
-        for patch in watched.patches():
-            stack.enter_context(patch)
-        yield
-    watched.check()
+        database = stack.enter_context(WatchedDatabase(folder, device, {**SETTINGS, **settings}))
+        yield database
+    database.watched.check()

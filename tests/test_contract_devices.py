@@ -13,30 +13,21 @@ from conftest import BACKENDS, open_backend
 from some_devices import STATS, SomeDevices
 
 import vecdb
-from vecdb import database
 from vecdb.index import View
 from vecdb_server import status
 
 REFERENCE = (Path(__file__).resolve().parent.parent / "docs/reference.md").read_text()
 
 
-@pytest.fixture
-def devices(monkeypatch):
-    """Databases that are opened from now on have two GPUs that never search."""
-    made = []
-
-    def opened(options, count):
-        made.append(SomeDevices())
-        return made[-1]
-
-    monkeypatch.setattr(database, "open_devices", opened)
-    return made
+def two_gpus(options):
+    """Where a database has two GPUs from that never search."""
+    return SomeDevices()
 
 
 @pytest.fixture(params=BACKENDS)
-def with_devices(request, data_folder, devices):
+def with_devices(request, data_folder):
     """A backend whose database has these GPUs."""
-    with open_backend(request.param, data_folder) as opened:
+    with open_backend(request.param, data_folder, two_gpus) as opened:
         yield opened
 
 
@@ -118,16 +109,14 @@ def test_without_devices_nothing_is_said_of_them(backend):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_collection_outlives_its_device(name, data_folder, monkeypatch, caplog):
+def test_a_collection_outlives_its_device(name, data_folder, caplog):
     """A collection made for a GPU opens without one, for reading and writing; the CPU answers, and stats,
     explain and one warning in the log say so."""
-    with monkeypatch.context() as patch:
-        patch.setattr(database, "open_devices", lambda options, count: SomeDevices())
-        with vecdb.open(data_folder) as db:
-            docs = db.create_collection(
-                "docs", dimension=2, device="gpu:0,1", vectors={"title": {"dimension": 2}}
-            )
-            docs.insert(["a"], [[1, 2]], named_vectors={"title": [[1, 1]]})
+    with vecdb.Database(data_folder, read_only=False, settings={}, devices=two_gpus) as db:
+        docs = db.create_collection(
+            "docs", dimension=2, device="gpu:0,1", vectors={"title": {"dimension": 2}}
+        )
+        docs.insert(["a"], [[1, 2]], named_vectors={"title": [[1, 1]]})
     logging.getLogger("vecdb").propagate = True
     caplog.set_level(logging.WARNING, "vecdb")
     note = "gpu:0, gpu:1 are not there; answered by the CPU"
@@ -158,10 +147,11 @@ def test_a_collection_outlives_its_device(name, data_folder, monkeypatch, caplog
 
 
 def searched_by(search):
-    """Within: what the backend "gpu" has put there itself is put back before it goes, which `monkeypatch` does not do."""
+    """Within it views are searched so."""
     return mock.patch.object(View, "search", search)
 
 
+@pytest.mark.host_only("says by itself which device answered")
 def test_explain_says_which_device_answered(backend):
     """Device and note are those that the search has put into its trace; the note of any slice of a large
     batch is told."""
@@ -217,13 +207,19 @@ def test_what_a_device_fails_with_arrives(backend, reason, code):
     assert row
 
 
-def test_devices_end_with_their_database(data_folder, devices):
-    """Closing a database closes its devices, once; each opening has its own."""
+def test_devices_end_with_their_database(data_folder):
+    """Closing a database closes its devices, once; each opening has its own, from where it was told to have them."""
+    made = []
+
+    def opened(options):
+        made.append(SomeDevices())
+        return made[-1]
+
     for count in (1, 2):
-        with vecdb.open(data_folder) as db:
-            assert db.devices is devices[-1]
+        with vecdb.Database(data_folder, read_only=False, settings={}, devices=opened) as db:
+            assert db.devices is made[-1]
         db.close()
-        assert [one.closed for one in devices] == [1] * count
+        assert [one.closed for one in made] == [1] * count
 
 
 def test_an_engine_without_its_device_does_not_open(data_folder):

@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from plain_search import expect, plain_distances
 from shared_device import FEW_ROWS, SETTINGS
 
+import vecdb
 from vecdb.index import tiled
 from vecdb.index.tiled import Tiled
 
@@ -219,6 +220,26 @@ def test_a_contract_that_only_the_cpu_keeps_fails(tmp_path, monkeypatch, placed)
     else:
         with pytest.raises(AssertionError, match="not placed on gpu:0 yet"):
             ask()
+
+
+def test_only_the_database_that_was_given_a_device_has_it(tmp_path):
+    """Beside a database on a stand-in another one has no device, says so, and is searched as without the first: what the
+    tests put before a database's objects is not before those of others."""
+    with (
+        open_backend("stand-in", tmp_path / "there") as there,
+        open_backend("embedded", tmp_path / "here", lambda options: None) as here,
+    ):
+        told = {}
+        for one in (there, here):
+            docs = one.db.create_collection("docs", dimension=2)
+            docs.insert([f"r{i}" for i in range(40)], np.eye(2)[np.arange(40) % 2] + 0.01)
+            explain = docs.query([[1, 0]], k=3, explain=True).explain
+            told[one.name] = explain.device, len(docs.stats().devices)
+        assert told == {"gpu": ("gpu:0", 1), "embedded": ("cpu", 0)}
+        index = docs._core.index
+        assert here.db.devices is None
+        assert not {"search", "place"} & {*vars(index), *vars(index.view)}
+        assert type(docs) is vecdb.Collection
 
 
 def test_a_collection_that_is_emptied(on_device):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import test_on_device
 from on_devices import DIMENSION, QUERIES, ROWS, SETTINGS, check, filled, placed, wait_for
 
 import vecdb
+from vecdb.device.devices import open_devices
 from vecdb.types import DeviceStats
 
 devices = test_on_device.devices
@@ -118,6 +121,37 @@ def test_databases_of_a_process_share_a_worker(tmp_path, devices):
     with vecdb.open(tmp_path / "a", **SETTINGS) as again:
         placed(again.get_collection("docs"))
         assert again.devices.placements.devices != (device,)
+
+
+def test_each_database_has_the_devices_it_was_given(tmp_path):
+    """Of three databases in one process two are given a stand-in, one without masks, and one none: the two share no worker,
+    and the third is the CPU's, whatever the others have."""
+
+    def given(**environment):
+        known = {f"VECDB_STAND_IN_{name.upper()}": str(n) for name, n in environment.items()}
+        return partial(open_devices, count=lambda: 0, environment=known)
+
+    with ExitStack() as stack:
+        made = [
+            stack.enter_context(
+                vecdb.Database(tmp_path / name, read_only=False, settings=SETTINGS, devices=source)
+            )
+            for name, source in (
+                ("with", given(devices=1)),
+                ("unmasked", given(devices=1, masks=0)),
+                ("without", given()),
+            )
+        ]
+        filled_ = [filled(one) for one in made]
+        for docs, vectors in filled_[:2]:
+            placed(docs)
+            check(docs, QUERIES, LIVE, vectors, "l2")
+        check(*filled_[2][:1], QUERIES, LIVE, filled_[2][1], "l2", on="cpu")
+        assert made[2].devices is None
+        assert filled_[2][0].stats().devices == ()
+        assert pids(made[0]) != pids(made[1])
+        masks = [[one.info.masks for one in a.devices.placements.devices] for a in made[:2]]
+        assert masks == [[True], [False]]
 
 
 def test_they_make_room_for_each_other(tmp_path, devices):

@@ -22,7 +22,6 @@ from server_process import spawn
 from some_devices import SomeDevices
 
 import vecdb
-from vecdb import database
 from vecdb.errors import DatabaseLocked, InvalidSetting
 from vecdb_client import connect, errors
 from vecdb_server import logs
@@ -176,16 +175,14 @@ def test_logs_for_people_name_their_fields() -> None:
 )
 def test_the_log_says_what_searches(
     start: StartServer,
-    monkeypatch: pytest.MonkeyPatch,
     setting: str,
     there: bool,
     found: str,
     used: str,
 ) -> None:
     """At its start the server logs one line: which devices it found, and which it uses."""
-    if there:
-        monkeypatch.setattr(database, "open_devices", lambda options, count: SomeDevices())
-    lines = lines_of("json", lambda _: start(device=setting)).splitlines()
+    given = (lambda options: SomeDevices()) if there else None
+    lines = lines_of("json", lambda _: start(device=setting, devices=given)).splitlines()
     (line,) = [one for one in map(json.loads, lines) if one["message"] == "devices"]
     assert (line["device"], line["found"], line["used"]) == (setting, found, used)
     assert line["level"] == "info"

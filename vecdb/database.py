@@ -24,7 +24,7 @@ from .collection_files import (
 )
 from .collection_info import check_info, made_of, must_agree
 from .device.choice import parse as parse_device
-from .device.devices import Devices, must_be_there, open_devices
+from .device.devices import Devices, Source, must_be_there, open_devices
 from .errors import Closed, DatabaseLocked, LimitExceeded, ReadOnly, VecdbError
 from .index.card import count_gpus
 from .lane_threads import LaneThreads
@@ -64,9 +64,16 @@ class Database(Loading, BackedUp, Naming):
     """
 
     def __init__(
-        self, path: Path, *, read_only: bool, settings: Mapping[str, Any], lock: Any = None
+        self,
+        path: Path,
+        *,
+        read_only: bool,
+        settings: Mapping[str, Any],
+        lock: Any = None,
+        devices: Source | None = None,
     ) -> None:
-        """`lock`: what `folder.take_lock` gave to a caller who has the folder already, closed when this is."""
+        """`lock`: what `folder.take_lock` gave to a caller who has the folder already, closed when this is. `devices`: where this
+        database has them from, and no other of the process; None: the GPUs of this machine."""
         super().__init__()
         self._options = resolve(ENGINE, settings)
         parse_device(str(self._options["device"]))  # before anything is made
@@ -99,7 +106,8 @@ class Database(Loading, BackedUp, Naming):
         self.devices: Devices | None = None
         """The GPUs that the setting `device` has chosen; None where the CPU serves alone."""
         try:
-            self.devices = open_devices(self._options, count_gpus)
+            here = partial(open_devices, count=count_gpus)
+            self.devices = (devices or here)(self._options)
             made, names = self.path / COLLECTIONS_FOLDER, self._catalog.names().of
             with system_in_our_words(made):
                 self._builder = Builder(self._options, read_only=read_only)

@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,7 +16,7 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_reflection.v1alpha import reflection
 
 import vecdb
-from vecdb.device import choose
+from vecdb.device import Source, choose
 from vecdb.errors import InvalidSetting
 from vecdb.index.card import count_gpus
 from vecdb_client.v1 import vecdb_pb2 as pb
@@ -47,8 +48,9 @@ _GRACE_S = 5.0
 class Server:
     """One database behind one port. `start`, then `stop`; both once, from any thread."""
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        """Takes settings as `settings.check` gives them. Opens nothing yet."""
+    def __init__(self, settings: Mapping[str, Any], devices: Source | None = None) -> None:
+        """Takes settings as `settings.check` gives them. Opens nothing yet. `devices`: where the database has its GPUs from; None: those
+        of this machine. Reading processes have none."""
         self.settings, self._engine_settings = split(check(settings))
         if self.settings["read_processes"] and self._engine_settings["device"] not in (
             "auto",
@@ -59,6 +61,7 @@ class Server:
                 "processes search on the CPU. Set read_processes to 0, or device to cpu",
                 setting="read_processes",
             )
+        self._devices = devices
         self.port = 0
         self._database: vecdb.Database | None = None
         self._keeper: Keeper | None = None
@@ -92,8 +95,11 @@ class Server:
     # What a reading process does otherwise, see readers/process.py.
 
     def _opened(self) -> vecdb.Database:
-        database = vecdb.open(
-            self.settings["data"], **{**self._engine_settings, "device": self._device}
+        database = vecdb.Database(
+            Path(self.settings["data"]),
+            read_only=False,
+            settings={**self._engine_settings, "device": self._device},
+            devices=self._devices,
         )
         database.others_read = bool(self.settings["read_processes"])
         if self._device != self._engine_settings["device"]:

@@ -8,6 +8,7 @@ LMDB, and does not import FAISS.
 from ..types import DeviceStats
 from .card import Card, CardFull, CardInfo, CardRefused, Limits
 from .choice import Choice, Chosen, choose, parse, start
+from .devices import Source
 from .link import Device, collected
 from .merging import merged
 from .placement import Placement, PlacementFigures, Placements, Shard
@@ -32,6 +33,7 @@ __all__ = [
     "PlacementFigures",
     "Placements",
     "Shard",
+    "Source",
     "StandInCard",
     "choose",
     "collected",

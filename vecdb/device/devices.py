@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from ..errors import DeviceLost, DeviceNotFound, InvalidSetting
 from ..types import DeviceStats
-from .choice import STAND_IN_BYTES, STAND_IN_FAULTS, Chosen, choose, parse, start
+from .choice import STAND_IN, Chosen, choose, parse, start
 from .link import Device
 from .placement import Placements
 
@@ -39,6 +39,12 @@ class Devices(Protocol):
 
     def close(self) -> None:
         """Ends their workers, unless another database uses them too. May be called again."""
+
+
+Source = Callable[[Mapping[str, Any]], Devices | None]
+"""Where a database has its devices from: called once, when it is opened, with all its settings. What it gives is closed with the
+database; None where the CPU is to serve alone. `open_devices` for the GPUs of this machine, else whatever a caller
+of `Database` gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +78,16 @@ class _Workers:
     """Devices that databases of this process share, so that their placements keep to one budget for each GPU
     and make room for each other."""
 
-    def __init__(self, key: _Key, chosen: Sequence[Chosen], options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        key: _Key,
+        chosen: Sequence[Chosen],
+        options: Mapping[str, Any],
+        environment: Mapping[str, str],
+    ) -> None:
         self.key = key
         self.chosen = tuple(chosen)
+        self._environment = environment
         self.users = 0
         self.placements = Placements(self._start)
         self._options = options
@@ -98,6 +111,7 @@ class _Workers:
                             budget_bytes=int(self._options["device_memory_bytes"]),
                             queue_limit=int(self._options["device_queue"]),
                             timeout_s=float(self._options["device_timeout_s"]),
+                            environment=self._environment,
                         )
                     )
                 except DeviceLost as error:
@@ -168,28 +182,34 @@ class OpenDevices:
             workers.close()
 
 
-def open_devices(options: Mapping[str, Any], count: Callable[[], int]) -> OpenDevices | None:
+def open_devices(
+    options: Mapping[str, Any],
+    count: Callable[[], int],
+    environment: Mapping[str, str] | None = None,
+) -> OpenDevices | None:
     """The devices that the setting `device` names; None where the CPU is to serve alone.
 
-    Called once, when a database is opened. `count` says how many there are. DeviceNotFound where GPUs are asked
+    Called once, when a database is opened. `count` says how many there are; `environment`, by default that of the process, may pretend
+    others (`choice.py`). DeviceNotFound where GPUs are asked
     for and not there; DeviceLost where one that is asked for cannot be started. With `auto` they are started
     later, when a collection is large enough for them, and such a one is left out with a warning. Databases of one
     process that were opened with equal settings of devices share them. The log has a line with the choice, unless it is cpu.
     """
     setting = str(options["device"])
-    chosen = choose(setting, count)
+    known = dict(os.environ if environment is None else environment)
+    chosen = choose(setting, count, known)
     if not chosen:
         if parse(setting).kind == "auto":
             log.info("device is auto, and no GPU is used: the CPU searches")
         return None
     log.info("device is %s: %s", setting, ", ".join(one.name for one in chosen))
     names = ("device", "device_memory_bytes", "device_queue", "device_timeout_s")
-    pretended = (os.environ.get(name) for name in (STAND_IN_BYTES, STAND_IN_FAULTS))
+    pretended = (known.get(name) for name in STAND_IN)
     key = (chosen, *(options[name] for name in names), *pretended)
     with _sharing:
         workers = _shared.get(key)
         if workers is None or any(one.down for one in workers.started):
-            workers = _shared[key] = _Workers(key, chosen, options)
+            workers = _shared[key] = _Workers(key, chosen, options, known)
         workers.users += 1
     made = OpenDevices(workers)
     if parse(setting).kind != "auto":
