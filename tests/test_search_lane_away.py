@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import wait_until
 
-from vecdb import errors, search_lane
+from vecdb import errors, search_ask
 from vecdb.index import Found
 from vecdb.search_lane import SearchLane
 from vecdb.stopping import while_wanted
@@ -29,8 +29,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     made = Clock()
-    monkeypatch.setattr(search_lane, "time", made)
-    monkeypatch.setattr(search_lane, "_LOOK_S", 0.01)
+    monkeypatch.setattr(search_ask, "time", made)
+    monkeypatch.setattr(search_ask, "LOOK_S", 0.01)
     return made
 
 
@@ -53,7 +53,7 @@ class Asking:
         try:
             with away() as wait:
                 while not self.gate.wait(0.01):
-                    if wait.end is not None and search_lane.time.monotonic() > wait.end:
+                    if wait.end is not None and search_ask.time.monotonic() > wait.end:
                         raise errors.DeadlineExceeded("late, on purpose")
                     wait.check()
                 if self.failing:
@@ -304,7 +304,7 @@ def test_short_searches_keep_nobody_from_coming_back():
 
 def test_who_comes_back_as_the_last_place_is_given_up_is_not_left_to_wait(monkeypatch):
     """Another may end between the look at the places and queueing up, and does not see who queues up: that one looks again."""
-    monkeypatch.setattr(search_lane, "_LOOK_S", 90.0)
+    monkeypatch.setattr(search_ask, "LOOK_S", 90.0)
     lane, view = SearchLane(1), Asking()
 
     class Places(dict):
@@ -329,7 +329,7 @@ def test_who_comes_back_as_the_last_place_is_given_up_is_not_left_to_wait(monkey
 def test_a_turn_that_came_unnoticed_gives_no_place_later(monkeypatch):
     """A search whose turn comes just after it has looked in vain goes on at once; back from a device it waits for a place all the
     same, and is called once."""
-    monkeypatch.setattr(search_lane, "_LOOK_S", 0.01)
+    monkeypatch.setattr(search_ask, "LOOK_S", 0.01)
     lane, view, before, after = SearchLane(1), Asking(), Busy(), Busy()
     looks = []
 

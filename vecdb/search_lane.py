@@ -15,7 +15,7 @@ and without, so only the proportions tell: 8 callers 1,220 to 2,420 and 1,240 to
 callers alike. `sys.setswitchinterval` was no remedy: who holds the lock enters FAISS long before the 5 ms
 are over.
 
-A search that waits for a device needs no core: it gives its place to another meanwhile (`turns.py`), and has one again before it goes
+A search that waits for a device needs no core: it gives its place to another meanwhile (`search_away.py`), and has one again before it goes
 on, ahead of all who have not begun. So any number of them waits for the device at once, where they are a batch.
 
 Short searches, single queries to a graph or lists, get `_SPARE` places more: who comes back from FAISS waits
@@ -29,9 +29,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from _thread import allocate_lock, get_ident
+from _thread import get_ident
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,12 +39,14 @@ from numpy.typing import NDArray
 
 from .errors import Cancelled, DeadlineExceeded
 from .index import Found, Trace, View
+from .search_ask import Ask, is_over, left, too_late, until
+from .search_away import Away
 from .search_note import Note
 from .selection import Selection
 from .steps import HERE
 from .stopping import stop_if_unwanted, watched
 from .tally import SIZES, Tally
-from .turns import Wait, having
+from .turns import Wait
 
 MAX_TOGETHER = 64
 """Queries that are searched in one call for several callers, at most."""
@@ -53,81 +55,11 @@ _PATIENT_S, _HURRIED_S = 0.5, 0.02
 """What a slice of a large batch should take: while no small query waits, and while one does."""
 _SPARE, _SHORT_TAIL = 4, 4_096
 """Places beside one a core for short searches, which compare no more fresh rows than this one by one."""
-_LOOK_S = 1.0
-"""How often a waiting thread looks by itself whether a core is free: no lost wake-up keeps it."""
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class _Ask:
-    """A search that waits for its turn. Its fields are written under the mutex of the lane. To `turns.py` it is the turn itself."""
-
-    __slots__ = ("allowed", "alone", "end", "exact", "found", "gone", "group", "k", "key", "lane", "note", "queries",
-                 "target_recall", "view", "wake")  # fmt: skip
-
-    def __init__(
-        self,
-        lane: SearchLane,
-        view: View,
-        queries: NDArray[Any],
-        k: int,
-        allowed: Selection | None,
-        exact: bool,
-        target_recall: float | None,
-        end: float | None,
-        note: Note | None,
-        alone: bool,
-    ) -> None:
-        self.lane = lane
-        self.view = view
-        self.queries = queries
-        self.k = k
-        self.allowed = allowed
-        self.exact = exact
-        self.target_recall = target_recall
-        self.end = end
-        self.note = note
-        self.alone = alone
-        self.key = get_ident()
-        self.group: list[_Ask] = []
-        """Set when it is this one's turn: itself, and those it is to search for."""
-        self.found: Found | None = None
-        """Set when another has searched for this one."""
-        self.gone = False
-        """Its thread waits no more."""
-        self.wake = allocate_lock()
-        self.wake.acquire()
-
-    def agrees(self, other: _Ask) -> bool:
-        """Whether one call can answer both."""
-        return (
-            self.view is other.view
-            and self.k == other.k
-            and self.allowed is other.allowed
-            and self.exact == other.exact
-            and self.target_recall == other.target_recall
-            and not self.alone
-            and not other.alone
-        )
-
-    def search(self, queries: NDArray[Any], trace: Trace | None) -> Found:
-        # What ends the search of one, its deadline or that its caller has gone, must not end that of others. Only a wait for
-        # a device ends by it: then another of them asks again.
-        alone = len(self.group) == 1
-        with having(self):
-            return self.view.search(
-                queries, self.k, allowed=self.allowed, exact=self.exact,
-                target_recall=self.target_recall, trace=trace, check=_until(self.end) if alone else _never,
-            )  # fmt: skip
-
-    def leave(self) -> None:
-        self.lane._leave(self)
-
-    def take_again(self, waits: bool) -> None:
-        self.lane._take_again(self, waits)
-
-
-class SearchLane:
+class SearchLane(Away):
     """Any thread may call. A search that finds a core free costs 0.3 us more than without the lane."""
 
     def __init__(self, cores: int) -> None:
@@ -138,14 +70,11 @@ class SearchLane:
 
     def clear(self) -> None:
         """Forgets all searches: those that a forked process does not have."""
-        self._running: dict[int, Sequence[_Ask]] = {}
+        self._running: dict[int, Sequence[Ask]] = {}
         """Threads that search, each with those it searches for. Two may take the last place at once, which does no harm."""
-        self._away: dict[int, Sequence[_Ask]] = {}
-        """The same of those that wait for a device, and have no place."""
-        self._waiting: deque[_Ask] = deque()
-        self._returning: deque[_Ask] = deque()
-        """Those that are away, and want a place again."""
+        self._waiting: deque[Ask] = deque()
         self._mutex = threading.Lock()
+        self._nobody_is_away()
 
     def search(
         self,
@@ -171,7 +100,7 @@ class SearchLane:
             self._waiting or self._returning or note is not None or len(queries) >= view.asks_devices_from
             or (busy >= self._cores and busy >= self._places(view, queries, exact))
         ):  # fmt: skip
-            ask = _Ask(self, view, queries, k, allowed, exact, target_recall, end, note, alone)
+            ask = Ask(self, view, queries, k, allowed, exact, target_recall, end, note, alone)
             return self._in_turn(ask)
         key = get_ident()
         try:
@@ -184,7 +113,7 @@ class SearchLane:
                 )  # fmt: skip
             return view.search(
                 queries, k, allowed=allowed, exact=exact, target_recall=target_recall,
-                check=_until(end), square=square,
+                check=until(end), square=square,
             )  # fmt: skip
         finally:
             self._running.pop(key, None)
@@ -214,8 +143,8 @@ class SearchLane:
         note = note or Note()
         while start < len(queries):
             stop_if_unwanted()
-            if end is not None and time.monotonic() > end:
-                raise _too_late()
+            if is_over(end):
+                raise too_late()
             before = note.search_s
             part = queries[start : start + size]
             yield self.search(view, part, k, allowed, exact, target_recall, end, note, alone=True)
@@ -238,7 +167,7 @@ class SearchLane:
         """Searches that wait for their turn."""
         return len(self._waiting)
 
-    def _in_turn(self, ask: _Ask) -> Found:
+    def _in_turn(self, ask: Ask) -> Found:
         arrived, end = time.monotonic(), ask.end
         try:
             with self._mutex:
@@ -246,11 +175,11 @@ class SearchLane:
             # Again after queueing up: who ended before that did not see us wait.
             if len(self._running) < self._places(ask.view, ask.queries, ask.exact):
                 self._call_next()
-            while not ask.wake.acquire(timeout=_left(end)):
+            while not ask.wake.acquire(timeout=left(end)):
                 stop_if_unwanted()
-                if end is not None and time.monotonic() > end:
+                if is_over(end):
                     if self._given_up(ask):
-                        raise _too_late()
+                        raise too_late()
                     end = None  # its turn has come after all, or its answer
                 if self._is_served(ask):
                     break
@@ -266,7 +195,7 @@ class SearchLane:
         finally:
             self._settle(ask)
 
-    def _search_group(self, ask: _Ask, begun: float) -> None:
+    def _search_group(self, ask: Ask, begun: float) -> None:
         """Our turn: searches for all of the group, and hands their answers to the others."""
         group = ask.group
         noted = [a for a in group if a.note is not None]
@@ -304,10 +233,7 @@ class SearchLane:
     def _call_next(self) -> None:
         """Lets those go on who come back, and those who wait first search, as long as a core is free."""
         with self._mutex:
-            while self._returning and len(self._running) < self._cores:
-                back = self._returning.popleft()
-                self._running[back.key] = self._away.pop(back.key, back.group)
-                back.wake.release()
+            self._go_on()
             waiting = self._waiting
             # Short searches wait too: while they have the places beside one a core, nobody would ever come back.
             while waiting and not self._returning:
@@ -331,7 +257,7 @@ class SearchLane:
         short = len(queries) == 1 and not exact and view.is_simple and view.tail_rows <= _SHORT_TAIL
         return self._cores + _SPARE if short else self._cores
 
-    def _is_served(self, ask: _Ask) -> bool:
+    def _is_served(self, ask: Ask) -> bool:
         """Whether its turn came unnoticed; if not, sees to it that it will. Only Ctrl-C in the few steps in which another
         thread calls the next ones makes that necessary."""
         with self._mutex:
@@ -347,7 +273,7 @@ class SearchLane:
             self._call_next()
         return False
 
-    def _given_up(self, ask: _Ask) -> bool:
+    def _given_up(self, ask: Ask) -> bool:
         """Takes a search out of the queue, or away from whoever searches for it; False if it is its own turn, or has its answer."""
         with self._mutex:
             if ask.group or ask.found is not None:
@@ -357,42 +283,12 @@ class SearchLane:
                 self._waiting.remove(ask)
             return True
 
-    def _again(self, asks: Sequence[_Ask]) -> None:
+    def _again(self, asks: Sequence[Ask]) -> None:
         """Puts searches first that have no answer and are still wanted. Under the mutex."""
         wanted = [a for a in asks if a.found is None and not a.gone]
         self._waiting.extendleft(reversed(wanted))
 
-    def _leave(self, ask: _Ask) -> None:
-        """See `turns.Turn`; so is the next."""
-        with self._mutex:
-            self._away[ask.key] = self._running.pop(ask.key, ask.group)
-        if self._waiting or self._returning:
-            self._call_next()
-
-    def _take_again(self, ask: _Ask, waits: bool) -> None:
-        with self._mutex:
-            if not waits or (len(self._running) < self._cores and not self._returning):
-                self._running[ask.key] = self._away.pop(ask.key, ask.group)
-                return
-            # Its turn may have come before unnoticed, see `_is_served`: that says nothing of this one.
-            ask.wake.acquire(blocking=False)
-            self._returning.append(ask)
-        # As in `_in_turn`: who ended before that did not see us wait.
-        if len(self._running) < self._cores:
-            self._call_next()
-        while not ask.wake.acquire(timeout=_left(ask.end)):
-            stop_if_unwanted()
-            if ask.end is not None and time.monotonic() > ask.end:
-                raise _too_late()
-            with self._mutex:
-                # As in `_is_served`, for what Ctrl-C in another thread may have left undone.
-                if ask.key in self._running:
-                    return
-                if ask not in self._returning:
-                    self._returning.append(ask)
-            self._call_next()
-
-    def _settle(self, ask: _Ask) -> None:
+    def _settle(self, ask: Ask) -> None:
         """However a search ended, by an answer, an error or Ctrl-C: no place lost, no one forgotten."""
         if ask.found is not None and not ask.group:
             return
@@ -414,33 +310,6 @@ def _part(found: Found, start: int, stop: int) -> Found:
     # Copies: the caller may keep the distances for long, and they would keep the whole batch.
     near, rows = found.distances[start:stop].copy(), found.rows[start:stop].copy()
     return Found(near, rows, found.exact, found.plan)
-
-
-def _left(end: float | None) -> float:
-    return _LOOK_S if end is None else min(_LOOK_S, max(0.0, end - time.monotonic()))
-
-
-def _until(end: float | None) -> Callable[[], None]:
-    """Raises DeadlineExceeded when called behind `end`, a time of `time.monotonic`; Cancelled when the caller
-    of this thread has gone."""
-
-    def check() -> None:
-        stop_if_unwanted()
-        if end is not None and time.monotonic() > end:
-            raise _too_late()
-
-    return check
-
-
-def _never() -> None:
-    """Ends nothing."""
-
-
-def _too_late() -> DeadlineExceeded:
-    return DeadlineExceeded(
-        "the search was not done within the time given; give more time, send fewer queries a call, "
-        "or ask fewer at once"
-    )
 
 
 LANE = SearchLane(CORES)
