@@ -295,6 +295,33 @@ def test_queries_that_a_device_fails_twice_are_counted_once(tmp_path, devices, m
         assert placements.taken_over.read().total - before == len(QUERIES)
 
 
+def test_a_failure_of_another_search_is_not_taken_for_ones_own(tmp_path, devices, monkeypatch):
+    """A search that does not ask what lies on the device, after one that failed there, is counted where its tiles fail, and says
+    why they did, and not why the other one had failed."""
+    if devices() and not os.environ.get(STAND_IN_DEVICES):
+        pytest.skip("this GPU has masks")
+    monkeypatch.setenv("VECDB_STAND_IN_MASKS", "0")
+    with opened(tmp_path) as database:
+        made, vectors = filled(database, n=9_000)
+        placed(made)
+        placements, live = database.devices.placements, np.ones(9_000, np.bool_)
+
+        def fails(why):
+            def fail(*_, **__):
+                raise DeviceLost(why, device="gpu:0")
+
+            return fail
+
+        monkeypatch.setattr(placements, "search", fails("lost, on purpose"))
+        told = check(made, QUERIES, live, vectors, "l2", on="gpu:0")
+        assert (told.plan, told.device_note) == ("tiled", "")
+        monkeypatch.setattr(Device, "compare", fails("no tiles either"))
+        before = placements.taken_over.read().total
+        told = check(made, QUERIES, live, vectors, "l2", part=1, on="cpu")
+        assert told.device_note == "no tiles either; answered by the CPU"
+        assert placements.taken_over.read().total - before == len(QUERIES)
+
+
 def test_a_large_batch_shares_the_way(tmp_path, devices, sent):
     """All queries of a large batch go in one call, so that each vector crosses the bus once."""
     devices()

@@ -108,12 +108,10 @@ class DeviceMain(There, Main):
         except Closed:
             raise
         except (DeviceLost, DeviceFull, FailedPrecondition) as error:
-            self.failed(error.message, len(queries))
-            raise Unanswered(self.note) from error
+            raise Unanswered(self.failed(error.message, len(queries))) from error
         if answer is None:
-            self.failed(GONE, len(queries))
             self._gone()
-            raise Unanswered(self.note)
+            raise Unanswered(self.failed(GONE, len(queries)))
         self.note = ""
         return self._keys(answer[0], answer[1])
 

@@ -121,17 +121,18 @@ class Served(There):
         allowed: Selection | None,
         trace: Trace | None,
         check: Callable[[], None],
-    ) -> tuple[Floats, Rows, str] | None:
-        """Distances and rows (q, k), nearest first, exact, and the plan's name; None where the host has to
-        answer all of it. What came after the placing is compared by the host, beside."""
+    ) -> tuple[Floats, Rows, str] | str:
+        """Distances and rows (q, k), nearest first, exact, and the plan's name. Else the host has to answer all of it: why this
+        search failed here, for which its queries are counted, or "" where the host had better answer. What
+        came after the placing is compared by the host, beside."""
         found = self.search(view, x, k, allowed, trace, check)
-        if found is None:
-            if self.note:
-                if trace is not None and not trace.why_cpu:
-                    trace.device_note = f"{self.note}; answered by the CPU"
+        if isinstance(found, str):
+            if found:
+                if trace is not None:
+                    trace.device_note = f"{found}; answered by the CPU"
                 if not self.there:
                     self._gone()
-            return None
+            return found
         merger, plan, names = found
         held = self.placements.get(self.key)
         if held is not None:
@@ -149,21 +150,20 @@ class Served(There):
         allowed: Selection | None,
         trace: Trace | None,
         check: Callable[[], None],
-    ) -> tuple[Merger, str, str] | None:
-        """The nearest live and allowed placed rows of `view` for (q, d) queries, the plan, and the devices; None where the host had
-        better answer, or must: then `note` says why.
+    ) -> tuple[Merger, str, str] | str:
+        """The nearest live and allowed placed rows of `view` for (q, d) queries, the plan, and the devices; why it failed where the host
+        must answer, "" where it had better.
 
         LimitExceeded when the queue of the device is full.
         """
         held = self.placements.get(self.key)
         if held is None:
-            self.failed("what lay on the device had to go, or its worker died", len(x))
-            return None
+            return self.failed("what lay on the device had to go, or its worker died", len(x))
         if self.code == "float16" and np.abs(x).max(initial=0.0) > LARGEST_HALF:
             # Infinite there: its products are no numbers, and nothing may be given as if it were all.
             if trace is not None:
                 trace.why_cpu = f"numbers beyond {LARGEST_HALF:,.0f} do not lie in float16"
-            return None
+            return ""
         count = view.n_live if allowed is None else allowed.count()
         # Of what lies there: row numbers only grow, and rows that never had this vector have them too.
         share = min(1.0, count / max(1, len(self.rows)))
@@ -175,32 +175,30 @@ class Served(There):
         if share < LEAST_SHARE and not masked:
             if trace is not None:
                 trace.why_cpu = FEW
-            return None
+            return ""
         width = spare + (k if masked else wanted_with(k, share))
         if width > limit:
             if trace is not None:
                 trace.why_cpu = _too_many(width, held.names, limit)
-            return None
+            return ""
         names = held.names  # they may have gone when the answer is there
         try:
             if not masked or allowed is None:
                 merger = self._nearest(names, view, x, k, width, limit, allowed, 0, trace, check)
                 plan = "exact" if allowed is None else "overfetch"
-                return None if merger is None else (merger, plan, names)
+                return merger if isinstance(merger, str) else (merger, plan, names)
             with self._masks.using(allowed, view.live) as (mask, inside):
                 if not mask:
-                    self.failed("what lay on the device had to go", len(x))
-                    return None
+                    return self.failed("what lay on the device had to go", len(x))
                 if trace is not None:
                     trace.main_rows_compared = inside
                 if not inside:
                     self.note = ""
                     return Merger(k), "exact", names
                 merger = self._nearest(names, view, x, k, width, limit, allowed, mask, trace, check)
-                return None if merger is None else (merger, "exact", names)
+                return merger if isinstance(merger, str) else (merger, "exact", names)
         except (DeviceLost, DeviceFull) as error:
-            self.failed(error.message, len(x))
-            return None
+            return self.failed(error.message, len(x))
 
     def _nearest(
         self,
@@ -214,8 +212,9 @@ class Served(There):
         mask: int,
         trace: Trace | None,
         check: Callable[[], None],
-    ) -> Merger | None:
-        """Asks for `width` candidates, and for more where these do not do. `names` are the devices."""
+    ) -> Merger | str:
+        """Asks for `width` candidates, and for more where these do not do; what `search` gives where that is no answer. `names`
+        are the devices."""
         merger = Merger(k)
         best_keys = np.full((len(x), k), np.inf, np.float32)
         best_rows = np.full((len(x), k), -1, np.int64)
@@ -226,8 +225,7 @@ class Served(There):
             width = min(width, limit, len(self.rows))
             answer = self.ask(some, width, 0, self._lies_as, mask)
             if answer is None:
-                self.failed("what lay on the device had to go", len(x))
-                return None
+                return self.failed("what lay on the device had to go", len(x))
             keys, rows, sure = self._allowed_first(view, some, answer[0], answer[1], k, allowed)
             if trace is not None:
                 trace.candidates = max(trace.candidates, width)
@@ -240,7 +238,7 @@ class Served(There):
             if open_.size and width >= limit:
                 if trace is not None:
                     trace.why_cpu = _too_many(WIDER * width, names, limit)
-                return None
+                return ""
             width *= WIDER
         self.note = ""
         merger.add(best_keys, best_rows)

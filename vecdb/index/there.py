@@ -16,7 +16,8 @@ class There:
         self.placements = placements
         self.key = key
         self.note = ""
-        """Why the host answered lately instead of the device; empty while the device answers."""
+        """Why the host answered lately instead of the device, for `stats`; empty while the device answers. Of another search perhaps:
+        what one has met itself, `failed` gives it."""
 
     @property
     def names(self) -> str:
@@ -35,10 +36,11 @@ class There:
         """Whether it still lies there: not evicted, and its workers live."""
         return self.placements.get(self.key) is not None
 
-    def failed(self, why: str, queries: int) -> None:
-        """Notes that the host has to answer so many queries, and counts them."""
+    def failed(self, why: str, queries: int) -> str:
+        """Notes that the host has to answer so many queries, and counts them; `why`."""
         self.note = why
         self.placements.taken_over.add(queries)
+        return why
 
     def ask(
         self, queries: Floats, k: int, setting: int, metric: str, mask: int = 0

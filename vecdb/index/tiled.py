@@ -158,6 +158,7 @@ class Tiled:
         if trace is not None:
             numbers = sorted(int(one.name.removeprefix("gpu:")) for one in devices)
             trace.device = "gpu:" + ",".join(map(str, numbers))
+            trace.device_note = ""  # of what lies there, which may have failed before
             trace.plan = PLAN
             trace.allowed_rows = trace.main_rows_compared = rows.size
             trace.candidates = found.shape[1]

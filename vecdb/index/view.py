@@ -168,11 +168,11 @@ class View:
         counted = False
         if self.served is not None:
             answered = self.served.answer(self, x, k, allowed, trace, check)
-            if answered is not None:
+            if not isinstance(answered, str):
                 if trace is not None:
                     trace.allowed_rows = self.count(allowed)
                 return Found(answered[0], answered[1], True, answered[2])
-            counted = bool(self.served.note)
+            counted = bool(answered)
         compared = target is None or main is None
         if target is not None and main is not None and main.by_codes:
             # No setting reaches the target: then the codes themselves cannot tell the vectors apart.
@@ -182,11 +182,11 @@ class View:
             share = 1.0 if allowed is None or main is None else allowed.count() / main.n
             if compared or not copy.goes_as_far(k, min(1.0, max(share, 1e-9))):
                 answered = copy.beneath.answer(self, x, k, allowed, trace, check)
-                if answered is not None:
+                if not isinstance(answered, str):
                     if trace is not None:
                         trace.allowed_rows = self.count(allowed)
                     return Found(answered[0], answered[1], True, answered[2])
-                counted = counted or bool(copy.beneath.note)
+                counted = counted or bool(answered)
         if compared and self.tiled is not None:
             near_rows = self.tiled.answer(self, x, k, allowed, trace, check, counted)
             if near_rows is not None:
