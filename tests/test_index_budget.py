@@ -9,7 +9,7 @@ import weakref
 from pathlib import Path
 
 import pytest
-from index_rows import DIMENSION, Rows, build, filled, small_steps
+from index_rows import DIMENSION, Rows, build, filled, make_index, small_steps
 
 from vecdb.errors import LimitExceeded
 from vecdb.index import choice
@@ -170,6 +170,51 @@ def test_what_will_not_be_kept_goes_before_the_next_is_made(both, first, monkeyp
     built = build(both())
     assert built.kind == {"hnsw": "ivf", "ivf": "hnsw"}[first]
     assert alive == [False]
+
+
+def test_a_graph_that_misses_the_target_is_built_once_where_lists_do_not_fit(monkeypatch):
+    """A build that fails since a graph misses the target and lists do not fit is tried again, but the graph is made again only
+    when there are more rows by `index_tail_share`; lists are made as soon as there is memory for them."""
+    small_steps(monkeypatch)
+    made, anew = [], Build.anew
+
+    def counted(of, *given):
+        made.append(of.kind)
+        found = anew(of, *given)
+        if of.kind == "ivf":
+            return found
+        return found.with_curve(Curve((Point(16, 0.5, 0.4, 0.5, 0.4, 10.0),), found.n, 100))
+
+    monkeypatch.setattr(Build, "anew", counted)
+    rows = Rows(N + 1_000, dimension=64)
+    limit = build_bytes("hnsw", "float32", 64, 0, N + 1_000, 0)
+    settings = {"exact_max_scalars": 0, "build_memory_bytes": limit, "index_tail_share": 0.1}
+    index = make_index(rows, "auto", "l2", **settings)
+
+    def grow(start, stop):
+        index.append(rows.vectors[start:stop])
+        index.publish(stop)
+
+    def refused():
+        with pytest.raises(
+            LimitExceeded, match=r"graph of .*0\.95, and is not built again.* as ivf"
+        ):
+            build(index)
+
+    grow(0, N)
+    for _ in range(3):
+        refused()
+    assert made == ["hnsw"]
+    grow(N, N + 300)
+    refused()
+    assert made == ["hnsw"]
+    grow(N + 300, N + 1_000)
+    for _ in range(2):
+        refused()
+    assert made == ["hnsw", "hnsw"]
+    monkeypatch.setitem(index.settings, "build_memory_bytes", 0)
+    assert build(index).kind == "ivf"
+    assert made == ["hnsw", "hnsw", "ivf"]
 
 
 def test_a_finer_code_fits_with_the_lists_that_it_is_to_replace(monkeypatch):

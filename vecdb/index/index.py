@@ -32,7 +32,7 @@ from .on_device import OnDevice
 from .reasons import Reasons
 from .side import Sides
 from .source import VectorSource, exact_space
-from .step import Step
+from .step import Missed, Step
 from .tail import Piece, Tail, replaced, trim
 from .view import View
 
@@ -89,6 +89,7 @@ class Index:
         self.sides = sides or Sides()
         self._lasting = Lasting()
         self.sides.serve(None)
+        self.missed: Missed | None = None
         self._view = self._make_view(0)
 
     # -- writing -------------------------------------------------------------------------------
@@ -364,11 +365,8 @@ class Index:
         return on_device.served is None and self._compared_on_device(view)
 
     def place(self, *, cancel: threading.Event) -> int:
-        """Copies the main index, or else the live vectors, to devices, and lets searches be answered there; how
-        many rows, 0 when cancelled.
-
-        DeviceFull, DeviceLost: searches go on where they went before.
-        """
+        """Copies the main index, or else the live vectors, to devices, and lets searches be answered there; how many rows, 0 when
+        cancelled. DeviceFull, DeviceLost: searches go on where they went before."""
         on_device, main = self.on_device, copied(self._view.main)
         assert on_device is not None
         if main is not None:

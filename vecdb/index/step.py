@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,11 +33,29 @@ _ANEW_SHARE = 0.25
 upper levels, which join one row in sixteen, and the vectors have to be read again. A guess."""
 
 
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """A graph of kind `auto` that was made and does not reach the target. In memory only: a process makes it once."""
+
+    code: str
+    joined: bool
+    """By a device."""
+    rows: int
+
+    def again(self, code: str, joined: bool, rows: int, share: float) -> bool:
+        """Whether a graph would be this one again: neither its code nor who joins it is another, and its rows have not grown or
+        become fewer by more than this share."""
+        moved = abs(rows - self.rows)
+        return (code, joined) == (self.code, self.joined) and moved <= share * self.rows
+
+
 class Indexed(Job, Protocol):
     """What a step needs to know about the index that it is for."""
 
     quantization: str
     settings: Mapping[str, Any]
+    missed: Missed | None
+    """The last graph that missed the target, where lists were to be made instead."""
 
 
 class Step:
@@ -98,6 +117,9 @@ class Step:
         index, target = self.index, self.index.target_recall
         kind, code = self._kind_and_code()
         joined = self._joined()  # then it takes no longer than lists
+        missed, share = index.missed, float(index.settings["index_tail_share"])
+        if kind == "hnsw" and missed and missed.again(code, joined, self.rows.size, share):
+            return self._instead(code)
         if (
             kind == "hnsw"
             and not joined
@@ -121,9 +143,10 @@ class Step:
         # Cancelled, lists are None: the next build begins with the graph again.
         if made.setting(target, SMALL_K) is None:
             # However slow lists are, it would not be kept.
+            index.missed = Missed(code, joined, made.n)
             del made
             give_memory_back()
-            return self._lists(code)
+            return self._instead(code)
         replaced = self.first if before is None else 0
         try:
             lists = self._lists(code, choice.kept_bytes(made, index.dimension, replaced))
@@ -143,6 +166,19 @@ class Step:
             if graph is None or not choice.cheaper(lists, graph, self.index):
                 return graph
         return lists.as_provisional(False)
+
+    def _instead(self, graph_code: str) -> Main | None:
+        """Lists in place of a graph that misses the target; where they do not fit, LimitExceeded says that as well."""
+        index = self.index
+        assert index.missed is not None
+        try:
+            return self._lists(graph_code)
+        except LimitExceeded as error:
+            raise LimitExceeded(
+                f"a graph of {index.missed.rows:,} rows does not reach a recall of {index.target_recall:g}, and is not built again "
+                f"before the rows are {index.settings['index_tail_share']:.0%} more or fewer; lists would be, but {error.message}",
+                **error.details,
+            ) from error
 
     def _lists(self, graph_code: str, beside: int = 0) -> Main | None:
         """Lists made anew while so many bytes are held of a graph that this step has made."""
