@@ -37,6 +37,46 @@ def test_walks_begin_at_so_many_that_vectors_find_themselves(
         assert_nearest(card.search(2, vectors(3, 7), 5, 32), vectors(3, 7), y, 5, metric, 1e-3)
 
 
+@pytest.mark.parametrize(
+    ("metric", "code", "rows", "degree"),
+    [("ip", "float16", 500, 32), ("l2", "float32", 64, 32), ("l2", "float32", 0, 32),
+     ("l2", "float32", 500, 7), ("l2", "float32", 900, 257)],
+)  # fmt: skip
+def test_graphs_that_cuvs_does_not_make_are_refused(
+    card: Any, metric: str, code: str, rows: int, degree: int
+) -> None:
+    """Few rows, degrees beyond what there is, inner products of float16: by a stand-in too, and the vectors stay."""
+    card.flat(1, D, metric, code, 1_000)
+    card.add(1, vectors(rows))
+    graphs_or_skip(card)
+    with pytest.raises(CardRefused, match="a graph"):
+        card.graph(2, 1, degree)
+    assert card.used_bytes(2) == 0
+    assert (card.search(1, vectors(2), 3, 0)[1][:, 0] >= 0).all() == bool(rows)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_what_a_walk_has_not_found_is_no_row(monkeypatch: pytest.MonkeyPatch, metric: str) -> None:
+    """cuVS fills an answer that is short with numbers beyond all rows; a card says -1, with the worst score."""
+    card, paper_faiss, _ = paper(monkeypatch)
+    search = paper_faiss.GpuIndexCagra.search
+
+    def short(graph: Any, x: Any, k: int, **named: Any) -> Any:
+        scores, positions = search(graph, x, k, **named)
+        positions[:, 3:5], positions[:, 5:] = 2**31 - 1, 2**32 - 1
+        return scores, positions
+
+    card.flat(1, D, metric, "float32", 300)
+    card.add(1, vectors(300))
+    card.graph(2, 1, 16)
+    monkeypatch.setattr(paper_faiss.GpuIndexCagra, "search", short)
+    scores, positions = card.search(2, vectors(4, 3), 8, 32)
+    assert (positions[:, :3] >= 0).all()
+    assert (positions[:, 3:] == -1).all()
+    assert np.isinf(scores[:, 3:]).all()
+    assert ((scores[:, 3:] > 0) == (metric == "l2")).all()
+
+
 def test_a_graph_over_clusters_finds_what_is_near(card: Any) -> None:
     """Also where no links lead from one cluster to the next."""
     seed = 20_261_127

@@ -127,6 +127,14 @@ class Card(Protocol):
         0 for one that is not known."""
 
 
+def check_graph(metric: str, code: str, rows: int, degree: int) -> None:
+    """CardRefused for a graph over flat vectors that is beyond what cuVS makes."""
+    if code == "float16" and metric == "ip":
+        raise CardRefused("a graph over inner products needs float32 vectors")
+    if not 8 <= degree <= 256 or rows <= 2 * degree:
+        raise CardRefused(f"a graph of degree {degree} over {rows} rows")
+
+
 def check_walk(k: int, itopk: int) -> None:
     """CardRefused for the search of a graph that is beyond its limits."""
     if not k <= itopk <= MOST_ITOPK:

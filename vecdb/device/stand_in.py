@@ -28,6 +28,7 @@ from .card import (
     Floats,
     Limits,
     Rows,
+    check_graph,
     check_walk,
     padding,
 )
@@ -199,10 +200,12 @@ class StandInCard:
         self._own_thread()
         if not self._graphs:
             raise CardRefused("graphs need the faiss-gpu-cuvs wheel")
+        flat = self._flat(source)
+        check_graph(flat.metric, flat.code, flat.used, degree)
         self._joins += 1
         if self._joins == self._faults.die_at_graph and self._faults.strike():
             os.abort()
-        made = _Graph(self._flat(source), degree)
+        made = _Graph(flat, degree)
         self._keep(made.device_bytes)
         self._placed[handle] = made
 

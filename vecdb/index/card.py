@@ -27,7 +27,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..device.card import Bits, CardFull, CardInfo, CardRefused, Floats, Rows, check_walk
+from ..device.card import (
+    Bits,
+    CardFull,
+    CardInfo,
+    CardRefused,
+    Floats,
+    Rows,
+    check_graph,
+    check_walk,
+)
 from ..device.merging import padded
 from .door import L2, faiss, faiss_metric
 from .driver import Driver
@@ -168,11 +177,7 @@ class FaissCard:
         if not self._graphs:
             raise CardRefused("graphs need the faiss-gpu-cuvs wheel")
         flat = self._flat(source)
-        half = flat.kind == np.float16
-        if half and flat.metric == "ip":
-            raise CardRefused("a graph over inner products needs float32 vectors")
-        if not 8 <= degree <= 256 or flat.used <= 2 * degree:
-            raise CardRefused(f"a graph of degree {degree} over {flat.used} rows")
+        check_graph(flat.metric, flat.code, flat.used, degree)
         config = faiss.GpuIndexCagraConfig()
         config.device = 0
         config.graph_degree = degree
@@ -182,7 +187,7 @@ class FaissCard:
         index = faiss.GpuIndexCagra(
             self._resources, flat.dimension, faiss_metric(flat.metric), config
         )
-        kind = faiss.Float16 if half else faiss.Float32
+        kind = faiss.Float16 if flat.kind == np.float16 else faiss.Float32
         at = faiss.cast_integer_to_void_ptr(flat.vectors.address)
         or_full(index.train_ex, flat.used, at, kind)
         graph = _Graph(index, flat, degree)
@@ -305,8 +310,9 @@ class FaissCard:
         params.num_random_samplings = graph.samplings
         kind = faiss.Float16 if graph.source.kind == np.float16 else faiss.Float32
         asked = queries.astype(graph.source.kind, copy=False)
-        found: tuple[Floats, Rows] = graph.index.search(asked, k, params=params, numeric_type=kind)
-        return found
+        scores, positions = graph.index.search(asked, k, params=params, numeric_type=kind)
+        # A walk that finds fewer than k: cuVS numbers the rest by 2^31 - 1 or 2^32 - 1, and not each FAISS makes these -1.
+        return scores, np.where(positions < graph.rows, positions, -1)
 
     def _samplings(self, graph: _Graph) -> int:
         """The fewest with which vectors of the graph find themselves.

@@ -9,7 +9,8 @@ masks, the host compares the allowed rows.
 
 Vectors on a device are float32 or, where these do not fit, float16. Float16 answers are ranked again by
 the stored vectors, and are only given when no row outside the candidates can belong to them; so answers are
-those of the CPU, but for the rounding of float32. Of rows at equal distance the lower ones answer, whatever order a card has them in.
+those of the CPU, but for the rounding of float32. Of rows at equal distance the lower ones answer, whatever order a card has them in; where
+products of float32 decide (ip, and cosine that is not ranked again), of those for which the card computes one product.
 """
 
 from __future__ import annotations
