@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import queue
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 from conftest import StartServer, wait_until
+from slow_way import SlowWay
 
 from vecdb_client import connect, errors, wire
 from vecdb_client.transport import read_error
@@ -59,37 +59,6 @@ class Silent:
         for said in self._said:
             said.put(None)
         self._stack.close()
-
-
-class SlowWay:
-    """A port that leads to a server, over which a client's bytes take `bytes_s` a second."""
-
-    def __init__(self, address: str, bytes_s: int) -> None:
-        self._server = address.rsplit(":", 1)
-        self._step = max(1, bytes_s // 50)
-        self._port = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._port.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._port.accept()
-                server = socket.create_connection((self._server[0], int(self._server[1])))
-                for source, target, pause_s in ((client, server, 0.02), (server, client, 0.0)):
-                    # A small buffer, or the whole message would lie in it at once.
-                    source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
-                    args = (source, target, pause_s)
-                    threading.Thread(target=self._pump, args=args, daemon=True).start()
-
-    def _pump(self, source: Any, target: Any, pause_s: float) -> None:
-        with suppress(OSError), closing(target):
-            while data := source.recv(self._step if pause_s else 65_536):
-                target.sendall(data)
-                time.sleep(pause_s)
-
-    def close(self) -> None:
-        self._port.close()
 
 
 @pytest.fixture

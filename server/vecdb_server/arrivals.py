@@ -111,7 +111,8 @@ class GatedPool(FairPool):
         most_lent: int = 0,
     ) -> None:
         super().__init__(size, name, relief_s, most_lent)
-        self._decide = decide
+        self.decide = decide
+        """May be exchanged at any time."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **_: Any) -> Future[Any]:
         client, _here.client = _here.client, None
@@ -119,7 +120,7 @@ class GatedPool(FairPool):
             return super().submit(fn, *args)
         event = _event(args)
         who = Who(client or _peer(event), _here.collection)
-        refused = self._decide(self, who, _left_s(event))
+        refused = self.decide(self, who, _left_s(event))
         if refused is None:
             try:
                 return self.submit_for(who, fn, *args)

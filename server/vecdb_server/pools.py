@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from typing import Protocol
 
-from vecdb.errors import VecdbError
+from vecdb.errors import Unavailable, VecdbError
 
 from .admission import Admission
 from .arrivals import GatedPool, RefusingPool
@@ -142,6 +142,11 @@ class Pools:
     def _refusal_of_watch(self, mine: int, taken: int) -> VecdbError | None:
         return self._admission.refusal_of_few(mine, taken, HEALTH_WATCHES, "watches of health")
 
+    def refuse_all(self) -> None:
+        """From now on no call enters but those of health. Those that are in go on."""
+        for pool in (*self._gated, self.queries, self.reflection):
+            pool.decide = _stopping
+
     def queries_wait(self) -> bool:
         """Whether there are queries that no core has time for."""
         return self.reads.waiting > 0 or self._streams.answering > self.read_threads
@@ -156,3 +161,8 @@ class Pools:
             pool.shutdown(wait=wait, cancel_futures=True)
         # Dropped they would be in no line and no number of the audit log; see `Guard.refused`.
         self.refusals.shutdown(wait=wait)
+
+
+def _stopping(pool: FairPool, who: Who, left_s: float | None) -> VecdbError:
+    """Says what a client is told of a server that is not there, which it waits for: soon it is not."""
+    return Unavailable("the server is stopping and takes no more calls", answered=False)

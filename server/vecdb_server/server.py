@@ -26,6 +26,7 @@ from . import awaited
 from .access import GuardedDatabase
 from .admission import Admission
 from .audit import AuditLines
+from .draining import cut_off, drain
 from .health import Health
 from .observing import Observing
 from .pools import Pools
@@ -43,6 +44,8 @@ SERVICE_NAME = pb.DESCRIPTOR.services_by_name["VecdbService"].full_name
 
 _GRACE_S = 5.0
 """What a call that was cancelled gets to notice it."""
+_LAST_WORD_S = 1.0
+"""What clients get to hear that their calls are cancelled. One that reads nothing never does."""
 
 
 class Server:
@@ -126,6 +129,10 @@ class Server:
             self._pools, limit, guard, watching, self._filter_s, self._observing.slow_calls
         )
 
+    def _under_way(self) -> int:
+        """Calls that run, or whose large answer has not left gRPC."""
+        return self._pools.running() + self._calls.untaken.count
+
     def _filter_s(self) -> float:
         return float(self.settings["max_filter_s"])
 
@@ -202,9 +209,10 @@ class Server:
     def _open_port(self, database: vecdb.Database, limit: int) -> None:
         settings = self.settings
         self._health = Health(database, self._security.guard.may_know)
+        self._calls = self._border()
         self._grpc = grpc.server(
             self._pools.reads,
-            interceptors=[self._border()],
+            interceptors=[self._calls],
             options=(
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
@@ -263,7 +271,7 @@ class Server:
         return _address(self.settings["host"], self.port)
 
     def stop(self) -> bool:
-        """Refuses new calls, lets running ones end within `drain_timeout_s`, closes the database.
+        """Refuses new calls, lets running ones end and their answers arrive within `drain_timeout_s`, closes the database.
 
         False when calls were still running even after they had been cancelled. The database is then
         left as it is: closing it under them could crash, and what was acknowledged is on disk.
@@ -271,14 +279,21 @@ class Server:
         assert self._database is not None
         self._health.close()
         self._streams.close()
+        self._pools.refuse_all()
         if self._keeper is not None:
             self._keeper.stop()
-        drained = self._grpc.stop(self.settings["drain_timeout_s"])
-        while not drained.wait(0.02):
-            if not self._pools.running():
-                # What is left open never ends by itself: watchers of the health service, reflection, and
-                # streams of queries that have nothing to answer.
-                self._grpc.stop(0)
+        if not drain(self.port, self._under_way, self.settings["drain_timeout_s"]):
+            log.warning(
+                "calls are ended: drain_timeout_s is over",
+                extra={"running": self._pools.running(), "unread": self._calls.untaken.count},
+            )
+        # What is left open never ends by itself: watchers of the health service, reflection, and streams of
+        # queries that have nothing to answer.
+        if not self._grpc.stop(0).wait(_LAST_WORD_S):
+            log.warning(
+                "connections are cut off whose clients take nothing",
+                extra={"count": cut_off(self.port)},
+            )
         ended = threading.Event()
 
         def wait_for_threads() -> None:

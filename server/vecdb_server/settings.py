@@ -37,7 +37,7 @@ SERVER: tuple[Setting, ...] = (
     Setting("max_wait_s", float, 1.0, "Calls that would wait longer than this for a thread are refused with RESOURCE_EXHAUSTED and a delay, after which clients try again.", 0.001, 3_600.0, reload=True),
     Setting("request_wait_s", float, 1.0, "A call whose request has not come for so long may be ended for the sake of others: only when these lack a thread, for which it takes more than 32 such calls among reads, or among writes, or as many as there are `stream_threads`.", 0.05, 3_600.0, reload=True),
     Setting("max_request_s", float, 600.0, "A call whose request has not come for so long is ended in any case, and so is an Ingest that sends nothing for so long. The largest message comes in time at 0.9 Mbit/s.", 0.1, 86_400.0, reload=True),
-    Setting("drain_timeout_s", float, 20.0, "Time that running calls get to end when the server is told to stop.", 0.0, 3_600.0, reload=True),
+    Setting("drain_timeout_s", float, 20.0, "Time that running calls get to end, and their answers to be taken, when the server is told to stop.", 0.0, 3_600.0, reload=True),
     Setting("tls_cert", str, "", "PEM file of the server's certificate chain; set, only TLS is spoken. Read again when it changes."),
     Setting("tls_key", str, "", "PEM file of its private key, not encrypted."),
     Setting("tls_client_ca", str, "", "PEM file of authorities; set, clients must have a certificate of one of them (mutual TLS)."),

@@ -193,7 +193,7 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
         self._guard = guard
         self._watching = watching
         self._max_message_bytes = max_message_bytes
-        self._untaken = Untaken(_MOST_UNTAKEN * max_message_bytes)
+        self.untaken = Untaken(_MOST_UNTAKEN * max_message_bytes)
         self._wrapped: dict[str, Any] = {}
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
@@ -243,7 +243,7 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
         data: bytes = message.SerializeToString()
         if len(data) > self._max_message_bytes:
             raise too_large(len(data), self._max_message_bytes)
-        self._untaken.sending(context, len(data))
+        self.untaken.sending(context, len(data))
         return data
 
     def _unary(self, name: str, behavior: Any) -> Any:
@@ -305,7 +305,7 @@ class Border(grpc.ServerInterceptor):  # type: ignore[misc,unused-ignore]
                         # What its client takes to read is no time of the call.
                         worked_s += time.perf_counter() - begun_s
                     yield data
-                    self._untaken.taken(context)
+                    self.untaken.taken(context)
             finally:
                 self._worked(name, given if one else None, rows, failure, worked_s)
 

@@ -33,6 +33,12 @@ class Untaken:
         """Bytes of answers under way that are counted."""
         return self._bytes
 
+    @property
+    def count(self) -> int:
+        """Calls whose answers, or parts of them, are under way and counted."""
+        with self._lock:
+            return sum(map(bool, self._sizes.values()))
+
     def sending(self, context: Any, size: int) -> None:
         """`context` is that of a call that is answered with so many bytes now."""
         if size <= _SMALL_BYTES and context not in self._sizes:
