@@ -35,7 +35,8 @@ VecdbError                       the root; `reason` is a stable word that script
 ├── Unauthenticated              the server wants a valid API key, and none came with the call
 ├── PermissionDenied             the API key of the call does not allow it
 ├── Unavailable                  no server answers, or it is shutting down; repeating later may help
-│   └── DeviceLost               the process that drives a GPU died, and what was on the GPU with it
+│   ├── DeviceLost               the process that drives a GPU died, and what was on the GPU with it
+│   └── TlsFailed                client and server do not agree on TLS: a certificate, a name, or one speaks none
 ├── DeadlineExceeded             (also a TimeoutError) not done in time; a write may or may not have happened
 ├── Cancelled                    the caller cancelled
 ├── Corrupted                    stored data fails its own checks
@@ -90,6 +91,7 @@ __all__ = [
     "RecordNotFound",
     "ResourceExhausted",
     "StorageFull",
+    "TlsFailed",
     "Unauthenticated",
     "Unavailable",
     "VecdbError",
@@ -251,6 +253,10 @@ class Unavailable(VecdbError):
 
 class DeviceLost(Unavailable):
     reason = "DEVICE_LOST"
+
+
+class TlsFailed(Unavailable):
+    reason = "TLS_FAILED"
 
 
 class DeadlineExceeded(VecdbError, TimeoutError):

@@ -3,8 +3,8 @@
 Retry rule: a call that may be repeated is, with growing random pauses of `retry_s` in all, while the server is
 UNAVAILABLE and the deadline allows it: until 0.2 s before that. Unless a client says otherwise, these are 3 seconds; and 60 where a server is away
 that has answered this client before, since it will be back when its restart is through. One that says itself that
-something is unavailable, as the target of a backup, is not away. Those are the reads, writes of records, and changes
-of collections and aliases: each change, and each message of an ingest, carries a request id of its own, by which the server knows a
+something is unavailable, as the target of a backup, is not away; one that is not trusted, or speaks no TLS where that is
+wanted (TlsFailed), is not asked again. Those are the reads, writes of records, and changes of collections and aliases: each change, and each message of an ingest, carries a request id of its own, by which the server knows a
 repetition and answers it as the first time. An ingest goes on with those of its messages that are not acknowledged, and
 its pauses begin anew with each acknowledgement. A server that names a delay (`vecdb-retry-after-ms`) has changed
 nothing for the call, so that any call is repeated, after that delay at the earliest: a backup as long as none of its
@@ -193,6 +193,8 @@ def pause_before_retry_s(
     asked_ms = raised.details.get("retry_after_ms")
     delay_s = asked_ms / 1000 if isinstance(asked_ms, int) else None
     refused = isinstance(raised, errors.ResourceExhausted | errors.Unavailable)
+    if isinstance(raised, errors.TlsFailed):
+        raise raised from None
     if not (
         (refused and delay_s is not None) or (may_repeat and isinstance(raised, errors.Unavailable))
     ):
@@ -241,29 +243,53 @@ def _retry_after_ms(trailing: Iterable[tuple[str, Any]]) -> int | None:
     return None
 
 
-_MET = {
-    "Hostname Verification": "the certificate of the server at {} is not for that name; connect by the name that it is for, or give "
-    "Tls(server_name=...)",
+_NAME = (
+    "the certificate of the server at {} is not for that name; connect by the name that it is for, or give "
+    "Tls(server_name=...)"
+)
+_OWN = (
+    "the server at {} does not take this client's certificate, or wants one; give Tls(cert=..., key=...) of an "
+    "authority that it trusts (its setting tls_client_ca)"
+)
+_TLS = {
+    "Hostname Verification": _NAME,
+    "is not in peer certificate": _NAME,
+    "certificate has expired": "the certificate of the server at {} has expired; have it renewed, or set this machine's clock right",
+    "certificate is not yet valid": "the certificate of the server at {} is not valid yet; set this machine's clock right, or the "
+    "server's where the certificate was made",
     "CERTIFICATE_VERIFY_FAILED": "the certificate of the server at {} is of no authority that is trusted here; give Tls(ca=...)",
     "WRONG_VERSION_NUMBER": "what listens at {} speaks no TLS; if it is a server of vecdb, connect without `tls`",
-    "Socket closed": "no server answers at {}, or one with TLS, which wants tls=True or Tls(ca=...); is `vecdb serve` running "
-    "there?",
+    "ALERT_HANDSHAKE_FAILURE": _OWN,
+    "ALERT_UNKNOWN_CA": _OWN,
+    "ALERT_BAD_CERTIFICATE": _OWN,
+    "ALERT_CERTIFICATE": _OWN,
+    "CERTIFICATE_REQUIRED": _OWN,
 }
-"""What gRPC says of a connection that could not be made, and what it comes from."""
+"""What gRPC says of a connection that could not be made for TLS, and what it comes from: time does not mend it."""
+_CLOSED = (
+    "no server answers at {}, or one with TLS, which wants tls=True or Tls(ca=...), and where it asks for a certificate "
+    "Tls(cert=..., key=...) of an authority that it trusts; is `vecdb serve` running there?"
+)
+"""So ends also a server that is just stopping, and it is all that gRPC says where a server speaks TLS and its client does
+not, or where it does not like the client's certificate."""
 
 
-def _whom_we_met(text: str, target: str) -> str:
+def _whom_we_met(text: str, target: str) -> errors.VecdbError:
+    meaning = "no server answers at {}; is `vecdb serve` running there?"
+    kind: type[errors.VecdbError] = errors.Unavailable
     if "failed to connect" in text:
-        for word, meaning in _MET.items():
-            if word in text:
-                return meaning.format(target)
-    return f"no server answers at {target}; is `vecdb serve` running there?"
+        found = next((said for word, said in _TLS.items() if word in text), None)
+        if found is not None:
+            meaning, kind = found, errors.TlsFailed
+        elif "Socket closed" in text or "Unwrap failed" in text:
+            meaning = _CLOSED
+    return kind(f"{meaning.format(target)} ({text})", answered=False)
 
 
 def _of_status(code: grpc.StatusCode, text: str, target: str) -> errors.VecdbError:
     kind = _BY_CODE.get(code, errors.Internal)
     if code is grpc.StatusCode.UNAVAILABLE:
-        return kind(f"{_whom_we_met(text, target)} ({text})", answered=False)
+        return _whom_we_met(text, target)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return kind("not done in time; give a larger timeout_s. A write may have happened or not")
     if code is grpc.StatusCode.CANCELLED:
