@@ -16,6 +16,7 @@ from .cli_target import (
     Target,
     connection,
 )
+from .cli_words import in_cli_words
 
 _SERVICE = "vecdb.v1.VecdbService"
 
@@ -57,7 +58,7 @@ def _ask(target: Target, name: str) -> str:
         address = normalised_target(target.address)
         shown = credentials(address, given.get("api_key"), given.get("tls"), False)
     except InvalidArgument as error:
-        raise CommandFailed(error.message, EXIT_USAGE) from error
+        raise CommandFailed(in_cli_words(error.message), EXIT_USAGE) from error
     channel: Any = (
         grpc.insecure_channel(address)
         if shown.channel is None

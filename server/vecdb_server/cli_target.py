@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .cli_words import in_cli_words
+
 EXIT_OK = 0
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -35,6 +37,7 @@ exit codes:
   141  whoever read the output stopped reading"""
 
 _OF_ONE_COLLECTION = {"CORRUPTED", "FORMAT_MISMATCH", "INTERNAL"}
+_AWAY = {"UNAVAILABLE", "TLS_FAILED"}
 _FOLDER_REASONS = {"DATABASE_LOCKED", "DATABASE_NOT_FOUND", "FORMAT_MISMATCH"}
 
 
@@ -43,7 +46,7 @@ def fault_of_one(error: Exception) -> str:
     reason = getattr(error, "reason", None)
     if reason not in _OF_ONE_COLLECTION and (reason is not None or not isinstance(error, OSError)):
         raise error
-    return str(getattr(error, "message", error))
+    return in_cli_words(str(getattr(error, "message", error)))
 
 
 class CommandFailed(Exception):
@@ -74,11 +77,11 @@ def failed(error: Any) -> CommandFailed:
     """A VecdbError, of the engine or of the client, as the end of a command."""
     if error.reason in _FOLDER_REASONS:
         code = EXIT_FOLDER
-    elif error.reason == "UNAVAILABLE":
+    elif error.reason in _AWAY:
         code = EXIT_UNREACHABLE
     else:
         code = EXIT_ERROR
-    return CommandFailed(f"{error.reason}: {error.message}", code)
+    return CommandFailed(f"{error.reason}: {in_cli_words(error.message)}", code)
 
 
 def connection(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +117,7 @@ def opened(target: Target, *, write: bool = False) -> Iterator[Any]:
                 target.address, timeout_s=target.timeout_s, **connection(target.connecting)
             )
         except InvalidArgument as error:
-            raise CommandFailed(error.message, EXIT_USAGE) from error
+            raise CommandFailed(in_cli_words(error.message), EXIT_USAGE) from error
         try:
             with connected as client:
                 yield client

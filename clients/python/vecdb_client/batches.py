@@ -154,9 +154,24 @@ def of_any(batch: Any) -> wire.Columns:
         named = messages.named_columns(batch.named_vectors, batch.named_present)
         return to_columns(**{**columns, "named_vectors": named})
     raise InvalidBatch(
-        "a batch is a mapping of columns, a tuple of 2 to 7 columns, or Records, "
-        f"given {type(batch).__name__}"
+        "a batch of an ingest is a mapping of columns, a tuple of 2 to 7 columns, or Records, "
+        f"given {type(batch).__name__}; ingest takes an iterable of batches: of one, [batch]"
     )
+
+
+def stream_of(given: Any, kinds: tuple[type, ...] = (Iterable,)) -> Any:
+    """What an ingest was given, if it can be an iterable of batches. InvalidBatch, which tells one batch from others."""
+    one = isinstance(given, Mapping) or (hasattr(given, "ids") and hasattr(given, "vectors"))
+    if one:
+        raise InvalidBatch(
+            f"ingest takes an iterable of batches, given one batch ({type(given).__name__}); give [batch], or use insert"
+        )
+    if isinstance(given, str | bytes) or not isinstance(given, kinds):
+        hint = "; asynchronous ones are for vecdb_client.aio" if hasattr(given, "__aiter__") else ""
+        raise InvalidBatch(
+            f"ingest takes an iterable of batches, given {type(given).__name__}{hint}"
+        )
+    return given
 
 
 def refuse_twice(ids: list[str]) -> None:

@@ -304,7 +304,7 @@ class IngestMessages:
 
     def of(self, batch_stream: Iterable[Any]) -> Iterator[Any]:
         """The messages of all batches."""
-        for batch in batch_stream:
+        for batch in batches.stream_of(batch_stream):
             yield from self.of_batch(batches.of_any(batch))
 
 

@@ -28,6 +28,7 @@ async def messages_of(
     batch_stream: Iterable[Any] | AsyncIterable[Any],
 ) -> AsyncGenerator[Any, None]:
     """The messages of an ingest, from a plain or an asynchronous iterable of batches, which is asked in the event loop."""
+    batches.stream_of(batch_stream, (Iterable, AsyncIterable))
     asked = batch_stream if isinstance(batch_stream, AsyncIterable) else _each(batch_stream)
     async for batch in asked:
         columns = await connection.aside.columns(batches.of_any, batch)
