@@ -20,8 +20,44 @@ _HUGE_BYTES = 4 << 20
 """Numpy asks for huge pages for arrays from this size on: they are filled and read faster."""
 
 
+_LARGE_BYTES = 1 << 20
+"""What takes less may take it of what is kept free."""
+_kept_bytes = 0
+
+
+def address_space_left() -> int | None:
+    """Bytes that a limit of this process's address space (`ulimit -v`) leaves; None where there is none, or nobody can tell.
+    0.3 us without a limit, some 8 with one."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return None
+    try:
+        with open("/proc/self/statm", "rb", buffering=0) as file:
+            return max(0, limit - int(file.read(64).split()[0]) * mmap.PAGESIZE)
+    except OSError:
+        return None
+
+
+def keep_free(size_bytes: int) -> None:
+    """From now on large pieces leave so much of a limited address space to small ones, which cannot be done without: whoever does
+    not get one of those ends the process. Of the whole process; 0, as at first: nothing."""
+    global _kept_bytes
+    _kept_bytes = size_bytes
+
+
+def must_leave_room(size_bytes: int) -> None:
+    """MemoryError where so much more would touch what `keep_free` keeps; what is below 1 MiB never does."""
+    if _kept_bytes and size_bytes >= _LARGE_BYTES:
+        left = address_space_left()
+        if left is not None and left - size_bytes < _kept_bytes:
+            raise MemoryError(
+                f"{size_bytes:,} bytes, of {left:,} that are left, {_kept_bytes:,} of them for small pieces"
+            )
+
+
 def anonymous(size_bytes: int) -> mmap.mmap:
     """Zeroed memory of the process's own, at least one byte; what is not touched takes no space. MemoryError."""
+    must_leave_room(size_bytes)
     try:
         memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:

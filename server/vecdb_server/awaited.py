@@ -16,6 +16,7 @@ from vecdb.errors import InvalidArgument
 
 from .admission import Admission
 from .fair_pool import FairPool, this_pool
+from .headroom import OF_PROCESS
 
 _SOON_S = 0.01
 """A request that comes within so long is waited for and nothing else: nearly all do."""
@@ -64,7 +65,8 @@ class Awaited:
         since_s = time.perf_counter()
         told = requests._state.condition
         try:
-            with told:
+            # Of those that come later the memory is taken bit by bit, and shows.
+            with OF_PROCESS.reading(large=pool is None or pool.name == "write"), told:
                 requests._raise_or_start_receive_message()
                 told.wait(_SOON_S)
                 found = requests._look_for_request()

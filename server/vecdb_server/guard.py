@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from . import keys
 from .access import CALLER, ROLE_OF, Caller
 from .audit import AuditLines
 from .fair_pool import this_pool
+from .headroom import OF_PROCESS
 from .keys import Key
 from .limits import Limits, Peers
 from .readers.forwarded import origin
@@ -177,7 +179,8 @@ class Guard:
             try:
                 with self._peers.counted(caller.peer):
                     self._limits.check(method, request)
-                    answer = behavior(request, context)
+                    with OF_PROCESS.serving(method, request):
+                        answer = behavior(request, context)
             except Exception as error:
                 self._note(caller, request, None, error)
                 raise
@@ -204,9 +207,13 @@ class Guard:
 
             try:
                 with self._peers.counted(caller.peer):
-                    taken = map(limited, given) if hasattr(given, "__next__") else limited(given)
+                    many = hasattr(given, "__next__")
+                    taken = _each_served(method, map(limited, given)) if many else limited(given)
                     answers = iter(behavior(taken, context))
-                    while (answer := _next_as(caller, answers)) is not _END:
+                    asked = None if many else taken
+                    while (answer := _next_as(caller, answers, method, asked)) is not _END:
+                        if method != "Scan":
+                            asked = None  # What has begun goes on.
                         if not _only_progress(answer):
                             told = True
                             self._note(caller, last[0], answer, None)
@@ -252,11 +259,21 @@ def certificate_of(context: Any) -> str:
     return b",".join(names).decode(errors="replace")[:_NAME_CHARS]
 
 
-def _next_as(caller: Caller, answers: Iterator[Any]) -> Any:
+def _each_served(method: str, requests: Iterator[Any]) -> Iterator[Any]:
+    """Each with room for what it takes until the next is asked for, which is when it was answered, or prepared."""
+    for request in requests:
+        with OF_PROCESS.serving(method, request):
+            yield request
+
+
+def _next_as(caller: Caller, answers: Iterator[Any], method: str, asked: Any) -> Any:
+    """The next answer, with room for what `asked` takes, unless that is None."""
+    room = nullcontext() if asked is None else OF_PROCESS.serving(method, asked)
     # Set for each step alone: a generator may be closed by another thread than the one that ran it.
     token = CALLER.set(caller)
     try:
-        return next(answers, _END)
+        with room:
+            return next(answers, _END)
     finally:
         CALLER.reset(token)
 

@@ -28,6 +28,7 @@ from vecdb.watching import CollectionFigures, search_figures
 from .admission import Admission
 from .call_figures import CallFigures, PoolFigures, key, method_and_code, total
 from .fair_pool import FairPool
+from .headroom import OF_PROCESS
 from .readers.keeper import Keeper
 
 DEVICE_STATES = ("idle", "starting", "up", "down", "closed")
@@ -52,7 +53,7 @@ METRICS = (
     Row("calls_waiting", "gauge", ("pool",), "Calls that wait for a thread."),
     Row("calls_wait_seconds", "histogram", ("pool",), "Time that calls have waited for a thread."),
     Row("calls_clients", "gauge", ("pool",), "Clients with calls that run or wait, or had some moments ago."),
-    Row("calls_refused_total", "counter", ("reason",), "Calls refused because of load: concurrent (max_concurrent), wait (max_wait_s, or all places of health), share (places of others), deadline (could not be kept), threads (stream_threads, query_streams, those of reflection)."),
+    Row("calls_refused_total", "counter", ("reason",), "Calls refused because of load: concurrent (max_concurrent), wait (max_wait_s, or all places of health), share (places of others), deadline (could not be kept), threads (stream_threads, query_streams, those of reflection), memory (a limit of the address space)."),
     Row("calls_unsent_total", "counter", ("reason",), "Calls ended because their request had not come: room (request_wait_s, other calls lacked a thread), limit (max_request_s)."),
     Row("slow_queries_total", "counter", (), "Queries that took longer than slow_query_s."),
     Row("search_batch_queries", "histogram", (), "Queries that were searched in one call."),
@@ -178,7 +179,7 @@ class Metrics:
                 name: PoolFigures(pool.running, pool.waiting, pool.clients, pool.waits.read())
                 for name, pool in self._pools.items()
             },
-            self._admission.refused(),
+            {**self._admission.refused(), "memory": OF_PROCESS.refused},
             self.slow_queries,
             searches.batch_queries,
             searches.waiting,

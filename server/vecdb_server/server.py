@@ -22,7 +22,7 @@ from vecdb.index.card import count_gpus
 from vecdb_client.v1 import vecdb_pb2 as pb
 from vecdb_client.v1 import vecdb_pb2_grpc as pb_grpc
 
-from . import awaited
+from . import awaited, headroom
 from .access import GuardedDatabase
 from .admission import Admission
 from .audit import AuditLines
@@ -75,6 +75,7 @@ class Server:
         DatabaseLocked, FormatMismatch and the like as `vecdb.open`; InvalidSetting when the address
         cannot be listened on; Unavailable when a reading process cannot be started.
         """
+        headroom.prepare(self.settings["max_message_bytes"])
         self._security = Security(self.settings, self._audit())
         try:
             self._database = self._opened()

@@ -1,7 +1,5 @@
-"""Errors become statuses here: one table, and one border that every call of ours goes through.
-
-The border also refuses what must not run at all (a late or malformed request), keeps answers under
-the message limit, and logs. Handlers have no try/except.
+"""Errors become statuses here: one table, and one border that every call of ours goes through. It also refuses what must
+not run at all (a late or malformed request), keeps answers under the message limit, and logs. Handlers have no try/except.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn, Protocol
 
 import grpc
+from google.protobuf.message import EncodeError
 
 from vecdb import errors
 from vecdb.stopping import while_wanted
@@ -62,9 +61,7 @@ _MAX_ERROR_BYTES = 4_096
 
 def code_of(error: Exception) -> grpc.StatusCode | None:
     """The status of an error of ours, by its nearest class in the table; None for a stranger.
-
-    Goes by `reason`: `wire.py` raises the client's copies of the classes.
-    """
+    Goes by `reason`: `wire.py` raises the client's copies of the classes."""
     for kind in type(error).__mro__:
         code = _BY_REASON.get(getattr(kind, "reason", ""))
         if code is not None:
@@ -107,7 +104,7 @@ def _shortened(text: str, limit: int) -> str:
 class Malformed:
     """Stands in for a request whose bytes are no message, so that the border can refuse it."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: Exception) -> None:
         self.reason = reason
 
 
@@ -117,13 +114,15 @@ def _lenient(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
         try:
             return parse(data)
         except Exception as error:
-            return Malformed(str(error))
+            return Malformed(error)
 
     return parse_or_mark
 
 
 def _checked(request: Any) -> Any:
     if isinstance(request, Malformed):
+        if isinstance(request.reason, MemoryError):
+            raise request.reason
         raise errors.InvalidArgument(
             f"the bytes of the request are not the message that this call takes ({request.reason}); "
             "client and server may be of different versions"
@@ -432,7 +431,7 @@ def too_large(given_bytes: int, limit_bytes: int) -> errors.LimitExceeded:
 def failure_of(name: str, error: Exception) -> tuple[grpc.StatusCode, Any]:
     """The status of what a handler raised, and the error to tell the client; logs what is our fault."""
     code = code_of(error)
-    if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
+    if isinstance(error, MemoryError | EncodeError) or isinstance(error.__cause__, MemoryError):
         log.error("%s ran out of memory", name, exc_info=error)
         exhausted = "not enough memory for this call; ask for less at once"
         # Of a change nobody knows how far it came, so a client must not repeat it unasked.

@@ -14,12 +14,15 @@ import importlib.metadata
 import os
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import MissingDependency
+from ..memory import must_be_mappable
 
 DISTRIBUTIONS = {"faiss-cpu": "cpu", "faiss-gpu": "gpu", "faiss-gpu-cuvs": "gpu-cuvs"}
 """Wheels that all install the module `faiss`, each with the extra of ours that asks for it."""
@@ -192,14 +195,55 @@ def add_to_lists(index: Any, vectors: NDArray[np.float32], lists: NDArray[np.int
     index.add_core(len(vectors), pointer(vectors), None, pointer(lists))
 
 
+class _Blas:
+    """OpenBLAS takes buffers for each thread that is in it, once, and keeps them. Where it cannot have them it reads memory that is
+    not there, which ends the process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads = self._known = 0
+
+    @contextmanager
+    def room(self) -> Iterator[None]:
+        """MemoryError where more threads than ever before could not have theirs; some us."""
+        own = getattr(_thread, "count", 0) or CORES
+        with self._lock:
+            self._threads += own
+            threads = self._threads
+        try:
+            if threads > self._known:
+                must_be_mappable(_BUFFERS_BYTES * (threads - self._known))
+            yield
+            self._known = max(self._known, threads)
+        finally:
+            with self._lock:
+                self._threads -= own
+
+
+_MAY_USE_BLAS = 20
+_BUFFERS_BYTES = 96 << 20
+"""For each thread, with the heap of its own that it begins; 65 to 90 MB measured."""
+_blas = _Blas()
+
+
 def knn(
     queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int, metric: int, sel: Any = None
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The k best of `vectors` (n, d) for each of `queries` (q, d), both float32 and C-contiguous.
 
     Returns FAISS's scores (q, k), best first, and positions (q, k), -1 where there are fewer. `sel`
-    must be alive during the call. Without it large batches go through BLAS, see `through_blas`.
+    must be alive during the call. Without it large batches go through BLAS, see `through_blas`; MemoryError where a
+    limit of the address space leaves no room for its buffers.
     """
+    if sel is None and len(queries) >= _MAY_USE_BLAS:
+        with _blas.room():
+            return _knn(queries, vectors, k, metric, None)
+    return _knn(queries, vectors, k, metric, sel)
+
+
+def _knn(
+    queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int, metric: int, sel: Any
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     q, d = queries.shape
     scores = np.empty((q, k), np.float32)
     positions = np.empty((q, k), np.int64)
@@ -296,3 +340,12 @@ def lengths_at(origin: int, places: NDArray[np.int64], dimension: int) -> NDArra
         dimension, places.size, vectors, at, vectors, at, faiss.swig_ptr(found)
     )
     return found
+
+
+def warm_blas() -> None:
+    """Has OpenBLAS, that of FAISS and that of numpy, take the buffers of a batch that all cores search; some ms, and of memory
+    what is touched of them."""
+    vectors = np.zeros((1_024, 256), np.float32)
+    use_threads(CORES)
+    knn(vectors, vectors, 1, L2)
+    np.dot(vectors, vectors.T)

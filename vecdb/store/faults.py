@@ -24,6 +24,7 @@ from ..errors import (
     VecdbError,
 )
 from ..layout import DATA_FILE, META_FORMAT, format_number
+from ..memory import must_leave_room
 
 _LITTLE_ROOM_BYTES = 16 << 20
 _THE_DISK_FAILED = (errno.EIO, errno.EREMOTEIO, errno.EUCLEAN, errno.ESTALE)
@@ -109,7 +110,10 @@ def no_thread(error: RuntimeError) -> LimitExceeded:
 def must_have_address_space(size_bytes: int, folder: Path) -> None:
     """LimitExceeded when this process may not map so much more. LMDB gives its old map up before it asks."""
     try:
+        must_leave_room(size_bytes)
         mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ).close()
+    except MemoryError as error:
+        raise full_or_internal(folder, f"{os.strerror(errno.ENOMEM)}: {error}") from error
     except OSError as error:
         raise full_or_internal(folder, str(error)) from error
 
