@@ -36,7 +36,7 @@ def in_our_words(target: str, *, writes: str = "") -> Iterator[None]:
         missing = isinstance(error, FileNotFoundError)
         if any(word in text for word in _FULL):
             raise full(target, text) from None
-        if missing and not writes and "NoSuchBucket" not in text:
+        if missing and not writes and not _no_bucket(text):
             raise BackupNotFound(f"there is no such backup in {target}: {text}") from None
         advice = "make the bucket, or mend its name" if missing else _advice(error, text)
         late = {"unanswered": writes} if writes and _UNANSWERED.search(text) else {}
@@ -65,8 +65,13 @@ def _text(error: Exception) -> str:
     return told if len(told) <= _MOST_CHARS else f"{told[:_MOST_CHARS]}…"
 
 
+def _no_bucket(text: str) -> bool:
+    """Whether what is not there is the bucket: as S3 and Google Cloud Storage say it, and Azure."""
+    return "NoSuchBucket" in text or "ContainerNotFound" in text
+
+
 def _advice(error: Exception, text: str) -> str:
-    if "NoSuchBucket" in text:
+    if _no_bucket(text):
         return "make the bucket, or mend its name"
     if type(error).__name__ in _DENIED or " 403 " in text or " 401 " in text:
         return "look at the keys in the environment, and whether they may list, read, write and delete objects there"
