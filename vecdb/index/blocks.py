@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from .codes import decoded, like, new_codes
 from .distance import Floats, Rows, squares
 from .door import L2, bitmap_selector, faiss, knn, through_blas, use_threads_for
+from .rough import Rough
 
 Mask = NDArray[np.bool_]
 
@@ -141,7 +142,11 @@ def _of_picked(keys: Floats, positions: Rows, picked: Rows) -> tuple[Floats, Row
 class FloatBlock:
     """float32 vectors in an array that nobody writes to any more. `owner` keeps it alive."""
 
-    def __init__(self, vectors: Floats, metric: int, owner: Any = None) -> None:
+    def __init__(
+        self, vectors: Floats, metric: int, owner: Any = None, rough: Rough | None = None
+    ) -> None:
+        """`rough`: what finds candidates among these vectors, or among more that begin with them."""
+        self.rough = rough if metric != L2 else None
         self.n = len(vectors)
         self.vectors = vectors
         self.metric = metric
@@ -149,7 +154,7 @@ class FloatBlock:
 
     @property
     def nbytes(self) -> int:
-        return self.vectors.nbytes
+        return self.vectors.nbytes + (0 if self.rough is None else self.rough.nbytes)
 
     def search(
         self, queries: Floats, k: int, allowed: Allowed | None = None
@@ -159,10 +164,16 @@ class FloatBlock:
             return _nothing(queries)
         use_threads_for(len(queries))
         k = min(k, count)
+        most = count > _PICK_FLOATS * self.n
+        if self.rough is not None and most and not through_blas(*queries.shape):
+            mask = None if allowed is None or count == self.n else allowed.mask()
+            near = self.rough.search(queries, self.vectors, k, mask)
+            if near is not None:
+                return as_keys(*near, self.metric)
         if allowed is None or count == self.n:
             return self._all(queries, self.vectors, k)
         copied = self.copies(len(queries), queries.shape[1], count)
-        if count > _PICK_FLOATS * self.n and not copied:
+        if most and not copied:
             selector, kept = bitmap_selector(allowed.mask())
             found = knn(queries, self.vectors, k, self.metric, selector)
             del kept

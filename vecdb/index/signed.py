@@ -15,13 +15,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .distance import Floats, Rows
 from .door import address, faiss, products_at, search_one, view_of
 
 _BYTES = faiss.ScalarQuantizer.QT_8bit_direct_signed
 _BOUNDS = faiss.ScalarQuantizer.QT_8bit
-_LARGEST = 127
+LARGEST = 127
 _LOWEST, _REACH = -128.5, 255.0
 """Bounds, as multiples of 1 / scale, between which FAISS decodes a byte to what the signed byte of the same bits says."""
 _LEAST_DIMENSION = 65
@@ -43,12 +44,12 @@ def shared_scale(sample: Floats, metric: str) -> float | None:
     low, high = sample.min(axis=0).astype(np.float64), sample.max(axis=0).astype(np.float64)
     reach = (1.0 + _ROOM) * float(np.maximum(-low, high).max())
     largest = float(np.finfo(np.float32).max)
-    if not _LARGEST / largest < reach < largest:
+    if not LARGEST / largest < reach < largest:
         return None  # some number of float32 would be infinite
     steps = (1.0 + 2.0 * _ROOM) * (high - low) / _REACH
-    if reach / _LARGEST > _MOST_COARSE * float(np.sqrt(np.mean(steps * steps))):
+    if reach / LARGEST > _MOST_COARSE * float(np.sqrt(np.mean(steps * steps))):
         return None
-    return float(np.float32(_LARGEST / reach))
+    return float(np.float32(LARGEST / reach))
 
 
 def set_bounds(quantizer: Any, scale: float) -> None:
@@ -122,6 +123,18 @@ def _view(codes: Any, quantizer: Any) -> Any:
     return look
 
 
+def look_at(codes: NDArray[np.int8], scale: float, metric: int) -> Any:
+    """Flat codes over (n, d) bytes as FAISS keeps them, signed ones with 128 added, without a copy of them."""
+    n, d = codes.shape
+    look = faiss.IndexScalarQuantizer(d, _BYTES, metric)
+    look.sq = signed_quantizer(d, scale)
+    look.is_trained = True
+    look.codes = view_of(faiss.swig_ptr(codes.reshape(-1).view(np.uint8)), n * d)
+    look.ntotal = n
+    look.referenced_objects = [codes]
+    return look
+
+
 def has_bytes(index: Any) -> bool:
     """Whether `index`, flat or lists, has signed bytes."""
     quantizer = getattr(index, "sq", None)
@@ -136,14 +149,14 @@ def as_added(codes: Any, vectors: Any) -> Any:
     scale = np.float32(codes.sq.rangestat_arg)
     scaled = np.multiply(vectors, scale, dtype=np.float32, order="C")
     np.rint(scaled, out=scaled)
-    return np.clip(scaled, -_LARGEST - 1, _LARGEST, out=scaled)
+    return np.clip(scaled, -LARGEST - 1, LARGEST, out=scaled)
 
 
 def asked(queries: Floats) -> tuple[Floats, Floats]:
     """Queries (q, d) rounded to numbers of -127 to 127, and what each was divided by for it (q, 1). 5 us for one of 384."""
     step = np.abs(queries).max(axis=1, keepdims=True)
     np.maximum(step, np.float32(_LEAST_QUERY), out=step)
-    step *= np.float32(1.0 / _LARGEST)
+    step *= np.float32(1.0 / LARGEST)
     rounded = queries / step
     return np.rint(rounded, out=rounded), step
 

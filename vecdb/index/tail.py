@@ -20,6 +20,7 @@ from .blocks import BitBlock, Block, CodeBlock, FloatBlock
 from .codes import own_code
 from .distance import Floats, Rows
 from .door import faiss_metric
+from .rough import Rough
 
 PIECE_BYTES = 32 << 20
 MIN_PIECE_ROWS = 256
@@ -59,7 +60,8 @@ def _picked(block: Block, positions: Rows) -> Block:
     if isinstance(block, BitBlock):
         return BitBlock(block.take(positions))
     assert isinstance(block, FloatBlock)
-    return FloatBlock(block.take(positions), block.metric)
+    rough = None if block.rough is None else Rough(block.vectors.shape[1], positions.size)
+    return FloatBlock(block.take(positions), block.metric, rough=rough)
 
 
 def trim(pieces: tuple[Piece, ...], row: int, cut: dict[int, Piece | None]) -> tuple[Piece, ...]:
@@ -98,6 +100,8 @@ class Tail:
         self.piece_rows = max(MIN_PIECE_ROWS, min(MAX_PIECE_ROWS, fit))
         self._full: tuple[Piece, ...] = ()
         self._buffer = self._empty(0)
+        self._rough = self._new_rough(self.piece_rows)
+        """Of the rows in the buffer, which may move to a larger one."""
         self._buffer_start = start
         self._filled = 0
         self._ahead: tuple[NDArray[np.generic], Floats, int, int] | None = None
@@ -111,6 +115,9 @@ class Tail:
     def nbytes(self) -> int:
         return sum(piece.block.nbytes for piece in self._full) + self._buffer.nbytes
 
+    def _new_rough(self, rows: int) -> Rough | None:
+        return None if self.code != "float32" else Rough(self._width, rows)
+
     def _empty(self, rows: int) -> Floats:
         count = rows * self._width
         size = count * np.dtype(self._dtype).itemsize
@@ -118,13 +125,13 @@ class Tail:
             return np.empty((rows, self._width), self._dtype)
         return np.frombuffer(anonymous(size), self._dtype).reshape(rows, self._width)
 
-    def _block(self, vectors: Floats, *, sealed: bool) -> Block:
+    def _block(self, vectors: Floats, *, sealed: bool, rough: Rough | None = None) -> Block:
         """A block over `vectors`; the code that needs fewest bytes once it is sealed."""
         if self.code == "binary":
             return BitBlock(vectors)  # type: ignore[arg-type]
         if sealed and self.code != "float32":
             return CodeBlock.of(vectors, self.code, self.metric)
-        return FloatBlock(vectors, faiss_metric(self.metric))
+        return FloatBlock(vectors, faiss_metric(self.metric), rough=rough)
 
     def append(self, vectors: NDArray[np.generic], lengths: Floats | None = None) -> None:
         """Add (n, d) vectors that are in the index's space, once divided by `lengths` (n,) if given."""
@@ -179,8 +186,9 @@ class Tail:
         self._buffer = larger
 
     def _seal(self) -> None:
-        block = self._block(self._buffer, sealed=True)
+        block = self._block(self._buffer, sealed=True, rough=self._rough)
         self._full = (*self._full, Piece(block, self._buffer_start, self.stop))
+        self._rough = self._new_rough(self.piece_rows)
         self._buffer_start = self.stop
         self._filled = 0
         self._buffer = self._empty(0)
@@ -189,7 +197,7 @@ class Tail:
         """All pieces at this moment; appending later does not change them."""
         if not self._filled:
             return self._full
-        block = self._block(self._buffer[: self._filled], sealed=False)
+        block = self._block(self._buffer[: self._filled], sealed=False, rough=self._rough)
         return (*self._full, Piece(block, self._buffer_start, self.stop))
 
     def trim(self, row: int) -> dict[int, Piece | None]:
@@ -202,6 +210,7 @@ class Tail:
         gone = min(max(row - self._buffer_start, 0), self._filled)
         if gone:
             self._buffer = self._buffer[gone : self._filled].copy()
+            self._rough = self._new_rough(self.piece_rows)
             self._buffer_start += gone
             self._filled -= gone
         if not self._filled:
@@ -248,7 +257,8 @@ class Tail:
                 vectors = np.concatenate([p.block.take(np.arange(p.block.n)) for p in group])
                 # What a hand-over made of one piece are two, whose rows lie among each other.
                 order = np.argsort(rows)
-                block = self._block(vectors[order], sealed=True)
+                rough = self._new_rough(len(order))
+                block = self._block(vectors[order], sealed=True, rough=rough)
                 stop = max(piece.stop for piece in group)
                 out.append(Piece(block, group[0].start, stop, rows[order]))
             else:
