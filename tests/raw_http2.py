@@ -13,6 +13,7 @@ from typing import Self
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, CONTINUATION = 0, 1, 3, 4, 6, 9
 END_STREAM, END_HEADERS = 1, 4
+ACK = 1
 INITIAL_WINDOW = 4
 
 
@@ -60,12 +61,16 @@ def message(data: bytes) -> bytes:
 
 
 class Raw:
-    """A connection that reads and forgets what comes, but for how many frames of each kind there were."""
+    """A connection that reads and forgets what comes, but for how many frames of each kind there were.
 
-    def __init__(self, address: str, settings: bytes = b"") -> None:
+    It confirms no settings of the other side unless it is told to, so that it is bound by none.
+    """
+
+    def __init__(self, address: str, settings: bytes = b"", *, confirms: bool = False) -> None:
         host, _, port = address.rpartition(":")
         self._socket = socket.create_connection((host, int(port)), 10)
         self._socket.settimeout(60)  # as long as a test waits for anything
+        self._confirms = confirms
         self.came: Counter[int] = Counter()
         self.ended = threading.Event()
         self._socket.sendall(PREFACE + frame(SETTINGS, 0, 0, settings))
@@ -86,6 +91,8 @@ class Raw:
             while data := self._socket.recv(1 << 16):
                 rest += data
                 while len(rest) >= 9 and len(rest) >= 9 + int.from_bytes(rest[:3], "big"):
+                    if self._confirms and rest[3] == SETTINGS and not rest[4] & ACK:
+                        self._socket.sendall(frame(SETTINGS, ACK, 0))
                     self.came[rest[3]] += 1
                     rest = rest[9 + int.from_bytes(rest[:3], "big") :]
         self.ended.set()

@@ -46,6 +46,11 @@ _GRACE_S = 5.0
 """What a call that was cancelled gets to notice it."""
 _LAST_WORD_S = 1.0
 """What clients get to hear that their calls are cancelled. One that reads nothing never does."""
+_METADATA_BYTES = 8_192
+"""Of a call, each entry with 32 bytes more than its texts, as HTTP/2 counts. gRPC's own limit is 16 KiB, and from 8 KiB on
+it refuses by chance."""
+_SETTINGS_MS = 10_000
+"""What a client gets to confirm the settings of a connection: until then it is bound by none of them."""
 
 
 class Server:
@@ -219,6 +224,9 @@ class Server:
                 ("grpc.max_send_message_length", limit),
                 ("grpc.max_concurrent_streams", settings["max_streams_per_connection"]),
                 ("grpc.max_allowed_incoming_connections", settings["max_connections"]),
+                ("grpc.max_metadata_size", _METADATA_BYTES),
+                ("grpc.absolute_max_metadata_size", _METADATA_BYTES),
+                ("grpc.http2.settings_timeout", _SETTINGS_MS),
                 # Two servers on one port would each get some of the calls; reading processes are to.
                 ("grpc.so_reuseport", int(self._shares_port)),
                 ("grpc.http2.min_ping_interval_without_data_ms", 20_000),

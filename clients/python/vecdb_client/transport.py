@@ -300,6 +300,12 @@ def _of_status(code: grpc.StatusCode, text: str, target: str) -> errors.VecdbErr
             f"the server at {target} has ended the call ({text})", answered=False
         )
     sizes = _SIZES.search(text)
+    if kind is errors.LimitExceeded and sizes and "metadata size" in text:
+        return kind(
+            f"the metadata of the call have more than the {sizes[2]} bytes that the server takes; have `call_metadata` "
+            "give less",
+            limit_bytes=int(sizes[2]),
+        )
     if kind is errors.LimitExceeded and sizes:
         given, limit = int(sizes[1]), int(sizes[2])
         return kind(
