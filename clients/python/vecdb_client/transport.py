@@ -41,6 +41,8 @@ RESTART_S = 60.0
 _LAST_PAUSE_S = 0.1
 """A pause that is cut short for a deadline is no shorter, and leaves the call as long."""
 _LONGEST_DELAY_MS = 60_000
+_FOR_EVER_S = 1e9
+"""gRPC counts nanoseconds from 1970 in 64 bits: a moment beyond the year 2262 would have passed already."""
 DEFAULT_MESSAGE_BYTES = 64 * 1024 * 1024
 
 _BY_CODE: dict[grpc.StatusCode, type[errors.VecdbError]] = {
@@ -122,7 +124,7 @@ def headers(
 
 
 def checked_timeout(timeout_s: float | None, default_s: float | None) -> float | None:
-    """The time a call gets; None, or infinity, for no limit."""
+    """The time a call gets; None, and 30 years or more, for no limit."""
     chosen = default_s if timeout_s is None else timeout_s
     if chosen is None:
         return None
@@ -130,7 +132,7 @@ def checked_timeout(timeout_s: float | None, default_s: float | None) -> float |
         raise errors.InvalidArgument(
             f"timeout_s must be a number of seconds above 0, given {chosen!r}"
         )
-    return None if math.isinf(chosen) else float(chosen)
+    return None if chosen >= _FOR_EVER_S else float(chosen)
 
 
 def left_s(end_s: float | None) -> float | None:

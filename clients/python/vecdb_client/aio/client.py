@@ -42,7 +42,8 @@ def connect(
     call_metadata: transport.CallMetadata | None = None,
     send_key_unencrypted: bool = False,
 ) -> Client:
-    """A client of the server at `target` (host:port; port 7700 when left out). Does not wait.
+    """A client of the server at `target` (host:port; port 7700 when left out). Does not wait. For one event loop, that of its
+    first call; FailedPrecondition for a call in another.
 
     The connection is made by the first call and made again whenever it breaks. `timeout_s` is the
     deadline of calls that name none of their own; infinity for no limit. Streams (scan, ingest, backup, verify_backups,

@@ -17,7 +17,7 @@ from ..backup_types import Progress
 from ..backups import Watched
 from ..calls import Call
 from ..credentials import Credentials
-from ..errors import Closed, Internal, VecdbError
+from ..errors import Closed, FailedPrecondition, Internal, VecdbError
 from ..idle import checked_idle, silent
 from ..reports import Meter, OnCall
 from ..types import Records, WriteResult
@@ -72,6 +72,7 @@ class Connection:
         self._call_metadata = call_metadata
         self._options = [*transport.channel_options(max_message_bytes), *shown.options]
         self._channel: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stub: Any = None
         self._streams: Any = None
         self._closed = False
@@ -88,8 +89,10 @@ class Connection:
     def method(self, rpc: str, collection: Any = None, request_id: str = "") -> Any:
         if self._closed:
             raise self._after_close()
+        running = asyncio.get_running_loop()
         if self._channel is None:
             # grpc.aio binds a channel to the running loop, which `connect` need not have.
+            self._loop = running
             if self._shown.channel is None:
                 self._channel = grpc.aio.insecure_channel(self.target, options=self._options)
             else:
@@ -99,6 +102,11 @@ class Connection:
             self._stub = pb_grpc.VecdbServiceStub(self._channel)
             self._streams = QueryStreams(
                 partial(self._stub.QueryStream, metadata=self._shown.metadata)
+            )
+        elif self._loop is not running:
+            raise FailedPrecondition(
+                f"this client of {self.target} belongs to the event loop that made its first call, and this is another one; "
+                "make a client in each"
             )
         found = getattr(self._stub, rpc)
         metadata = transport.headers(
