@@ -25,6 +25,7 @@ from .store import (
     beside_faults,
     catalog_problems,
     file_problems,
+    losses,
     repair_catalog,
     repair_file,
     settle,
@@ -59,7 +60,8 @@ class CheckedCollection:
 def check(path: str | os.PathLike[str], *, repair: bool = False) -> list[CheckedCollection]:
     """Compares all that is stored in a folder with itself: an entry for the catalog and one a collection.
 
-    The folder must not be open for writing. Without `repair` nothing is changed. With it, damaged files are
+    The folder must not be open for writing. Without `repair` nothing is changed; of a collection with damaged pages the problems
+    say which records cannot be read, the first 20 by id, in the time and memory that a repair takes. With it, damaged files are
     made again from what can be read of them: ids, dead marks, counts and indexes from the rows, rows as far
     as their checksums hold. What is lost is named by id; the old file then stays in `quarantine/`, with a list of
     the lost rows and their bytes (`rows.jsonl`), and the collection tells of it in the log at each opening. What is sound is not touched. May be called again after a failure.
@@ -91,6 +93,19 @@ def check(path: str | os.PathLike[str], *, repair: bool = False) -> list[Checked
                 # What was lost has to be told all the same.
                 first = replace(first, problems=(*first.problems, error.message), repaired=False)
         return [first, *rest]
+
+
+def lost_in(path: str | os.PathLike[str], collection: str) -> list[str]:
+    """What a repair of a collection whose pages are damaged would lose, as `check` says it; empty where they are sound, or it is
+    not in the catalog. DatabaseLocked while a process has the folder open for writing, and the errors of `check`."""
+    root = Path(path)
+    with system_in_our_words(root), _locked(root):
+        catalog = Catalog(root, create=False, read_only=True)
+        try:
+            token = catalog.names().collections.get(collection)
+        finally:
+            catalog.close()
+        return [] if token is None else losses(root / COLLECTIONS_FOLDER / token, shape_of)
 
 
 def _all_with_indexes(
@@ -193,7 +208,8 @@ def _collection(
                 settle(made)
             found = tuple(file_problems(made, shape_of, options))
             if not found or not repair:
-                return CheckedCollection(name, found)
+                lost = losses(made, shape_of) if found else []
+                return CheckedCollection(name, (*found, *lost))
             _must_be_writable(made)
             done = repair_file(made, shape_of, options, root, list(found))
             left = tuple(file_problems(made, shape_of, options))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from .cli_output import json_line, pairs, plain, size, table
@@ -282,7 +283,7 @@ def run_check(args: argparse.Namespace, target: Target) -> int:
     """Checks one collection, or all of them; EXIT_PROBLEMS when anything is wrong."""
     if args.repair:
         return run_repair(args, target)
-    ok = True
+    ok, damaged = True, list[str]()
     with opened(target) as database:
         names = (
             [args.collection]
@@ -296,13 +297,16 @@ def run_check(args: argparse.Namespace, target: Target) -> int:
                 if args.collection:
                     raise
                 fault, ok = fault_of_one(error), False  # the others are checked all the same
+                damaged.append(name)
                 if args.json:
                     told = {"ok": False, "records": None, "problems": [fault]}
                     json_line({"collection": name, **told})
                 else:
                     print(f"{name}: cannot be opened\n  {fault}")
                 continue
-            ok &= report.ok
+            if not report.ok:
+                ok = False
+                damaged.append(name)
             if args.json:
                 json_line({"collection": name, **plain(report)})
                 continue
@@ -310,4 +314,21 @@ def run_check(args: argparse.Namespace, target: Target) -> int:
             print(f"{name}: {report.records:,} records, {verdict}")
             for problem in report.problems:
                 print(f"  {problem}")
+    for name in damaged:
+        lost = [] if target.data is None else _lost(target.data, name)
+        if args.json and lost:
+            json_line({"collection": name, "losses": lost})
+        elif lost:
+            print("\n  ".join([f"{name}, what a repair would find:", *lost]))
     return EXIT_OK if ok else EXIT_PROBLEMS
+
+
+def _lost(folder: Path, name: str) -> list[str]:
+    """What cannot be read of a collection in a folder whose pages are damaged; nothing while somebody has it open for writing."""
+    from vecdb.errors import VecdbError
+    from vecdb.repairing import lost_in
+
+    try:
+        return lost_in(folder, name)
+    except (VecdbError, OSError):
+        return []

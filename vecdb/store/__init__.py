@@ -13,7 +13,7 @@ from .faults import full_or_internal, no_thread, system_in_our_words
 from .losses import sentence
 from .meta_sums import log_faults
 from .reader import Commit, Reader
-from .repair import RepairedFile, file_problems, repair_file, settle
+from .repair import RepairedFile, file_problems, losses, repair_file, settle
 from .restoring import Restorer
 from .shape import FieldShape, Shape
 from .sums import BY_ROW, Views, must_be_whole
@@ -51,6 +51,7 @@ __all__ = [
     "full_or_internal",
     "kept_faults",
     "log_faults",
+    "losses",
     "must_be_whole",
     "no_thread",
     "not_found",

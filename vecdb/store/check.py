@@ -51,7 +51,10 @@ def _problems(reader: Reader, interrupt: Interrupt) -> Iterator[str]:
     if damaged:
         # LMDB must not read such pages: what it would do is not known.
         yield from damaged
-        yield "records were not compared, since pages are damaged; a repair compares them, and names what is lost"
+        yield (
+            "records were not compared, since pages are damaged; while no process writes to the folder, "
+            "`vecdb check --data` names those that cannot be read, and a repair keeps the others"
+        )
         return
     yield from meta_sums.faults(reader, interrupt)
     yield from past_faults(reader, interrupt)

@@ -47,6 +47,9 @@ _BYTES_A_STEP = 32 << 20
 _MOST_NAMED = 1_000
 """Ids of lost records that the file itself remembers; the quarantine names all."""
 
+_FIRST_NAMED = 20
+"""Ids of a kind of loss that are named before a repair."""
+
 ShapeOf = Callable[[bytes], Shape]
 
 
@@ -149,15 +152,7 @@ def repair_file(
     vacuum.locks_must_be_a_file(folder)  # the new file could not be moved in
     if not disk.must_be_file(path, PUT_BACK):
         raise Corrupted(f"{path} is missing: nothing can be read from it; restore a backup")
-    read, doubts = mend(salvage(path, COLLECTION_TABLES))
-    read = _without_later_tables(read, path)
-    settings, shape = _settings(read, shape_of, path)
-    verdict = judge(read, shape, path.stat().st_size)
-    if verdict.lost and not verdict.rows:
-        raise Corrupted(
-            f"nothing in {path} has its checksum, maybe because its settings are damaged; restore a backup. "
-            "Nothing was changed"
-        )
+    read, doubts, settings, shape, verdict = _judged(path, shape_of)
     aside = folder / (COMPACTING_PREFIX + secrets.token_hex(8))
     kept: Path | None = None
     try:
@@ -185,6 +180,70 @@ def repair_file(
         sync_point.forget(folder)
     vacuum.move_in(folder)
     return done
+
+
+def losses(folder: Path, shape_of: ShapeOf) -> list[str]:
+    """What cannot be read of a file whose pages are damaged, as a repair would find it, a sentence each, with the first ids;
+    empty where the pages are sound. Nothing is changed. Reads the file without LMDB, in the time and memory of a repair; the
+    caller sees that nobody writes to it. OSError."""
+    path = folder / DATA_FILE
+    if not path.is_file() or not page_faults.file_faults(path):
+        return []
+    try:
+        read, doubts, _, _, verdict = _judged(path, shape_of)
+    except (Corrupted, FormatMismatch) as error:
+        return [error.message]
+    told = _told(verdict, read, (*doubts, *verdict.doubts))
+    if told.whole:
+        return [f"all {told.records:,} records can be read; a repair would lose nothing"]
+    found = []
+    if lost := len(told.lost) + told.lost_unknown:
+        found.append(
+            f"{lost:,} records cannot be read, a repair would keep the other {told.records:,}: "
+            f"{_first(told.lost, told.lost_unknown)}"
+        )
+    if told.lost_versions:
+        found.append(f"{told.lost_versions:,} earlier versions of records cannot be read")
+    if told.lost_commits:
+        found.append(f"up to {told.lost_commits:,} of the newest commits cannot be read")
+    if told.history_dropped:
+        found.append("moments before now cannot be read any more")
+    if told.unverified:
+        found.append(
+            f"{len(told.unverified):,} records have lost their checksum, a repair would keep them as they are: "
+            f"{_first(told.unverified)}"
+        )
+    if told.undecided:
+        found.append(
+            f"{len(told.undecided):,} records may have been deleted or replaced, a repair would keep them: "
+            f"{_first(told.undecided)}"
+        )
+    return [*found, *(f"a repair would say: {doubt}" for doubt in told.doubts)]
+
+
+def _first(ids: tuple[str, ...], unknown: int = 0) -> str:
+    parts = [repr(name) for name in ids[:_FIRST_NAMED]]
+    if more := len(ids) - len(parts):
+        parts.append(f"{more:,} more")
+    if unknown:
+        parts.append(f"{unknown:,} whose ids are not known")
+    return ", ".join(parts)
+
+
+def _judged(
+    path: Path, shape_of: ShapeOf
+) -> tuple[Salvaged, tuple[str, ...], bytes, Shape, Verdict]:
+    """(what can be read, doubts about it, the settings, what follows from them, what is to be kept). Errors as `repair_file`."""
+    read, doubts = mend(salvage(path, COLLECTION_TABLES))
+    read = _without_later_tables(read, path)
+    settings, shape = _settings(read, shape_of, path)
+    verdict = judge(read, shape, path.stat().st_size)
+    if verdict.lost and not verdict.rows:
+        raise Corrupted(
+            f"nothing in {path} has its checksum, maybe because its settings are damaged; restore a backup. "
+            "Nothing was changed"
+        )
+    return read, tuple(doubts), settings, shape, verdict
 
 
 def _without_later_tables(read: Salvaged, path: Path) -> Salvaged:
