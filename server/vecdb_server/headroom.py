@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 from vecdb import memory
@@ -44,13 +44,14 @@ _LONG_BYTES = 32 << 20
 _LONG = frozenset(
     ("Check", "BuildIndex", "Compact", "BackupDatabase", "VerifyBackups", "RestoreBackup", "PruneBackups", "ListBackups")
 )  # fmt: skip
+_UNCOUNTED: AbstractContextManager[None] = nullcontext()
 _ARENA_MAX = -8
 """M_ARENA_MAX of malloc.h."""
 _ARENAS = 2
 
 
 class Headroom:
-    """What calls under way may take. Any thread; 0.5 us a call without a limit, some 10 with one."""
+    """What calls under way may take. Any thread; 2 us a call without a limit, some 30 with one."""
 
     def __init__(self, max_message_bytes: int = 64 << 20) -> None:
         self._told = threading.Condition()
@@ -63,31 +64,30 @@ class Headroom:
         """Keeps room for messages of this size from now on."""
         self.kept_bytes = _COPIES * max_message_bytes
 
-    @contextmanager
-    def reading(self, *, large: bool) -> Iterator[None]:
+    def reading(self, *, large: bool) -> AbstractContextManager[None]:
         """While a request is read, whose size nobody knows yet; `large` where it may well be one. ResourceExhausted."""
-        needed = min(_READING_BYTES, self.kept_bytes) if large else 0
-        with self._promise(needed, "reading its request"):
-            yield
-
-    @contextmanager
-    def serving(self, method: str, request: Any) -> Iterator[None]:
-        """While a request that was read is served. ResourceExhausted: nothing was done yet."""
-        limited = memory.address_space_left() is not None
-        with self._promise(self._needed(method, request) if limited else 0, "serving it"):
-            yield
-
-    @contextmanager
-    def _promise(self, needed: int, what: str) -> Iterator[None]:
         left = memory.address_space_left()
         if left is None:
-            yield
-            return
-        if needed <= _SMALL_BYTES:
-            if left < _LEAST_BYTES:
-                raise self._refusal(what, needed, left, 0)
-            yield
-            return
+            return _UNCOUNTED
+        needed = min(_READING_BYTES, self.kept_bytes) if large else 0
+        return self._promise(needed, "reading its request", left)
+
+    def serving(self, method: str, request: Any) -> AbstractContextManager[None]:
+        """While a request that was read is served. ResourceExhausted: nothing was done yet."""
+        left = memory.address_space_left()
+        if left is None:
+            return _UNCOUNTED
+        return self._promise(self._needed(method, request), "serving it", left)
+
+    def _promise(self, needed: int, what: str, left: int) -> AbstractContextManager[None]:
+        if needed > _SMALL_BYTES:
+            return self._large(needed, what)
+        if left < _LEAST_BYTES:
+            raise self._refusal(what, needed, left, 0)
+        return _UNCOUNTED
+
+    @contextmanager
+    def _large(self, needed: int, what: str) -> Iterator[None]:
         with self._told:
             if not self._told.wait_for(
                 lambda: self._fits(needed), _WAIT_S if self._promised else 0.0
@@ -165,7 +165,5 @@ def prepare(max_message_bytes: int) -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(_ARENA_MAX, _ARENAS)
-    try:
+    with suppress(MemoryError):  # A batch that needs them is refused then.
         warm_blas()
-    except MemoryError:
-        pass  # A batch that needs them is refused then.

@@ -113,7 +113,7 @@ def must_have_address_space(size_bytes: int, folder: Path) -> None:
         must_leave_room(size_bytes)
         mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ).close()
     except MemoryError as error:
-        raise full_or_internal(folder, f"{os.strerror(errno.ENOMEM)}: {error}") from error
+        raise full_or_internal(folder, f"{os.strerror(errno.ENOMEM)}: {error}") from None
     except OSError as error:
         raise full_or_internal(folder, str(error)) from error
 
