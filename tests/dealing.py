@@ -28,6 +28,7 @@ LONGEST = (
     "test_histories.py",
     "test_crash_campaign.py",
     "test_crash_campaign_parts.py",
+    "test_crash_campaign_kills.py",
     "test_index_concurrent.py",
     "test_device_graph.py",
     "test_repair_pages.py",

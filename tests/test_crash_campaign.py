@@ -31,7 +31,7 @@ FAULTY = """
     from vecdb.store import catalog, lazy_sync, writer
     real = disk.commit
     {fault}
-    campaign = Campaign(Path(sys.argv[1]), ("embedded",), aim=0.5, cuts={cuts})
+    campaign = Campaign(Path(sys.argv[1]), ("{way}",), aim=0.5, cuts={cuts})
     try:
         for number in range(200):
             campaign.run(number, 5)
@@ -69,6 +69,7 @@ def test_a_short_campaign(tmp_path, durability):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("way", ["embedded", "server"])
 @pytest.mark.parametrize(
     ("fault", "cuts"),
     [
@@ -88,9 +89,10 @@ def test_a_short_campaign(tmp_path, durability):
         "syncs that come late",
     ],
 )  # fmt: skip
-def test_a_planted_fault_is_found(tmp_path, fault, cuts):
-    """A campaign fails where something was acknowledged that is not durable, or is not there at all."""
-    code = textwrap.dedent(FAULTY).format(fault=fault, cuts=cuts)
+def test_a_planted_fault_is_found(tmp_path, way, fault, cuts):
+    """A campaign fails where something was acknowledged that is not durable, or is not there at all, of a process that embeds the
+    database and of a server."""
+    code = textwrap.dedent(FAULTY).format(way=way, fault=fault, cuts=cuts)
     done = in_a_process(tmp_path, "-c", code, str(tmp_path / "data"))
     assert done.returncode == 0
     assert done.stdout.startswith("found")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -10,8 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from crash.campaign import SETTINGS, WAYS, Campaign, remove
+from crash.campaign import SETTINGS, WAYS, Campaign
 from crash.child import Failed
+from crash.folders import remove
 from crash.tally import save, summed, table
 
 
@@ -41,6 +43,10 @@ def main() -> int:
     parser.add_argument(
         "--journal", type=Path, help="write what was begun, acknowledged and reached to this file"
     )
+    parser.add_argument(
+        "--cases", type=Path,
+        help="begin with the kills of this file, as a campaign that failed leaves one: aimed alike whatever points are reached",
+    )  # fmt: skip
     parser.add_argument("--folder", type=Path, help="where the database lies; default: a new one")
     parser.add_argument("--save", type=Path, help="add the tally to this JSON file")
     parser.add_argument(
@@ -70,7 +76,7 @@ def main() -> int:
     campaign = Campaign(
         parent / "data", ways, asked.aim, asked.cuts,
         tuple(filter(None, asked.points.split(","))), counted=asked.counted,
-        copiers=asked.copiers,
+        copiers=asked.copiers, cases=json.loads(asked.cases.read_text()) if asked.cases else None,
     )  # fmt: skip
     repeat = (
         f"python -m crash --seed {seed} --way {asked.way} --aim {asked.aim} --cuts {asked.cuts} "
@@ -91,11 +97,13 @@ def main() -> int:
             campaign.run(number, seed)
         campaign.finish()
     except Failed as error:
-        campaign.tally.failures.append(
-            {"repeat": f"{repeat} --kills {number + 1}", "said": str(error)}
-        )
-        print(f"FAILED at kill {number}: {error}\nthe database is kept in {parent}")
-        print(f"repeat with: {repeat} --kills {number + 1}", flush=True)
+        cases = parent / "cases.json"
+        cases.write_text(json.dumps(campaign.cases, indent=1) + "\n")
+        again = f"{repeat} --kills {number + 1}" + f" --cases {cases}" * (not asked.counted)
+        campaign.tally.failures.append({"repeat": again, "said": str(error)})
+        print(f"FAILED at kill {number}, {campaign.cases[-1:]}: {error}")
+        print(f"kept in {parent}: the database, and in `copy` what was compared last")
+        print(f"repeat with: {again}{exactly}", flush=True)
     else:
         remove(parent)
     if asked.journal:

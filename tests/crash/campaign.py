@@ -2,7 +2,11 @@
 
 Children are forked from a process that has imported everything and opened nothing, which costs some
 milliseconds instead of a second. One child opens the database, compares it with the journal, and writes
-until it dies. Through the server it takes three: one that compares, a server, a client that writes.
+until it dies. Through the server it takes two: a server, and a client that writes.
+
+What each has left is copied before anybody opens it, and the copy is opened and compared. The next child opens what was
+left as it is, so that a kill also comes while that is recovered; and since the copy has told what became of that which was under way,
+whoever compares what was left must find the same.
 """
 
 from __future__ import annotations
@@ -12,7 +16,6 @@ import os
 import random
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,8 @@ from typing import Any
 import vecdb
 import vecdb_server.server  # noqa: F401  loaded before the forks
 from crash import child as children
-from crash import cut, damage, old, records, striking, work
+from crash import cut, damage, folders, old, records, striking, work
+from crash.aiming import FIRST, Aiming
 from crash.child import Child, Failed
 from crash.model import Held, Model, Old
 from crash.tally import ANY_MOMENT, Case, Tally
@@ -34,38 +38,30 @@ SETTINGS: dict[str, Any] = {
     "map_initial_bytes": 1 << 20, "history_s": 0.0, "compact_dead_share": 0.1, "device": "cpu",
     "build_threads": 1,
 }  # fmt: skip
-RARE: dict[str, Any] = {"max_open_collections": 1, "history_s": 3_600.0}
-"""Settings that each third case has: files are let go of and opened again; what is dead is kept."""
 COUNTED: dict[str, Any] = {"auto_build": False, "compact_dead_share": 1.0}
 """Settings with which nothing is done but what the writer asks for."""
-STEPS = 30
-"""Operations of a counted case, at most."""
 WAYS = ("embedded", "server")
-FIRST = ("database.", "catalog.mkdir", "catalog.r", "catalog.sync-folder")
-"""Points that are reached when a database is made: for these it is made anew."""
-NOT_SERVED = (
-    "repair.", "keep.", "upgrade.", "downgrade.", "restore.mkdir", "restore.touch", "restore.rename",
-)  # fmt: skip
-"""Points that no server reaches."""
 COPIER_S = 8.0
 """A process that copies is there after half a second, unless the machine is busy."""
-READERS = 0.1
-"""Share of servers that have a process beside them that reads."""
+SEEN_TO = 0.2
+"""Share of servers that open what somebody has opened, compared and closed since the kill."""
 LIVES = 60
 """Kills after which the database is made anew, so that its first steps are met too."""
+COPY = "copy"
+"""Name of the folder, beside that of the database, of the copy of what the last kill has left."""
 
 
 class Campaign:
     """One database in `folder`, killed again and again; the model goes from child to child.
 
-    `aim` is the share of kills that are aimed at a failpoint, the one with the fewest so far; `cuts` the
-    share of the embedded ones that are power cuts, `copiers` the share of others in which backups are copied by processes of their
+    `aim` is the share of kills that are aimed at a failpoint, the one that was struck least so far; `cuts` the
+    share that are power cuts, `copiers` the share of others in which backups are copied by processes of their
     own, five times that where it is aimed at a backup. `points` are those to aim at; none: all that were reached.
 
     `counted` aims every kill at a point and says at which passing of it, has the writer do one thing at a time, and ends after so
     many operations, not after so much time: then the same seed kills at the same steps, with the same writes
     acknowledged. Power cuts, processes that copy, and writers that meet are not among these. Without it a seed repeats
-    what is done, but not the moments at which the clock strikes.
+    what is done, but not the moments at which the clock strikes. `cases` are kills that were drawn before, which come first.
     """
 
     def __init__(
@@ -78,78 +74,47 @@ class Campaign:
         *,
         copiers: float = 0.1,
         counted: bool = False,
+        cases: list[dict[str, Any]] | None = None,
     ) -> None:
         self.folder = folder
         self.tally = Tally()
         self.journal: list[str] = []
         """What was begun, acknowledged and reached, in words that are the same in each run that did the same."""
-        self._ways = ways
-        self._aim = 1.0 if counted else aim
-        self._cuts = 0.0 if counted else cuts
-        self._copiers = copiers
+        self.cases: list[dict[str, Any]] = []
+        """Each kill as it was drawn."""
+        self._drawn_before = cases or []
         self._counted = counted
         self._settings = SETTINGS | (COUNTED if counted else {})
         self._model = Model()
         self._life = 0
-        self._points = points
-        self._tried: Counter[tuple[str, bool]] = Counter()
-        """Kills aimed at each failpoint, by whether they were power cuts."""
+        self._aiming = Aiming(
+            self.tally, ways, aim, cuts, points,
+            copiers=copiers, counted=counted, interval=SETTINGS.get("durability") == "interval",
+        )  # fmt: skip
 
     def run(self, number: int, seed: int) -> None:
-        """Kill `number` of the campaign with this seed. Raises Failed."""
-        rng = random.Random(f"{seed} {number}")
-        case = self._drawn(rng)
+        """Kill `number` of the campaign with this seed, and the comparison of what it left. Raises Failed."""
+        if number < len(self._drawn_before):
+            case = Case(**self._drawn_before[number])
+        else:
+            case = self._aiming.drawn(random.Random(f"{seed} {number}"))
+        self.cases.append(case.as_drawn())
+        self.strike(case, random.Random(f"{seed} {number} moments"))
+
+    def strike(self, case: Case, moments: random.Random) -> None:
+        """This kill, and the comparison of what it left. Raises Failed."""
         first = case.point.startswith(FIRST) and self._life
-        if self._life >= LIVES or first:
+        if not case.opening and (self._life >= LIVES or first):
             self.finish()
             self._life, self._model = 0, Model()
-            for folder in (self.folder, self._beside(), self._backups()):
-                remove(folder)
+            for folder in self._roots():
+                folders.remove(folder)
         self._life += 1
         self._tidy()
-        (self._embedded if case.way == "embedded" else self._server)(case, rng)
+        (self._embedded if case.way == "embedded" else self._server)(case, moments)
         self.tally.killed(case)
         self._note("killed", [case.way, case.point, case.hit, case.died_at, case.verb])
-
-    def _drawn(self, rng: random.Random) -> Case:
-        """The next kill."""
-        case = Case(rng.choice(self._ways), rng.randrange(1 << 30))
-        case.power_cut = case.way == "embedded" and rng.random() < self._cuts
-        if rng.random() < self._aim and (self._points or self.tally.hits):
-            among = [
-                name
-                for name in self._points or self.tally.hits
-                if case.way == "embedded" or not name.startswith(NOT_SERVED)
-            ]
-            case.point = self._fewest(among, case.power_cut, rng) if among else ""
-            case.hit = 1 if case.point.startswith(FIRST) else rng.choice([1, 1, 1, 2, 3, 5])
-        if self._counted:
-            case.steps = rng.randrange(4, STEPS)
-        elif not case.power_cut and SETTINGS.get("durability") != "interval":
-            # What another process syncs, no simulated disk would know; nor would it know of boots that `_boot` pretends.
-            case.copiers = rng.random() < self._copiers * (
-                5 if case.point.startswith("backup") else 1
-            )
-        if not self._counted:
-            case.settings = {name: at for name, at in RARE.items() if rng.random() < 0.3}
-            if (
-                case.way == "server"
-                and SETTINGS.get("durability") != "interval"
-                and rng.random() < READERS
-            ):
-                # At `interval` nobody opens a folder for writing while processes that read have not noticed the kill.
-                case.settings["read_processes"] = 1
-        if case.copiers and rng.random() < 0.7:
-            case.copier_point = self._fewest([*striking.COPYING, ""], True, rng)
-            case.copier_hit = rng.choice([1, 1, 1, 2])
-            case.copier_after_s = 0.0 if case.copier_point else rng.uniform(0.1, 0.9)
-        return case
-
-    def _fewest(self, among: list[str], power_cut: bool, rng: random.Random) -> str:
-        tried = self._tried
-        found = min(sorted(among), key=lambda name: (tried[name, power_cut], rng.random()))
-        tried[found, power_cut] += 1
-        return found
+        self._compare_copy()
 
     def _beside(self) -> Path:
         return self.folder.with_name(records.BESIDE)
@@ -157,42 +122,42 @@ class Campaign:
     def _backups(self) -> Path:
         return self.folder.with_name(records.BACKUPS)
 
+    def _roots(self) -> tuple[Path, ...]:
+        """All folders that belong together. The database comes last: where a power cut has written that, it has written all."""
+        return self._backups(), self._beside(), self.folder
+
     def _tidy(self) -> None:
         """Removes what was restored beside and has been compared; the old database is put there."""
         self._beside().mkdir(exist_ok=True, parents=True)
         old.unpack(self._beside())
-        pending = [part["name"] for part in self._model.pending if part["do"] == "beside"]
         for path in self._beside().iterdir():
             # What an interrupted restore has left is the next one's to remove.
-            if (
-                path.name not in (records.OLD, *self._model.beside, *pending)
-                and "." not in path.name
-            ):
+            if path.name != records.OLD and "." not in path.name:
                 shutil.rmtree(path)
 
     def finish(self) -> None:
         """A comparison now, in a child that nobody kills. Raises Failed."""
-        self._take(self._compare(), None)
+        self._take(self._compare(self.folder), None)
+
+    def _compare_copy(self) -> None:
+        """Compares a copy of what a kill has left, and takes what that holds for what was done. What was left stays as it is."""
+        made = self.folder.with_name(COPY)
+        folders.copy([*self._roots()], made)
+        broken = [part for part in self._model.pending if part["do"] == "repair"]
+        self._take(self._compare(made / self.folder.name, is_copy=True), None)
+        self.tally.copies += 1
+        # Only the copy has been repaired.
+        self._model.pending = broken
 
     # -- embedded
 
     def _embedded(self, case: Case, rng: random.Random) -> None:
         model, folder = self._model, self.folder
-        # The database comes last: where it is, all have been written.
-        roots = (self._backups(), self._beside(), folder)
-        cuts = [(one, one.with_name(one.name + "-cut")) for one in roots]
 
         def child(send: Callable[[Any], None]) -> None:
-            disks = []
-            if case.power_cut:
-                lazy = SETTINGS.get("durability") == "interval"
-                disks = [
-                    (cut.Disk(root, case.seed, lazy=lazy and root == folder), aside)
-                    for root, aside in cuts
-                ]
-            striking.arm(send, case, disks)
+            striking.arm(send, case, self._disks(case))
             settings = self._settings | case.settings
-            database, took_s = self._opened(model, settings)
+            database, took_s = self._opened(folder, model, settings)
             found = verify(database, model)
             send(["whole", _told(found), took_s])
             writer = work.Writer(
@@ -207,30 +172,49 @@ class Campaign:
         if rng.random() < 0.9:
             # Otherwise it may be struck while it opens the database.
             lines = process.until("whole", "dying")
-        self._let_run(process, lines, case, rng)
-        if case.power_cut:
-            if cuts[-1][1].exists():
-                for root, aside in cuts:
-                    _put_in_place(root, aside)
-                self._boot()
-            else:
-                # The clock ran out first: a plain kill.
-                case.power_cut = False
+        lines = self._let_run(process, lines, case, rng)
+        self._cut(case, lines)
 
-    def _opened(self, model: Model, settings: dict[str, Any]) -> tuple[vecdb.Database, float]:
+    def _disks(self, case: Case) -> list[tuple[cut.Disk, Path]]:
+        """What follows the files, so that a power cut can be simulated; none for a plain kill."""
+        if not case.power_cut:
+            return []
+        lazy = SETTINGS.get("durability") == "interval"
+        return [
+            (cut.Disk(root, case.seed, lazy=lazy and root == self.folder), _cut_of(root))
+            for root in self._roots()
+        ]
+
+    def _cut(self, case: Case, lines: list[Any]) -> None:
+        """Puts in place what a power cut has left, if the process told so; its journal has been followed to the end."""
+        if not case.power_cut:
+            return
+        # Where the clock ran out first, it may have been killed before all was written down: then it was a plain kill.
+        case.power_cut = sum(line[0] == "left out" for line in lines) == len(self._roots())
+        for root in self._roots():
+            if case.power_cut:
+                folders.put_in_place(root, _cut_of(root))
+            else:
+                folders.remove(_cut_of(root))
+        if case.power_cut:
+            self._boot()
+
+    def _opened(
+        self, folder: Path, model: Model, settings: dict[str, Any]
+    ) -> tuple[vecdb.Database, float]:
         """The database, and how long it took to open and to count each collection. A repair that was cut short is
         done again before."""
         if damage.is_pending(model):
-            damage.mend(self.folder)
+            damage.mend(folder)
         started = time.perf_counter()
-        database = vecdb.open(self.folder, **settings)
+        database = vecdb.open(folder, **settings)
         for info in database.list_collections():
             database.get_collection(info.name).count()
         return database, time.perf_counter() - started
 
     def _boot(self) -> None:
         """The machine is started again; what was not on the disk may be lost."""
-        boot = f"boot {self.tally.kills['power cut']} {time.monotonic()}".encode()
+        boot = f"boot {self.tally.kills.total()} {time.monotonic()}".encode()
         sync_point.boot_id = lambda: boot
         if SETTINGS.get("durability") == "interval":
             self._model.lost_s = SETTINGS["durability_interval_ms"] / 1_000
@@ -239,16 +223,14 @@ class Campaign:
     # -- through a server
 
     def _server(self, case: Case, rng: random.Random) -> None:
-        if rng.random() < 0.8 or damage.is_pending(self._model):
-            self._take(self._compare(), None)
-        # Where a server opens it before anyone has compared, what is there is not known: nobody writes.
-        self._serve(case, rng, None if self._model.pending else self._model)
-
-    def _serve(self, case: Case, rng: random.Random, model: Model | None) -> None:
+        untouched = case.opening or self._life == 1
+        if damage.is_pending(self._model) or (rng.random() < SEEN_TO and not untouched):
+            self._take(self._compare(self.folder), None)
+        model = self._model
         folder = self.folder
 
         def server(send: Callable[[Any], None]) -> None:
-            striking.arm(send, case, [])
+            striking.arm(send, case, self._disks(case))
             reading, writing = os.pipe()
             os.dup2(writing, 1)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -268,8 +250,8 @@ class Campaign:
         serving = Child(server)
         lines = serving.until("address")
         address = lines[-1][1] if lines and lines[-1][0] == "address" else None
-        if address is None or model is None:
-            self._let_run(serving, lines, case, rng)
+        if address is None:
+            self._cut(case, self._let_run(serving, lines, case, rng))
             return
 
         def client(send: Callable[[Any], None]) -> None:
@@ -282,20 +264,21 @@ class Campaign:
 
         writing = Child(client)
         told = writing.until() if case.steps else self._until_copier_dies(writing, case)
-        self._let_run(serving, lines, case, rng)
+        lines = self._let_run(serving, lines, case, rng)
         told += writing.until()
         os.waitpid(writing.pid, 0)
         writing.close()
         self._take(told, case)
+        self._cut(case, lines)
 
-    def _compare(self) -> list[Any]:
+    def _compare(self, folder: Path, *, is_copy: bool = False) -> list[Any]:
         """Opens, compares and closes in a child that nobody kills."""
         model = self._model
 
         def child(send: Callable[[Any], None]) -> None:
-            database, took_s = self._opened(model, self._settings)
+            database, took_s = self._opened(folder, model, self._settings)
             with database:
-                send(["whole", _told(verify(database, model)), took_s])
+                send(["whole", _told(verify(database, model, prune=not is_copy)), took_s])
 
         process = Child(child)
         lines = process.until()
@@ -307,8 +290,10 @@ class Campaign:
 
     # -- both
 
-    def _let_run(self, process: Child, lines: list[Any], case: Case, rng: random.Random) -> None:
-        """Lets it work until its failpoint or some moment, kills it, and takes what it told."""
+    def _let_run(
+        self, process: Child, lines: list[Any], case: Case, rng: random.Random
+    ) -> list[Any]:
+        """Lets it work until its failpoint or some moment, kills it, and takes what it told, which is all of `lines` and the answer."""
         limit_s = rng.uniform(0.6, 1.4) if case.point else rng.uniform(0.0, 0.3)
         if not case.point and case.power_cut:
             limit_s = 1.5
@@ -321,13 +306,14 @@ class Campaign:
             lines += process.until("dying")
         elif not case.steps and not (lines and lines[-1][0] == "dying"):
             lines += process.lines(time.monotonic() + limit_s, lambda line: line[0] == "dying")
-        if case.power_cut and lines and lines[-1][0] == "dying":
+        if case.power_cut and any(line[0] == "dying" for line in lines):
             # It writes down what the cut leaves, and then kills itself.
             lines += process.until()
         process.kill()
         lines += process.until()
         process.close()
         self._take(lines, case)
+        return lines
 
     @staticmethod
     def _until_copier_dies(process: Child, case: Case) -> list[Any]:
@@ -426,15 +412,6 @@ def _model_of(told: Any, before: Model) -> Model:
     )
 
 
-def remove(root: Path) -> None:
-    """Removes a folder. A process that copied or read, whose writer was killed, may be on its way to its end still, and
-    put its lock file into it meanwhile."""
-    end_s = time.monotonic() + children.PATIENCE_S
-    while root.exists():
-        shutil.rmtree(root, ignore_errors=time.monotonic() < end_s)
-        time.sleep(0.05 * root.exists())
-
-
-def _put_in_place(root: Path, aside: Path) -> None:
-    remove(root)
-    aside.rename(root)
+def _cut_of(root: Path) -> Path:
+    """Where a power cut writes what it leaves of a folder."""
+    return root.with_name(root.name + "-cut")

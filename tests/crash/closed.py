@@ -28,6 +28,7 @@ class ClosedVerbs:
     _folder: Path | None
     _backups: Path
     _settings: dict[str, Any]
+    _wanted: str
     _begin: Callable[..., None]
     _done: Callable[[Part], None]
     _one: Callable[[Part, Callable[[], object]], None]
@@ -51,7 +52,7 @@ class ClosedVerbs:
         part: Part = {"do": "repair"}
         self._begin([part])
         self._database.close()
-        damage.plant(made, self._rng)
+        damage.plant(made, self._rng, by_commit=self._wanted.startswith("damage."))
         damage.mend(self._folder)
         self._open()
         self._done(part)

@@ -20,10 +20,10 @@ from vecdb.store.pages import MAIN, PageFile
 PAGE = 4_096
 
 
-def plant(collection: Path, rng: random.Random) -> None:
-    """Damages the files of a collection, in its folder, that nobody has open."""
+def plant(collection: Path, rng: random.Random, *, by_commit: bool = False) -> None:
+    """Damages the files of a collection, in its folder, that nobody has open; in the way that takes a commit, if that is wanted."""
     kinds: list[Callable[[Path, random.Random], bool]] = [_a_page_of_ids, _an_index_file, _a_bit]
-    if not rng.choice(kinds)(collection, rng):
+    if by_commit or not rng.choice(kinds)(collection, rng):
         _the_count(collection)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 OPENING = "while it opens"
 """In place of a verb: it was struck before the writer did anything."""
 ANY_MOMENT = "at any moment"
+CAME_OF_IT = ("died_at", "verb", "acknowledged")
+SERVER_CUT = "power cut of a server"
 
 
 @dataclass
@@ -36,11 +38,17 @@ class Case:
     """So long after its start; 0: never."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of this case alone."""
+    opening: bool = False
+    """Whether it is to strike while what the kill before has left is opened: nobody opens that before."""
     died_at: str = ""
     """The failpoint at which it died, "" when the clock ran out first."""
     verb: str = OPENING
     """What was under way, or had just ended."""
     acknowledged: int = 0
+
+    def as_drawn(self) -> dict[str, Any]:
+        """What `Case` takes, before anything came of it."""
+        return {name: value for name, value in vars(self).items() if name not in CAME_OF_IT}
 
     @property
     def wanted(self) -> str:
@@ -53,7 +61,7 @@ class Tally:
     """What a campaign has seen."""
 
     kills: Counter[str] = field(default_factory=Counter)
-    """By way, and `power cut`."""
+    """By way, and `power cut` (of a process that embeds the database), and that of a server."""
     settings: Counter[str] = field(default_factory=Counter)
     """Kills and power cuts of cases that had this setting of their own."""
     verbs: Counter[str] = field(default_factory=Counter)
@@ -69,6 +77,8 @@ class Tally:
     """Operations that were begun, by verb."""
     acknowledged: int = 0
     compared: int = 0
+    copies: int = 0
+    """Comparisons of these that were of a copy of what a kill or a power cut had left, before anybody opened it."""
     left_out_pages: int = 0
     left_out_names: int = 0
     cuts_that_cost: int = 0
@@ -78,7 +88,8 @@ class Tally:
     failures: list[dict[str, Any]] = field(default_factory=list)
 
     def killed(self, case: Case) -> None:
-        self.kills["power cut" if case.power_cut else case.way] += 1
+        cut = SERVER_CUT if case.way == "server" else "power cut"
+        self.kills[cut if case.power_cut else case.way] += 1
         self.settings.update(f"{name} {value:g}" for name, value in case.settings.items())
         self.verbs[case.verb] += 1
         self.acknowledged += case.acknowledged
@@ -103,7 +114,9 @@ def table(tally: Tally) -> str:
         f"| kills of a process that copies for a backup | {tally.copier_points.total():,} |",
         *(f"| of all these with {name} | {n:,} |" for name, n in sorted(tally.settings.items())),
         f"| writes acknowledged by those who were killed | {tally.acknowledged:,} |",
-        f"| comparisons with the journal | {tally.compared:,} |",
+        f"| kills and power cuts, all together | {tally.kills.total():,} |",
+        f"| of these compared with the journal, in a copy of what was left | {tally.copies:,} |",
+        f"| comparisons with the journal, these and later ones | {tally.compared:,} |",
         f"| opened again after a kill: median, 99 %, longest | {_times(tally.opened_s)} |",
         f"| pages of 4 KiB lost in power cuts | {tally.left_out_pages:,} |",
         f"| comparisons after a cut at `interval` that found newest writes missing, as they may | {tally.cuts_that_cost:,} |",

@@ -21,8 +21,8 @@ PATIENCE_S = 20.0
 _ABSENT = (-1, -1, -1, -1)
 
 
-def verify(database: Any, model: Model) -> Model:
-    """The model of what is there; Wrong if that cannot be.
+def verify(database: Any, model: Model, *, prune: bool = True) -> Model:
+    """The model of what is there; Wrong if that cannot be. `prune`: of backups all but the newest chain may go.
 
     All that was acknowledged must be there; each part that was under way as a whole or not at all. After a power
     cut with durability `interval`, what was there up to some commit, and no more is missing than that may cost.
@@ -36,9 +36,10 @@ def verify(database: Any, model: Model) -> Model:
         held.records = _resolved(name, model, token, there, found)
         answers.compare(name, docs, held)
     _compare_folders(database, found)
-    _backed_up(database.path.with_name(records.BACKUPS), model, found)
+    _backed_up(database.path.with_name(records.BACKUPS), model, found, prune=prune)
     _compare_beside(database.path.with_name(records.BESIDE), model, found)
-    found.under_way = [
+    # Where nothing has begun since the last comparison, what was under way before it may be sent again still.
+    found.under_way += [
         part for part in model.pending if part["do"] in OF_RECORDS and "request" in part
     ]
     found.pending, found.in_order, found.recent = [], False, {}
@@ -194,10 +195,10 @@ def _some(found: dict[int, Any], expected: dict[int, Any]) -> str:
     return f"{len(differ)} differ: {'; '.join(differ[:4])}"
 
 
-def _backed_up(target: Path, model: Model, found: Model) -> None:
+def _backed_up(target: Path, model: Model, found: Model, *, prune: bool) -> None:
     """The backups that are there; Wrong if one cannot be restored, or the newest acknowledged is not there.
 
-    Where that is the last, all but its chain are removed: whoever is killed in the middle leaves it.
+    Where that is the last, and with `prune`, all but its chain are removed: whoever is killed in the middle leaves it.
     """
     newest = model.backup
     if not newest and not target.exists():
@@ -211,7 +212,7 @@ def _backed_up(target: Path, model: Model, found: Model) -> None:
     unknown = [one for one in there if one not in model.backups]
     if len(unknown) > any(part["do"] == "backup" for part in model.pending):
         raise Wrong(f"backups {unknown} are there, which nobody was told of")
-    if newest and newest == there[-1]:
+    if prune and newest and newest == there[-1]:
         vecdb.prune_backups(target, keep=1, incomplete_older_than_s=0)
         there = [info.id for info in vecdb.list_backups(target)]
     found.backup = there[-1] if there else ""

@@ -39,7 +39,7 @@ REACHED_BY = {
     "catalog": ("rename", "alias"), "sweep": ("build",), "backup": ("backup", "prune"),
     "restore": ("backup", "restore", "beside"), "repair": ("repair",), "keep": ("upgrade", "downgrade"),
     "upgrade": ("upgrade", "downgrade"), "downgrade": ("upgrade", "downgrade"),
-    "tables": ("reopen", "create"),
+    "tables": ("reopen", "create"), "damage": ("repair",),
 }  # fmt: skip
 """Which verbs reach the failpoints whose names begin so."""
 
@@ -75,6 +75,7 @@ class Writer(ClosedVerbs):
         self._folder = folder
         self._settings = settings or {}
         self._counted = counted
+        self._wanted = wanted
         self._model = model
         self._rng = random.Random(seed)
         self._journal = journal
