@@ -6,7 +6,7 @@ import pytest
 from index_rows import Rows, build, make_index
 
 from vecdb.index import cells, signed
-from vecdb.index.codes import coded, decoded, like, new_codes, typical_error
+from vecdb.index.codes import coded, decoded, fine_codes, like, new_codes, typical_error
 from vecdb.index.door import faiss_metric
 from vecdb.index.main import new_ivf
 from vecdb.index.walking import finder
@@ -152,3 +152,21 @@ def test_what_is_saved_is_between_bounds_and_walked_as_bytes(kind, quantization,
     assert signed.has_bytes(
         cells.probing(grown.index, 1, 1)[0] if kind == "ivf" else grown.index.referenced_objects[0]
     )
+
+
+def test_a_graph_is_built_over_bounds_of_each_dimension_where_shared_ones_are_too_coarse():
+    """Neighbours that only the finer bounds tell apart are told apart by these."""
+    rng = np.random.default_rng(3)
+    centres = rng.standard_normal((300, 96))
+    reach = np.where(np.arange(96) < 48, 1.0, 0.02)
+    vectors = (centres * reach)[rng.integers(300, size=6_000)] + 0.04 * rng.standard_normal(
+        (6_000, 96)
+    )
+    vectors = vectors.astype(np.float32)
+    assert signed.shared_scale(vectors, "ip") is not None
+    fine = fine_codes("sq8", vectors, "ip")
+    assert fine is not None
+    assert signed.scale_between(fine.sq) is None
+    even = normal(96, 6_000)
+    assert signed.scale_between(fine_codes("sq8", even, "ip").sq) is not None
+    assert fine_codes("sq8", even[:500], "ip") is None

@@ -111,8 +111,11 @@ def to_space(vectors: NDArray[Any], metric: str, storage: str) -> NDArray[Any]:
     return floats
 
 
-def new_codes(code: str, dimension: int, metric: str, sample: Floats | None = None) -> Any:
-    """An empty FAISS index of codes. sq8 and sq4 take their bounds from `sample` (n, d) float32.
+def new_codes(
+    code: str, dimension: int, metric: str, sample: Floats | None = None, *, shared: bool = True
+) -> Any:
+    """An empty FAISS index of codes. sq8 and sq4 take their bounds from `sample` (n, d) float32; all dimensions those of sq8
+    where that may be and loses little, unless not `shared`.
 
     float32 gives an `IndexFlat`; all others an `IndexScalarQuantizer`.
     """
@@ -121,17 +124,23 @@ def new_codes(code: str, dimension: int, metric: str, sample: Floats | None = No
     index = faiss.IndexScalarQuantizer(dimension, SCALAR_TYPES[code], faiss_metric(metric))
     if code != "float16":
         assert sample is not None
-        train_scalars(index.sq, code, metric, sample, _ROOM)
+        train_scalars(index.sq, code, metric, sample, _ROOM, shared=shared)
     index.is_trained = True
     return index
 
 
 def train_scalars(
-    quantizer: Any, code: str, metric: str, sample: Floats, room: float = 0.0
+    quantizer: Any,
+    code: str,
+    metric: str,
+    sample: Floats,
+    room: float = 0.0,
+    *,
+    shared: bool = True,
 ) -> None:
     """Gives a scalar quantizer of sq8 or sq4 its bounds, from `sample` (n, d) float32; those of each dimension reach
     `room` of their distance beyond the sample's."""
-    scale = shared_scale(sample, metric) if code == "sq8" else None
+    scale = shared_scale(sample, metric) if shared and code == "sq8" else None
     if scale is not None:
         set_bounds(quantizer, scale)
         return
@@ -177,14 +186,22 @@ def typical_error(index: Any, vectors: Floats) -> float:
 
 def is_fine(code: str, sample: Floats, metric: str) -> bool:
     """Whether a graph built over `code` will join the right neighbours, judged by a sample."""
+    return fine_codes(code, sample, metric) is not None
+
+
+def fine_codes(code: str, sample: Floats, metric: str) -> Any:
+    """Empty codes over which a graph will join the right neighbours, judged by a sample; None where those of `code` do
+    not tell vectors apart so well. Where bounds that all dimensions share are too coarse, those of each may do."""
     if len(sample) < 4 * _FINE_QUERIES:
-        return False
-    index = new_codes(code, sample.shape[1], metric, sample)
+        return None
     some = np.ascontiguousarray(sample[:: len(sample) // _FINE_QUERIES][:_FINE_QUERIES])
-    error = typical_error(index, some)
     tenth = np.sqrt(np.maximum(faiss.knn(some, sample, 11, metric=faiss.METRIC_L2)[0][:, 10], 0))
     typical = float(np.median(tenth))
-    return typical == 0.0 or error <= _FINE_SHARE * typical
+    for shared in (True, False) if code == "sq8" else (True,):
+        index = new_codes(code, sample.shape[1], metric, sample, shared=shared)
+        if typical == 0.0 or typical_error(index, some) <= _FINE_SHARE * typical:
+            return index
+    return None
 
 
 def is_guide(codes: Any) -> bool:

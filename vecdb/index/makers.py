@@ -14,7 +14,7 @@ from ..types import LISTS_ONLY
 from .arena import Arena
 from .blocks import Block, CodeBlock, FloatBlock
 from .cells import align_centroids
-from .codes import is_fine, is_guide, like, new_codes, typical_error
+from .codes import fine_codes, is_guide, like, new_codes, typical_error
 from .distance import Floats, Rows
 from .door import READ_FLAGS, add_to_lists, faiss, flat_over, give_memory_back, reserve
 from .main import HNSW_M, Main, attach, block_of, empty_graph, new_ivf, whole
@@ -249,8 +249,9 @@ def _walk_codes(build: Making, old: Main | None, sample: Floats) -> Any:
             return emptied(like(old.block.index))
         return emptied(new_codes(code, job.dimension, job.metric, sample))
     for small in ("sq8", "float16"):
-        if is_fine(small, sample, job.metric):
-            return emptied(new_codes(small, job.dimension, job.metric, sample))
+        fine = fine_codes(small, sample, job.metric)
+        if fine is not None:
+            return emptied(fine)
     return new_codes("float32", job.dimension, job.metric)
 
 
