@@ -49,8 +49,11 @@ def connect(
     bounds how long a failing call is repeated (see `transport.py`); 0: never; None: 3 s, and up to 60 s within its `timeout_s`
     while a server is away, as for a restart, that has answered this client before. `on_call` gets a
     `CallReport` of each call, in the thread that made it. `call_metadata` is asked once for each call
-    for further metadata, such as the `traceparent` of a trace; queries are then sent as calls, never on
-    streams. InvalidSetting.
+    for further metadata, such as the `traceparent` of a trace, of 8 KiB at most with what every call has; queries are then
+    sent as calls, never on streams. InvalidSetting.
+
+    A client that no thread uses at that moment goes on in a process that is forked; where threads are calling, gRPC
+    may end the child with SIGABRT or let its calls wait for their deadline: start such processes by `spawn`.
     """
     shown = credentials(transport.normalised_target(target), api_key, tls, send_key_unencrypted)
     return Client(
