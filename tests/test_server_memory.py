@@ -138,6 +138,38 @@ def test_a_batch_without_room_for_blas_is_refused(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == [*["refused", "[['r5']]"] * 2, "600"], done.stderr
 
 
+def test_a_server_that_starts_under_a_limit_takes_the_buffers_at_once(tmp_path: Path) -> None:
+    """A large batch then goes where a process that has not prepared for it has no room for them; without a limit nothing is taken."""
+    code = """
+        import resource, sys, numpy as np, vecdb
+        from vecdb import memory
+        from vecdb.index import door
+        from vecdb_server import headroom
+        headroom.prepare(64 << 20)
+        print(door._blas._known)
+        unlimited = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 36, unlimited[1]))
+        headroom.prepare(64 << 20)
+        print(memory._kept_bytes)
+        db = vecdb.open(sys.argv[1], auto_build=False, device="cpu")
+        docs = db.create_collection("docs", dimension=256, index="exact")
+        vectors = np.random.default_rng(1).random((20_000, 256), np.float32)
+        docs.insert([f"r{i}" for i in range(20_000)], vectors)
+        docs.query(vectors[0], k=1)
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (60 << 20), unlimited[1]))
+        print(len(docs.query(vectors[:600], k=10).ids))
+        resource.setrlimit(resource.RLIMIT_AS, unlimited)
+        db.close()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "db")],
+        capture_output=True, text=True, timeout=120, check=False, env=environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    assert done.stdout.split() == ["0", str(KEPT), "600"], done.stderr
+
+
 @pytest.fixture
 def left(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     """What the limit is said to leave: its one entry, which may be changed."""
