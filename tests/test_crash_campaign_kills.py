@@ -108,7 +108,8 @@ SERVER_CUT = """
     for seed, point in enumerate(["create.sync-folder.before", "rows.commit.before", "rows.commit.after"]):
         campaign = Campaign(Path(sys.argv[1]) / str(seed) / "data", ("server",), 1.0, 1.0)
         for n in range(2):
-            case = Case("server", 10 * seed + n, point, 1, True, steps=60)
+            # The first two draw that no name stands which was not synced.
+            case = Case("server", 10 * seed + 4 * n + 2, point, 1, True, steps=60)
             campaign.strike(case, random.Random(n))
             assert case.power_cut and case.died_at == point, case
         assert campaign.tally.kills == {SERVER_CUT: 2}
@@ -124,9 +125,9 @@ def test_power_cuts_of_a_server(tmp_path):
     done = in_a_process(tmp_path, "-c", textwrap.dedent(SERVER_CUT), str(tmp_path))
     assert done.returncode == 0
     found = [list(map(int, line.split())) for line in done.stdout.splitlines()]
-    acknowledged, pages, names = map(sum, zip(*found, strict=True))
+    acknowledged, _, names = map(sum, zip(*found, strict=True))
     assert acknowledged > 0
-    assert pages + names > 0
+    assert names > 0
 
 
 FAILING = """
