@@ -163,7 +163,7 @@ class Raising:
 
 @pytest.fixture
 def raising(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    monkeypatch.setattr(vecdb, "open", lambda *_, **__: Raising())
+    monkeypatch.setattr(vecdb, "Database", lambda *_, **__: Raising())
     server = Server({"data": str(tmp_path), "port": 0})
     server.start()
     yield server.address

@@ -62,7 +62,7 @@ def chosen_combinations():
 SIGNED = [
     (kind, metric, "float32", quantization, dimension)
     for kind, quantization in (("hnsw", "none"), ("hnsw", "sq8"), ("ivf", "sq8"))
-    for metric, dimension in (("cosine", 96), ("ip", 128))
+    for metric, dimension in (("cosine", 96), ("ip", 384))
 ]
 """Those whose 8-bit codes walks read as signed bytes, see `signed.py`."""
 COMBINATIONS = list(dict.fromkeys([*chosen_combinations(), *SIGNED]))

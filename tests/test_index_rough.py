@@ -43,7 +43,8 @@ def agrees(block, vectors, queries, k, mask=None):
     if mask is not None:
         truth[:, ~mask] = np.inf
     best = np.sort(truth, axis=1)[:, : keys.shape[1]]
-    size = max(1.0, float(np.abs(truth[np.isfinite(truth)]).max()))
+    longest = [np.linalg.norm(of.astype(np.float64), axis=1).max() for of in (queries, vectors)]
+    size = float(longest[0] * longest[1])
     assert np.allclose(keys, best, atol=2e-6 * size)
     own = np.take_along_axis(truth, positions, axis=1)
     assert np.allclose(own, best, atol=2e-6 * size)
@@ -51,14 +52,17 @@ def agrees(block, vectors, queries, k, mask=None):
 
 
 @pytest.mark.parametrize("spread", [0.0, 1e-4, 0.05, 0.5, 50.0])
-@pytest.mark.parametrize("length", [1.0, 1e-12, 1e12])
-def test_answers_are_those_of_comparing_all(spread, length):
+@pytest.mark.parametrize(
+    ("length", "asked"), [(1.0, 1.0), (1e-12, 1e-3), (1e12, 1e6), (1.0, 1e-22), (1e-23, 1.0)]
+)
+def test_answers_are_those_of_comparing_all(spread, length, asked):
     """Of rows from all alike to no alike, of any length, for single queries and several, with a filter and without; while
     rows get their bytes and when all have them."""
     rng = np.random.default_rng(RUN_SEED)
     vectors = rows_of(rng, 700, 5, spread, length)
+    vectors[:40] = vectors[0]
     block = FloatBlock(vectors, 0, rough=rough.Rough(DIMENSION, 700))
-    queries = rows_of(rng, 60, 5, spread)
+    queries = rows_of(rng, 60, 5, spread) * np.float32(asked)
     mask = rng.random(700) < 0.6
     for i in range(20):
         agrees(block, vectors, queries[i : i + 1], 1 + i % 7)
@@ -166,6 +170,33 @@ def test_a_tail_that_grows_seals_and_is_cut_answers_right(monkeypatch):
                     agrees(piece.block, held, rows_of(rng, 1), 4, mask)
     coded = {id(p.block.rough): p.block.rough.n for pieces in views for p in pieces}
     assert sum(coded.values()) > 500
+
+
+def test_short_and_empty_queries_do_not_end_the_bytes():
+    """They have no proof by bytes, and do not count as failures of it."""
+    rng = np.random.default_rng(RUN_SEED)
+    vectors = rows_of(rng, 600)
+    block = FloatBlock(vectors, 0, rough=rough.Rough(DIMENSION, 600))
+    for _ in range(20):
+        block.search(np.zeros((10, DIMENSION), np.float32), 5)
+    agrees(block, vectors, rows_of(rng, 10), 5)
+    assert not block.rough._refused
+    assert block.rough.n == 600
+
+
+def test_wide_answers_do_not_take_the_bytes_from_narrow_ones():
+    """A k for which nearly as many candidates as rows would be needed asks no bytes, and proofs are counted by how they went
+    lately."""
+    rng = np.random.default_rng(RUN_SEED)
+    vectors = rows_of(rng, 700)
+    block = FloatBlock(vectors, 0, rough=rough.Rough(DIMENSION, 700))
+    for _ in range(12):
+        agrees(block, vectors, rows_of(rng, 10), 100)
+    assert block.rough._tried == 0
+    for _ in range(400):
+        agrees(block, vectors, rows_of(rng, 10), 2)
+    assert block.rough._tried <= 2 * rough._REMEMBERED
+    assert not block.rough._refused
 
 
 def test_many_threads_ask_while_rows_come():

@@ -283,7 +283,7 @@ def run_check(args: argparse.Namespace, target: Target) -> int:
     """Checks one collection, or all of them; EXIT_PROBLEMS when anything is wrong."""
     if args.repair:
         return run_repair(args, target)
-    ok, damaged = True, list[str]()
+    ok, damaged, told = True, list[str](), list[dict[str, Any]]()
     with opened(target) as database:
         names = (
             [args.collection]
@@ -299,8 +299,8 @@ def run_check(args: argparse.Namespace, target: Target) -> int:
                 fault, ok = fault_of_one(error), False  # the others are checked all the same
                 damaged.append(name)
                 if args.json:
-                    told = {"ok": False, "records": None, "problems": [fault]}
-                    json_line({"collection": name, **told})
+                    of_it = {"ok": False, "records": None, "problems": [fault]}
+                    told.append({"collection": name, **of_it})
                 else:
                     print(f"{name}: cannot be opened\n  {fault}")
                 continue
@@ -308,7 +308,7 @@ def run_check(args: argparse.Namespace, target: Target) -> int:
                 ok = False
                 damaged.append(name)
             if args.json:
-                json_line({"collection": name, **plain(report)})
+                told.append({"collection": name, **plain(report)})
                 continue
             verdict = "ok" if report.ok else f"{len(report.problems)} problems"
             print(f"{name}: {report.records:,} records, {verdict}")
@@ -316,10 +316,12 @@ def run_check(args: argparse.Namespace, target: Target) -> int:
                 print(f"  {problem}")
     for name in damaged:
         lost = [] if target.data is None else _lost(target.data, name)
-        if args.json and lost:
-            json_line({"collection": name, "losses": lost})
+        if lost and args.json:
+            next(line for line in told if line["collection"] == name)["losses"] = lost
         elif lost:
             print("\n  ".join([f"{name}, what a repair would find:", *lost]))
+    for line in told:
+        json_line(line)
     return EXIT_OK if ok else EXIT_PROBLEMS
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .codes import decoded, like, new_codes
 from .distance import Floats, Rows, squares
 from .door import L2, bitmap_selector, faiss, knn, through_blas, use_threads_for
-from .rough import Rough
+from .rough import Rough, pays
 
 Mask = NDArray[np.bool_]
 
@@ -164,8 +164,8 @@ class FloatBlock:
             return _nothing(queries)
         use_threads_for(len(queries))
         k = min(k, count)
-        most = count > _PICK_FLOATS * self.n
-        if self.rough is not None and most and not through_blas(*queries.shape):
+        by_bytes = self.rough is not None and pays(count, self.n)
+        if self.rough is not None and by_bytes and not through_blas(*queries.shape):
             mask = None if allowed is None or count == self.n else allowed.mask()
             near = self.rough.search(queries, self.vectors, k, mask)
             if near is not None:
@@ -173,7 +173,7 @@ class FloatBlock:
         if allowed is None or count == self.n:
             return self._all(queries, self.vectors, k)
         copied = self.copies(len(queries), queries.shape[1], count)
-        if most and not copied:
+        if count > _PICK_FLOATS * self.n and not copied:
             selector, kept = bitmap_selector(allowed.mask())
             found = knn(queries, self.vectors, k, self.metric, selector)
             del kept

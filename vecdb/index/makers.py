@@ -18,7 +18,7 @@ from .codes import fine_codes, is_guide, like, new_codes, typical_error
 from .distance import Floats, Rows
 from .door import READ_FLAGS, add_to_lists, faiss, flat_over, give_memory_back, reserve
 from .main import HNSW_M, Main, attach, block_of, empty_graph, new_ivf, whole
-from .signed import as_added, emptied
+from .signed import as_added, emptied, scale_between
 from .source import READ_ROWS, VectorSource
 
 _TRAIN_ROWS_A_LIST = 40
@@ -192,7 +192,8 @@ class GraphMaker:
     def _refuse_outgrown(self, old: Main, sample: Floats) -> None:
         job, code = self.build.job, self.build.code
         trained = old.block.index  # type: ignore[attr-defined]
-        fitting = new_codes(code, job.dimension, job.metric, sample)
+        same = code == "sq8" and scale_between(trained.sq) is not None
+        fitting = new_codes(code, job.dimension, job.metric, sample, shared=same)
         if typical_error(trained, sample) > _OUTGROWN * typical_error(fitting, sample):
             raise Outgrown
 
@@ -315,9 +316,8 @@ class CodesMaker:
     arena: Arena | None = None
 
     def __init__(self, build: Making, fresh: Rows) -> None:
-        job = build.job
-        sample = build.sample(fresh)
-        self.codes = new_codes(build.code, job.dimension, job.metric, sample)
+        job, sample = build.job, build.sample(fresh)
+        self.codes = new_codes(build.code, job.dimension, job.metric, sample, shared=False)
         self.quantizer = self.codes
         reserve(self.codes.codes, fresh.size * int(self.codes.code_size))
 

@@ -113,7 +113,8 @@ class Tail:
 
     @property
     def nbytes(self) -> int:
-        return sum(piece.block.nbytes for piece in self._full) + self._buffer.nbytes
+        rough = 0 if self._rough is None else self._rough.nbytes
+        return sum(piece.block.nbytes for piece in self._full) + self._buffer.nbytes + rough
 
     def _new_rough(self, rows: int) -> Rough | None:
         return None if self.code != "float32" else Rough(self._width, rows)
