@@ -172,7 +172,12 @@ def test_what_a_graph_may_not_take_lists_keep(monkeypatch):
 
 @pytest.mark.parametrize(
     ("held", "fresh", "expected"),
-    [(0, 199_999, False), (0, 200_000, True), (100_000, 399_999, False), (100_000, 400_000, True)],
+    [
+        (0, 199_999, False),
+        (100_000, 200_000, True),
+        (300_000, 299_999, False),
+        (300_000, 300_000, True),
+    ],
 )
 def test_lists_come_first_only_for_many_fresh_rows(held, fresh, expected):
     """Not where a graph is there to grow, nor where nothing but comparing all would do."""

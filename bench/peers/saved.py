@@ -34,6 +34,7 @@ class Signed:
                 index.quantizer, d, int(index.nlist), kind, int(index.metric_type), False
             )
             self._index.replace_invlists(index.invlists, False)
+            self._index.is_trained = True
             self._index.ntotal = index.ntotal
         else:
             self._codes = faiss.IndexScalarQuantizer(d, kind, int(index.metric_type))
