@@ -156,6 +156,30 @@ def test_many_rows_go_through_lists_to_a_graph(storage, better, early, tmp_path,
     assert grown is None or (grown.kind, grown.rows) == ("ivf", 2_300)
 
 
+@pytest.mark.parametrize("fresh", [400, 900])
+def test_lists_that_serve_for_a_while_grow_before_a_graph_is_made_of_many_fresh_rows(
+    fresh, monkeypatch
+):
+    """Queries would compare those row by row for as long as that takes; of a few the graph is made at once."""
+    monkeypatch.setattr(choice, "_LISTS_FIRST_ROWS", 1_500)
+    monkeypatch.setattr(choice, "keep_up", lambda *_: False)
+    monkeypatch.setattr(choice, "cheaper", lambda *_: False)
+    rows = Rows(2_900)
+    index = make_index(rows, "auto", "l2", exact_max_scalars=0)
+    index.append(rows.vectors[:2_000])
+    index.publish(1)
+    index.install(build(index))
+    assert index.view.main.provisional
+    index.append(rows.vectors[2_000 : 2_000 + fresh])
+    index.publish(2)
+    made = []
+    while index.unfinished():
+        index.install(build(index))
+        made.append((index.view.main.kind, index.view.main.n))
+    graph = ("hnsw", 2_000 + fresh)
+    assert made == ([graph] if fresh == 400 else [("ivf", 2_000 + fresh), graph])
+
+
 def test_what_a_graph_may_not_take_lists_keep(monkeypatch):
     """The budget of a build allows lists but no graph: they stay."""
     monkeypatch.setattr(choice, "_LISTS_FIRST_ROWS", 1_500)

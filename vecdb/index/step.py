@@ -33,6 +33,11 @@ _ANEW_SHARE = 0.25
 upper levels, which join one row in sixteen, and the vectors have to be read again. A guess."""
 
 
+_GROWN_FIRST = 0.25
+"""Fresh rows, as a share of those in lists that serve until a graph is made, from which on the lists grow before: a graph takes
+minutes, in which each query compares what is fresh. (1,000,000 rows that came at once were all indexed after 248 s without.)"""
+
+
 @dataclass(frozen=True, slots=True)
 class Missed:
     """A graph of kind `auto` that was made and does not reach the target. In memory only: a process makes it once."""
@@ -100,7 +105,8 @@ class Step:
         main, kind = self.main, self.kind
         grows = not anew and not spent
         same = main is not None and (main.kind == kind or (kind == "auto" and main.kind != "flat"))
-        if kind == "auto" and main is not None and main.provisional and grows:
+        waits = kind == "auto" and main is not None and main.provisional and grows
+        if waits and main and self.rows.size - self.first <= _GROWN_FIRST * main.n:
             return self._compared(main)
         if same and main is not None and self.first == self.rows.size == main.n and not anew:
             return None
