@@ -65,7 +65,12 @@ def test_what_a_repair_loses_is_named_before_it(damaged, capsys, table):
     assert set(told) <= set(found)
     assert printed.get("losses", []) == told
     assert digests(folder) == before
-    made = vecdb.check(folder, repair=True)[1].repair
+    report = vecdb.check(folder, repair=True)[1]
+    made = report.repair
+    if made is None:  # no row is left whose checksum fits: refused, nothing is changed
+        assert told == list(report.done)
+        assert digests(folder) == before
+        return
     if not told:
         assert all(about(found, repr(name)) for name in made.lost)
     elif made.whole:

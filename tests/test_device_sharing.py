@@ -146,7 +146,8 @@ def test_each_database_has_the_devices_it_was_given(tmp_path):
         for docs, vectors in filled_[:2]:
             placed(docs)
             check(docs, QUERIES, LIVE, vectors, "l2")
-        check(*filled_[2][:1], QUERIES, LIVE, filled_[2][1], "l2", on="cpu")
+        # A graph of the CPU may miss one.
+        check(*filled_[2][:1], QUERIES, LIVE, filled_[2][1], "l2", on="cpu", exact=True)
         assert made[2].devices is None
         assert filled_[2][0].stats().devices == ()
         assert pids(made[0]) != pids(made[1])
