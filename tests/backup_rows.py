@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+import vecdb
+from vecdb_server import __main__ as command_line
+
 NAMED = {"small": {"dimension": 2, "metric": "l2"}}
 ALL = ["vector", "metadata", "document", "content", "uri", "named_vectors"]
 
@@ -66,6 +69,29 @@ def change(collection, rng: random.Random, ids: int = 60) -> None:
         collection.update(stored, metadata=[{"n": -1}] * len(stored))
     else:
         collection.delete(stored)
+
+
+def commands(url, folder: Path, capsys):
+    """Takes two backups of a small database below `folder` to `url`, which is empty yet, and restores one, by the command line;
+    checks all that it says, and gives what calls it: words -> (exit code, what was printed)."""
+
+    def call(*words):
+        code = command_line.main([str(word) for word in words])
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    with vecdb.open(folder / "db") as db:
+        db.create_collection("docs", dimension=2).insert(["a", "b"], [[1, 2], [2, 1]])
+    assert call("verify", url)[0] == 6
+    code, text = call("backup", url, "--data", folder / "db")
+    assert (code, "docs: 2 records at commit 1" in text) == (0, True)
+    assert '"incremental"' in call("backup", url, "--data", folder / "db", "--json")[1]
+    assert call("backups", url)[1].count("docs (") == 2
+    assert call("verify", url)[1].startswith("2 backups")
+    assert call("restore", url, "--into", folder / "new")[0] == 0
+    with vecdb.open(folder / "new", read_only=True) as db:
+        assert db.get_collection("docs").count() == 2
+    return call
 
 
 def damage_of(path: Path, rng: random.Random, how: str) -> None:

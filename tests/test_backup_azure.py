@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from azurite_server import KEY, Azurite, azurite
-from backup_rows import NAMED, change, everything, filled, two_collections
+from backup_rows import NAMED, change, commands, everything, filled, two_collections
 from seeds import RUN_SEED
 
 import vecdb
@@ -23,7 +23,6 @@ from vecdb import errors
 from vecdb.backup.manifest import MANIFEST_FILE
 from vecdb.backup.store_errors import in_our_words
 from vecdb.backup.target import open_target
-from vecdb_server import __main__ as command_line
 
 obstore = pytest.importorskip("obstore")
 ROOT = Path(__file__).resolve().parent.parent
@@ -228,19 +227,6 @@ def test_a_container_that_is_not_there_is_no_missing_backup(code, kind):
 def test_the_commands_with_a_container(azure, tmp_path, capsys):
     """backup, backups, verify, restore and prune take the URL, and what they need beside from the environment."""
 
-    def call(*words):
-        code = command_line.main([str(word) for word in words])
-        printed = capsys.readouterr()
-        return code, printed.out + printed.err
-
-    with vecdb.open(tmp_path / "db") as db:
-        db.create_collection("docs", dimension=2).insert(["a", "b"], [[1, 2], [2, 1]])
-    assert call("verify", URL)[0] == 6
-    code, text = call("backup", URL, "--data", tmp_path / "db")
-    assert (code, "docs: 2 records at commit 1" in text) == (0, True)
-    assert '"incremental"' in call("backup", URL, "--data", tmp_path / "db", "--json")[1]
-    assert call("backups", URL)[1].count("docs (") == 2
-    assert call("verify", URL)[1].startswith("2 backups")
-    assert call("restore", URL, "--into", tmp_path / "new")[0] == 0
+    call = commands(URL, tmp_path, capsys)
     assert call("backup", URL, "--data", tmp_path / "db", "--kind", "full")[0] == 0
     assert call("prune", URL, "--keep", 1)[1].count("removed") == 2

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from backup_rows import NAMED, change, everything, filled, two_collections
+from backup_rows import NAMED, change, commands, everything, filled, two_collections
 from conftest import serving, wait_until
 from s3_door import LEAST_PART_BYTES
 from s3_server import S3, s3_server
@@ -25,7 +25,6 @@ from vecdb import errors
 from vecdb.backup import taking
 from vecdb.backup.manifest import MANIFEST_FILE
 from vecdb.backup.target import open_target
-from vecdb_server import __main__ as command_line
 
 obstore = pytest.importorskip("obstore")
 ROOT = Path(__file__).resolve().parent.parent
@@ -247,22 +246,7 @@ def test_a_writer_that_is_killed(s3, tmp_path, key, how):
 def test_the_commands_with_a_bucket(s3, tmp_path, capsys):
     """backup, backups, verify, restore and prune take the URL, and what they need beside from the environment."""
 
-    def call(*words):
-        code = command_line.main([str(word) for word in words])
-        printed = capsys.readouterr()
-        return code, printed.out + printed.err
-
-    with vecdb.open(tmp_path / "db") as db:
-        db.create_collection("docs", dimension=2).insert(["a", "b"], [[1, 2], [2, 1]])
-    assert call("verify", URL)[0] == 6
-    code, text = call("backup", URL, "--data", tmp_path / "db")
-    assert (code, "docs: 2 records at commit 1" in text) == (0, True)
-    assert '"incremental"' in call("backup", URL, "--data", tmp_path / "db", "--json")[1]
-    assert call("backups", URL)[1].count("docs (") == 2
-    assert call("verify", URL)[1].startswith("2 backups")
-    assert call("restore", URL, "--into", tmp_path / "new")[0] == 0
-    with vecdb.open(tmp_path / "new", read_only=True) as db:
-        assert db.get_collection("docs").count() == 2
+    call = commands(URL, tmp_path, capsys)
     code, text = call("backup", URL, "--data", tmp_path / "db", "--kind", "full", "--keep", 2)
     assert (code, "removed" in text) == (0, False)
     assert call("prune", URL, "--keep", 1)[1].count("removed") == 2

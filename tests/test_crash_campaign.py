@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 from crash import cut, records
+from crash.apart import in_a_process
 from crash.model import Model
 from crash.verify import Wrong, verify
 from crash.work import Writer
@@ -40,18 +39,6 @@ FAULTY = """
 """
 
 INTERVAL = "SETTINGS.update(durability='interval', durability_interval_ms=40.0); "
-
-
-def in_a_process(folder, *arguments):
-    """What a Python process prints; it has forked nothing and opened nothing before."""
-    path = [ROOT / "tests", ROOT, ROOT / "server", ROOT / "clients" / "python"]
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path)), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *arguments], env=environ, cwd=folder, capture_output=True, text=True,
-        timeout=280, check=False,
-    )  # fmt: skip
-    print(done.stdout, done.stderr)
-    return done
 
 
 @pytest.mark.parametrize("durability", ["commit", pytest.param("interval", marks=pytest.mark.long)])

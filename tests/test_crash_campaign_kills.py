@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shlex
-import subprocess
-import sys
 import textwrap
 from collections import Counter
 from pathlib import Path
 
 from crash.aiming import LEFT_BY, MISSES, Aiming
+from crash.apart import in_a_process
 from crash.tally import Tally, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,18 +20,6 @@ SELDOM = (
     "sweep.rmdir.before", "sweep.rmdir.after", "sweep.sync-folder.before", "damage.commit.before",
 )  # fmt: skip
 """Points that campaigns of an hour had reached and never struck."""
-
-
-def in_a_process(folder, *arguments):
-    """What a Python process prints; it has forked nothing and opened nothing before."""
-    path = [ROOT / "tests", ROOT, ROOT / "server", ROOT / "clients" / "python"]
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path)), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *arguments], env=environ, cwd=folder, capture_output=True, text=True,
-        timeout=280, check=False,
-    )  # fmt: skip
-    print(done.stdout, done.stderr)
-    return done
 
 
 def test_points_that_were_never_struck_are(tmp_path):

@@ -37,27 +37,32 @@ def read_all(docs: Any, how: str) -> list[str]:
     return [record.id for record in docs.get(IDS, include=["document"])]
 
 
+def reading(address: str, how: str) -> tuple[threading.Thread, list[Any]]:
+    """A thread that reads the records of docs, and where it puts their ids, in order, or the error that ended it."""
+    seen: list[Any] = []
+
+    def read() -> None:
+        try:
+            with connect(address, retry_s=0, timeout_s=300) as far:
+                seen.append(sorted(read_all(far.get_collection("docs"), how)))
+        except errors.VecdbError as error:
+            seen.append(error)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return thread, seen
+
+
 @pytest.mark.parametrize("how", ["get", "scan"])
 def test_an_answer_to_a_slow_client_is_sent_whole(tmp_path: Path, how: str) -> None:
     """6 MiB, of which the buffers of no system take all at once, arrive from a server that was told to stop when the
     first of them came and the thread that had answered was free long since; then it ends."""
     process, address = spawn(tmp_path / "db", "--log-level", "error", "--drain-timeout-s", "300")
     way = SlowWay(address, MIB, answers=True)
-    seen: list[Any] = []
-
-    def read() -> None:
-        try:
-            with connect(way.address, retry_s=0, timeout_s=300) as far:
-                docs = far.get_collection("docs")
-                seen.append(sorted(read_all(docs, how)))
-        except errors.VecdbError as error:
-            seen.append(error)
-
     try:
         with connect(address) as near:
             fill(near, MIB // 2)
-            reader = threading.Thread(target=read, daemon=True)
-            reader.start()
+            reader, seen = reading(way.address, how)
             wait_until(lambda: way.passed > MIB // 4, "it comes")
             answered = 'vecdb_calls_seconds_count{code="OK",method="Get"} 1.0'
             if how == "get":
@@ -79,20 +84,10 @@ def test_who_takes_nothing_keeps_no_server_for_longer_than_is_set(tmp_path: Path
     ends in order, though that client cannot be told."""
     process, address = spawn(tmp_path / "db", "--log-level", "warning", "--drain-timeout-s", "1")
     way = SlowWay(address, MIB, answers=True)
-    seen: list[Any] = []
-
-    def read() -> None:
-        try:
-            with connect(way.address, retry_s=0, timeout_s=300) as far:
-                seen.append(read_all(far.get_collection("docs"), how))
-        except errors.VecdbError as error:
-            seen.append(error)
-
     try:
         with connect(address) as near:
             fill(near, MIB // 2)
-        reader = threading.Thread(target=read, daemon=True)
-        reader.start()
+        reader, seen = reading(way.address, how)
         wait_until(lambda: way.passed > MIB // 4, "it comes")
         way.hold()
         begun_s = time.monotonic()

@@ -107,6 +107,16 @@ def test_a_server_lives_with_too_little_room(
         process.wait()
 
 
+def printed(code: str, folder: Path) -> list[str]:
+    """The lines that a Python process of this code prints, given a database in `folder` to make."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(folder / "db")],
+        capture_output=True, text=True, timeout=120, check=False, env=environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    return done.stdout.splitlines()
+
+
 def test_a_batch_without_room_for_blas_is_refused(tmp_path: Path) -> None:
     """The first large batch of a process takes buffers; where a limit leaves none it is LimitExceeded, and single queries go on.
     OpenBLAS read what it had not got, which ended the process."""
@@ -130,12 +140,7 @@ def test_a_batch_without_room_for_blas_is_refused(tmp_path: Path) -> None:
         print(len(docs.query(vectors[:600], k=10).ids))
         db.close()
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "db")],
-        capture_output=True, text=True, timeout=120, check=False, env=environment(),
-    )  # fmt: skip
-    assert done.returncode == 0, (done.returncode, done.stderr)
-    assert done.stdout.splitlines() == [*["refused", "[['r5']]"] * 2, "600"], done.stderr
+    assert printed(code, tmp_path) == [*["refused", "[['r5']]"] * 2, "600"]
 
 
 def test_a_server_that_starts_under_a_limit_takes_the_buffers_at_once(tmp_path: Path) -> None:
@@ -162,12 +167,7 @@ def test_a_server_that_starts_under_a_limit_takes_the_buffers_at_once(tmp_path: 
         resource.setrlimit(resource.RLIMIT_AS, unlimited)
         db.close()
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "db")],
-        capture_output=True, text=True, timeout=120, check=False, env=environment(),
-    )  # fmt: skip
-    assert done.returncode == 0, (done.returncode, done.stderr)
-    assert done.stdout.split() == ["0", str(KEPT), "600"], done.stderr
+    assert printed(code, tmp_path) == ["0", str(KEPT), "600"]
 
 
 @pytest.fixture

@@ -283,7 +283,7 @@ def run_check(args: argparse.Namespace, target: Target) -> int:
     """Checks one collection, or all of them; EXIT_PROBLEMS when anything is wrong."""
     if args.repair:
         return run_repair(args, target)
-    ok, damaged, told = True, list[str](), list[dict[str, Any]]()
+    ok, damaged, told = True, list[str](), dict[str, dict[str, Any]]()
     with opened(target) as database:
         names = (
             [args.collection]
@@ -299,8 +299,7 @@ def run_check(args: argparse.Namespace, target: Target) -> int:
                 fault, ok = fault_of_one(error), False  # the others are checked all the same
                 damaged.append(name)
                 if args.json:
-                    of_it = {"ok": False, "records": None, "problems": [fault]}
-                    told.append({"collection": name, **of_it})
+                    told[name] = {"ok": False, "records": None, "problems": [fault]}
                 else:
                     print(f"{name}: cannot be opened\n  {fault}")
                 continue
@@ -308,7 +307,7 @@ def run_check(args: argparse.Namespace, target: Target) -> int:
                 ok = False
                 damaged.append(name)
             if args.json:
-                told.append({"collection": name, **plain(report)})
+                told[name] = plain(report)
                 continue
             verdict = "ok" if report.ok else f"{len(report.problems)} problems"
             print(f"{name}: {report.records:,} records, {verdict}")
@@ -317,11 +316,11 @@ def run_check(args: argparse.Namespace, target: Target) -> int:
     for name in damaged:
         lost = [] if target.data is None else _lost(target.data, name)
         if lost and args.json:
-            next(line for line in told if line["collection"] == name)["losses"] = lost
+            told[name]["losses"] = lost
         elif lost:
             print("\n  ".join([f"{name}, what a repair would find:", *lost]))
-    for line in told:
-        json_line(line)
+    for name, of_it in told.items():
+        json_line({"collection": name, **of_it})
     return EXIT_OK if ok else EXIT_PROBLEMS
 
 

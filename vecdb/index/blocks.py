@@ -164,10 +164,10 @@ class FloatBlock:
             return _nothing(queries)
         use_threads_for(len(queries))
         k = min(k, count)
-        by_bytes = self.rough is not None and pays(count, self.n)
-        if self.rough is not None and by_bytes and not through_blas(*queries.shape):
+        rough = self.rough if pays(count, self.n) else None
+        if rough is not None and not through_blas(*queries.shape):
             mask = None if allowed is None or count == self.n else allowed.mask()
-            near = self.rough.search(queries, self.vectors, k, mask)
+            near = rough.search(queries, self.vectors, k, mask)
             if near is not None:
                 return as_keys(*near, self.metric)
         if allowed is None or count == self.n:

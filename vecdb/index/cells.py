@@ -58,19 +58,14 @@ def align_centroids(lists: Any) -> None:
     many = centroids.size >= LEAST_SCALARS and centroids.shape[1] % 2 == 0
     # The wrappers of FAISS take no other name. A twin is searched for the lists that it shares with `lists`: as signed
     # bytes where they can be that, and by codes of the centroids.
-    signed = scale_of(lists) is not None
+    scale = None
+    if isinstance(lists, faiss.IndexIVFScalarQuantizer):
+        scale = scale_between(lists.sq)
     lists.referenced_objects = [
         flat,
-        _twin(lists, flat) if signed else None,
-        _twin(lists, _coded(flat, centroids)) if many else None,
+        None if scale is None else _twin(lists, flat, scale),
+        _twin(lists, _coded(flat, centroids), scale) if many else None,
     ]
-
-
-def scale_of(lists: Any) -> float | None:
-    """The scale of lists whose codes are signed bytes to who searches them by `probing`; else None."""
-    if not isinstance(lists, faiss.IndexIVFScalarQuantizer):
-        return None
-    return scale_between(lists.sq)
 
 
 def probing(lists: Any, nprobe: int, queries: int) -> tuple[Any, Any]:
@@ -187,13 +182,13 @@ def empty_like(lists: Any, quantizer: Any) -> Any:
     return twin
 
 
-def _twin(lists: Any, quantizer: Any) -> Any:
-    """An IVF index with the inverted lists of another and a quantizer of its own, in no memory to speak of.
+def _twin(lists: Any, quantizer: Any, scale: float | None) -> Any:
+    """An IVF index with the inverted lists of another and a quantizer of its own, in no memory to speak of; `scale` where
+    their codes are to be signed bytes.
 
     It does not keep `lists` alive: the two would keep each other for ever.
     """
     twin = empty_like(lists, quantizer)
-    scale = scale_of(lists)
     if scale is not None:
         twin.sq = signed_quantizer(int(lists.d), scale)
     twin.replace_invlists(lists.invlists, False)

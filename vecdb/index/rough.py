@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..memory import anonymous
 from .distance import Floats, Rows
 from .door import address, bitmap_selector, faiss, knn, products_at, search_one
-from .signed import LARGEST, asked, look_at, shared_scale
+from .signed import asked, look_at, numbers_of, shared_scale
 
 LEAST_ROWS = 1_536
 """Fewer are read in the time that all around it takes."""
@@ -192,14 +192,10 @@ class Rough:
         start = self.n
         stop = min(start + _STEP_ROWS, len(vectors), len(codes))
         part = vectors[start:stop]
-        scale = np.float32(self._scale)
-        with np.errstate(over="ignore"):  # which is kept within like others
-            numbers = np.multiply(part, scale)
-        np.rint(numbers, out=numbers)
-        np.clip(numbers, -LARGEST, LARGEST, out=numbers)
+        numbers = numbers_of(part, self._scale)
         # FAISS keeps a signed byte with 128 added.
         codes[start:stop] = numbers.astype(np.int8) ^ np.int8(-128)
-        numbers /= scale
+        numbers /= np.float32(self._scale)
         lengths = np.einsum("nd,nd->n", numbers, numbers).max()
         numbers -= part
         errors = np.einsum("nd,nd->n", numbers, numbers).max()

@@ -22,7 +22,7 @@ from .door import address, faiss, products_at, search_one, view_of
 
 _BYTES = faiss.ScalarQuantizer.QT_8bit_direct_signed
 _BOUNDS = faiss.ScalarQuantizer.QT_8bit
-LARGEST = 127
+_LARGEST = 127
 _LOWEST, _REACH = -128.5, 255.0
 """Bounds, as multiples of 1 / scale, between which FAISS decodes a byte to what the signed byte of the same bits says."""
 _LEAST_DIMENSION = 65
@@ -33,7 +33,7 @@ _MOST_COARSE = 2.0
 """Shared bounds may be so many times as coarse as bounds of each dimension: a bit is lost then. WordNet: 1.4; a graph
 over these codes finds as much there: recall@10 at efSearch 32 and 128 0.963 and 0.994, with bounds of each 0.961 and
 0.994."""
-_LEAST_QUERY = float(LARGEST * np.finfo(np.float32).tiny)
+_LEAST_QUERY = float(_LARGEST * np.finfo(np.float32).tiny)
 """A step below the least normal number has no digits."""
 
 
@@ -45,12 +45,12 @@ def shared_scale(sample: Floats, metric: str) -> float | None:
     low, high = sample.min(axis=0).astype(np.float64), sample.max(axis=0).astype(np.float64)
     reach = (1.0 + _ROOM) * float(np.maximum(-low, high).max())
     largest = float(np.finfo(np.float32).max)
-    if not LARGEST / largest < reach < largest:
+    if not _LARGEST / largest < reach < largest:
         return None  # some number of float32 would be infinite
     steps = (1.0 + 2.0 * _ROOM) * (high - low) / _REACH
-    if reach / LARGEST > _MOST_COARSE * float(np.sqrt(np.mean(steps * steps))):
+    if reach / _LARGEST > _MOST_COARSE * float(np.sqrt(np.mean(steps * steps))):
         return None
-    return float(np.float32(LARGEST / reach))
+    return float(np.float32(_LARGEST / reach))
 
 
 def set_bounds(quantizer: Any, scale: float) -> None:
@@ -106,33 +106,34 @@ def emptied(codes: Any) -> Any:
     scale = scale_between(codes.sq)
     if scale is None:
         return codes
-    made = faiss.IndexScalarQuantizer(int(codes.d), _BYTES, int(codes.metric_type))
-    made.sq = signed_quantizer(int(codes.d), scale)
-    made.is_trained = True
-    return made
-
-
-def _view(codes: Any, quantizer: Any) -> Any:
-    n, d = int(codes.ntotal), int(codes.d)
-    look = faiss.IndexScalarQuantizer(d, int(quantizer.qtype), int(codes.metric_type))
-    look.sq = quantizer
-    look.is_trained = True
-    if n:
-        look.codes = view_of(codes.codes.data(), n * int(codes.code_size))
-    look.ntotal = n
-    look.referenced_objects = [codes]
-    return look
+    return _empty(signed_quantizer(int(codes.d), scale), int(codes.metric_type))
 
 
 def look_at(codes: NDArray[np.int8], scale: float, metric: int) -> Any:
     """Flat codes over (n, d) bytes as FAISS keeps them, signed ones with 128 added, without a copy of them."""
     n, d = codes.shape
-    look = faiss.IndexScalarQuantizer(d, _BYTES, metric)
-    look.sq = signed_quantizer(d, scale)
-    look.is_trained = True
-    look.codes = view_of(faiss.swig_ptr(codes.reshape(-1).view(np.uint8)), n * d)
+    look = _empty(signed_quantizer(d, scale), metric)
+    return _filled(look, faiss.swig_ptr(codes.reshape(-1).view(np.uint8)), n, codes)
+
+
+def _view(codes: Any, quantizer: Any) -> Any:
+    look = _empty(quantizer, int(codes.metric_type))
+    return _filled(look, codes.codes.data(), int(codes.ntotal), codes)
+
+
+def _empty(quantizer: Any, metric: int) -> Any:
+    made = faiss.IndexScalarQuantizer(int(quantizer.d), int(quantizer.qtype), metric)
+    made.sq = quantizer
+    made.is_trained = True
+    return made
+
+
+def _filled(look: Any, data: Any, n: int, owner: Any) -> Any:
+    """Empty codes as a look at those of n vectors, which `owner` keeps alive."""
+    if n:
+        look.codes = view_of(data, n * int(look.code_size))
     look.ntotal = n
-    look.referenced_objects = [codes]
+    look.referenced_objects = [owner]
     return look
 
 
@@ -147,18 +148,22 @@ def as_added(codes: Any, vectors: Any) -> Any:
     whatever they are, so they are rounded here, and kept within."""
     if not has_bytes(codes):
         return np.ascontiguousarray(vectors)
-    scale = np.float32(codes.sq.rangestat_arg)
+    return numbers_of(vectors, float(codes.sq.rangestat_arg))
+
+
+def numbers_of(vectors: Floats, scale: float) -> Floats:
+    """What the bytes of vectors (n, d) say, -128 to 127, as float32 (n, d), C-contiguous."""
     with np.errstate(over="ignore"):  # which is kept within like others
-        scaled = np.multiply(vectors, scale, dtype=np.float32, order="C")
+        scaled: Floats = np.multiply(vectors, np.float32(scale), dtype=np.float32, order="C")
     np.rint(scaled, out=scaled)
-    return np.clip(scaled, -LARGEST - 1, LARGEST, out=scaled)
+    return np.clip(scaled, -_LARGEST - 1, _LARGEST, out=scaled)
 
 
 def asked(queries: Floats) -> tuple[Floats, Floats]:
     """Queries (q, d) rounded to numbers of -127 to 127, and what each was divided by for it (q, 1). 5 us for one of 384."""
     step = np.abs(queries).max(axis=1, keepdims=True)
     np.maximum(step, np.float32(_LEAST_QUERY), out=step)
-    step *= np.float32(1.0 / LARGEST)
+    step *= np.float32(1.0 / _LARGEST)
     rounded = queries / step
     return np.rint(rounded, out=rounded), step
 

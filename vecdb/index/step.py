@@ -105,9 +105,10 @@ class Step:
         main, kind = self.main, self.kind
         grows = not anew and not spent
         same = main is not None and (main.kind == kind or (kind == "auto" and main.kind != "flat"))
-        waits = kind == "auto" and main is not None and main.provisional and grows
-        if waits and main and self.rows.size - self.first <= _GROWN_FIRST * main.n:
-            return self._compared(main)
+        fresh = self.rows.size - self.first
+        serves = main if kind == "auto" and grows else None
+        if serves is not None and serves.provisional and fresh <= _GROWN_FIRST * serves.n:
+            return self._compared(serves)
         if same and main is not None and self.first == self.rows.size == main.n and not anew:
             return None
         if kind != "auto":
