@@ -161,11 +161,7 @@ def check_patch(
         _own_named(
             info,
             named_vectors,
-            _own_named(
-                info,
-                named_vectors,
-                check_named(info.vectors, named_vectors, n, lambda i: where(checked, i)),
-            ),
+            check_named(info.vectors, named_vectors, n, lambda i: where(checked, i)),
         ),
     )
 
