@@ -233,6 +233,8 @@ def test_what_one_waits_for_while_loading_and_among_many_collections_counts(tmp_
         *samples("zvec", "growth", "1500", "rows_per_s", [90], at_rows=1_500),
         *samples("vecdb", "growth", "1500 recall=0.95", "qps", [80], at_rows=1_500, recall=0.96),
         *samples("zvec", "growth", "1500 recall=0.95", "qps", [95], at_rows=1_500, recall=0.9),
+        {"kind": "failed", "system": "chroma", "workload": "growth", "case": "", "round": 0,
+         "reason": "the child ended"},
     ]  # fmt: skip
     path = written(tmp_path, held)
     report.main([str(path)])
