@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .distance import Floats, unit, wide
 from .door import faiss, faiss_metric
-from .signed import as_added, has_bytes, set_bounds, shared_scale
+from .signed import LANES, as_added, has_bytes, set_bounds, shared_scale
 
 SCALAR_TYPES = {
     "float16": faiss.ScalarQuantizer.QT_fp16,
@@ -94,6 +94,7 @@ def parts_of(dimension: int) -> int:
 def guide_bytes(kind: str, code: str, dimension: int) -> int:
     """Bytes of what a graph over float32 is walked over, a vector, where its codes are fine."""
     guided = kind == "hnsw" and code == "float32" and dimension >= LEAST_GUIDED_DIMENSION
+    guided = guided and dimension % LANES == 0
     return code_bytes("sq8", dimension) if guided else 0
 
 
@@ -191,8 +192,9 @@ def is_fine(code: str, sample: Floats, metric: str) -> bool:
 
 def fine_codes(code: str, sample: Floats, metric: str) -> Any:
     """Empty codes over which a graph will join the right neighbours, judged by a sample; None where those of `code` do
-    not tell vectors apart so well. Where bounds that all dimensions share are too coarse, those of each may do."""
-    if len(sample) < 4 * _FINE_QUERIES:
+    not tell vectors apart so well, or are not compared faster than vectors. Where bounds that all dimensions share are too
+    coarse, those of each may do."""
+    if len(sample) < 4 * _FINE_QUERIES or sample.shape[1] % LANES:
         return None
     some = np.ascontiguousarray(sample[:: len(sample) // _FINE_QUERIES][:_FINE_QUERIES])
     tenth = np.sqrt(np.maximum(faiss.knn(some, sample, 11, metric=faiss.METRIC_L2)[0][:, 10], 0))

@@ -301,6 +301,25 @@ def address(array: Any) -> int:
     return int(array.__array_interface__["data"][0])
 
 
+def best_products(
+    query: NDArray[np.float32], vectors: NDArray[np.float32], places: NDArray[np.int64], k: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Inner products and places (1, k), best first, of the best of those `places` (1, w) of `vectors` (n, d) for a query (1, d);
+    w >= k. All C-contiguous. Of negative places, which come last, none is an answer: -inf and -1 where there are fewer. A call of
+    FAISS: 1.2 us, and what comparing takes."""
+    scores = np.empty((1, k), np.float32)
+    found = np.empty((1, k), np.int64)
+    rows, dimension = vectors.shape
+    pointer = faiss.swig_ptr
+    faiss.knn_inner_products_by_idx(
+        pointer(query), pointer(vectors), pointer(places), dimension, 1, rows, places.size, k,
+        pointer(scores), pointer(found), places.size,
+    )  # fmt: skip
+    if found[0, -1] < 0:
+        scores[found < 0] = -np.inf
+    return scores, found
+
+
 def products_at(
     queries: NDArray[np.float32], origin: int, places: NDArray[np.int64]
 ) -> NDArray[np.float32]:

@@ -22,7 +22,8 @@ from .distance import Floats, Rows
 from .door import L2, faiss, faiss_metric, use_threads_for
 from .filling import LateBlock
 from .mapped_file import MappedFile
-from .signed import asked, between_bounds, has_bytes
+from .rough_guide import GuideBytes
+from .signed import Walked, asked, between_bounds, has_bytes
 from .walking import by_codes, finder, guide_of, refined, scale_of, walk, walk_and_compare, widened
 
 HNSW_M = 16
@@ -99,6 +100,10 @@ class Main:
         self._late = block if isinstance(block, LateBlock) else None
         self._refined = refined(code, index, block)
         self._find = finder(kind, code, index, self._refined)
+        if self.guide is not None and has_bytes(self.guide):
+            assert isinstance(block, FloatBlock)
+            if block.rough is None:
+                block.rough = GuideBytes(self.guide)
         self.scale = None if self._refined is not None else scale_of(kind, index)
         """Of scores of signed bytes that are its answers, see `signed.py`; None for others."""
         self._settings: dict[tuple[float, int], Any] = {}
@@ -127,6 +132,11 @@ class Main:
             if not mapped.is_whole:
                 return False
         return True
+
+    @property
+    def walked(self) -> Walked | None:
+        """Walks over signed bytes whose candidates are compared by vectors; None where it is not searched so."""
+        return self._refined if isinstance(self._refined, Walked) else None
 
     @property
     def by_codes(self) -> bool:

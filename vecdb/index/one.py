@@ -57,7 +57,7 @@ def nearest(
         near = to_distances(true_keys(x, source, rows, metric, all_there=True), metric)
         order = np.lexsort((rows[0], near[0]))[:k]
         return near[:, order], rows[:, order], plan.walk_name(main)
-    return *_in_order(_near(found[0], metric), rows), plan.walk_name(main)
+    return *in_order(_near(found[0], metric), rows), plan.walk_name(main)
 
 
 def nearest_allowed(
@@ -90,7 +90,7 @@ def nearest_allowed(
         if at.size < k:
             return None
         scores, positions = scores[:, at], positions[:, at]
-    return *_in_order(_near(scores, metric), main.rows[positions]), way.name
+    return *in_order(_near(scores, metric), main.rows[positions]), way.name
 
 
 def is_simple(main: Main | None, pieces: tuple[Piece, ...], lossy_tail: bool) -> bool:
@@ -147,7 +147,7 @@ def _near(scores: Floats, metric: str) -> Floats:
     return scores if metric == "l2" else np.subtract(_ONE, scores)
 
 
-def _in_order(near: Floats, rows: Rows) -> tuple[Any, Any]:
+def in_order(near: Floats, rows: Rows) -> tuple[Any, Any]:
     """Equal distances by row; nearly always that is how they come."""
     if len(near) == 1 and near.shape[1] <= _FEW:
         # They rise, so where all differ they are in order: 1 us less than to compare neighbours.

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from . import cells
-from .blocks import Allowed, FloatBlock, nearness
+from .blocks import FAR_COST_A_ROW, Allowed, FloatBlock
 from .distance import Floats, Rows, widen
 from .door import L2
 from .main import Main
+from .rough_guide import GuideBytes
 from .side import Asked, SideGraph
 from .trace import Trace
 
@@ -36,9 +37,6 @@ an H100 11 us more, and a core of its host 302 us more, where 16 were probed ins
 DEVICE_CALL = 4_600.0
 """One such call beside what it probes, at 60 ns a distance: 0.18 ms in the process that holds the card (the same lists), 0.1 ms to it
 (`device/link.py`)."""
-NEAR_COST_A_ROW, FAR_COST_A_ROW = 0.7, 2.4
-"""Of a row picked out by a filter, where the one before it is picked too, and where it lies alone:
-116,659 rows, 11,400 of them in a run: 35 ns each; 19,900 scattered ones: 145 ns."""
 BLAS_COST_A_ROW, COPY_COST_A_ROW, PROOF_COST = 0.2, 22.0, 1_000.0
 """Of a picked row where a batch is multiplied with a copy of them, for each query, and once a batch; and, under l2, of
 proving a query's answer. 5,000 to 25,000 of 116,659 rows, in a run or not, as parts of a walk in the same batch: 31 to
@@ -97,11 +95,17 @@ def walk_cost(main: Main, k: int, setting: int) -> float:
 
 def exact_cost(main: Main, allowed: Allowed | None, queries: int = 1) -> float:
     """Cost of one exact search over the allowed rows, one of so many in a batch, in exact distances."""
-    if allowed is None or allowed.count == main.n:
-        return float(main.n)
-    alone = _alone_cost(main, allowed)
-    block = main.block
-    if main.host is not None or not isinstance(block, FloatBlock):
+    block = None if main.host is not None else main.block
+    if allowed is not None and allowed.count == main.n:
+        allowed = None
+    by_bytes = math.inf
+    if isinstance(block, FloatBlock) and block.by_bytes(queries, allowed):
+        assert isinstance(block.rough, GuideBytes)
+        by_bytes = block.rough.cost(allowed, main.n)
+    if allowed is None:
+        return min(float(main.n), by_bytes)
+    alone = min(_alone_cost(main, allowed), by_bytes)
+    if not isinstance(block, FloatBlock):
         return alone
     if not block.copies(queries, block.vectors.shape[1], allowed.count):
         return alone
@@ -112,10 +116,7 @@ def exact_cost(main: Main, allowed: Allowed | None, queries: int = 1) -> float:
 def _alone_cost(main: Main, allowed: Allowed) -> float:
     if allowed.count * FAR_COST_A_ROW < GRAPH_COST_A_CANDIDATE or allowed.count > main.n // 3:
         return min(FAR_COST_A_ROW * allowed.count, 1.5 * main.n)
-    near = allowed.near
-    if near is None:
-        near = allowed.near = nearness(allowed.picked())
-    return allowed.count * (near * NEAR_COST_A_ROW + (1.0 - near) * FAR_COST_A_ROW)
+    return allowed.cost()
 
 
 def plain_walk(main: Main, target_recall: float, k: int) -> int | None:
@@ -282,14 +283,14 @@ def _searched(
         short, deepest = np.flatnonzero(positions[:, k - 1] < 0), setting
     else:
         plan = "overfetch" if beside is None else SIDE
-        keys, positions, short, want, wider = _filtered(
+        keys, positions, short, want, wider, spent = _filtered(
             walked, queries, k, want, setting, allowed, limit, check
         )
         moving = wider
         if main.kind == "ivf" and not allowed.deaths:
             moving = np.arange(len(queries))
         short, deepest = _settled(
-            walked, queries, want, setting, allowed, limit, keys, positions, short,
+            walked, queries, want, setting, allowed, limit - spent, keys, positions, short,
             np.setdiff1d(moving, short), check,
         )  # fmt: skip
     if trace is not None:
@@ -326,14 +327,16 @@ def _filtered(
     allowed: Allowed,
     limit: float,
     check: Callable[[], None],
-) -> tuple[Floats, Rows, Rows, int, Rows]:
-    """Keys and positions (q, k), the queries that found fewer than k, the widest walk, and those that
-    `_TOO_NARROW` walks found too few for."""
+) -> tuple[Floats, Rows, Rows, int, Rows, float]:
+    """Keys and positions (q, k), the queries that found fewer than k, the widest walk, those that
+    `_TOO_NARROW` walks found too few for, and what all walks cost a query that made them. None is made that would bring
+    that to more than the `limit`: then the rows are compared, and no query takes more than twice that."""
     keys = np.full((len(queries), k), np.inf, np.float32)
     positions = np.full((len(queries), k), -1, np.int64)
     short = np.arange(len(queries))
-    width, narrow, walks = want, short, 0
+    width, narrow, walks, spent = want, short, 0, 0.0
     while True:
+        spent += walk_cost(main, width, setting)
         few = queries if short.size == len(queries) else np.ascontiguousarray(queries[short])
         found = _allowed_first(*main.search(few, width, setting), allowed, k)
         keys[short], positions[short] = found
@@ -342,10 +345,13 @@ def _filtered(
         if walks <= _TOO_NARROW[main.kind]:
             narrow = short
         wider, deeper = width * WIDER, setting * 2 if main.kind == "ivf" else setting
-        if not short.size or wider >= main.n // 2 or walk_cost(main, wider, setting) > limit:
-            return keys, positions, short, width, narrow
-        if not main.gives(wider, deeper):
-            return keys, positions, short, width, narrow
+        if not short.size or wider >= main.n // 2 or not main.gives(wider, deeper):
+            return keys, positions, short, width, narrow, spent
+        ahead = walk_cost(main, wider, setting)
+        if walks >= _TOO_NARROW[main.kind]:
+            ahead += walk_cost(main, wider, 2 * max(wider, setting))  # `_settled` asks that of it
+        if spent + ahead > limit:
+            return keys, positions, short, width, narrow, spent
         width, setting = wider, deeper
         check()
 
@@ -381,7 +387,8 @@ def _settled(
     while moving.size:
         check()
         deeper = setting * 2
-        if walk_cost(main, width, deeper) > limit or not main.gives(width, deeper):
+        limit -= walk_cost(main, width, deeper)
+        if limit < 0.0 or not main.gives(width, deeper):
             return np.union1d(short, moving), setting
         setting = deeper
         found = main.search(np.ascontiguousarray(queries[moving]), width, setting)

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from ..memory import anonymous
 from .distance import Floats, Rows
-from .door import address, bitmap_selector, faiss, knn, products_at, search_one
-from .signed import asked, look_at, numbers_of, shared_scale
+from .door import address, best_products, bitmap_selector, faiss, knn, products_at, search_one
+from .signed import LANES, asked, look_at, numbers_of, shared_scale
 
 LEAST_ROWS = 1_536
 """Fewer are read in the time that all around it takes."""
@@ -34,16 +34,12 @@ _SHARE = 8
 _TRIED, _MOST_FAILED = 64, 0.25
 """After so many queries bytes are not asked any more where more than this share of them lacked the proof."""
 _REMEMBERED = 1_024
-_SHORTEST = 1e-15
+SHORTEST = 1e-15
 """Of shorter queries, and of rows with such a step, squares of errors may be lost to float32."""
+_LOST = 0.1 * SHORTEST
+"""Length of what may have no square in float32, of any dimension."""
 _ROUNDING = 1e-5
 """Of float32, as a share of the product of both lengths."""
-
-
-def pays(allowed: int, rows: int) -> bool:
-    """Whether bytes may be quicker where so many of the rows may answer: of 2,000 30 % took 126 us by bytes and 75 without,
-    of 8,000 the same."""
-    return allowed >= LEAST_ROWS and 2 * allowed >= rows
 
 
 class Rough:
@@ -65,6 +61,28 @@ class Rough:
     def nbytes(self) -> int:
         return 0 if self._codes is None else self.n * self._dimension
 
+    @property
+    def measured(self) -> bool:
+        """Whether searches go by bytes, of most rows at least."""
+        return self.n > 0 and not self._refused
+
+    def pays(self, allowed: Any, rows: int) -> bool:
+        """Whether bytes may be quicker where these of the rows may answer, an `Allowed` or all (None): of 2,000 30 % took 126 us by bytes and 75
+        without, of 8,000 the same."""
+        count = rows if allowed is None else allowed.count
+        return count >= LEAST_ROWS and 2 * count >= rows
+
+    def among(
+        self, queries: Floats, vectors: Floats, k: int, allowed: Any
+    ) -> tuple[Floats, Rows] | None:
+        """`search` among those `allowed`."""
+        return self.search(queries, vectors, k, None if allowed is None else allowed.mask())
+
+    @staticmethod
+    def width(k: int) -> int:
+        """Candidates for k answers."""
+        return k + max(_BEYOND, _MORE_OF_K * k)
+
     def search(
         self, queries: Floats, vectors: Floats, k: int, mask: NDArray[np.bool_] | None
     ) -> tuple[Floats, Rows] | None:
@@ -72,14 +90,13 @@ class Rough:
         comparing all gives them; -inf and -1 where there are fewer. None where that is no dearer."""
         self._extend(vectors)
         rows = min(self.n, len(vectors))
-        width = k + max(_BEYOND, _MORE_OF_K * k)
+        width = self.width(k)
         if rows < LEAST_ROWS or width * _SHARE > rows or self._refused:
             return None
         codes = self._codes_of(rows)
         if codes is None:
             return None
-        scores, positions, proven, short = self._best(codes, queries, vectors, k, width, mask)
-        self._count(int(np.count_nonzero(~short)), int(np.count_nonzero(~(proven | short))))
+        scores, positions, proven = self._best(codes, queries, vectors, k, width, mask)
         if rows < len(vectors):
             rest, others = None, None
             if mask is not None:
@@ -101,8 +118,9 @@ class Rough:
         k: int,
         width: int,
         mask: NDArray[np.bool_] | None,
-    ) -> tuple[Floats, Rows, NDArray[np.bool_], NDArray[np.bool_]]:
-        """The k best of the rows in `look`, of which queries that is proven, and which are too short to tell."""
+        picked: Rows | None = None,
+    ) -> tuple[Floats, Rows, NDArray[np.bool_]]:
+        """The k best of the rows in `look`, and of which queries that is proven. `picked`: which of the vectors these rows are."""
         params, kept = None, None
         if mask is not None:
             selector, kept = bitmap_selector(mask[: int(look.ntotal)])
@@ -114,22 +132,25 @@ class Rough:
             coded, positions = look.search(rounded, width, params=params)
         del kept
         few = positions[:, -1] < 0
-        if few.any():
-            found = positions >= 0
-            scores = products_at(queries, address(vectors), np.where(found, positions, 0))
-            scores[~found] = -np.inf
+        if picked is not None:
+            positions = np.where(positions < 0, -1, picked[positions])
+        if len(queries) == 1:
+            scores, positions = best_products(queries, vectors, positions, k)
         else:
-            scores = products_at(queries, address(vectors), positions)
-        scores, positions = _sorted(scores, positions, k)
-        last = coded[:, -1] * (step[:, 0] / np.float32(self._scale))
+            scores = products_at(queries, address(vectors), np.maximum(positions, 0))
+            scores[positions < 0] = -np.inf
+            scores, positions = _sorted(scores, positions, k)
+        last = np.where(few, 0, coded[:, -1]) * (step[:, 0] / np.float32(self._scale))
         rounded *= step
         rounded -= queries
         lengths = _lengths(queries)
         reach = lengths * (self._error + _ROUNDING * (self._length + self._error))
         reach += _lengths(rounded) * self._length
-        short = lengths < _SHORTEST
+        short = lengths < SHORTEST
         # Few: there are no others than these.
-        return scores, positions, few | (~short & (scores[:, -1] > last + reach)), short
+        proven = few | (~short & (scores[:, -1] > last + reach))
+        self._count(int(np.count_nonzero(~short)), int(np.count_nonzero(~(proven | short))))
+        return scores, positions, proven
 
     def _compare_all(
         self,
@@ -180,8 +201,8 @@ class Rough:
             self._one_codes.release()
 
     def _begin(self, vectors: Floats) -> None:
-        scale = shared_scale(vectors[:LEAST_ROWS], "ip")
-        if scale is None or scale * _SHORTEST > 1.0:
+        scale = shared_scale(vectors[:LEAST_ROWS], "ip") if self._dimension % LANES == 0 else None
+        if scale is None or scale * SHORTEST > 1.0:
             self._refuse()
             return
         self._scale = scale
@@ -195,14 +216,18 @@ class Rough:
         numbers = numbers_of(part, self._scale)
         # FAISS keeps a signed byte with 128 added.
         codes[start:stop] = numbers.astype(np.int8) ^ np.int8(-128)
+        self._measure(numbers, part)
+        self.n = stop
+
+    def _measure(self, numbers: Floats, vectors: Floats) -> None:
+        """How wrong bytes with these `numbers` (n, d), which are overwritten, are of `vectors`. Before they count in `n`: who reads
+        that has to know it."""
         numbers /= np.float32(self._scale)
         lengths = np.einsum("nd,nd->n", numbers, numbers).max()
-        numbers -= part
+        numbers -= vectors
         errors = np.einsum("nd,nd->n", numbers, numbers).max()
-        # Before the rows count: who reads their number has to know how wrong they may be.
-        self._length = max(self._length, float(np.sqrt(lengths)))
-        self._error = max(self._error, float(np.sqrt(errors)))
-        self.n = stop
+        self._length = max(self._length, float(np.sqrt(lengths)) + _LOST)
+        self._error = max(self._error, float(np.sqrt(errors)) + _LOST)
 
     def _codes_of(self, rows: int) -> Any:
         """A FAISS index of the first `rows`; None where bytes were given up meanwhile."""
@@ -212,8 +237,9 @@ class Rough:
         codes = self._codes
         if codes is None:
             return None
-        self._look = rows, look_at(codes[:rows], self._scale, _IP)
-        return self._look[1]
+        look = look_at(codes[:rows], self._scale, _IP)
+        self._look = rows, look  # another thread may put that of a later view there meanwhile
+        return look
 
 
 _IP = int(faiss.METRIC_INNER_PRODUCT)

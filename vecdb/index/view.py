@@ -13,7 +13,7 @@ from ..errors import InvalidQuery, InvalidVector
 from ..layout import vector_width
 from ..selection import Selection
 from ..turns import Wait
-from . import chosen, main_part, one, proof
+from . import chosen, main_part, one, plan, proof
 from .blocks import Allowed, Mask
 from .chosen import Few, MainMask
 from .device_main import DeviceMain
@@ -26,10 +26,13 @@ from .reasons import NO_QUERY, Reasons
 from .served import Served
 from .side import Sides
 from .source import VectorSource, true_keys
+from .straight import Straight
 from .tail import Piece
 from .tiled import LEAST_QUERIES, PLAN, Tiled
 from .trace import FEW, Trace
 
+_KEPT_STRAIGHTS = 64
+_UNKNOWN: Any = object()
 _ON_DEVICE = 1_024
 """Queries of a large batch that go to a device together."""
 
@@ -100,6 +103,7 @@ class View:
         self._fews = Fews(lasting)
         self.is_simple = device_main is None and one.is_simple(main, pieces, lossy_tail)
         self._whole_tail = n_live - main_live == self.tail_rows
+        self._straights: dict[tuple[int, float | None], Straight | None] = {}
 
     @property
     def tail_rows(self) -> int:
@@ -143,6 +147,13 @@ class View:
 
         Every query gets k answers when k rows are allowed. InvalidVector, InvalidQuery: what is wrong.
         """
+        if square is not None and allowed is None and trace is None and not exact:
+            way: Straight | None = self._straights.get((k, target_recall), _UNKNOWN)
+            if way is _UNKNOWN:
+                way = self._straight(k, target_recall)
+            found = None if way is None else way.nearest(queries, square)
+            if found is not None:
+                return found
         x = self._queries(queries, square)
         if k < 1:
             raise InvalidQuery(f"k must be at least 1, given {k}", k=k)
@@ -243,6 +254,22 @@ class View:
             tail = [(p, None if whole else self.allowed_in_piece(p, allowed)) for p in self.pieces]
             found = one.with_tail(found, tail, x, k, self.metric)
         return None if found is None else Found(found[0], found[1], False, found[2])
+
+    def _straight(self, k: int, target_recall: float | None) -> Straight | None:
+        """How single queries without a filter are answered, where that is as simple as can be; worked out once."""
+        main, target = self.main, self.target_recall if target_recall is None else target_recall
+        made = None
+        if self.is_simple and main is not None and main.walked is not None and not self.pieces:
+            if main.is_late:
+                return None  # for now
+            if self.main_live == main.n and 0.0 < target < 1.0 and 0 < k <= main.n:
+                setting = plan.plain_walk(main, target, k)
+                if setting is not None:
+                    made = Straight(main, main.walked, k, setting, self.metric)
+        if len(self._straights) >= _KEPT_STRAIGHTS:
+            self._straights = {}
+        self._straights[k, target_recall] = made
+        return made
 
     def _queries(self, queries: Any, square: float | None = None) -> Any:
         width = vector_width(self.dimension, self.storage)
