@@ -94,6 +94,92 @@ def test_bytes_answer_and_few_vectors_are_compared(monkeypatch):
     assert len(asked) == 200
 
 
+def same(block, vectors, queries, k, allowed):
+    """`agrees` of one and the same `Allowed`, as a filter that comes again has it."""
+    keys, positions = block.search(queries, k, allowed)
+    truth = -(queries.astype(np.float64) @ vectors.astype(np.float64).T)
+    truth[:, ~allowed.mask()] = np.inf
+    best = np.sort(truth, axis=1)[:, : keys.shape[1]]
+    assert np.allclose(keys, best, atol=2e-6)
+    assert np.allclose(np.take_along_axis(truth, positions, axis=1), best, atol=2e-6)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("spread", [1e-4, 0.5])
+def test_a_filter_that_is_asked_again_has_its_bytes_side_by_side(listed, spread, monkeypatch):
+    """Once, for all queries that follow, of one and of several; where proofs fail the vectors are compared."""
+    rng = np.random.default_rng(RUN_SEED)
+    vectors, queries = rows_of(rng, 900, 30, spread), rows_of(rng, 60, 30, spread)
+    block, made = measured(guided(vectors), queries), []
+    look_at = rough_guide.look_at
+    monkeypatch.setattr(rough_guide, "look_at", lambda codes, *more: made.append(len(codes)) or look_at(codes, *more))  # fmt: skip
+    mask = rng.random(900) < 0.4
+    allowed = Allowed(900, picked=np.flatnonzero(mask)) if listed else Allowed(900, mask=mask)
+    scattered = block.rough.cost(allowed, 900)
+    for i in range(40):
+        same(block, vectors, queries[i : i + 1 + i % 4], 1 + i % 7, allowed)
+    for k in (allowed.count // 4, allowed.count - 1, allowed.count):
+        same(block, vectors, queries[:1], k, allowed)
+    assert made == [allowed.count]
+    assert block.rough._refused or block.rough.cost(allowed, 900) < scattered
+    assert block.rough._refused or block.nbytes > vectors.nbytes + allowed.count * DIMENSION
+
+
+def test_filters_that_have_no_room_together_are_not_gathered_for_each_query(monkeypatch):
+    """One that had to go is compared without for a while, and its price is that."""
+    rng = np.random.default_rng(RUN_SEED)
+    vectors, queries = rows_of(rng, 900), rows_of(rng, 60)
+    block, made = measured(guided(vectors), queries), []
+    look_at = rough_guide.look_at
+    monkeypatch.setattr(rough_guide, "look_at", lambda codes, *more: made.append(len(codes)) or look_at(codes, *more))  # fmt: skip
+    several = [Allowed(900, mask=rng.random(900) < 0.3) for _ in range(4)]
+    gone = 0
+    for i in range(20):
+        for allowed in several:
+            same(block, vectors, queries[i : i + 1], 5, allowed)
+            for one in several:
+                gone += one.asked < 0
+                assert one.asked >= 0 or block.rough.cost(one, 900) > 20 + 0.5 * one.count
+    assert gone
+    assert len(made) <= 14
+    assert sum(one.count for one, _ in block.rough._kept.values()) <= 450
+
+
+def test_a_small_filter_of_many_rows_is_gathered_too():
+    """To ask a mask for all rows would not pay, but side by side its bytes do."""
+    rng = np.random.default_rng(RUN_SEED)
+    vectors = rows_of(rng, 4_000)
+    block = measured(guided(vectors), rows_of(rng, 40))
+    allowed = Allowed(4_000, picked=np.sort(rng.choice(4_000, 70, replace=False)))
+    assert not block.rough.pays(allowed, 4_000)
+    for query in rows_of(rng, 5):
+        same(block, vectors, query[None], 5, allowed)
+    assert id(allowed) in block.rough._kept
+
+
+def test_without_memory_to_gather_a_mask_is_asked(monkeypatch):
+    """The answer comes all the same."""
+    rng = np.random.default_rng(RUN_SEED)
+    vectors = rows_of(rng, 900)
+    block = measured(guided(vectors), rows_of(rng, 40))
+
+    def none(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(rough_guide, "look_at", none)
+    allowed = Allowed(900, mask=rng.random(900) < 0.4)
+    for query in rows_of(rng, 12):
+        same(block, vectors, query[None], 5, allowed)
+    assert not block.rough._kept
+
+
+def test_a_mask_of_nearly_all_makes_no_list():
+    """What it costs to compare what is alive is known without a list of it."""
+    allowed = Allowed(1_000_000, mask=np.ones(1_000_000, np.bool_))
+    assert allowed.cost() == pytest.approx(700_000, rel=0.01)
+    assert allowed._picked is None
+
+
 def test_fewer_allowed_than_candidates():
     """A k below, and above, of what is allowed: all of it is an answer, or the best."""
     rng = np.random.default_rng(RUN_SEED)

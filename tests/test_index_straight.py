@@ -73,6 +73,43 @@ def test_queries_that_need_a_closer_look_go_the_ordinary_way(view):
         assert (one.distances == other.distances).all()
 
 
+def test_a_query_within_a_query(view, monkeypatch):
+    """As a signal's handler may ask one: both are answered right."""
+    rng = np.random.default_rng(RUN_SEED)
+    queries = rng.standard_normal((2, 1, 96)).astype(np.float32)
+    truth = [view.search(query, 10, target_recall=0.9).rows for query in queries]
+    inner, use = [], straight.use_threads
+
+    def asks(count):
+        if not inner:
+            inner.append(None)
+            inner.append(asked(view, queries[1], 10, 0.9)[0])
+        use(count)
+
+    asked(view, queries[0], 10, 0.9)
+    monkeypatch.setattr(straight, "use_threads", asks)
+    outer, _ = asked(view, queries[0], 10, 0.9)
+    assert (outer.rows == truth[0]).all()
+    assert (inner[1].rows == truth[1]).all()
+
+
+def test_memory_at_an_odd_address(view):
+    """Such queries are copied first."""
+    rng = np.random.default_rng(RUN_SEED)
+    query = rng.standard_normal((1, 96)).astype(np.float32)
+    odd = np.frombuffer(b"x" + query.tobytes(), np.float32, offset=1).reshape(1, 96)
+    one, other = asked(view, odd, 10)
+    assert (one.rows == other.rows).all()
+
+
+def test_ways_that_are_kept_are_few(view):
+    """A target of each query's own does not fill memory."""
+    query = np.ones((1, 96), np.float32)
+    for n in range(100):
+        asked(view, query, 5, 0.8 + n / 1_000)
+    assert len(view._straights) <= 64
+
+
 def test_more_than_there_is_and_exact_answers(view):
     """A k of nearly all rows, and a target of 1, compare all."""
     rng = np.random.default_rng(RUN_SEED)

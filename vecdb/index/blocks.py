@@ -55,7 +55,7 @@ class Allowed:
         self._picked = picked
         self._near: float | None = None
         self.asked = 0
-        """How often their bytes were; kept by `rough_guide.GuideBytes`."""
+        """How often all of them were compared; kept by `rough_guide.GuideBytes`."""
         self.ways: dict[tuple[int, float], Any] = {}
         """How single queries are answered, by k and target recall; kept by `one.nearest_allowed`."""
         if picked is not None:
@@ -82,7 +82,12 @@ class Allowed:
         """Of comparing a query with each of them, picked out of float32 vectors."""
         near = self._near
         if near is None:
-            near = self._near = nearness(self.picked()) if self.count else 0.0
+            some = self._picked
+            if some is None and self._mask is not None:
+                some = np.flatnonzero(self._mask[: 16 * _LOOKED_AT])  # to list all may take long
+            if some is None or not len(some):
+                some = self.picked()
+            near = self._near = nearness(some) if len(some) else 0.0
         return self.count * (near * NEAR_COST_A_ROW + (1.0 - near) * FAR_COST_A_ROW)
 
     def holds(self, positions: Rows) -> Mask:
@@ -177,10 +182,13 @@ class FloatBlock:
         k = min(k, count)
         if count == self.n:
             allowed = None
-        if self.rough is not None and self.wants_bytes(len(queries), allowed):
-            near = self.rough.among(queries, self.vectors, k, allowed)
-            if near is not None:
-                return as_keys(*near, self.metric)
+        if self.rough is not None and not through_blas(*queries.shape):
+            if self.rough.pays(allowed, self.n):
+                near = self.rough.among(queries, self.vectors, k, allowed)
+                if near is not None:
+                    return as_keys(*near, self.metric)
+            else:
+                self.rough.passed_over(allowed)
         if allowed is None:
             return self._all(queries, self.vectors, k)
         copied = self.copies(len(queries), queries.shape[1], count)
@@ -195,15 +203,12 @@ class FloatBlock:
             return as_keys(*knn(queries, self.vectors, k, self.metric, selector), self.metric)
         return _of_picked(*self._all(queries, self.vectors[picked], k), picked)
 
-    def wants_bytes(self, queries: int, allowed: Allowed | None) -> bool:
-        """Whether so many queries are compared by bytes with most of the `allowed` vectors (None: all), once that can be done."""
-        if self.rough is None or through_blas(queries, self.vectors.shape[1]):
-            return False
-        return self.rough.pays(allowed, self.n)
-
     def by_bytes(self, queries: int, allowed: Allowed | None) -> bool:
-        """Whether it can be done already."""
-        return self.rough is not None and self.rough.measured and self.wants_bytes(queries, allowed)
+        """Whether so many queries are compared by bytes with most of the `allowed` vectors (None: all)."""
+        rough = self.rough
+        if rough is None or not rough.measured or through_blas(queries, self.vectors.shape[1]):
+            return False
+        return rough.pays(allowed, self.n)
 
     def copies(self, queries: int, dimension: int, count: int) -> bool:
         """Whether a search copies the `count` allowed vectors, to multiply all queries with them at once."""

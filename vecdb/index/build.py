@@ -42,6 +42,7 @@ from .makers import (
 )
 from .plan import widest
 from .side import SideGraph, Wanted
+from .signed import LANES
 from .source import READ_ROWS, scan, true_keys
 from .walking import finder, refined
 
@@ -406,9 +407,10 @@ def build_bytes(kind: str, code: str, dimension: int, held: int, fresh: int, rep
     total = held + fresh
     copied = replaced if code == "float32" and kind == "hnsw" else total
     serving = code_bytes(code, dimension) * copied
-    walk = (
-        code_bytes("sq8", dimension) * total if kind == "hnsw" and code in ("float32", "sq4") else 0
-    )
+    walk = 0
+    if kind == "hnsw" and code in ("float32", "sq4"):
+        over = "float32" if code == "float32" and dimension % LANES else "sq8"
+        walk = code_bytes(over, dimension) * total
     graph = 160 * total * (2 if held else 1) if kind == "hnsw" else 16 * total
     made, vector = serving + walk + graph, vector_bytes(code, dimension)
     if kind == "ivf" and held:

@@ -192,9 +192,8 @@ def is_fine(code: str, sample: Floats, metric: str) -> bool:
 
 def fine_codes(code: str, sample: Floats, metric: str) -> Any:
     """Empty codes over which a graph will join the right neighbours, judged by a sample; None where those of `code` do
-    not tell vectors apart so well, or are not compared faster than vectors. Where bounds that all dimensions share are too
-    coarse, those of each may do."""
-    if len(sample) < 4 * _FINE_QUERIES or sample.shape[1] % LANES:
+    not tell vectors apart so well. Where bounds that all dimensions share are too coarse, those of each may do."""
+    if len(sample) < 4 * _FINE_QUERIES:
         return None
     some = np.ascontiguousarray(sample[:: len(sample) // _FINE_QUERIES][:_FINE_QUERIES])
     tenth = np.sqrt(np.maximum(faiss.knn(some, sample, 11, metric=faiss.METRIC_L2)[0][:, 10], 0))

@@ -18,7 +18,7 @@ from .codes import fine_codes, is_guide, like, new_codes, typical_error
 from .distance import Floats, Rows
 from .door import READ_FLAGS, add_to_lists, faiss, flat_over, give_memory_back, reserve
 from .main import HNSW_M, Main, attach, block_of, empty_graph, new_ivf, whole
-from .signed import as_added, emptied, scale_between
+from .signed import LANES, as_added, emptied, scale_between
 from .source import READ_ROWS, VectorSource
 
 _TRAIN_ROWS_A_LIST = 40
@@ -243,14 +243,14 @@ class GraphMaker:
 
 
 def _walk_codes(build: Making, old: Main | None, sample: Floats) -> Any:
-    """Empty codes to build over: the serving ones, or sq8 or float16 where they are fine."""
+    """Empty codes to build over: the serving ones, or sq8 or float16 where they are fine, and are compared sooner than vectors."""
     job, code = build.job, build.code
     if code not in ("float32", "sq4"):
         if old is not None and isinstance(old.block, CodeBlock):
             return emptied(like(old.block.index))
         return emptied(new_codes(code, job.dimension, job.metric, sample))
-    for small in ("sq8", "float16"):
-        fine = fine_codes(small, sample, job.metric)
+    smaller = () if code == "float32" and job.dimension % LANES else ("sq8", "float16")
+    for fine in (fine_codes(small, sample, job.metric) for small in smaller):
         if fine is not None:
             return emptied(fine)
     return new_codes("float32", job.dimension, job.metric)

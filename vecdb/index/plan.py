@@ -131,6 +131,8 @@ def plain_walk(main: Main, target_recall: float, k: int) -> int | None:
         setting is not None and exact_cost(main, None) <= walk_cost(main, width, setting)
     ):
         setting = None
+        if isinstance(main.block, FloatBlock) and main.block.by_bytes(1, None):
+            return None  # not remembered: bytes may be given up
     if len(main.walks) > _KEPT_WALKS:
         main.walks = {}
     main.walks[target_recall, k] = setting
@@ -329,8 +331,8 @@ def _filtered(
     check: Callable[[], None],
 ) -> tuple[Floats, Rows, Rows, int, Rows, float]:
     """Keys and positions (q, k), the queries that found fewer than k, the widest walk, those that
-    `_TOO_NARROW` walks found too few for, and what all walks cost a query that made them. None is made that would bring
-    that to more than the `limit`: then the rows are compared, and no query takes more than twice that."""
+    `_TOO_NARROW` walks found too few for, and what all walks cost a query that made them. After the first none is made that
+    would bring that, with what must follow it, to more than the `limit`: then the rows are compared."""
     keys = np.full((len(queries), k), np.inf, np.float32)
     positions = np.full((len(queries), k), -1, np.int64)
     short = np.arange(len(queries))
@@ -347,9 +349,11 @@ def _filtered(
         wider, deeper = width * WIDER, setting * 2 if main.kind == "ivf" else setting
         if not short.size or wider >= main.n // 2 or not main.gives(wider, deeper):
             return keys, positions, short, width, narrow, spent
-        ahead = walk_cost(main, wider, setting)
+        ahead = walk_cost(main, wider, deeper)
         if walks >= _TOO_NARROW[main.kind]:
-            ahead += walk_cost(main, wider, 2 * max(wider, setting))  # `_settled` asks that of it
+            # `_settled` asks that of it.
+            walked = deeper if main.kind == "ivf" else max(wider, deeper)
+            ahead += walk_cost(main, wider, 2 * walked)
         if spent + ahead > limit:
             return keys, positions, short, width, narrow, spent
         width, setting = wider, deeper

@@ -72,6 +72,9 @@ class Rough:
         count = rows if allowed is None else allowed.count
         return count >= LEAST_ROWS and 2 * count >= rows
 
+    def passed_over(self, allowed: Any) -> None:
+        """Told of what was compared where bytes do not pay."""
+
     def among(
         self, queries: Floats, vectors: Floats, k: int, allowed: Any
     ) -> tuple[Floats, Rows] | None:

@@ -26,6 +26,8 @@ _MEASURED_SCALARS = 786_432
 """By one query, in 1.5 ms."""
 _KEPT_SHARE, _KEPT_BYTES = 2, 64 << 20
 """Of bytes that are kept side by side: half of all, and so many."""
+_KEPT, _AWAY = 8, 8
+"""Filters whose bytes are kept, as many as `chosen.MainMask` keeps; and how often one that had to go is compared without."""
 BYTES_COST = 1_800.0
 """Of a query beside its rows, in exact distances to contiguous vectors of 60 ns; so are the others. 116,659 x 384, one thread of
 an Intel Xeon: 11,662 scattered rows 1,020 us, 420 side by side; 58,147 scattered 2,050, all 2,140."""
@@ -46,13 +48,13 @@ class GuideBytes(Rough):
         self._keeping = threading.Lock()
         self._kept: OrderedDict[int, tuple[Allowed, Any]] = OrderedDict()
         """By the id of what is allowed, which is kept too, so that its id stays its own."""
-        self._kept_rows = 0
+        self._kept_bytes = 0
         self._most_rows = min(n // _KEPT_SHARE, _KEPT_BYTES // max(dimension, 1))
 
     @property
     def nbytes(self) -> int:
         """Beside the codes of the graph."""
-        return self._kept_rows * self._dimension
+        return self._kept_bytes
 
     @property
     def measured(self) -> bool:
@@ -72,9 +74,12 @@ class GuideBytes(Rough):
     def pays(self, allowed: Allowed | None, rows: int) -> bool:
         if allowed is None:
             return rows >= LEAST_ROWS and self.cost(None, rows) < rows
-        if allowed.count < LEAST_ROWS:
-            return False
-        return self.cost(allowed, rows) < allowed.cost()
+        return allowed.count >= LEAST_ROWS and self.cost(allowed, rows) < allowed.cost()
+
+    def passed_over(self, allowed: Allowed | None) -> None:
+        """Says that these were compared, but not by bytes, as that would not have paid. If they come again it may."""
+        if allowed is not None and allowed.count >= LEAST_ROWS and self.measured:
+            allowed.asked += 1
 
     def among(
         self, queries: Floats, vectors: Floats, k: int, allowed: Allowed | None
@@ -105,20 +110,37 @@ class GuideBytes(Rough):
         return scores, positions
 
     def _gathered(self, allowed: Allowed) -> Any:
-        """The bytes of what is allowed, side by side: a FAISS index; None where bytes were given up."""
-        kept = self._kept.get(id(allowed))
-        if kept is not None and kept[0] is allowed:
-            return kept[1]
+        """The bytes of what is allowed, side by side: a FAISS index; None where bytes were given up, or there is no memory."""
+        with self._keeping:
+            kept = self._kept.get(id(allowed))
+            if kept is not None:
+                self._kept.move_to_end(id(allowed))
+                return kept[1]
         codes = self._codes
         if codes is None:
             return None
-        look = look_at(codes[allowed.picked()], self._scale, _IP)
+        try:
+            look = look_at(codes[allowed.picked()], self._scale, _IP)
+        except MemoryError:
+            allowed.asked = -_AWAY
+            return None
         with self._keeping:
-            self._kept[id(allowed)] = (allowed, look)
-            self._kept_rows = sum(one.count for one, _ in self._kept.values())
-            while self._kept_rows > self._most_rows:
-                self._kept_rows -= self._kept.popitem(last=False)[1][0].count
+            if not self._refused:
+                self._kept[id(allowed)] = (allowed, look)
+                self._let_go()
         return look
+
+    def _let_go(self) -> None:
+        """Of those that nobody asked for longest, where all together are too many. With the lock."""
+        kept = self._kept
+        rows = sum(one.count for one, _ in kept.values())
+        while rows > self._most_rows or len(kept) > _KEPT:
+            gone = kept.popitem(last=False)[1][0]
+            rows -= gone.count
+            # Else those of filters that take turns would be gathered for each query.
+            gone.asked = -_AWAY
+        listed = sum(self._look[0] + 8 * one.count for one, _ in kept.values())
+        self._kept_bytes = rows * self._dimension + listed
 
     def _begin(self, vectors: Floats) -> None:
         rows, guide = self._look
@@ -138,4 +160,4 @@ class GuideBytes(Rough):
     def _refuse(self) -> None:
         super()._refuse()
         with self._keeping:
-            self._kept, self._kept_rows = OrderedDict(), 0
+            self._kept, self._kept_bytes = OrderedDict(), 0

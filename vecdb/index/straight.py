@@ -24,7 +24,7 @@ from .signed import LEAST_STEP, STEP_OF_LARGEST, Walked
 from .walking import walk, widened
 
 _ONE = np.array(1.0, np.float32)
-_KEPT_DESKS = 32
+_KEPT_DESKS, _KEPT_WIDTH = 32, 1_024
 
 
 class _Desk:
@@ -46,13 +46,16 @@ class _Desks(threading.local):
     def __init__(self) -> None:
         self.made: dict[tuple[int, int], _Desk] = {}
 
-    def of(self, dimension: int, width: int) -> _Desk:
-        found = self.made.get((dimension, width))
-        if found is None:
-            if len(self.made) >= _KEPT_DESKS:
-                self.made.clear()
-            found = self.made[dimension, width] = _Desk(dimension, width)
-        return found
+    def take(self, dimension: int, width: int) -> _Desk:
+        """One that nobody else has, as a query within this one may ask for the same: in a signal's handler, or a finaliser."""
+        return self.made.pop((dimension, width), None) or _Desk(dimension, width)
+
+    def give_back(self, desk: _Desk, dimension: int, width: int) -> None:
+        if width > _KEPT_WIDTH:
+            return
+        if len(self.made) >= _KEPT_DESKS:
+            self.made.clear()
+        self.made[dimension, width] = desk
 
 
 _DESKS = _Desks()
@@ -76,7 +79,8 @@ class Straight:
     def nearest(self, query: Any, square: float) -> Found | None:
         """The k nearest for `query` (1, d) float32, as it came, finite, with its squared length; None where it needs a
         closer look."""
-        if not query.flags.c_contiguous:
+        flags = query.flags
+        if not (flags.c_contiguous and flags.aligned):
             return None
         dimension, width, k = self._dimension, self._width, self._k
         if self._cosine:
@@ -84,7 +88,7 @@ class Straight:
                 return None
             length = np.array(math.sqrt(square), np.float32)
             query = np.divide(query, length, aligned_row(dimension))
-        desk = _DESKS.of(dimension, width)
+        desk = _DESKS.take(dimension, width)
         largest = np.maximum.reduce(np.abs(query, desk.query), axis=None)
         if not largest > LEAST_STEP:
             return None
@@ -98,6 +102,7 @@ class Straight:
             pointer(query), self._vectors, desk.at, dimension, 1, self._n, width, k,
             pointer(scores), pointer(places), width,
         )  # fmt: skip
+        _DESKS.give_back(desk, dimension, width)
         if places[0, -1] < 0:
             return None
         np.subtract(_ONE, scores, scores)
