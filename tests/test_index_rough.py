@@ -11,6 +11,7 @@ from seeds import RUN_SEED
 
 from vecdb.index import rough, signed, tail
 from vecdb.index.blocks import Allowed, FloatBlock
+from vecdb.index.chosen import Few
 from vecdb.index.tail import Tail
 
 DIMENSION = 24
@@ -233,3 +234,26 @@ def test_many_threads_ask_while_rows_come():
     for thread in threads:
         thread.join()
     assert not faults, faults[0]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip"])
+def test_a_filter_s_gathered_rows_are_compared_by_their_bytes(metric):
+    """Nearest first, equal ones by row, those that died passed over; single queries make the bytes."""
+    rng = np.random.default_rng(RUN_SEED)
+    vectors = rows_of(rng, 700)
+    vectors[300:310] = vectors[20]
+    rows = np.sort(rng.choice(5_000, 700, replace=False))
+    own = rough.Rough(DIMENSION, 800, 100)
+    alive = rng.random(700) > 0.01
+    everything = Few(rows, vectors, metric, rough=own)
+    living = Few(rows, vectors, metric, alive, own)
+    for i, query in enumerate([*rows_of(rng, 30), vectors[20], vectors[300]]):
+        for few, there in ((everything, np.ones(700, np.bool_)), (living, alive)):
+            near, found = few.search(query[None], 1 + i % 12)
+            truth = 1.0 - vectors[there].astype(np.float64) @ query.astype(np.float64)
+            best = np.argsort(truth, kind="stable")[: near.shape[1]]
+            assert np.allclose(near[0], truth[best], atol=2e-6)
+            clear = np.diff(truth[best]).min(initial=1.0) > 1e-5
+            assert not clear or (found[0] == rows[there][best]).all()
+    assert own.n == 700 or own._refused
+    assert Few(rows, vectors, "l2", rough=own)._rough is None

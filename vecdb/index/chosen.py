@@ -26,6 +26,7 @@ from .door import (
 )
 from .live import Bits, unpack
 from .main import Main
+from .rough import Rough
 
 _KEPT_FILTERS = 8
 FEW_BYTES, FEW_ROWS = 4 << 20, 2_048
@@ -116,18 +117,24 @@ _DESKS = _Desks()
 class Few:
     """The vectors of a few selected rows, side by side. Any thread may search."""
 
-    __slots__ = ("_alive", "_metric", "_n", "_pointer", "_vectors", "is_small", "names", "rows")
+    __slots__ = ("_alive", "_metric", "_n", "_pointer", "_rough", "_vectors", "is_small", "names", "rows")  # fmt: skip
 
     def __init__(
-        self, rows: Rows, vectors: Floats, metric: str, alive: NDArray[np.bool_] | None = None
+        self,
+        rows: Rows,
+        vectors: Floats,
+        metric: str,
+        alive: NDArray[np.bool_] | None = None,
+        rough: Rough | None = None,
     ) -> None:
         """`rows` ascending, `vectors` (n, width) theirs in the index's space. Only those that are `alive` answer (None:
-        all)."""
+        all). `rough`: what finds candidates among these vectors, or among more that begin with them."""
         self.rows = rows
         self._alive = alive
         self._n = len(rows) if alive is None else int(np.count_nonzero(alive))
         self._vectors = vectors
         self._metric = metric
+        self._rough = rough if metric in ("cosine", "ip") else None
         self.is_small = metric != "hamming" and are_small(vectors.nbytes) and self._n == len(rows)
         """Compared sooner than a search gets its turn; see `nearest`."""
         self._pointer = pointer(vectors) if self.is_small else None
@@ -171,7 +178,10 @@ class Few:
             return self._one_by_one(queries, k)  # by expansion, which loses digits
         use_threads_for(len(queries))
         width = k + 1 + len(self.rows) - self._n
-        scores, at = knn(queries, self._vectors, width, faiss_metric(self._metric))
+        found = None
+        if self._rough is not None and len(queries) == 1:
+            found = self._rough.search(queries, self._vectors, width, None)
+        scores, at = found or knn(queries, self._vectors, width, faiss_metric(self._metric))
         if self._alive is not None:
             first = np.argsort(~self._alive[at], axis=1, kind="stable")[:, : k + 1]
             scores, at = np.take_along_axis(scores, first, 1), np.take_along_axis(at, first, 1)

@@ -13,11 +13,14 @@ from .chosen import Few, are_small
 from .distance import Floats, Rows, side_by_side
 from .live import Bits, is_set
 from .main import Main
+from .rough import Rough
 from .source import VectorSource, exact_space
 from .trace import Trace
 
 _KEPT_FEW, _KEPT_SHARE = 64, 4
 """Selections whose vectors are kept: so many, of a quarter of the rows together, or one; who was not asked for longest goes."""
+_LEAST_BY_BYTES = 640
+"""Rows that are compared by bytes of them (`rough.py`)."""
 _MOST_GONE = 16
 """Rows that have died since a selection was gathered and are passed over: each is one candidate more for FAISS's heap."""
 
@@ -77,12 +80,13 @@ class Fews:
 class _Gathered:
     """What was gathered for a filter: of `rows`, all that it allowed at a moment; `vectors` have room for some more."""
 
-    __slots__ = ("n_rows", "rows", "sequence", "vectors")
+    __slots__ = ("n_rows", "rough", "rows", "sequence", "vectors")
 
     def __init__(self, view: Seen, rows: Rows, vectors: Floats) -> None:
         self.sequence, self.n_rows = view.sequence, view.n_rows
         self.rows = rows
         self.vectors = vectors
+        self.rough = Rough(view.dimension, len(vectors), _LEAST_BY_BYTES)
 
 
 class Lasting:
@@ -113,9 +117,10 @@ class Lasting:
         if are_small(4 * n * view.dimension):
             return Few(rows, _gather(view, rows), view.metric)
         vectors = _gather(view, rows, n // 8 + _MOST_GONE)
+        made = _Gathered(view, rows, vectors)
         with self._lock:
-            self._keep(key, _Gathered(view, rows, vectors), view)
-        return Few(rows, vectors[:n], view.metric)
+            self._keep(key, made, view)
+        return Few(rows, vectors[:n], view.metric, rough=made.rough)
 
     def _grown(self, held: _Gathered, view: Seen, rows: Rows) -> Few | None:
         """The vectors of a later moment; None where what is held does not do for that."""
@@ -138,7 +143,8 @@ class Lasting:
         held.sequence, held.n_rows = view.sequence, view.n_rows
         if gone:
             alive = np.concatenate([alive, np.ones(len(fresh), np.bool_)])
-        return Few(held.rows, held.vectors[: len(held.rows)], view.metric, alive if gone else None)
+        vectors = held.vectors[: len(held.rows)]
+        return Few(held.rows, vectors, view.metric, alive if gone else None, held.rough)
 
     def _keep(self, key: str, made: _Gathered, view: Seen) -> None:
         held = self._held.get(key)
