@@ -21,6 +21,7 @@ log = logging.getLogger("vecdb")
 
 PATIENCE_S = 20.0
 """How long an ending process waits for threads that have been told to end: steps of builds, searches."""
+_LEAVING_S = 0.05
 _LOOK_S = 0.01
 
 BEHIND = frozenset({
@@ -72,7 +73,7 @@ if hasattr(os, "register_at_fork"):
 def _close_all() -> None:
     """Closes what this process has opened, not what it was forked with, and waits for threads that work behind or search,
     also for databases that were closed before."""
-    here = os.getpid()
+    here, searched = os.getpid(), not LANE.idle
     for database in [database for pid, database in list(_open.values()) if pid == here]:
         try:
             database.close()
@@ -83,5 +84,10 @@ def _close_all() -> None:
     for thread in threading.enumerate():
         if thread.daemon and thread.name in BEHIND:
             thread.join(max(0.0, end_s - time.monotonic()))
+    searched = searched or not LANE.idle
     while not LANE.idle and time.monotonic() < end_s:
         time.sleep(_LOOK_S)
+    if searched:
+        # Who has just been answered goes on in Python for a moment, or ends. CPython 3.11 was seen to crash where a thread
+        # did so while the interpreter was taken apart (SIGSEGV in python itself, one run in some hundred).
+        time.sleep(_LEAVING_S)
