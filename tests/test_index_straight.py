@@ -9,7 +9,8 @@ import pytest
 from index_rows import Rows, build, make_index
 from seeds import RUN_SEED
 
-from vecdb.index import straight
+from vecdb.index import chosen, desks, straight
+from vecdb.index.chosen import Few
 from vecdb.index.door import best_products
 
 ROWS = 3_000
@@ -91,6 +92,33 @@ def test_a_query_within_a_query(view, monkeypatch):
     outer, _ = asked(view, queries[0], 10, 0.9)
     assert (outer.rows == truth[0]).all()
     assert (inner[1].rows == truth[1]).all()
+
+
+def test_a_query_of_few_rows_within_another(monkeypatch):
+    """What is asked among a small filter's rows has a desk of its own too; wide ones are not kept."""
+    rng = np.random.default_rng(RUN_SEED)
+    vectors, queries = rng.standard_normal((2, 60, 96)).astype(np.float32)
+    few = Few(np.arange(60), vectors, "l2")
+    truth = [few.nearest(query, 1.0, 5) for query in queries[:2]]
+    inner, use = [], chosen.use_threads
+
+    def asks(count):
+        if not inner:
+            inner.append(None)
+            inner.append(few.nearest(queries[1], 1.0, 5))
+        use(count)
+
+    monkeypatch.setattr(chosen, "use_threads", asks)
+    outer = few.nearest(queries[0], 1.0, 5)
+    for found, right in zip((outer, inner[1]), truth, strict=True):
+        assert (found[0] == right[0]).all()
+        assert found[1] == right[1]
+    wide = desks.take(96, 5_000)
+    desks.give_back(wide)
+    assert desks.take(96, 5_000) is not wide
+    narrow = desks.take(96, 50)
+    desks.give_back(narrow)
+    assert desks.take(96, 50) is narrow
 
 
 def test_memory_at_an_odd_address(view):

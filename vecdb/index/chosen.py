@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..memory import aligned
 from ..selection import Selection
+from . import desks
 from .blocks import Allowed
 from .distance import LARGE_SQUARE, SMALL_SQUARE, Floats, Rows, squares, to_distances
 from .door import (
@@ -32,7 +31,7 @@ _KEPT_FILTERS = 8
 FEW_BYTES, FEW_ROWS = 4 << 20, 2_048
 """Selected vectors are copied to one place and compared there up to these bounds; those of the last few
 filters are kept. 1,265 rows of 384, by one thread: 31 us, picked out by FAISS each time 41 us."""
-_SMALL_BYTES, _KEPT_DESKS = 256 << 10, 32
+_SMALL_BYTES = 256 << 10
 _HEAPED = 64
 """Up to so many answers a heap finds them while FAISS compares."""
 
@@ -81,39 +80,6 @@ class MainMask:
         return made
 
 
-class _Desk:
-    """What one query of FAISS reads and writes, with pointers to it: making these takes longer than comparing
-    a hundred vectors."""
-
-    __slots__ = ("at", "at_pointer", "query", "query_pointer", "scores", "scores_pointer")
-
-    def __init__(self, dimension: int, k: int) -> None:
-        self.query = aligned(1, dimension)[0]
-        self.scores = np.empty(k, np.float32)
-        self.at = np.empty(k, np.int64)
-        self.query_pointer = pointer(self.query)
-        self.scores_pointer = pointer(self.scores)
-        self.at_pointer = pointer(self.at)
-
-
-class _Desks(threading.local):
-    """A thread's desks, by dimension and answers."""
-
-    def __init__(self) -> None:
-        self.made: dict[tuple[int, int], _Desk] = {}
-
-    def of(self, dimension: int, k: int) -> _Desk:
-        found = self.made.get((dimension, k))
-        if found is None:
-            if len(self.made) >= _KEPT_DESKS:
-                self.made.clear()
-            found = self.made[dimension, k] = _Desk(dimension, k)
-        return found
-
-
-_DESKS = _Desks()
-
-
 class Few:
     """The vectors of a few selected rows, side by side. Any thread may search."""
 
@@ -148,7 +114,7 @@ class Few:
         if not self.is_small or len(self.rows) <= k or k > _HEAPED:
             return None
         dimension = len(query)
-        desk = _DESKS.of(dimension, k + 1)
+        desk = desks.take(dimension, k + 1)
         if self._metric != "cosine":
             desk.query[:] = query
         elif SMALL_SQUARE < square < LARGE_SQUARE:
@@ -157,14 +123,15 @@ class Few:
             return None
         use_threads(1)
         compare_few(
-            desk.query_pointer, self._pointer, dimension, len(self.rows), k + 1,
-            desk.scores_pointer, desk.at_pointer, faiss_metric(self._metric),
+            desk.query_at, self._pointer, dimension, len(self.rows), k + 1,
+            desk.scores_at, desk.places_at, faiss_metric(self._metric),
         )  # fmt: skip
-        scores = desk.scores
+        scores, places = desk.scores[0, : k + 1].copy(), desk.places[0, :k].tolist()
+        desks.give_back(desk)
         if len(set(scores.tolist())) <= k:
             return None
-        near = scores[:k].copy() if self._metric == "l2" else 1.0 - scores[:k]
-        return near.reshape(1, k), desk.at[:k].tolist()
+        near = scores[:k] if self._metric == "l2" else 1.0 - scores[:k]
+        return near.reshape(1, k), places
 
     def search(self, queries: Floats, k: int) -> tuple[Floats, Rows]:
         """Distances and rows (q, k), nearest first, ties by row; NaN and -1 where there are fewer.

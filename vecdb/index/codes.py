@@ -93,8 +93,8 @@ def parts_of(dimension: int) -> int:
 
 def guide_bytes(kind: str, code: str, dimension: int) -> int:
     """Bytes of what a graph over float32 is walked over, a vector, where its codes are fine."""
-    guided = kind == "hnsw" and code == "float32" and dimension >= LEAST_GUIDED_DIMENSION
-    guided = guided and dimension % LANES == 0
+    graph = kind == "hnsw" and code == "float32"
+    guided = graph and dimension >= LEAST_GUIDED_DIMENSION and dimension % LANES == 0
     return code_bytes("sq8", dimension) if guided else 0
 
 

@@ -57,7 +57,7 @@ def nearest(
         near = to_distances(true_keys(x, source, rows, metric, all_there=True), metric)
         order = np.lexsort((rows[0], near[0]))[:k]
         return near[:, order], rows[:, order], plan.walk_name(main)
-    return *in_order(_near(found[0], metric), rows), plan.walk_name(main)
+    return *in_order(to_near(found[0], metric), rows), plan.walk_name(main)
 
 
 def nearest_allowed(
@@ -90,7 +90,7 @@ def nearest_allowed(
         if at.size < k:
             return None
         scores, positions = scores[:, at], positions[:, at]
-    return *in_order(_near(scores, metric), main.rows[positions]), way.name
+    return *in_order(to_near(scores, metric), main.rows[positions]), way.name
 
 
 def is_simple(main: Main | None, pieces: tuple[Piece, ...], lossy_tail: bool) -> bool:
@@ -142,7 +142,7 @@ def _way(
     return Way(main, want, setting, True, "overfetch")
 
 
-def _near(scores: Floats, metric: str) -> Floats:
+def to_near(scores: Floats, metric: str) -> Floats:
     """Distances of FAISS's scores."""
     return scores if metric == "l2" else np.subtract(_ONE, scores)
 
